@@ -1,0 +1,1 @@
+"""Infinity in JAX: bitwise autoregressive text-to-image generation (arXiv 2412.04431)."""
