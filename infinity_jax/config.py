@@ -1,0 +1,167 @@
+"""Frozen dataclasses that describe a model or a run; the only reader of `ConfigDict`."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+
+class UserError(ValueError):
+    """Bad input. Its one-line message says what was seen, what was wanted and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """The convolutional autoencoder around the bitwise quantizer (paper 3.2).
+
+    The released tokenizers have 16 to 64 bits at stride 16 with multipliers (1, 2, 4, 4, 4), and
+    14 bits at stride 8 with (1, 2, 4, 4).
+    """
+
+    bits: int = 32  # d: bits per code; the vocabulary is 2^d and appears nowhere
+    base_channels: int = 128
+    channel_multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)  # one per resolution, finest first
+    residual_blocks: int = 2  # per encoder level; the decoder has one more
+    unshuffle: int = 1  # pixel-unshuffle factor before the first and after the last convolution
+    norm_groups: int = 32  # 24 where this does not divide the width
+
+    @property
+    def stride(self) -> int:
+        """Pixels per code along an edge."""
+        return self.unshuffle * 2 ** (len(self.channel_multipliers) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The bitwise autoregressive transformer (paper 3.3, table 1)."""
+
+    depth: int
+    width: int
+    num_heads: int
+    bits: int = 32  # d of the tokenizer whose codes it predicts
+    mlp_ratio: float = 4.0
+    text_channels: int = 2048  # E: width of the text encoder
+    text_length: int = 512  # rows of the learned unconditional text
+    spatial_patchify: bool = False  # 2x2 codes fold into one token of 4d bits (8B)
+    levels: int = 15  # rows of the scale embedding
+    drop_path: float = 0.1  # of the last block; earlier blocks linearly less
+    dtype: str = 'bfloat16'  # of the matrix products inside blocks; the rest is float32
+
+    def __post_init__(self):
+        if self.width % self.num_heads or (self.width // self.num_heads) % 4:
+            raise UserError(
+                f'transformer.width {self.width} over {self.num_heads} heads gives a head dim of '
+                f'{self.width / self.num_heads:g}; 2-D RoPE wants a whole multiple of 4: change '
+                'transformer.width or transformer.num_heads'
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def token_bits(self) -> int:
+        """Bits that one token stands for: d, or 4d with spatial patchify."""
+        return self.bits * (4 if self.spatial_patchify else 1)
+
+    @property
+    def hidden_width(self) -> int:
+        """FFN width: 4C rounded (half to even) to a multiple of 256; small models stay exact."""
+        return max(round(self.width * self.mlp_ratio / 256), 1) * 256
+
+    @property
+    def pool_heads(self) -> int:
+        """Heads of the attentive text pooling: one per 128 text channels (64 above width 4096)."""
+        return max(self.text_channels // (64 if self.width > 4096 else 128), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """A T5 v1.1 encoder, the architecture of Flan-T5; the defaults are its XL size."""
+
+    vocab_size: int = 32128
+    width: int = 2048
+    num_layers: int = 24
+    num_heads: int = 32
+    head_dim: int = 64
+    ffn_width: int = 5120
+    buckets: int = 32  # of the relative position bias
+    max_distance: int = 128  # beyond it all distances share the last bucket
+
+
+# Paper table 1 and the released checkpoints. The 8B folds 2x2 codes of the 14-bit tokenizer.
+PRESETS: dict[str, TransformerConfig] = {
+    '125m': TransformerConfig(depth=12, width=768, num_heads=8),
+    '361m': TransformerConfig(depth=16, width=1152, num_heads=12),
+    '940m': TransformerConfig(depth=24, width=1536, num_heads=16),
+    '2b': TransformerConfig(depth=32, width=2048, num_heads=16),
+    '2.2b': TransformerConfig(depth=32, width=2080, num_heads=20),
+    '4.7b': TransformerConfig(depth=40, width=2688, num_heads=24),
+    '8b': TransformerConfig(depth=40, width=3584, num_heads=28, bits=14, spatial_patchify=True),
+    '20b': TransformerConfig(
+        depth=58, width=4608, num_heads=36, bits=14, spatial_patchify=True, drop_path=0.25
+    ),
+}
+
+T = TypeVar('T')
+
+
+def from_mapping(cls: type[T], fields: Mapping[str, Any], where: str = '') -> T:
+    """Builds the dataclass `cls` from a `ConfigDict` or parsed JSON object.
+
+    Args:
+      cls: a dataclass type; fields that are dataclasses themselves are built in turn.
+      fields: name to value. Lists become tuples.
+      where: dotted path of `fields` in the whole configuration, for messages.
+
+    Raises:
+      UserError: a field is unknown (the nearest known name is suggested), missing or mistyped.
+    """
+    known = {f.name: f for f in dataclasses.fields(cls)}
+    hints = typing.get_type_hints(cls)
+    prefix = f'{where}.' if where else ''
+    values = {}
+    for name, value in fields.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f'; did you mean {prefix}{near[0]}?' if near else f'; known: {", ".join(known)}'
+            raise UserError(f'unknown config field {prefix}{name}{hint}')
+        values[name] = _convert(hints[name], value, prefix + name)
+    missing = [
+        prefix + n
+        for n, f in known.items()
+        if n not in values
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UserError(f'config lacks {", ".join(missing)}: set it')
+    return cls(**values)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """`value` as the annotated type `hint`, or a `UserError` that names `where`."""
+    if isinstance(hint, types.UnionType):
+        options = hint.__args__
+        if value is None and type(None) in options:
+            return None
+        hint = next(o for o in options if o is not type(None))
+    if dataclasses.is_dataclass(hint):
+        return from_mapping(hint, value, where)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, (str, bytes)) or not hasattr(value, '__iter__'):
+            raise UserError(f'config field {where} is {value!r}; wanted a list')
+        inner = hint.__args__[0]
+        return tuple(_convert(inner, v, where) for v in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and (
+        not isinstance(value, hint) or (hint is int and isinstance(value, bool))
+    ):
+        raise UserError(
+            f'config field {where} is {value!r} of type {type(value).__name__}; '
+            f'wanted {hint.__name__}'
+        )
+    return value

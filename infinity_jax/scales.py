@@ -1,0 +1,144 @@
+"""Scale schedules: the grids, coarse to fine, on which a picture is coded (paper 3.2, app. A).
+
+Pure numpy; knows nothing of pixels' content, models or devices.
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+
+import numpy as np
+
+from infinity_jax.config import UserError
+
+STRIDE = 16  # pixels per token along an edge, in the released models
+
+# Grids (h, w) of the full budget for pictures at least as tall as wide, by height/width ratio.
+_TALL = {
+    '1.000': '1,1 2,2 4,4 6,6 8,8 12,12 16,16 20,20 24,24 32,32 40,40 48,48 64,64',
+    '1.250': '1,1 2,2 3,3 5,4 10,8 15,12 20,16 25,20 30,24 35,28 45,36 55,44 70,56',
+    '1.333': '1,1 2,2 4,3 8,6 12,9 16,12 20,15 24,18 28,21 36,27 48,36 60,45 72,54',
+    '1.500': '1,1 2,2 3,2 6,4 9,6 15,10 21,14 27,18 33,22 39,26 48,32 63,42 78,52',
+    '1.750': '1,1 2,2 3,3 7,4 11,6 14,8 21,12 28,16 35,20 42,24 56,32 70,40 84,48',
+    '2.000': '1,1 2,2 4,2 6,3 10,5 16,8 22,11 30,15 38,19 46,23 60,30 74,37 90,45',
+    '2.500': '1,1 2,2 5,2 10,4 15,6 20,8 25,10 30,12 40,16 50,20 65,26 80,32 100,40',
+    '3.000': '1,1 2,2 6,2 9,3 15,5 21,7 27,9 36,12 45,15 54,18 72,24 90,30 111,37',
+}
+# The inverse ratios swap height and width; their names truncate to three decimals.
+_WIDE = {'0.800': '1.250', '0.750': '1.333', '0.666': '1.500', '0.571': '1.750',
+         '0.500': '2.000', '0.400': '2.500', '0.333': '3.000'}  # fmt: skip
+
+Grid = tuple[int, int]
+
+
+def _parse(text: str) -> tuple[Grid, ...]:
+    pairs = (pair.split(',') for pair in text.split())
+    return tuple((int(h), int(w)) for h, w in pairs)
+
+
+RATIOS: dict[str, tuple[Grid, ...]] = {name: _parse(text) for name, text in _TALL.items()}
+RATIOS |= {name: tuple((w, h) for h, w in RATIOS[tall]) for name, tall in _WIDE.items()}
+
+# A pixel budget is a prefix of the grids: about 256^2, 512^2, 768^2 and 1024^2 pixels.
+BUDGETS: dict[str, int] = {'0.06M': 7, '0.25M': 10, '0.60M': 12, '1M': 13}
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleSchedule:
+    """The token grids of one picture shape.
+
+    Attributes:
+      grids: (h, w) of each scale's tokens, coarse to fine.
+      full_grid: the grid that RoPE positions refer to: the last of the full 13-scale schedule of
+        this ratio, whatever the budget in use; of a free schedule, its own last grid.
+    """
+
+    grids: tuple[Grid, ...]
+    full_grid: Grid
+
+    @classmethod
+    def for_picture(cls, ratio: float | str, budget: str) -> 'ScaleSchedule':
+        """The released schedule for a ratio height/width (a name, or any number: the nearest)."""
+        if budget not in BUDGETS:
+            raise UserError(f'unknown pixel budget {budget!r}; choose one of {", ".join(BUDGETS)}')
+        grids = RATIOS[nearest_ratio(ratio)]
+        return cls(grids[: BUDGETS[budget]], grids[-1])
+
+    @classmethod
+    def free(cls, grids) -> 'ScaleSchedule':
+        """A schedule of one's own, such as ((1, 1), (2, 2), (4, 4), (8, 8))."""
+        grids = tuple((int(h), int(w)) for h, w in grids)
+        for previous, grid in itertools.pairwise(((1, 1), *grids)):
+            if grid[0] < previous[0] or grid[1] < previous[1]:
+                raise UserError(f'scale schedule {grids} shrinks at {grid}; list it coarse to fine')
+        if not grids:
+            raise UserError('scale schedule is empty; name at least one grid (h, w)')
+        return cls(grids, grids[-1])
+
+    def __len__(self) -> int:
+        return len(self.grids)
+
+    @functools.cached_property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """(start, end) of each scale's tokens in the sequence."""
+        ends = tuple(itertools.accumulate(h * w for h, w in self.grids))
+        return tuple(zip((0, *ends[:-1]), ends, strict=True))
+
+    @property
+    def num_tokens(self) -> int:
+        """L: tokens of all scales."""
+        return self.spans[-1][1]
+
+    @functools.cached_property
+    def scale_of_token(self) -> np.ndarray:
+        """(L,) int32: the zero-based scale of each token."""
+        sizes = [h * w for h, w in self.grids]
+        return np.repeat(np.arange(len(self), dtype=np.int32), sizes)
+
+    def code_grids(self, patchify: bool) -> tuple[Grid, ...]:
+        """Grids of the tokenizer's codes: twice the token grids under spatial patchify."""
+        factor = 2 if patchify else 1
+        return tuple((factor * h, factor * w) for h, w in self.grids)
+
+    def picture_size(self, stride: int = STRIDE) -> Grid:
+        """(height, width) in pixels at `stride` pixels per token."""
+        h, w = self.grids[-1]
+        return h * stride, w * stride
+
+    def rope_positions(self) -> np.ndarray:
+        """(L, 2) int32 row and column of each token on the full grid.
+
+        Row i of a scale stands at round_half_even(i * (H / h)), in float32 as released.
+        """
+        positions = []
+        for h, w in self.grids:
+            rows = _stretch(h, self.full_grid[0])
+            columns = _stretch(w, self.full_grid[1])
+            grid = np.stack(np.meshgrid(rows, columns, indexing='ij'), axis=-1)
+            positions.append(grid.reshape(-1, 2))
+        return np.concatenate(positions).astype(np.int32)
+
+
+def _stretch(n: int, full: int) -> np.ndarray:
+    return np.round(np.arange(n, dtype=np.float32) * np.float32(full / n))
+
+
+def nearest_ratio(ratio: float | str) -> str:
+    """Name of the schedule nearest to a height/width ratio.
+
+    Raises:
+      UserError: a name that is no number, or a ratio that is not positive and finite.
+    """
+    if isinstance(ratio, str) and ratio in RATIOS:
+        return ratio
+    try:
+        value = float(ratio)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise UserError(
+            f'unknown ratio {ratio!r}; give height/width as a positive number or one of '
+            f'{", ".join(sorted(RATIOS))}'
+        )
+    return min(RATIOS, key=lambda name: abs(float(name) - value))

@@ -1,0 +1,115 @@
+"""The device mesh and the one table from logical axes to mesh axes."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from infinity_jax.config import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1: whatever is left."""
+
+    data: int = -1  # copies of the parameters, each with its share of the batch
+    fsdp: int = 1  # parameters and batch are split
+    tensor: int = 1  # heads and feed-forward are split
+    sequence: int = 1  # activations are split along their tokens
+
+
+# Logical axis of a parameter or an activation -> mesh axes. An axis absent here is not split.
+RULES: tuple[tuple[str, Any], ...] = (
+    ('batch', ('data', 'fsdp')),
+    ('length', 'sequence'),
+    ('embed', 'fsdp'),  # the width on a parameter's input side
+    ('heads', 'tensor'),
+    ('mlp', 'tensor'),
+    ('vocab', 'tensor'),
+    ('text', None),
+    ('bits', None),
+    ('layers', None),
+    ('conv_in', 'fsdp'),
+    ('conv_out', None),
+)
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
+    """A mesh with the axes data, fsdp, tensor and sequence over all (or the given) devices.
+
+    Raises:
+      UserError: the axes do not multiply to the number of devices.
+    """
+    devices = np.asarray(jax.devices() if devices is None else devices).ravel()
+    sizes = dataclasses.asdict(config)
+    fixed = math.prod(n for n in sizes.values() if n != -1)
+    free = [name for name, n in sizes.items() if n == -1]
+    if len(free) > 1 or fixed < 1 or devices.size % fixed or (not free and fixed != devices.size):
+        raise UserError(
+            f'mesh {sizes} does not cover {devices.size} devices; make the axes multiply to that '
+            'number, with at most one of them -1'
+        )
+    for name in free:
+        sizes[name] = devices.size // fixed
+    return jax.make_mesh(
+        tuple(sizes.values()),
+        tuple(sizes),
+        axis_types=(AxisType.Auto,) * len(sizes),
+        devices=devices,
+    )
+
+
+def shardings_of(boxed_shapes: Any, mesh: Mesh) -> Any:
+    """Shardings of a tree of (possibly boxed) shapes, from their logical axes.
+
+    An axis whose size the mesh axis does not divide is left whole.
+    """
+    specs = nn.logical_to_mesh(nn.get_partition_spec(boxed_shapes), RULES)
+
+    def place(shape, spec):
+        return NamedSharding(mesh, _whole_shards(shape.shape, spec, mesh))
+
+    return jax.tree.map(place, nn.unbox(boxed_shapes), specs)
+
+
+def init_sharded(init: Callable[..., Any], mesh: Mesh, *args) -> Any:
+    """Runs `init(*args)` so that every leaf is born in its own shards; returns unboxed arrays."""
+    shardings = shardings_of(jax.eval_shape(init, *args), mesh)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        return jax.jit(lambda *a: nn.unbox(init(*a)), out_shardings=shardings)(*args)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Batches are split over data and fsdp along their first axis."""
+    return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Places an activation by its logical axes; a no-op without a mesh.
+
+    An axis whose size the mesh axis does not divide is left to the compiler.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    spec = nn.logical_to_mesh_axes(axes, RULES)
+    fitting = _whole_shards(x.shape, spec, mesh)
+    return jax.lax.with_sharding_constraint(x, fitting)
+
+
+def _whole_shards(shape: tuple[int, ...], spec: PartitionSpec, mesh) -> PartitionSpec:
+    """`spec` without the mesh axes that do not divide their dimension."""
+    axes = []
+    for size, axis in zip(shape, tuple(spec) + (None,) * (len(shape) - len(spec)), strict=True):
+        names = (axis,) if isinstance(axis, str) else (axis or ())
+        axes.append(axis if size % math.prod(mesh.shape[n] for n in names) == 0 else None)
+    return PartitionSpec(*axes)
