@@ -1,0 +1,1 @@
+"""The transformer that predicts bits scale by scale (paper 3.3)."""

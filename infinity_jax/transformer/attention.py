@@ -1,0 +1,189 @@
+"""Attention over the prefix of scales that a token may see, and cross-attention to text.
+
+"The queries of scale k attend to keys [0, end of scale k)" needs no mask. Small scales are cheaper
+together, under one small mask; large ones go alone, each to its own slice of the keys.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infinity_jax.config import TransformerConfig
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.transformer.rope import rotate
+
+MERGE_TOKENS = 128  # scales share one masked product up to this many queries
+MAX_LOG_SCALE = np.log(100.0).astype(np.float32)
+NORM_EPSILON = 1e-12
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+def linear(features: int, axes: tuple[str | None, ...], std: float, dtype: Any, **options):
+    """A dense layer with logical axes; float32 means the highest product precision."""
+    init = nn.initializers.normal(std) if std else nn.initializers.zeros
+    return nn.Dense(
+        features,
+        dtype=dtype,
+        precision=HIGHEST if dtype == jnp.float32 else None,
+        kernel_init=nn.with_logical_partitioning(init, axes),
+        **options,
+    )
+
+
+def attend(
+    q_BLNH: jax.Array,
+    k_BSNH: jax.Array,
+    v_BSNH: jax.Array,
+    *,
+    scale: float,
+    key_lengths_B: jax.Array | None = None,
+    mask_LS: np.ndarray | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """softmax(scale · q·k) v, (B, L, N, H), with padded keys or masked pairs left out.
+
+    `implementation` is that of `jax.nn.dot_product_attention`; 'cudnn' takes no mask here.
+    """
+    precision = 'highest' if q_BLNH.dtype == jnp.float32 else 'default'
+    with jax.default_matmul_precision(precision):
+        return jax.nn.dot_product_attention(
+            q_BLNH,
+            k_BSNH,
+            v_BSNH,
+            scale=scale,
+            mask=None if mask_LS is None else jnp.asarray(mask_LS)[None, None],
+            key_value_seq_lengths=key_lengths_B,
+            implementation=None if mask_LS is not None else implementation,
+        )
+
+
+class Group(NamedTuple):
+    """Queries [start, end), which see keys [0, end); `mask` where its scales differ in sight."""
+
+    start: int
+    end: int
+    mask: np.ndarray | None
+
+
+@functools.lru_cache(maxsize=64)
+def query_groups(schedule: ScaleSchedule, merge_tokens: int = MERGE_TOKENS) -> tuple[Group, ...]:
+    """Partitions the sequence into runs of scales that are attended together."""
+    runs: list[list[int]] = []
+    for scale, (_, end) in enumerate(schedule.spans):
+        if runs and end - schedule.spans[runs[-1][0]][0] <= merge_tokens:
+            runs[-1].append(scale)
+        else:
+            runs.append([scale])
+    groups = []
+    for run in runs:
+        start, end = schedule.spans[run[0]][0], schedule.spans[run[-1]][1]
+        scale_of = schedule.scale_of_token
+        visible = scale_of[start:end, None] >= scale_of[None, :end]
+        groups.append(Group(start, end, None if len(run) == 1 else visible))
+    return tuple(groups)
+
+
+def prefix_attention(
+    q_BLNH: jax.Array,
+    k_BLNH: jax.Array,
+    v_BLNH: jax.Array,
+    groups: tuple[Group, ...],
+    implementation: str | None = None,
+) -> jax.Array:
+    """Self-attention of a whole training sequence, each token seeing scales up to its own."""
+    parts = [
+        attend(
+            q_BLNH[:, group.start : group.end],
+            k_BLNH[:, : group.end],
+            v_BLNH[:, : group.end],
+            scale=1.0,
+            mask_LS=group.mask,
+            implementation=implementation,
+        )
+        for group in groups
+    ]
+    return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """L2-normalised over the last axis, float32."""
+    x = x.astype(jnp.float32)
+    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+    return x / jnp.sqrt(jnp.maximum(square, NORM_EPSILON**2))
+
+
+class SelfAttention(nn.Module):
+    """Cosine attention: unit queries and keys, one learned scale a head, then 2-D RoPE.
+
+    The attention itself stands between `project` and `merge`, since training attends within the
+    sequence and generation to a cache.
+    """
+
+    config: TransformerConfig
+
+    def setup(self):
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        std, width = (1 / (3 * config.width)) ** 0.5, config.width
+        self.qkv = linear(3 * width, ('embed', 'heads'), std, dtype, use_bias=False)
+        self.query_bias = self.param('query_bias', nn.initializers.zeros, (width,))
+        self.value_bias = self.param('value_bias', nn.initializers.zeros, (width,))
+        self.log_scale = self.param(
+            'log_scale', nn.initializers.constant(np.log(4.0)), (config.num_heads,)
+        )
+        self.out = linear(width, ('heads', 'embed'), std / (2 * config.depth) ** 0.5, dtype)
+
+    def project(self, x_BLD: jax.Array, rope_2Lh: jax.Array):
+        """Queries, keys and values (B, L, N, H) in the compute dtype, rotated and normalised."""
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        no_key_bias = jnp.zeros_like(self.query_bias)
+        bias = jnp.concatenate([self.query_bias, no_key_bias, self.value_bias]).astype(dtype)
+        qkv = self.qkv(x_BLD) + bias[None, None]
+        shape = (*x_BLD.shape[:2], config.num_heads, config.head_dim)
+        q, k, v = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=-1))
+        # Norm, scale and rotation are a float32 island: angles lose meaning in bfloat16.
+        scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
+        q = rotate(_unit(q) * scale[None, None, :, None], rope_2Lh)
+        k = rotate(_unit(k), rope_2Lh)
+        return q.astype(dtype), k.astype(dtype), v
+
+    def merge(self, attended_BLNH: jax.Array) -> jax.Array:
+        """Joins the heads and projects them back to (B, L, D)."""
+        return self.out(attended_BLNH.reshape(*attended_BLNH.shape[:2], -1))
+
+
+class CrossAttention(nn.Module):
+    """Attention from tokens to the projected text; padding is masked by length."""
+
+    config: TransformerConfig
+    implementation: str | None = None
+
+    def setup(self):
+        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        std, width = (1 / (3 * config.width)) ** 0.5, config.width
+        self.query = linear(width, ('embed', 'heads'), std, dtype)
+        self.key_value = linear(2 * width, ('embed', 'heads'), std, dtype, use_bias=False)
+        self.value_bias = self.param('value_bias', nn.initializers.zeros, (width,))
+        self.out = linear(width, ('heads', 'embed'), std / (2 * config.depth) ** 0.5, dtype)
+
+    def keys_values(self, memory_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values (B, T, N, H) of the text; the same at every scale."""
+        shape = (*memory_BTD.shape[:2], self.config.num_heads, self.config.head_dim)
+        keys, values = jnp.split(self.key_value(memory_BTD), 2, axis=-1)
+        values = values + self.value_bias.astype(values.dtype)[None, None]
+        return keys.reshape(shape), values.reshape(shape)
+
+    def __call__(self, x_BLD, keys_BTNH, values_BTNH, text_lengths_B) -> jax.Array:
+        shape = (*x_BLD.shape[:2], self.config.num_heads, self.config.head_dim)
+        attended = attend(
+            self.query(x_BLD).reshape(shape),
+            keys_BTNH,
+            values_BTNH,
+            scale=self.config.head_dim**-0.5,
+            key_lengths_B=text_lengths_B,
+            implementation=self.implementation,
+        )
+        return self.out(attended.reshape(*x_BLD.shape[:2], -1))

@@ -1,0 +1,264 @@
+"""The bitwise autoregressive transformer: training forward and one generation step.
+
+Both run the same blocks, stacked and scanned over the layers. Training attends within the whole
+sequence; generation runs one scale at a time against a cache.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infinity_jax.config import TransformerConfig
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.transformer.attention import attend, linear, prefix_attention, query_groups
+from infinity_jax.transformer.blocks import Block, modulate
+from infinity_jax.transformer.cache import KeyValueCache
+from infinity_jax.transformer.condition import Condition, TextConditioner
+from infinity_jax.transformer.rope import rope_table
+
+
+class Trace(NamedTuple):
+    """Inside views of one forward pass, for parity checks.
+
+    Attributes:
+      pooled_BD, memory_BTD: the condition.
+      blocks: (depth, B, L, D), the residual stream after each block.
+      logits: (B, L, d, 2).
+    """
+
+    pooled_BD: jax.Array
+    memory_BTD: jax.Array
+    blocks: jax.Array
+    logits: jax.Array
+
+
+class HiddenGuidance(NamedTuple):
+    """Classifier-free guidance on hidden states: after `layer`, with strength `guidance`."""
+
+    layer: int
+    guidance: jax.Array
+
+
+class Transformer(nn.Module):
+    """Predicts the bits of each scale from text and coarser scales (paper 3.3).
+
+    Attributes:
+      config: sizes and the dtype of the blocks' products.
+      implementation: of `jax.nn.dot_product_attention` where no mask is needed; None is XLA's,
+        'cudnn' wants bfloat16 on a GPU.
+    """
+
+    config: TransformerConfig
+    implementation: str | None = None
+
+    def setup(self):
+        config = self.config
+        std = (1 / (3 * config.width)) ** 0.5
+        normal = nn.initializers.normal(std)
+        self.condition = TextConditioner(config)
+        nn.share_scope(self, self.condition)
+        self.first_token = self.param('first_token', normal, (config.width,))
+        self.level_embed = self.param('level_embed', normal, (config.levels, config.width))
+        self.word_embed = linear(config.width, ('bits', 'embed'), std, jnp.float32)
+        self.blocks = Block(config, self.implementation)
+        self.head_modulation = linear(
+            2 * config.width, ('embed', 'mlp'), std * 1e-3, jnp.float32
+        )
+        self.head = linear(2 * config.token_bits, ('embed', None), std * 0.02, jnp.float32)
+
+    def _scan(self, body, carry, per_layer=None):
+        """Runs `body(block, carry, per_layer[i])` over the layers; returns carry and outputs."""
+        return nn.scan(
+            body,
+            variable_axes={'params': 0},
+            split_rngs={'params': True, 'drop_path': True},
+            length=self.config.depth,
+            metadata_params={nn.PARTITION_NAME: 'layers'},
+        )(self.blocks, carry, per_layer)
+
+    def encode_text(self, text_BTE: jax.Array, lengths_B: jax.Array) -> Condition:
+        """Text features (B, T, E), padded to a common length, to the condition."""
+        return self.condition(text_BTE, lengths_B)
+
+    def unconditional_text(self, text_BTE: jax.Array) -> jax.Array:
+        """Learned features (B, T, E) that replace the text in the unconditional branch."""
+        return self.condition.unconditional(text_BTE)
+
+    def embed(self, condition: Condition, inputs_BLd: jax.Array, schedule: ScaleSchedule):
+        """The first token and the word embeddings of later scales, (B, L, D) float32."""
+        first = (condition.pooled_BD + self.first_token[None])[:, None]
+        x_BLD = jnp.concatenate([first, self.word_embed(inputs_BLd)], axis=1)
+        return x_BLD + self.level_embed[schedule.scale_of_token][None]
+
+    def embed_scale(self, condition: Condition, input_BLd: jax.Array | None, scale: int):
+        """Tokens (B, h·w, D) of one scale; the first has no input but the condition."""
+        if scale == 0:
+            x_BLD = (condition.pooled_BD + self.first_token[None])[:, None]
+        else:
+            x_BLD = self.word_embed(input_BLd)
+        return x_BLD + self.level_embed[scale][None, None]
+
+    def logits(self, x_BLD: jax.Array, condition: Condition) -> jax.Array:
+        """Final hidden states to float32 logits (B, L, d, 2): for each bit those of 0 and 1."""
+        modulation = self.head_modulation(nn.silu(condition.pooled_BD))
+        scale, shift = jnp.split(modulation, 2, axis=-1)
+        logits = self.head(modulate(x_BLD, scale, shift))
+        return logits.reshape(*x_BLD.shape[:2], self.config.token_bits, 2)
+
+    def __call__(
+        self,
+        text_BTE: jax.Array,
+        lengths_B: jax.Array,
+        inputs_BLd: jax.Array,
+        schedule: ScaleSchedule,
+        *,
+        drop_condition_B: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Training forward over all scales at once.
+
+        Args:
+          text_BTE: text features, padded.
+          lengths_B: their true lengths, at least 1.
+          inputs_BLd: inputs of all scales but the first, (B, L − 1, d) from self-correction.
+          schedule: the token grids.
+          drop_condition_B: which texts the learned unconditional one replaces.
+          deterministic: without stochastic depth; otherwise a 'drop_path' key is needed.
+
+        Returns:
+          Logits (B, L, d, 2), float32.
+        """
+        return self.trace(
+            text_BTE,
+            lengths_B,
+            inputs_BLd,
+            schedule,
+            drop_condition_B=drop_condition_B,
+            deterministic=deterministic,
+            keep_blocks=False,
+        ).logits
+
+    def trace(
+        self,
+        text_BTE,
+        lengths_B,
+        inputs_BLd,
+        schedule: ScaleSchedule,
+        *,
+        drop_condition_B=None,
+        deterministic: bool = True,
+        keep_blocks: bool = True,
+    ) -> Trace:
+        """`__call__` with views of the inside; `keep_blocks` stacks every block's output."""
+        if drop_condition_B is not None:
+            dropped = drop_condition_B[:, None, None]
+            text_BTE = jnp.where(dropped, self.unconditional_text(text_BTE), text_BTE)
+        condition = self.encode_text(text_BTE, lengths_B)
+        rope = rope_table(schedule, self.config.head_dim)
+        groups = query_groups(schedule)
+        stochastic = not deterministic and self.config.drop_path > 0
+
+        def layer(block: Block, x_BLD, drop_rate):
+            keep = None
+            if stochastic:
+                kept = jax.random.bernoulli(
+                    block.make_rng('drop_path'), 1 - drop_rate, (2, x_BLD.shape[0])
+                )
+                keep = kept / (1 - drop_rate)
+            x_BLD, _ = block(
+                x_BLD,
+                condition.modulation_B6D,
+                rope,
+                block.text_keys_values(condition.memory_BTD),
+                condition.lengths_B,
+                lambda q, k, v: prefix_attention(q, k, v, groups, self.implementation),
+                keep,
+            )
+            return x_BLD, x_BLD if keep_blocks else None
+
+        rates = np.linspace(0, self.config.drop_path, self.config.depth, dtype=np.float32)
+        x_BLD, blocks = self._scan(layer, self.embed(condition, inputs_BLd, schedule), rates)
+        return Trace(
+            condition.pooled_BD, condition.memory_BTD, blocks, self.logits(x_BLD, condition)
+        )
+
+    def text_keys_values(self, memory_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Cross-attention keys and values of all layers, (layers, B, T, N, H), once a prompt."""
+        return self._scan(lambda block, _, __: (None, block.text_keys_values(memory_BTD)), None)[1]
+
+    def generate_scale(
+        self,
+        x_BLD: jax.Array,
+        condition: Condition,
+        text_keys_values: tuple[jax.Array, jax.Array],
+        cache: KeyValueCache,
+        schedule: ScaleSchedule,
+        scale: int,
+        hidden_guidance: HiddenGuidance | None = None,
+    ) -> tuple[jax.Array, KeyValueCache]:
+        """Runs one scale's tokens through all layers against the cache.
+
+        Args:
+          x_BLD: `embed_scale` of this scale. Under guidance the batch holds the conditional half,
+            then the unconditional one.
+          scale: zero-based, static.
+          hidden_guidance: mixes the halves after one layer, both then set equal.
+
+        Returns:
+          The hidden states (B, h·w, D) and the cache with this scale's keys and values, which the
+          last scale does not store: no one reads them.
+        """
+        start, end = schedule.spans[scale]
+        rope = rope_table(schedule, self.config.head_dim)[:, start:end]
+        last = scale == len(schedule) - 1
+
+        def layer(block: Block, carry, per_layer):
+            x_BLD, cache, index = carry
+
+            def attend_to_prefix(q, k, v):
+                if start:
+                    old_k, old_v = cache.prefix(index, start)
+                    k = jnp.concatenate([old_k, k], axis=1)
+                    v = jnp.concatenate([old_v, v], axis=1)
+                return attend(q, k, v, scale=1.0, implementation=self.implementation)
+
+            x_BLD, (k, v) = block(
+                x_BLD,
+                condition.modulation_B6D,
+                rope,
+                per_layer,
+                condition.lengths_B,
+                attend_to_prefix,
+            )
+            if not last:
+                cache = cache.store(index, start, k, v)
+            if hidden_guidance is not None:
+                mixed = _mix_halves(x_BLD, hidden_guidance.guidance)
+                x_BLD = jnp.where(index == hidden_guidance.layer, mixed, x_BLD)
+            return (x_BLD, cache, index + 1), None
+
+        carry = (x_BLD, cache, jnp.int32(0))
+        (x_BLD, cache, _), _ = self._scan(layer, carry, text_keys_values)
+        return x_BLD, cache
+
+
+def _mix_halves(x_BLD: jax.Array, guidance: jax.Array) -> jax.Array:
+    """g·cond + (1−g)·uncond in both halves of the batch; untouched at g = 1, as released."""
+    conditional, unconditional = jnp.split(x_BLD, 2)
+    mixed = guidance * conditional + (1 - guidance) * unconditional
+    return jnp.where(guidance == 1, x_BLD, jnp.concatenate([mixed, mixed]))
+
+
+def init_transformer(model: Transformer, key: jax.Array, schedule: ScaleSchedule) -> Any:
+    """Boxed variables of a model; the schedule only gives shapes to trace with."""
+    config = model.config
+    return model.init(
+        key,
+        jnp.zeros((1, 1, config.text_channels)),
+        jnp.ones((1,), jnp.int32),
+        jnp.zeros((1, schedule.num_tokens - 1, config.token_bits)),
+        schedule,
+    )
