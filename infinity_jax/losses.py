@@ -1,0 +1,66 @@
+"""The bit loss: two-way cross-entropy per bit, weighted by scale (paper 3.3)."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infinity_jax.scales import ScaleSchedule
+
+
+class BitMetrics(NamedTuple):
+    """Per scale, means over pictures, tokens and bits: each of shape (K,).
+
+    `majority_rate` is the accuracy of always guessing each bit's more frequent value in this
+    batch: where accuracy does not exceed it, the scale has told the model nothing.
+    """
+
+    loss: jax.Array
+    accuracy: jax.Array
+    majority_rate: jax.Array
+
+
+def token_weights(schedule: ScaleSchedule, reweight: bool) -> np.ndarray:
+    """(L,) float32 weights that sum to 1: ∝ 1/√(h·w) of the token's scale, or all equal."""
+    sizes = np.array([h * w for h, w in schedule.grids], np.float64)
+    of_scale = 1 / np.sqrt(sizes) if reweight else np.ones_like(sizes)
+    weights = of_scale[schedule.scale_of_token]
+    return (weights / weights.sum()).astype(np.float32)
+
+
+def token_losses(logits_BLd2: jax.Array, targets_BLd: jax.Array) -> jax.Array:
+    """Cross-entropy of each token, (B, L): the mean over its bits, in nats, float32."""
+    logits = logits_BLd2.astype(jnp.float32)
+    margin = logits[..., 1] - logits[..., 0]
+    signed = jnp.where(targets_BLd.astype(bool), margin, -margin)
+    return jax.nn.softplus(-signed).mean(-1)
+
+
+def bit_loss(
+    logits_BLd2: jax.Array,
+    targets_BLd: jax.Array,
+    schedule: ScaleSchedule,
+    *,
+    reweight: bool = True,
+) -> tuple[jax.Array, BitMetrics]:
+    """The training loss (a scalar, in nats per bit) and its parts by scale.
+
+    Args:
+      logits_BLd2: for each bit the logits of 0 and 1.
+      targets_BLd: true bits, bool or 0/1.
+      reweight: weigh tokens by 1/√(h·w) so that coarse scales count as much as fine ones.
+    """
+    losses_BL = token_losses(logits_BLd2, targets_BLd)
+    weights = jnp.asarray(token_weights(schedule, reweight))
+    loss = (losses_BL * weights[None]).sum(-1).mean()
+    right = (logits_BLd2[..., 1] > logits_BLd2[..., 0]) == targets_BLd.astype(bool)
+    right_BL = right.mean(-1, dtype=jnp.float32)
+    per_scale = []
+    for start, end in schedule.spans:
+        ones = targets_BLd[:, start:end].astype(jnp.float32).mean((0, 1))
+        majority = jnp.maximum(ones, 1 - ones).mean()
+        per_scale.append(
+            (losses_BL[:, start:end].mean(), right_BL[:, start:end].mean(), majority)
+        )
+    return loss, BitMetrics(*(jnp.stack(column) for column in zip(*per_scale, strict=True)))

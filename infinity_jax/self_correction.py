@@ -1,0 +1,91 @@
+"""Bitwise self-correction: training inputs with flipped bits, targets that repair them (paper 3.4).
+
+Bits of coarse scales are flipped at random, the residual of every later scale is taken against the
+corrupted accumulation, and so the true bits of later scales make up for earlier mistakes.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tokenizer.patchify import fold
+from infinity_jax.tokenizer.quantizer import (
+    accumulate,
+    codes_from_bits,
+    next_input,
+    residual_direction,
+)
+
+STRENGTH_STEP = 0.01  # strengths are drawn from {0, 0.01, …, maximum}
+
+
+def flatten_tokens(x_Bhwd: jax.Array, patchify: bool) -> jax.Array:
+    """A scale's codes or inputs as tokens, (B, h·w, d), row by row; 4d with spatial patchify."""
+    if patchify:
+        x_Bhwd = fold(x_Bhwd)
+    return x_Bhwd.reshape(x_Bhwd.shape[0], -1, x_Bhwd.shape[-1])
+
+
+def correct(
+    features_Bhwd: jax.Array,
+    schedule: ScaleSchedule,
+    flip: Callable[[int, jax.Array], jax.Array],
+    *,
+    patchify: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Codes features scale by scale on top of whatever `flip` did to earlier scales.
+
+    Args:
+      features_Bhwd: encoder output at the last code grid, float32.
+      schedule: the token grids.
+      flip: (scale, true bits (B, h, w, d)) to the bits that are accumulated.
+      patchify: whether 2×2 codes fold into one token.
+
+    Returns:
+      inputs_BLd, float32: the transformer's inputs of all scales but the first.
+      targets_BLd, bool: the true bits of all scales.
+    """
+    features_Bhwd = features_Bhwd.astype(jnp.float32)
+    grids = schedule.code_grids(patchify)
+    total = jnp.zeros_like(features_Bhwd)
+    inputs, targets = [], []
+    for scale, grid in enumerate(grids):
+        if scale:
+            inputs.append(flatten_tokens(next_input(total, grid), patchify))
+        bits = residual_direction(features_Bhwd, total, grid) > 0
+        targets.append(flatten_tokens(bits, patchify))
+        total = accumulate(total, codes_from_bits(flip(scale, bits)))
+    return jnp.concatenate(inputs, axis=1), jnp.concatenate(targets, axis=1)
+
+
+def corrupt(
+    key: jax.Array,
+    features_Bhwd: jax.Array,
+    schedule: ScaleSchedule,
+    *,
+    max_strength: float = 0.3,
+    per_picture: bool = False,
+    patchify: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Self-correction inputs and targets with random flips.
+
+    At each scale a strength is drawn uniformly from {0, 0.01, …, `max_strength`}, once for the
+    whole batch as released or once per picture, and every bit flips with that probability. The
+    last scale's flips would reach no input and are not drawn. `max_strength` 0 is teacher forcing.
+
+    Returns:
+      inputs_BLd and targets_BLd of `correct`.
+    """
+    steps = round(max_strength / STRENGTH_STEP)
+
+    def flip(scale: int, bits_Bhwd: jax.Array) -> jax.Array:
+        if steps == 0 or scale == len(schedule) - 1:
+            return bits_Bhwd
+        strength_key, bit_key = jax.random.split(jax.random.fold_in(key, scale))
+        draws = (bits_Bhwd.shape[0] if per_picture else 1, 1, 1, 1)
+        strength = jax.random.randint(strength_key, draws, 0, steps + 1) * STRENGTH_STEP
+        return bits_Bhwd ^ (jax.random.uniform(bit_key, bits_Bhwd.shape) < strength)
+
+    return correct(features_Bhwd, schedule, flip, patchify=patchify)
