@@ -1,0 +1,1 @@
+"""Data sources, captions, rendering and the grain pipeline."""

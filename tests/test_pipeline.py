@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from infinity_jax.config import UserError
+from infinity_jax.data import captions
+from infinity_jax.data.pipeline import EmojiSource, batches, training_batches
+
+
+def same(a, b):
+    return a['captions'] == b['captions'] and np.array_equal(a['pixels_BYX3'], b['pixels_BYX3'])
+
+
+def test_item_depends_on_the_fields_and_the_index_alone():
+    source, again = EmojiSource(seed=3), EmojiSource(seed=3)
+    for i in (1234, 0, 99, 10**7):
+        assert source.spec(i) == again.spec(i)
+        assert np.array_equal(source[i]['pixels'], again[i]['pixels'])
+    assert [source.spec(i) for i in range(20)] != [EmojiSource(seed=4).spec(i) for i in range(20)]
+
+
+def test_an_epoch_shows_every_pair_once_and_the_next_one_anew():
+    source = EmojiSource('starter', 'train')
+    pairs = captions.pairs('starter', 'train')
+    first = [source.spec(i) for i in range(2 * len(pairs))]
+    first, second = first[: len(pairs)], first[len(pairs) :]
+    for epoch in (first, second):
+        assert sorted((s.emoji, s.background) for s in epoch) == sorted(pairs)
+    assert first != second
+    assert set(first) != set(second)  # sizes, places and words are drawn again
+
+
+def test_splits_do_not_overlap():
+    for split, held_out in (('train', False), ('held_out', True)):
+        source = EmojiSource('all', split)
+        specs = [source.spec(i) for i in range(300)]
+        assert {captions.is_held_out(s.emoji, s.background) for s in specs} == {held_out}
+
+
+def test_batch_layout():
+    def tokenizer(texts, max_length, pad_to):
+        return np.full((len(texts), pad_to), 7), np.full(len(texts), max_length)
+
+    batch = next(
+        training_batches(batch_size=4, picture_size=48, text_tokenizer=tokenizer, text_length=9)
+    )
+    assert batch['pixels_BYX3'].shape == (4, 48, 48, 3) and batch['pixels_BYX3'].dtype == np.uint8
+    assert len(batch['captions']) == 4 and all(isinstance(c, str) for c in batch['captions'])
+    assert batch['ids_BT'].shape == (4, 9) and batch['ids_BT'].dtype == np.int32
+    assert batch['lengths_B'].shape == (4,) and batch['lengths_B'].dtype == np.int32
+
+
+def test_state_resumes_exactly():
+    iterator = training_batches(batch_size=8, seed=5)
+    for _ in range(3):
+        next(iterator)
+    state = iterator.get_state()
+    wanted = [next(iterator) for _ in range(3)]
+    fresh = training_batches(batch_size=8, seed=5)
+    fresh.set_state(state)
+    assert all(same(a, next(fresh)) for a in wanted)
+
+
+def test_orbax_saves_and_restores_the_iterator(tmp_path):
+    iterator = training_batches(batch_size=8, seed=5)
+    next(iterator)
+    with ocp.training.Checkpointer(tmp_path) as checkpointer:
+        checkpointer.save_checkpointables(1, {'data': iterator})
+        wanted = next(iterator)
+        fresh = training_batches(batch_size=8, seed=5)
+        checkpointer.load_checkpointables(1, {'data': fresh})
+    assert same(wanted, next(fresh))
+
+
+def test_hosts_read_disjoint_items_that_make_up_the_whole():
+    records = [{'pixels': np.zeros((8, 8, 3), np.uint8), 'caption': str(i)} for i in range(24)]
+    read = []
+    for host in range(3):
+        iterator = batches(records, 6, process_index=host, process_count=3)
+        read.append([c for _ in range(4) for c in next(iterator)['captions']])
+    assert sorted(sum(read, []), key=int) == [str(i) for i in range(24)]  # one epoch
+    assert read[0] != sorted(read[0], key=int)  # shuffled
+
+
+def test_shuffle_differs_by_seed_and_epoch():
+    records = [{'pixels': np.zeros((8, 8, 3), np.uint8), 'caption': str(i)} for i in range(64)]
+    iterator, other = (batches(records, 64, seed=seed) for seed in (0, 1))
+    first, second = next(iterator)['captions'], next(iterator)['captions']
+    assert sorted(first) == sorted(second) and first != second
+    assert next(other)['captions'] != first
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ({'source': 'imagenet'}, "'imagenet'"),
+        ({'subset': 'some'}, "'some'"),
+        ({'split': 'test'}, "'test'"),
+        ({'picture_size': 60}, 'picture_size 60'),
+        ({'batch_size': 0}, 'batch_size 0'),
+    ],
+)
+def test_bad_arguments_are_user_errors(arguments, message):
+    with pytest.raises(UserError, match=message):
+        training_batches(**{'batch_size': 4, **arguments})
+
+
+def test_batch_size_that_hosts_cannot_share_is_a_user_error():
+    with pytest.raises(UserError, match='batch_size 4 .* 3 hosts'):
+        batches(EmojiSource(), 4, process_index=0, process_count=3)
