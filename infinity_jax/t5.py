@@ -41,7 +41,8 @@ class RMSNorm(nn.Module):
         scale = self.param('scale', init, (x.shape[-1],))
         # float32: the mean of squares of T5's large activations overflows 16 bits.
         x = x.astype(jnp.float32)
-        return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + NORM_EPSILON) * scale[None, None]
+        inverse = jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + NORM_EPSILON)
+        return x * inverse * scale[None, None]
 
 
 class EncoderLayer(nn.Module):
