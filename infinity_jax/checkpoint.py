@@ -1,0 +1,192 @@
+"""Checkpoints of a run: training state and data position together, through Orbax.
+
+A save is written beside the others under a temporary name and renamed when whole, in the
+background; whatever interrupts it leaves the last good one as it was.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from infinity_jax.config import UserError
+
+FOLDER_NAME = 'checkpoints'
+
+
+class Checkpoints:
+    """The newest few checkpoints of a run folder.
+
+    Args:
+      run_dir: the run folder; checkpoints go into its `checkpoints/STEP`.
+      keep: how many to keep.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike, keep: int):
+        self.folder = pathlib.Path(run_dir).absolute() / FOLDER_NAME
+        self._response = None
+        logging.getLogger('absl').addFilter(_not_orbax)
+        policies = ocp.training.save_decision_policies
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                self.folder,
+                # The training loop decides by step; a policy that always agrees leaves it that.
+                save_decision_policy=policies.FixedIntervalPolicy(1),
+                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                cleanup_tmp_directories=True,
+            )
+        except OSError as error:
+            raise UserError(
+                f'checkpoint folder {self.folder}: {error.strerror or error}; make it writable or '
+                'set config.run_dir to another place'
+            ) from None
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, state: Any, data: Any) -> None:
+        """Starts saving; waits first for a save still under way. A step saved before is left.
+
+        Args:
+          step: steps taken.
+          state: pytree of arrays; copied to the host before this returns.
+          data: grain iterator, whose position is read before this returns.
+
+        Raises:
+          UserError: this or the previous save failed, for instance on a full disk.
+        """
+        self.wait()
+        if step == self.latest_step:
+            return
+        try:
+            self._response = self._checkpointer.save_checkpointables_async(
+                step, {'state': state, 'data': data}
+            )
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def wait(self) -> None:
+        """Returns once nothing is being saved.
+
+        Raises:
+          UserError: the save failed.
+        """
+        response, self._response = self._response, None
+        if response is None:
+            return
+        try:
+            response.result()
+        except Exception as error:  # a full disk comes as OSError or as a bare message
+            raise self._failure(error) from None
+
+    def _failure(self, error: Exception) -> UserError:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        full = 'No space left on device'  # the writer names its innermost file around that
+        reason = full if full in str(error) else lines[0][:300]
+        good = 'none yet' if self.latest_step is None else f'step {self.latest_step}, unharmed'
+        return UserError(
+            f'could not save a checkpoint in {self.folder}: {reason}; the last good one '
+            f'is {good}: free space or mend the folder, then start the same command again'
+        )
+
+    def restore(self, step: int, abstract_state: Any, data: Any) -> Any:
+        """Reads a checkpoint onto the devices.
+
+        Args:
+          step: which one.
+          abstract_state: tree of ShapeDtypeStructs with shardings.
+          data: fresh grain iterator, which is moved to the saved position.
+
+        Returns:
+          the state.
+
+        Raises:
+          UserError: it was saved from a model of another shape, or cannot be read.
+        """
+        self._compare_shapes(step, abstract_state)
+        try:
+            return self._checkpointer.load_checkpointables(
+                step, {'state': abstract_state, 'data': data}
+            )['state']
+        except (OSError, ValueError, KeyError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise UserError(
+                f'checkpoint {self.folder / str(step)} cannot be read: {reason}; delete that '
+                'folder to go on from the one before it'
+            ) from error
+
+    def _compare_shapes(self, step: int, abstract_state: Any) -> None:
+        saved = _shapes(self._checkpointer.metadata(step).metadata)
+        wanted = _shapes(abstract_state)
+        for name in sorted(saved.keys() | wanted.keys()):
+            if saved.get(name) != wanted.get(name):
+                raise UserError(
+                    f'checkpoint {self.folder / str(step)}: {name} is '
+                    f'{saved.get(name, "absent")}, but the config wants '
+                    f'{wanted.get(name, "none")}; go back to the config of that run (config.json '
+                    'there) or set config.run_dir to a new folder'
+                )
+
+    def close(self) -> None:
+        """Ends background work. A save that failed was reported by `wait`, and is not again."""
+        with contextlib.suppress(Exception):
+            self._checkpointer.close()
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs every file it touches, and prints failures at length that it also raises."""
+    return 'orbax' not in record.pathname
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Dotted path to shape, the same for structs, dictionaries and tuples restored as lists."""
+
+    def name(key):
+        for attribute in ('name', 'key', 'idx'):
+            if hasattr(key, attribute):
+                return str(getattr(key, attribute))
+        return str(key)
+
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {'.'.join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def starting_state(
+    checkpoints: Checkpoints,
+    abstract_state: Any,
+    data: Any,
+    *,
+    from_scratch: Callable[[], Any],
+    from_model: Callable[[], Any] | None,
+    say: Callable[[str], None] = print,
+) -> Any:
+    """The one place that says what wins at the start: resume, then initialise from, then scratch.
+
+    Args:
+      checkpoints: of this run; if it holds any, the newest is resumed.
+      abstract_state: tree of ShapeDtypeStructs with shardings.
+      data: fresh grain iterator; moved to where the resumed run stood.
+      from_scratch: makes a new state with random weights.
+      from_model: makes a new state with the weights of `config.init_from`; None when unset.
+      say: prints a line.
+    """
+    step = checkpoints.latest_step
+    if step is not None:
+        say(f'resuming from {checkpoints.folder / str(step)}')
+        return checkpoints.restore(step, abstract_state, data)
+    if from_model is not None:
+        say('starting from the weights of config.init_from')
+        return from_model()
+    say('starting from random weights')
+    return from_scratch()

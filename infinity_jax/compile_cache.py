@@ -1,0 +1,17 @@
+"""The persistent compilation cache: the second start of a program skips the compiler."""
+
+import os
+import pathlib
+
+import jax
+
+MIN_COMPILE_SECONDS = 0.5
+
+
+def use_compile_cache() -> None:
+    """Keeps compiled programs in the user's cache folder; JAX_COMPILATION_CACHE_DIR wins."""
+    if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+        return
+    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(base) / 'infinity_jax'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', MIN_COMPILE_SECONDS)

@@ -1,0 +1,68 @@
+"""--config=FILE:ARG and --config.FIELD=VALUE, with one-line errors."""
+
+import difflib
+import pathlib
+import re
+import runpy
+
+from absl import flags
+from ml_collections import config_flags
+
+from infinity_jax.config import UserError
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, such as configs/t2i.py:demo')
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line, for `absl.app.run`; returns what is not a flag.
+
+    Raises:
+      UserError: no such file or variant, an unknown field (the nearest known one is suggested), a
+        value of another type, an unknown flag.
+    """
+    file = _value_of(argv, 'config')
+    if file and not pathlib.Path(file.split(':')[0]).is_file():
+        raise UserError(
+            f'--config={file}: no such file; name one, for instance --config=configs/t2i.py'
+        )
+    try:
+        rest = flags.FLAGS(argv)
+    except (AttributeError, KeyError):
+        raise UserError(_unknown_field(argv, file)) from None
+    except (flags.Error, TypeError, ValueError) as error:
+        last = str(error).strip().splitlines()[-1].strip()
+        raise UserError(re.sub(r'^\w+Error: ', '', last)) from None
+    if CONFIG.value is None:
+        raise UserError('no config file; name one, for instance --config=configs/t2i.py')
+    if len(rest) > 1:
+        raise UserError(f'unexpected argument {rest[1]!r}; settings are --config.FIELD=VALUE')
+    return rest
+
+
+def _value_of(argv: list[str], flag: str) -> str | None:
+    """The value of a flag given as --flag=value or --flag value."""
+    for i, argument in enumerate(argv):
+        name, equals, value = argument.lstrip('-').partition('=')
+        if argument.startswith('-') and name == flag:
+            return value if equals else next(iter(argv[i + 1 :]), None)
+    return None
+
+
+def _unknown_field(argv: list[str], config_file: str) -> str:
+    """Names the first overridden field that the config file lacks."""
+    file, *variant = config_file.split(':', 1)
+    config = runpy.run_path(file)['get_config'](*variant)
+    for argument in argv[1:]:
+        name = argument.lstrip('-').partition('=')[0]
+        node, path = config, name.split('.')[1:]
+        if not name.startswith('config.'):
+            continue
+        for depth, field in enumerate(path):
+            known = list(node) if hasattr(node, 'keys') else []
+            if field not in known:
+                prefix = '.'.join(['config', *path[:depth]])
+                near = difflib.get_close_matches(field, known, n=1)
+                hint = f'did you mean {prefix}.{near[0]}?' if near else f'known: {", ".join(known)}'
+                return f'unknown config field {prefix}.{field}; {hint}'
+            node = node[field]
+    return 'a --config.FIELD=VALUE flag names no field of the config file'

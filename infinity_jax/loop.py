@@ -1,0 +1,305 @@
+"""The training loop that every task shares: step, log, evaluate, draw, save, resume."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from infinity_jax.checkpoint import Checkpoints, starting_state
+from infinity_jax.config import UserError
+from infinity_jax.data.pipeline import training_batches
+from infinity_jax.metrics import RunLog, Stopwatch, plot_losses
+from infinity_jax.optimizer import OptimizerConfig, TrainState
+from infinity_jax.sharding import RULES, MeshConfig, batch_sharding, replicated
+
+HELD_OUT_SEED = 1  # of the held-out pictures, whatever the run's own seed: figures stay comparable
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where pictures come from."""
+
+    source: str = 'emoji'
+    subset: str = 'starter'  # of the embedded emoji: 'starter' or 'all'
+    picture_size: int = 64  # pixels along an edge
+    num_workers: int = 0  # processes that render beside the main one; 0: two threads of it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every task's configuration holds; the task's own fields are added in a subclass."""
+
+    task: str
+    run_dir: str  # checkpoints, metrics, samples and the final model go here
+    steps: int
+    batch_size: int  # pictures a step, over all devices and hosts
+    data: DataConfig
+    optimizer: OptimizerConfig
+    seed: int = 0  # of weights, data order and every random draw
+    init_from: str = ''  # model folder whose weights to start from; '': random
+    mesh: MeshConfig = MeshConfig()
+    log_every: int = 10  # steps between lines in metrics.jsonl
+    eval_every: int = 200  # steps between held-out evaluations
+    eval_batches: int = 4  # held-out batches in one evaluation, always the same ones
+    sample_every: int = 1000  # steps between sample pictures
+    checkpoint_every: int = 500  # steps between checkpoints
+    keep_checkpoints: int = 2  # newest ones kept
+    max_bad_steps: int = 20  # steps in a row without finite loss and gradient that stop the run
+
+    def __post_init__(self):
+        for name in (
+            'steps',
+            'batch_size',
+            'log_every',
+            'eval_every',
+            'eval_batches',
+            'sample_every',
+            'checkpoint_every',
+            'keep_checkpoints',
+            'max_bad_steps',
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f'config field {name} is {getattr(self, name)}; wanted 1 or more')
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task as the loop sees it. Functions of (state, …) read `state`, never keep it.
+
+    Attributes:
+      init: key -> TrainState, jitted onto the mesh.
+      abstract_state: tree of ShapeDtypeStructs with shardings.
+      from_model: makes a TrainState from `config.init_from`, or None.
+      batches: grain iterator over this process's host batches.
+      train_step: (state, batch) -> (state, metrics); jitted, state donated.
+      evaluate: state -> held-out metrics.
+      sample: (state, path) writes a picture of how things stand.
+      export: (state, folder) writes the model folder.
+    """
+
+    init: Callable[[jax.Array], TrainState]
+    abstract_state: Any
+    from_model: Callable[[], TrainState] | None
+    batches: Any
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    evaluate: Callable[[TrainState], dict[str, Any]]
+    sample: Callable[[TrainState, pathlib.Path], None]
+    export: Callable[[TrainState, pathlib.Path], None]
+
+
+def make_batches(config: RunConfig, split: str, **text: Any) -> Any:
+    """Grain iterator over the batches of a split ('train' or 'held_out').
+
+    Args:
+      text: `text_tokenizer` and `text_length`, for tasks that read captions.
+    """
+    return training_batches(
+        **dataclasses.asdict(config.data),
+        split=split,
+        batch_size=config.batch_size,
+        seed=config.seed if split == 'train' else HELD_OUT_SEED,
+        **text,
+    )
+
+
+def held_out_batches(config: RunConfig, **text: Any) -> list[dict[str, Any]]:
+    """The host batches that every evaluation uses."""
+    return first_batches(config, 'held_out', config.eval_batches, **text)
+
+
+def first_batches(config: RunConfig, split: str, count: int, **text: Any) -> list[dict[str, Any]]:
+    """The first few host batches of a split, read without worker processes."""
+    data = dataclasses.replace(config.data, num_workers=0)
+    batches = make_batches(dataclasses.replace(config, data=data), split, **text)
+    return [next(batches) for _ in range(count)]
+
+
+def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """Host arrays, this process's share of the batch, to global arrays split over the mesh.
+
+    Captions, which are text, stay behind.
+    """
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+        if isinstance(value, np.ndarray)
+    }
+
+
+def to_host(tree: Any, mesh: Mesh) -> Any:
+    """Numpy copies of arrays that may be split over the devices of several processes."""
+    return jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree))
+
+
+def in_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` called under the mesh and the logical-axis rules, which tracing reads."""
+
+    @functools.wraps(function)
+    def call(*args):
+        with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+            return function(*args)
+
+    return call
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs that also say where they live, as restoring wants them."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+
+def run(config: RunConfig, task: Task, mesh: Mesh) -> pathlib.Path:
+    """Trains to `config.steps`, from wherever the run folder stands; exports the EMA weights.
+
+    Args:
+      config: the run.
+      task: what a step does.
+      mesh: the devices.
+
+    Returns:
+      the folder of the exported model.
+
+    Raises:
+      UserError: a save failed, or `max_bad_steps` steps in a row were not finite.
+    """
+    run_dir = pathlib.Path(config.run_dir)
+    write_description(config, run_dir)
+    checkpoints = Checkpoints(run_dir, config.keep_checkpoints)
+    state = starting_state(
+        checkpoints,
+        task.abstract_state,
+        task.batches,
+        from_scratch=lambda: task.init(jax.random.key(config.seed)),
+        from_model=task.from_model,
+    )
+    log = RunLog(run_dir, int(state.step), config.steps)
+    try:
+        state = _train(config, task, state, mesh, checkpoints, log)
+        checkpoints.wait()
+    except OSError as error:  # metrics, pictures: what saves checkpoints has its own message
+        raise UserError(
+            f'run folder {run_dir} cannot be written: {error}; free space or mend it, then start '
+            'the same command again: it goes on from the last checkpoint'
+        ) from None
+    finally:
+        task.batches.close()  # ends worker processes
+        log.close()
+        checkpoints.close()
+    folder = run_dir / 'model'
+    task.export(state, folder)
+    return folder
+
+
+def _train(
+    config: RunConfig,
+    task: Task,
+    state: TrainState,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    log: RunLog,
+) -> TrainState:
+    """The loop itself. Metrics are read one step late, so that the devices never wait for us."""
+    watch = Stopwatch()
+    late = None  # (step, metrics) of the step under way
+    for step in range(int(state.step) + 1, config.steps + 1):
+        start = time.monotonic()
+        batch = put_batch(next(task.batches), mesh)
+        watch.add_wait(time.monotonic() - start)
+        state, metrics = task.train_step(state, batch)
+        if late is not None:
+            _report(config, log, watch, *late)
+        late = (step, metrics)
+        last = step == config.steps
+        pause = last or any(
+            step % every == 0
+            for every in (config.eval_every, config.sample_every, config.checkpoint_every)
+        )
+        if not pause:
+            continue
+        _report(config, log, watch, *late)
+        late = None
+        if last or step % config.eval_every == 0:
+            _evaluate(config, task, state, step, log)
+        if last or step % config.sample_every == 0:
+            task.sample(state, _sample_path(config, step))
+        if last or step % config.checkpoint_every == 0:
+            checkpoints.save(step, state, task.batches)
+        watch = Stopwatch()  # the pause is not training time
+    return state
+
+
+def _report(
+    config: RunConfig, log: RunLog, watch: Stopwatch, step: int, metrics: dict[str, jax.Array]
+) -> None:
+    """Reads a finished step's metrics; stops the run when too many in a row were bad."""
+    bad = int(metrics['bad_in_a_row'])
+    if bad >= config.max_bad_steps:
+        raise UserError(
+            f'step {step}: {bad} steps in a row gave a loss or gradient that is not finite '
+            f'(max_bad_steps {config.max_bad_steps}); lower config.optimizer.learning_rate, look '
+            'at the data, and start again: the last checkpoint is resumed'
+        )
+    if step % config.log_every == 0 or bad or step == config.steps:
+        values = jax.device_get(metrics)
+        log.write(step, 'train', {**values, **watch.read(config.batch_size)})
+        log.progress(step, loss=float(values['loss']), lr=float(values['learning_rate']))
+    else:
+        log.progress(step)
+
+
+def _evaluate(config: RunConfig, task: Task, state: TrainState, step: int, log: RunLog) -> None:
+    values = jax.device_get(task.evaluate(state))
+    log.write(step, 'heldout', values)
+    numbers = [f'{name} {value:.4f}' for name, value in values.items() if value.ndim == 0]
+    log.say(f'step {step}: held out: ' + ', '.join(numbers))
+    if jax.process_index() == 0:
+        plot_losses(config.run_dir)
+
+
+def _sample_path(config: RunConfig, step: int) -> pathlib.Path:
+    folder = pathlib.Path(config.run_dir) / 'samples'
+    folder.mkdir(exist_ok=True)
+    return folder / f'step_{step:07}.png'
+
+
+def write_description(config: RunConfig, run_dir: pathlib.Path) -> None:
+    """Leaves config.json and versions.json in the run folder.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    versions = {'python': platform.python_version(), 'jax': jax.__version__}
+    versions['devices'] = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+    if jax.process_index() != 0:
+        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for name, content in (('config', dataclasses.asdict(config)), ('versions', versions)):
+            partial = run_dir / f'{name}.json.partial'
+            partial.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+            os.replace(partial, run_dir / f'{name}.json')
+    except OSError as error:
+        raise UserError(
+            f'config.run_dir {run_dir}: {error.strerror}; make it writable or name another place'
+        ) from None
+
+
+def recipe(config: RunConfig) -> dict[str, Any]:
+    """The configuration as a model folder remembers it: without paths of the machine it ran on."""
+    fields = dataclasses.asdict(config)
+    for name in ('run_dir', 'init_from', 'tokenizer'):
+        if isinstance(fields.get(name), str):
+            del fields[name]
+    return fields

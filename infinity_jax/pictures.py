@@ -1,0 +1,39 @@
+"""Pixels in, PNG files out."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from PIL import Image, PngImagePlugin
+
+from infinity_jax.config import UserError
+
+
+def from_uint8(pixels_BYX3: jax.Array) -> jax.Array:
+    """8-bit pixels to float32 in [-1, 1]; float pixels pass unchanged."""
+    if pixels_BYX3.dtype == jnp.uint8:
+        return pixels_BYX3.astype(jnp.float32) / 127.5 - 1.0
+    return pixels_BYX3
+
+
+def save_png(
+    path: str | os.PathLike, image: Image.Image, metadata: Mapping[str, object] | None = None
+) -> None:
+    """Writes a picture with text entries in the file's own metadata (tEXt or iTXt).
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    info = PngImagePlugin.PngInfo()
+    for key, value in (metadata or {}).items():
+        info.add_text(key, str(value))
+    path = pathlib.Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path, format='PNG', pnginfo=info)
+    except OSError as error:
+        raise UserError(
+            f'cannot write {path}: {error.strerror or error}; choose another place'
+        ) from None

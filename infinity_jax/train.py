@@ -1,0 +1,237 @@
+"""Trains the transformer: pictures and captions to bits, through the frozen tokenizer."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from infinity_jax import loop
+from infinity_jax.losses import bit_loss
+from infinity_jax.matcher import contact_sheet
+from infinity_jax.model_folder import ModelBundle, save_model
+from infinity_jax.optimizer import (
+    TrainState,
+    apply_gradients,
+    make_optimizer,
+    make_schedule,
+    new_state,
+)
+from infinity_jax.pictures import from_uint8, save_png
+from infinity_jax.pipeline import InfinityPipeline
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.self_correction import corrupt
+from infinity_jax.sharding import make_mesh, replicated, shardings_of
+from infinity_jax.t5 import T5Encoder
+from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.train_parts import T2IConfig, load_parts, load_start, run_schedule
+from infinity_jax.transformer.model import Transformer, init_transformer
+
+SAMPLE_CAPTIONS = 16  # half from training pairs, half from held-out ones
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """The networks of a run and the grids they work on; static under jit."""
+
+    transformer: Transformer
+    autoencoder: Autoencoder
+    text_encoder: T5Encoder
+    schedule: ScaleSchedule
+
+    def init(self, key: jax.Array, train_text: bool) -> Any:
+        """Boxed trained parameters: {'transformer'} and, when trained along, {'text'}."""
+        keys = jax.random.split(key)
+        variables = init_transformer(self.transformer, keys[0], self.schedule)
+        params = {'transformer': variables['params']}
+        if train_text:
+            ids, lengths = jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), jnp.int32)
+            params['text'] = self.text_encoder.init(keys[1], ids, lengths)['params']
+        return params
+
+
+def encode_and_corrupt(
+    key: jax.Array, frozen: Any, batch: Any, models: Models, config: T2IConfig
+) -> tuple[jax.Array, jax.Array]:
+    """Pictures to the transformer's inputs (B, L − 1, d) and target bits (B, L, d); no gradient."""
+    pixels = from_uint8(batch['pixels_BYX3'])
+    variables = {'params': frozen['tokenizer']}
+    features = models.autoencoder.apply(variables, pixels, method=Autoencoder.encode)
+    inputs, targets = corrupt(
+        key,
+        features,
+        models.schedule,
+        max_strength=config.self_correction.max_strength,
+        per_picture=config.self_correction.per_picture,
+        patchify=config.transformer.spatial_patchify,
+    )
+    return jax.lax.stop_gradient(inputs), targets
+
+
+def predict(
+    params: Any, batch: Any, inputs_BLd: jax.Array, models: Models, **options: Any
+) -> jax.Array:
+    """Captions and inputs to logits (B, L, d, 2). `params` has 'transformer' and 'text'."""
+    text = models.text_encoder.apply(
+        {'params': params['text']}, batch['ids_BT'], batch['lengths_B']
+    )
+    return models.transformer.apply(
+        {'params': params['transformer']},
+        text,
+        batch['lengths_B'],
+        inputs_BLd,
+        models.schedule,
+        **options,
+    )
+
+
+def bit_metrics(loss: jax.Array, parts: Any, schedule: ScaleSchedule) -> dict[str, jax.Array]:
+    """Names for the log; `accuracy` is the mean over all bits of a picture."""
+    share = jnp.array([h * w / schedule.num_tokens for h, w in schedule.grids])
+    return {
+        'loss': loss,
+        'accuracy': jnp.sum(parts.accuracy * share),
+        'majority_rate': jnp.sum(parts.majority_rate * share),
+        'loss_per_scale': parts.loss,
+        'accuracy_per_scale': parts.accuracy,
+        'majority_rate_per_scale': parts.majority_rate,
+    }
+
+
+def train_step(
+    state: TrainState, frozen: Any, batch: Any, *, models: Models, config: T2IConfig
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update. Pure: every random draw comes from the seed and `state.step`."""
+    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    corrupt_key, drop_key, path_key = jax.random.split(key, 3)
+    inputs, targets = encode_and_corrupt(corrupt_key, frozen, batch, models, config)
+    drop = jax.random.bernoulli(drop_key, config.condition_drop, batch['lengths_B'].shape)
+
+    def loss_fn(params):
+        logits = predict(
+            {**frozen, **params},
+            batch,
+            inputs,
+            models,
+            drop_condition_B=drop,
+            deterministic=False,
+            rngs={'drop_path': path_key},
+        )
+        return bit_loss(logits, targets, models.schedule, reweight=config.reweight_scales)
+
+    (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    learning_rate = make_schedule(config.optimizer, config.steps)(state.step - state.skipped)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    state, update = apply_gradients(state, grads, loss, optimizer, config.optimizer)
+    metrics = bit_metrics(loss, parts, models.schedule)
+    return state, {**metrics, **update, 'learning_rate': learning_rate}
+
+
+def evaluation_step(
+    params: Any, frozen: Any, batch: Any, index: int, *, models: Models, config: T2IConfig
+) -> dict[str, jax.Array]:
+    """Metrics of one held-out batch, its flips always the same ones, all captions kept."""
+    key = jax.random.fold_in(jax.random.key(loop.HELD_OUT_SEED), index)
+    inputs, targets = encode_and_corrupt(key, frozen, batch, models, config)
+    logits = predict({**frozen, **params}, batch, inputs, models)
+    loss, parts = bit_loss(logits, targets, models.schedule, reweight=config.reweight_scales)
+    return bit_metrics(loss, parts, models.schedule)
+
+
+def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
+    """Everything the loop needs, jitted and sharded here and nowhere else."""
+    bundle = load_parts(config)
+    models = Models(
+        Transformer(config.transformer),
+        Autoencoder(bundle.tokenizer_config),
+        T5Encoder(bundle.text_config, jnp.dtype(config.transformer.dtype)),
+        run_schedule(config, bundle),
+    )
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    start_text = bundle.text_params if config.text.train else None
+
+    def init(key: jax.Array) -> TrainState:
+        return new_state(models.init(key, config.text.train), optimizer)
+
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    shapes, shardings = nn.unbox(boxed), shardings_of(boxed, mesh)
+    start = jax.jit(lambda params: new_state(params, optimizer), out_shardings=shardings)
+
+    def from_scratch(key: jax.Array) -> TrainState:
+        make = jax.jit(lambda k: nn.unbox(init(k)), out_shardings=shardings)
+        state = make(key)
+        return state if start_text is None else start({**state.params, 'text': start_text})
+
+    def from_model() -> TrainState:
+        return start(load_start(config, shapes.params))
+
+    frozen = {'tokenizer': bundle.tokenizer_params}
+    if not config.text.train:
+        frozen['text'] = bundle.text_params
+    frozen = jax.device_put(frozen, replicated(mesh))
+    common = {'models': models, 'config': config}
+    step = jax.jit(
+        functools.partial(train_step, **common),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+    evaluate_batch = jax.jit(
+        functools.partial(evaluation_step, **common), out_shardings=replicated(mesh)
+    )
+    text = {
+        'text_tokenizer': bundle.text_tokenizer,
+        'text_length': config.transformer.text_length,
+    }
+    host_batches = loop.held_out_batches(config, **text)
+    held_out = [loop.put_batch(batch, mesh) for batch in host_batches]
+    trained = loop.first_batches(config, 'train', 1, **text)[0]['captions']
+    captions = trained[: SAMPLE_CAPTIONS // 2] + host_batches[0]['captions'][: SAMPLE_CAPTIONS // 2]
+
+    def evaluate(state: TrainState) -> dict[str, jax.Array]:
+        results = [evaluate_batch(state.ema, frozen, b, i) for i, b in enumerate(held_out)]
+        return jax.tree.map(lambda *x: sum(x) / len(x), *results)
+
+    def full_bundle(state: TrainState) -> ModelBundle:
+        params = loop.to_host({**frozen, **state.ema}, mesh)
+        return dataclasses.replace(
+            bundle,
+            transformer_params=params['transformer'],
+            text_params=params['text'],
+            extra={'run': loop.recipe(config)},
+        )
+
+    def sample(state: TrainState, path: pathlib.Path) -> None:
+        pictures = InfinityPipeline(full_bundle(state))(captions, schedule=models.schedule)
+        if jax.process_index() == 0:
+            save_png(path, contact_sheet(pictures.pixels, captions))
+
+    def export(state: TrainState, folder: pathlib.Path) -> None:
+        complete = full_bundle(state)
+        if jax.process_index() == 0:
+            save_model(folder, complete)
+
+    return loop.Task(
+        init=loop.in_mesh(mesh, from_scratch),
+        abstract_state=loop.with_shardings(shapes, shardings),
+        from_model=from_model if config.init_from else None,
+        batches=loop.make_batches(config, 'train', **text),
+        train_step=loop.in_mesh(mesh, lambda state, batch: step(state, frozen, batch)),
+        evaluate=loop.in_mesh(mesh, evaluate),
+        sample=sample,
+        export=export,
+    )
+
+
+def train(config: T2IConfig) -> pathlib.Path:
+    """Runs the whole training; returns the folder of the exported model."""
+    mesh = make_mesh(config.mesh)
+    folder = loop.run(config, make_task(config, mesh), mesh)
+    if config.data.source == 'emoji' and jax.process_index() == 0:
+        from infinity_jax.evaluate import evaluate_demo  # draws with the finished model
+
+        evaluate_demo(folder, subset=config.data.subset, out=pathlib.Path(config.run_dir))
+    return folder

@@ -1,0 +1,122 @@
+"""Configuration of a text-to-image run, and the stored parts that it starts from."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from infinity_jax import loop
+from infinity_jax.config import TextConfig, TransformerConfig, UserError
+from infinity_jax.model_folder import ModelBundle, load_model, pairing_problems
+from infinity_jax.pipeline import DEMO_FOLDER
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.text import TextTokenizer, load_encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class TextTraining:
+    """The text encoder: a frozen one from a folder, or a new one trained along."""
+
+    folder: str = ''  # Hugging Face folder of encoder or vocabulary; '': the demo's vocabulary
+    encoder: TextConfig | None = None  # sizes of a new encoder; None: the folder's, with weights
+    train: bool = False  # along with the transformer
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfCorrection:
+    """Bits flipped while training, for later scales to repair (paper 3.4)."""
+
+    max_strength: float = 0.3  # flip probabilities are drawn from 0, 0.01, … to this; 0: none
+    per_picture: bool = False  # one strength a picture instead of one for the whole batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class T2IConfig(loop.RunConfig):
+    """Configuration of `configs/t2i.py`."""
+
+    transformer: TransformerConfig
+    text: TextTraining
+    tokenizer: str = ''  # model folder that holds the frozen tokenizer; '': the demo's
+    self_correction: SelfCorrection = SelfCorrection()
+    condition_drop: float = 0.1  # share of captions that the learned unconditional text replaces
+    reweight_scales: bool = True  # tokens weigh 1/√(h·w) of their scale in the loss
+
+
+def load_parts(config: T2IConfig) -> ModelBundle:
+    """The parts that a run starts from: tokenizer, vocabulary and perhaps a text encoder.
+
+    Raises:
+      UserError: a folder is missing, or the parts do not fit the configuration.
+    """
+    bundle = load_model(config.tokenizer or DEMO_FOLDER, parts=('tokenizer',))
+    if bundle.tokenizer_params is None:
+        raise UserError(f'{config.tokenizer}: holds no tokenizer; train one or name another folder')
+    folder = config.text.folder or DEMO_FOLDER / 'text_encoder'
+    bundle.text_tokenizer = TextTokenizer.from_folder(folder)
+    if config.text.encoder is None:
+        bundle.text_config, bundle.text_params = load_encoder(folder)
+    else:
+        bundle.text_config = config.text.encoder
+    bundle.transformer_config = config.transformer
+    problems = pairing_problems(bundle)
+    if config.text.encoder is not None and not config.text.train:
+        problems.append('text.encoder describes a new text encoder, so set text.train to True')
+    if bundle.text_config.vocab_size < bundle.text_tokenizer.vocab_size:
+        problems.append(
+            f'text.encoder.vocab_size is {bundle.text_config.vocab_size}, below the '
+            f'{bundle.text_tokenizer.vocab_size} tokens of {folder}; raise it'
+        )
+    stride = bundle.tokenizer_config.stride * (2 if config.transformer.spatial_patchify else 1)
+    size = run_schedule(config, bundle).picture_size(stride)
+    if size != (config.data.picture_size,) * 2:
+        problems.append(
+            f'data.picture_size is {config.data.picture_size}, but the tokenizer is made for '
+            f'pictures of {size}; change one of them'
+        )
+    if problems:
+        raise UserError('; '.join(problems))
+    return bundle
+
+
+def run_schedule(config: T2IConfig, bundle: ModelBundle) -> ScaleSchedule:
+    """The schedule that the tokenizer was trained with, or the released one of that size."""
+    if bundle.schedule is not None:
+        return ScaleSchedule.free(bundle.schedule)
+    names = {256: '0.06M', 512: '0.25M', 768: '0.60M', 1024: '1M'}
+    if config.data.picture_size not in names:
+        raise UserError(
+            f'data.picture_size is {config.data.picture_size} and the tokenizer names no schedule '
+            f'of its own; wanted one of {", ".join(map(str, names))}'
+        )
+    return ScaleSchedule.for_picture(1.0, names[config.data.picture_size])
+
+
+def load_start(config: T2IConfig, wanted: Any) -> dict[str, Any]:
+    """The weights of `config.init_from`: {'transformer'} and, when trained along, {'text'}.
+
+    Args:
+      wanted: the configured tree of shapes.
+
+    Raises:
+      UserError: they have other shapes; the first that differs is named.
+    """
+    given = load_model(config.init_from, parts=('transformer', 'text_encoder'))
+    params = {'transformer': given.transformer_params}
+    if config.text.train:
+        params['text'] = given.text_params
+    _compare_shapes(config, wanted, params)
+    return params
+
+
+def _compare_shapes(config: T2IConfig, wanted: Any, given: Any) -> None:
+    shapes = lambda tree: {
+        jax.tree_util.keystr(path, simple=True, separator='.'): leaf.shape
+        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    }
+    wanted, given = shapes(wanted), shapes(given)
+    for name in sorted(wanted.keys() | given.keys()):
+        if wanted.get(name) != given.get(name):
+            raise UserError(
+                f'config.init_from {config.init_from}: {name} is {given.get(name, "absent")}, but '
+                f"the config wants {wanted.get(name, 'none')}; use that model's own dimensions"
+            )

@@ -1,0 +1,78 @@
+"""Every config file builds, fits its dataclass, and refuses what it does not know."""
+
+import importlib.util
+import pathlib
+
+import pytest
+from absl import flags
+
+from infinity_jax.config import UserError, from_mapping
+from infinity_jax.config_flags import parse_flags
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.train_parts import T2IConfig
+from infinity_jax.train_tokenizer import TokenizerRunConfig, check
+
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize('arg', ['demo', 'shipped'])
+def test_t2i(arg):
+    config = from_mapping(T2IConfig, load('t2i').get_config(arg))
+    assert config.task == 't2i'
+    assert config.transformer.text_channels == config.text.encoder.width
+    assert config.batch_size % 8 == 0
+
+
+def test_the_tokenizer_and_the_transformer_of_the_demo_fit():
+    tokenizer = from_mapping(TokenizerRunConfig, load('tokenizer').get_config())
+    check(tokenizer)
+    for arg in ('demo', 'shipped'):
+        t2i = from_mapping(T2IConfig, load('t2i').get_config(arg))
+        assert t2i.transformer.bits == tokenizer.tokenizer.bits
+        assert t2i.transformer.levels >= len(ScaleSchedule.free(tokenizer.grids))
+        assert t2i.data.picture_size == tokenizer.data.picture_size
+
+
+@pytest.mark.parametrize('name', ['t2i', 'tokenizer'])
+def test_unknown_variant(name):
+    with pytest.raises(ValueError, match='unknown variant'):
+        load(name).get_config('huge')
+
+
+@pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda path: path.name)
+def test_config_files_import_nothing_from_the_package(path):
+    assert 'infinity_jax import' not in path.read_text()
+    assert 'import infinity_jax' not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--config=nosuch.py'], 'no such file'),
+        (['--config={t2i}:huge'], "unknown variant 'huge'"),
+        (['--config={t2i}', '--config.optimizer.learning_rat=1'], 'did you mean .*learning_rate?'),
+        (['--config={t2i}', '--config.stepz=1'], 'did you mean config.steps?'),
+        (['--config={t2i}', '--config.steps=many'], 'invalid literal'),
+        (['--config={t2i}', '--stepz=1'], "Unknown command line flag 'stepz'"),
+        (['--config={t2i}', 'stray'], "unexpected argument 'stray'"),
+        ([], 'no config file'),
+    ],
+)
+def test_bad_flags_are_one_line(arguments, message, monkeypatch):
+    argv = ['main', *(a.replace('{t2i}', str(CONFIGS / 't2i.py')) for a in arguments)]
+    monkeypatch.setattr('sys.argv', argv)  # ml_collections looks for overrides there
+    saved = flags.FLAGS['config'].value
+    try:
+        with pytest.raises(UserError, match=message) as caught:
+            parse_flags(argv)
+        assert '\n' not in str(caught.value)
+    finally:
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS['config'].value = saved

@@ -1,0 +1,73 @@
+"""Entropy penalty against the reference's values and gradient, and where a plain log breaks."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from infinity_jax.tokenizer import losses
+from infinity_jax.tokenizer.quantizer import quantize
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'bsq_entropy' / 'arrays.npz'
+
+
+@pytest.fixture(scope='module')
+def golden():
+    return dict(np.load(GOLDEN))
+
+
+def difference(z):
+    terms = losses.bit_entropies(z)
+    return terms.per_sample - terms.codebook
+
+
+def test_entropies_equal_the_reference(golden):
+    terms = losses.bit_entropies(golden['z'], float(golden['inv_temperature']))
+    np.testing.assert_allclose(terms.per_sample, golden['per_sample_entropy'], rtol=2e-6)
+    np.testing.assert_allclose(terms.codebook, golden['codebook_entropy'], rtol=1e-6)
+
+
+def test_bit_logits_equal_the_reference_probabilities(golden):
+    p0 = jax.nn.sigmoid(losses.bit_logits(golden['z'])).mean((0, 1))
+    np.testing.assert_allclose(p0, golden['average_probability_of_0_and_1'][:, 0], rtol=1e-5)
+
+
+def test_gradient_equals_the_reference(golden):
+    grad = jax.grad(difference)(golden['z'])
+    wanted = golden['grad_of_difference']
+    assert np.abs(grad - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize('d', [4, 32, 64])
+def test_saturated_bits_stay_finite(d):
+    # A corner of the cube, and a single axis, where |logit| is as large as it gets.
+    corner = jnp.full((2, 3, 3, d), d**-0.5)
+    axis = jnp.zeros((2, 3, 3, d)).at[..., 0].set(1.0)
+    for z in (corner, axis):
+        value, grad = jax.value_and_grad(difference)(z)
+        assert jnp.isfinite(value) and jnp.isfinite(grad).all()
+
+
+def test_scales_are_pooled_apart():
+    # Each scale has constant bits, but other ones: pooled together they would look used.
+    d = 8
+    low, high = (jnp.full((4, n, n, d), sign * d**-0.5) for n, sign in ((2, -1), (2, 1)))
+    apart = losses.entropy_penalty((low, high))
+    pooled = losses.entropy_penalty((jnp.concatenate([low, high]),))
+    assert pooled < apart - 0.05  # 8 bits of log 2, over β = 100
+    assert apart == pytest.approx(0.0, abs=1e-3)
+
+
+def test_commitment_pulls_towards_the_code():
+    features = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+    z = quantize(features, ((1, 1), (4, 4))).normalised
+    assert losses.commitment(z) > 0
+    codes = tuple(jnp.where(x > 0, 1.0, -1.0) / 8**0.5 for x in z)
+    assert losses.commitment(codes) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_psnr_of_a_known_error():
+    target = jnp.zeros((2, 4, 4, 3))
+    assert losses.psnr(target + 0.2, target) == pytest.approx(20.0, abs=1e-4)  # (2 / 0.2)² = 20 dB
