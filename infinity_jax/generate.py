@@ -153,9 +153,7 @@ def draw_bits(
 def _with_unconditional(apply, text: Text, negative: Text | None) -> Text:
     """The batch doubled: conditional half first, then the negative or learned text."""
     if negative is None:
-        negative = Text(
-            apply(Transformer.unconditional_text, text.features_BTE), text.lengths_B
-        )
+        negative = Text(apply(Transformer.unconditional_text, text.features_BTE), text.lengths_B)
     return Text(*(jnp.concatenate(pair) for pair in zip(text, negative, strict=True)))
 
 
@@ -206,7 +204,5 @@ def draw_pictures(
         top_k=top_k,
         top_p=top_p,
     )
-    pixels = autoencoder.apply(
-        autoencoder_variables, drawn.total_Bhwd, method=Autoencoder.decode
-    )
+    pixels = autoencoder.apply(autoencoder_variables, drawn.total_Bhwd, method=Autoencoder.decode)
     return to_uint8(pixels)

@@ -60,7 +60,5 @@ def bit_loss(
     for start, end in schedule.spans:
         ones = targets_BLd[:, start:end].astype(jnp.float32).mean((0, 1))
         majority = jnp.maximum(ones, 1 - ones).mean()
-        per_scale.append(
-            (losses_BL[:, start:end].mean(), right_BL[:, start:end].mean(), majority)
-        )
+        per_scale.append((losses_BL[:, start:end].mean(), right_BL[:, start:end].mean(), majority))
     return loss, BitMetrics(*(jnp.stack(column) for column in zip(*per_scale, strict=True)))

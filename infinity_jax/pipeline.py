@@ -1,4 +1,4 @@
-"""Prompts to pictures in a few lines: `InfinityPipeline.from_pretrained(folder)(prompts).images`."""
+"""Prompts to pictures: `InfinityPipeline.from_pretrained(folder)(prompts).images`."""
 
 import dataclasses
 import functools
@@ -118,9 +118,7 @@ class InfinityPipeline:
         if not prompts:
             raise UserError('no prompt given; write what the picture should show')
         batches = list(
-            self.stream(
-                prompts, seed=seed, negative=negative, sampling=sampling, schedule=schedule
-            )
+            self.stream(prompts, seed=seed, negative=negative, sampling=sampling, schedule=schedule)
         )
         seeds = tuple((seed, i) for i in range(len(prompts)))
         return Pictures(np.concatenate(batches), tuple(prompts), seeds)

@@ -51,7 +51,8 @@ class GroupNorm(nn.Module):
         x = x_Bhwc.astype(jnp.float32)
         centred = x - group_mean(x)
         inverse = jax.lax.rsqrt(group_mean(jnp.square(centred)) + NORM_EPSILON)
-        return (centred * (inverse * scale[None, None, None]) + bias[None, None, None]).astype(x_Bhwc.dtype)
+        y = centred * (inverse * scale[None, None, None]) + bias[None, None, None]
+        return y.astype(x_Bhwc.dtype)
 
 
 class ResidualBlock(nn.Module):

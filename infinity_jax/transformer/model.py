@@ -64,9 +64,7 @@ class Transformer(nn.Module):
         self.level_embed = self.param('level_embed', normal, (config.levels, config.width))
         self.word_embed = linear(config.width, ('bits', 'embed'), std, jnp.float32)
         self.blocks = Block(config, self.implementation)
-        self.head_modulation = linear(
-            2 * config.width, ('embed', 'mlp'), std * 1e-3, jnp.float32
-        )
+        self.head_modulation = linear(2 * config.width, ('embed', 'mlp'), std * 1e-3, jnp.float32)
         self.head = linear(2 * config.token_bits, ('embed', None), std * 0.02, jnp.float32)
 
     def _scan(self, body, carry, per_layer=None):

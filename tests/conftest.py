@@ -1,0 +1,19 @@
+"""Every test runs on the CPU as eight devices and refuses silent rank promotion."""
+
+import os
+import pathlib
+
+# Tests compile much and compute little: half of XLA's time on the CPU goes into optimising.
+os.environ.setdefault(
+    'XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+)
+
+import jax  # noqa: E402
+
+jax.config.update('jax_platforms', 'cpu')
+jax.config.update('jax_num_cpu_devices', 8)
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+# Programs that several tests or runs compile are compiled once.
+CACHE = pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'jax'
+jax.config.update('jax_compilation_cache_dir', str(CACHE))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)

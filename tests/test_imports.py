@@ -1,0 +1,128 @@
+"""Imports point one way, from what is run down to facts (layers below, top first)."""
+
+import ast
+import functools
+import pathlib
+
+import pytest
+
+import infinity_jax
+
+PACKAGE = pathlib.Path(infinity_jax.__file__).parent
+CONFIGS = PACKAGE.parent / 'configs'
+
+# A module imports from its own layer or lower ones, never in a circle.
+LAYERS = (
+    ('main', 'cli', 'config_flags'),
+    (
+        'train', 'train_parts', 'train_tokenizer', 'loop', 'evaluate', 'check', 'check_stages',
+        'check_reference',
+    ),
+    ('pipeline', 'generate'),
+    (
+        'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics', 'matcher',
+        'pictures', 'data', 'model_folder', 'torch_convert', 'torch_table',
+    ),
+    ('text', 't5', 'tokenizer', 'transformer', 'weight_files', 'torch_pickle'),
+    ('config', 'scales', 'sharding', 'compile_cache', 'host_memory'),
+)  # fmt: skip
+LAYER_OF = {module: depth for depth, names in enumerate(LAYERS) for module in names}
+# The only ones that may know of PyTorch and its files.
+TORCH_MODULES = {
+    'torch_convert', 'torch_table', 'torch_pickle', 'weight_files', 'check', 'check_stages',
+    'check_reference', 'cli',
+}  # fmt: skip
+
+
+def imported(source: str) -> set[str]:
+    """Dotted names of the modules that a piece of code imports, wherever it does."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'relative import in line {node.lineno}'
+            names.add(node.module)
+            names |= {f'{node.module}.{alias.name}' for alias in node.names}
+    return names
+
+
+@functools.cache
+def graph() -> dict[str, frozenset[str]]:
+    """Module or subpackage of ours -> those of ours that it imports, by first component."""
+    paths = {path: path.relative_to(PACKAGE).parts for path in PACKAGE.rglob('*.py')}
+    edges: dict[str, set[str]] = {}
+    for path, parts in paths.items():
+        name = parts[0].removesuffix('.py')
+        if name == '__init__':
+            continue
+        found = {
+            n.split('.')[1] for n in imported(path.read_text()) if n.startswith('infinity_jax.')
+        }
+        edges.setdefault(name, set()).update(found - {name})
+    return {name: frozenset(found) for name, found in edges.items()}
+
+
+def test_every_module_has_its_layer():
+    homeless = set(graph()) - set(LAYER_OF)
+    assert not homeless, f'place {sorted(homeless)} in LAYERS'
+
+
+@pytest.mark.parametrize('module', sorted(graph()))
+def test_no_module_imports_from_a_higher_layer(module):
+    own = LAYER_OF.get(module, 0)
+    higher = {name for name in graph()[module] if LAYER_OF.get(name, len(LAYERS)) < own}
+    assert not higher, f'{module} imports {sorted(higher)}'
+
+
+def test_there_is_no_circle():
+    done: set[str] = set()
+
+    def visit(module, path):
+        assert module not in path, ' → '.join((*path, module))
+        if module not in done:
+            for other in graph().get(module, ()):
+                visit(other, (*path, module))
+            done.add(module)
+
+    for module in graph():
+        visit(module, ())
+
+
+def test_tokenizer_and_transformer_never_import_each_other():
+    assert 'transformer' not in graph()['tokenizer']
+    assert 'tokenizer' not in graph()['transformer']
+    for module in ('tokenizer', 'transformer'):
+        assert graph()[module] <= {'config', 'scales', 'sharding'}
+
+
+def test_scales_is_numpy_only_and_config_imports_nothing_of_ours():
+    assert graph()['config'] == frozenset()
+    names = imported((PACKAGE / 'scales.py').read_text())
+    assert not any(n.split('.')[0] in ('jax', 'flax') for n in names)
+
+
+def test_nothing_imports_torch():
+    for path in PACKAGE.rglob('*.py'):
+        roots = {name.split('.')[0] for name in imported(path.read_text())}
+        assert 'torch' not in roots, path.name
+
+
+def test_only_the_weight_files_know_torch():
+    for module, found in graph().items():
+        if found & {'torch_convert', 'torch_table', 'torch_pickle'}:
+            assert module in TORCH_MODULES
+
+
+@pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda p: p.name)
+def test_configs_import_nothing_of_the_package(path):
+    assert not any(n.split('.')[0] == 'infinity_jax' for n in imported(path.read_text()))
+
+
+def test_a_relative_or_nested_import_is_seen():
+    assert imported('def f():\n    from infinity_jax.train import x') == {
+        'infinity_jax.train',
+        'infinity_jax.train.x',
+    }
+    with pytest.raises(AssertionError):
+        imported('from . import x')

@@ -1,0 +1,148 @@
+import dataclasses
+import functools
+import pathlib
+
+import numpy as np
+import pytest
+from tiny import (
+    SCHEDULE,
+    TEXT,
+    TOKENIZER,
+    TRANSFORMER,
+    lively,
+    tokenizer_variables,
+    transformer_variables,
+)
+
+import infinity_jax
+from infinity_jax.config import UserError
+from infinity_jax.generate import draw_pictures
+from infinity_jax.model_folder import ModelBundle, save_model
+from infinity_jax.pipeline import InfinityPipeline
+from infinity_jax.sampling import SamplingConfig
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.text import TextTokenizer, encoder_shapes
+
+VOCABULARY = pathlib.Path(infinity_jax.__file__).parent / 'demo' / 'text_encoder'
+
+
+@functools.cache
+def bundle():
+    tokenizer = TextTokenizer.from_folder(VOCABULARY)
+    text_config = dataclasses.replace(TEXT, vocab_size=tokenizer.vocab_size)
+    return ModelBundle(
+        transformer_config=TRANSFORMER,
+        transformer_params=transformer_variables()['params'],
+        tokenizer_config=TOKENIZER,
+        tokenizer_params=tokenizer_variables()['params'],
+        text_config=text_config,
+        text_params=lively(encoder_shapes(text_config)),
+        text_tokenizer=tokenizer,
+        schedule=SCHEDULE.grids[:3],
+    )
+
+
+@functools.cache
+def pipeline():
+    return InfinityPipeline(bundle(), max_batch=2)
+
+
+@functools.cache
+def three():
+    return pipeline()(['a red apple', 'a ghost on a blue background', 'a red apple'], seed=1)
+
+
+def test_pictures_of_prompts():
+    drawn = three()
+    assert drawn.pixels.shape == (3, 6, 4, 3) and drawn.pixels.dtype == np.uint8
+    assert [(image.size, image.mode) for image in drawn.images] == [((4, 6), 'RGB')] * 3
+    assert (np.asarray(drawn.images[2]) == drawn.pixels[2]).all()
+    assert drawn.prompts == ('a red apple', 'a ghost on a blue background', 'a red apple')
+    assert drawn.seeds == ((1, 0), (1, 1), (1, 2))
+    assert (drawn.pixels[0] != drawn.pixels[2]).any()  # one prompt, two keys
+
+
+def test_a_seed_repeats_and_another_differs():
+    prompts = list(three().prompts)
+    assert (pipeline()(prompts, seed=1).pixels == three().pixels).all()
+    assert (pipeline()(prompts, seed=2).pixels != three().pixels).any()
+
+
+def test_picture_i_does_not_depend_on_how_many_others_are_asked_for():
+    first = pipeline()(['a red apple', 'a ghost on a blue background'], seed=1)
+    assert (first.pixels == three().pixels[:2]).all()
+    # Another batch size is another program: a bit on a knife's edge may fall otherwise.
+    alone = InfinityPipeline(bundle(), max_batch=1)('a red apple', seed=1)
+    assert (alone.pixels[0] == three().pixels[0]).mean() > 0.9
+
+
+def test_num_repeats_each_prompt_in_turn():
+    drawn = pipeline()(['a ghost', 'a red apple'], num=2, seed=1)
+    assert drawn.prompts == ('a ghost', 'a ghost', 'a red apple', 'a red apple')
+    assert drawn.pixels.shape[0] == 4
+
+
+def test_stream_yields_batches_and_no_padding():
+    batches = list(pipeline().stream(['a ghost'] * 5))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+
+
+def test_prompts_seeds_and_settings_do_not_recompile():
+    three()
+    compiled = draw_pictures._cache_size()
+    pipeline()(['an apple', 'a very long prompt about a small ghost'], seed=9)
+    pipeline()(['an apple', 'cat'], sampling=SamplingConfig(guidance=(2.0,), temperature=(0.7,)))
+    assert draw_pictures._cache_size() == compiled > 0
+
+
+def test_the_prompt_matters_and_so_does_a_negative_one():
+    other = pipeline()(['a cat', 'a ghost on a blue background'], seed=1).pixels
+    assert (other[0] != three().pixels[0]).any()
+    assert (other[1] == three().pixels[1]).all()
+    negative = pipeline()(list(three().prompts[:2]), seed=1, negative='green').pixels
+    assert (negative != three().pixels[:2]).any()
+
+
+def test_prompts_are_rewritten_before_they_are_read():
+    rewriting = InfinityPipeline(
+        bundle(), max_batch=2, rewrite_prompt=lambda prompt: prompt.replace('cat', 'red apple')
+    )
+    drawn = rewriting(['a cat', 'a ghost on a blue background'], seed=1)
+    assert (drawn.pixels == three().pixels[:2]).all()
+    assert drawn.prompts[0] == 'a cat'
+
+
+def test_a_saved_folder_draws_the_same_pictures(tmp_path):
+    save_model(tmp_path / 'model', bundle())
+    loaded = InfinityPipeline.from_pretrained(tmp_path / 'model', max_batch=2)
+    assert (loaded(list(three().prompts), seed=1).pixels == three().pixels).all()
+
+
+def test_schedule_is_the_folder_s_or_the_released_one():
+    assert pipeline().schedule == ScaleSchedule.free(SCHEDULE.grids[:3])
+    released = InfinityPipeline(dataclasses.replace(bundle(), schedule=None))
+    assert released.schedule == ScaleSchedule.for_picture(1.0, '1M')
+
+
+@pytest.mark.parametrize(
+    'part', ['transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer']
+)
+def test_an_incomplete_model_is_a_user_error(part):
+    with pytest.raises(UserError, match=f'the model has no {part}'):
+        InfinityPipeline(dataclasses.replace(bundle(), **{part: None}))
+
+
+@pytest.mark.parametrize('prompts', ['', '  ', ['a cat', ''], []])
+def test_an_empty_prompt_is_a_user_error(prompts):
+    with pytest.raises(UserError, match='write what the picture should show'):
+        pipeline()(prompts)
+
+
+def test_a_missing_folder_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match='nowhere'):
+        InfinityPipeline.from_pretrained(tmp_path / 'nowhere')
+
+
+def test_settings_for_another_number_of_scales_are_a_user_error():
+    with pytest.raises(UserError, match='guidance lists 2 numbers for 3 scales'):
+        pipeline()('a cat', sampling=SamplingConfig(guidance=(1.0, 2.0)))

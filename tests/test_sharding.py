@@ -1,0 +1,169 @@
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+from tiny import QUICK_COMPILE, SCHEDULE, TRANSFORMER, text, transformer_variables
+
+from infinity_jax.config import UserError
+from infinity_jax.losses import bit_loss
+from infinity_jax.sharding import (
+    RULES,
+    MeshConfig,
+    batch_sharding,
+    constrain,
+    init_sharded,
+    make_mesh,
+    replicated,
+    shardings_of,
+)
+from infinity_jax.transformer.model import Transformer, init_transformer
+
+MESHES = [
+    MeshConfig(data=2, fsdp=2, tensor=2),
+    MeshConfig(data=1, fsdp=2, tensor=2, sequence=2),
+]
+
+
+def init():
+    return functools.partial(init_transformer, Transformer(TRANSFORMER), schedule=SCHEDULE)
+
+
+def shardings(mesh):
+    return shardings_of(jax.eval_shape(init(), jax.random.key(0)), mesh)
+
+
+@functools.cache
+def batch():
+    rng = np.random.default_rng(0)
+    inputs = rng.standard_normal((8, SCHEDULE.num_tokens - 1, 4)).astype(np.float32)
+    targets = rng.random((8, SCHEDULE.num_tokens, 4)) > 0.5
+    return (*text(8), inputs, targets)
+
+
+@functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
+def loss_and_gradient(variables, batch):
+    def loss(variables):
+        logits = Transformer(TRANSFORMER).apply(variables, *batch[:3], SCHEDULE)
+        return bit_loss(logits, batch[3], SCHEDULE)[0]
+
+    return jax.value_and_grad(loss)(variables)
+
+
+@functools.cache
+def on_one_device():
+    return jax.device_get(loss_and_gradient(transformer_variables(), batch()))
+
+
+def test_there_are_eight_devices():
+    assert jax.device_count() == 8
+
+
+def test_one_device_is_a_mesh_of_one():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    assert dict(mesh.shape) == {'data': 1, 'fsdp': 1, 'tensor': 1, 'sequence': 1}
+
+
+def test_minus_one_is_whatever_is_left():
+    assert dict(make_mesh().shape)['data'] == 8
+    mesh = make_mesh(MeshConfig(data=2, fsdp=-1, tensor=2))
+    assert dict(mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2, 'sequence': 1}
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        MeshConfig(data=3),
+        MeshConfig(data=4),
+        MeshConfig(data=16),
+        MeshConfig(data=-1, fsdp=3),
+        MeshConfig(data=-1, fsdp=-1),
+        MeshConfig(data=0),
+        MeshConfig(data=-1, tensor=0),
+    ],
+)
+def test_a_mesh_that_does_not_cover_the_devices_is_a_user_error(config):
+    with pytest.raises(UserError, match='does not cover 8 devices') as error:
+        make_mesh(config)
+    assert f"'tensor': {config.tensor}" in str(error.value)
+
+
+def test_rules_name_mesh_axes_and_each_logical_axis_once():
+    names = [name for name, _ in RULES]
+    assert len(names) == len(set(names))
+    groups = [(axes,) if isinstance(axes, str) else axes or () for _, axes in RULES]
+    used = {axis for axes in groups for axis in axes}
+    assert used == set(make_mesh().shape)
+
+
+def test_every_logical_axis_of_the_model_is_in_the_table():
+    specs = nn.get_partition_spec(jax.eval_shape(init(), jax.random.key(0)))
+    leaves = jax.tree.leaves(specs, is_leaf=lambda x: isinstance(x, PartitionSpec))
+    assert {a for spec in leaves for a in spec if a} <= {name for name, _ in RULES}
+
+
+def test_large_parameters_are_split_and_their_parts_fit():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    params = shardings(mesh)['params']
+    qkv = params['blocks']['self_attention']['qkv']['kernel']
+    assert qkv.spec == PartitionSpec(None, 'fsdp', 'tensor')
+    assert qkv.shard_shape((2, 32, 96)) == (2, 16, 48)
+    down = params['blocks']['ffn']['down']['kernel']
+    assert down.spec == PartitionSpec(None, 'tensor', 'fsdp')
+    bias = params['blocks']['self_attention']['query_bias']
+    assert bias.is_fully_replicated
+
+
+def test_an_axis_that_does_not_divide_is_left_whole():
+    mesh = make_mesh(MeshConfig(data=1, fsdp=8))
+    shape = nn.LogicallyPartitioned(jax.ShapeDtypeStruct((12, 16), jnp.float32), ('embed', 'mlp'))
+    assert shardings_of({'w': shape}, mesh)['w'].spec[0] is None
+    fits = nn.LogicallyPartitioned(jax.ShapeDtypeStruct((16, 12), jnp.float32), ('embed', 'mlp'))
+    assert shardings_of({'w': fits}, mesh)['w'].spec[0] == 'fsdp'
+
+
+def test_parameters_are_born_in_their_shards_with_the_values_of_one_device():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    variables = init_sharded(init(), mesh, jax.random.key(0))
+    quick = jax.jit(init(), compiler_options=QUICK_COMPILE)
+    single = nn.unbox(quick(jax.random.key(0)))
+    assert jax.tree.structure(variables) == jax.tree.structure(single)
+    for ours, wanted in zip(jax.tree.leaves(variables), jax.tree.leaves(single), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-7)
+    kernel = variables['params']['blocks']['ffn']['up']['kernel']
+    assert kernel.sharding.spec == PartitionSpec(None, 'fsdp', 'tensor')
+    assert {s.data.shape for s in kernel.addressable_shards} == {(2, 16, 128)}
+
+
+@pytest.mark.parametrize('config', MESHES, ids=str)
+def test_eight_devices_give_the_loss_and_gradient_of_one(config):
+    mesh = make_mesh(config)
+    variables = jax.device_put(transformer_variables(), shardings(mesh))
+    spread = jax.device_put(batch(), batch_sharding(mesh))
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        loss, gradient = loss_and_gradient(variables, spread)
+    wanted_loss, wanted = on_one_device()
+    np.testing.assert_allclose(loss, wanted_loss, rtol=1e-5)
+    for ours, leaf in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(ours, leaf, atol=1e-5 * max(np.abs(leaf).max(), 1e-3))
+
+
+def test_constrain_places_activations_only_under_a_mesh():
+    x = jnp.zeros((8, 4, 6))
+    assert constrain(x, 'batch', 'length', None) is x
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, sequence=2))
+
+    def placed(x):
+        with jax.set_mesh(mesh):
+            return jax.jit(lambda x: constrain(x, 'batch', 'length', None))(x).sharding
+
+    assert placed(x).shard_shape(x.shape) == (2, 2, 6)
+    odd = jnp.zeros((8, 5, 6))
+    assert placed(odd).shard_shape(odd.shape)[1] == 5
+
+
+def test_replicated_is_whole_everywhere():
+    assert replicated(make_mesh()).is_fully_replicated
