@@ -12,6 +12,10 @@ class UserError(ValueError):
     """Bad input. Its one-line message says what was seen, what was wanted and what to do."""
 
 
+FALLBACK_GROUPS = 24  # of a group norm whose width the usual number does not divide, as released
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
     """The convolutional autoencoder around the bitwise quantizer (paper 3.2).
@@ -26,6 +30,17 @@ class TokenizerConfig:
     residual_blocks: int = 2  # per encoder level; the decoder has one more
     unshuffle: int = 1  # pixel-unshuffle factor before the first and after the last convolution
     norm_groups: int = 32  # 24 where this does not divide the width
+
+    def __post_init__(self):
+        if not self.channel_multipliers:
+            raise UserError('tokenizer.channel_multipliers is empty; wanted one per resolution')
+        for multiplier in self.channel_multipliers:
+            width = self.base_channels * multiplier
+            if width % self.norm_groups and width % FALLBACK_GROUPS:
+                raise UserError(
+                    f'tokenizer width {width} divides by neither norm_groups {self.norm_groups} '
+                    f'nor {FALLBACK_GROUPS}: change tokenizer.base_channels or norm_groups'
+                )
 
     @property
     def stride(self) -> int:
@@ -50,12 +65,18 @@ class TransformerConfig:
     dtype: str = 'bfloat16'  # of the matrix products inside blocks; the rest is float32
 
     def __post_init__(self):
-        if self.width % self.num_heads or (self.width // self.num_heads) % 4:
+        if self.num_heads < 1 or self.width % (4 * self.num_heads):
             raise UserError(
-                f'transformer.width {self.width} over {self.num_heads} heads gives a head dim of '
-                f'{self.width / self.num_heads:g}; 2-D RoPE wants a whole multiple of 4: change '
-                'transformer.width or transformer.num_heads'
+                f'transformer.width {self.width} over {self.num_heads} heads: 2-D RoPE wants a '
+                'head dim that is a whole multiple of 4; change transformer.width or num_heads'
             )
+        if self.width % self.pool_heads:
+            raise UserError(
+                f'transformer.width {self.width} does not divide over the {self.pool_heads} heads '
+                f'that pool {self.text_channels} text channels; change transformer.width'
+            )
+        if self.dtype not in DTYPES:
+            raise UserError(f'transformer.dtype is {self.dtype!r}; wanted {", ".join(DTYPES)}')
 
     @property
     def head_dim(self) -> int:
@@ -68,7 +89,7 @@ class TransformerConfig:
 
     @property
     def hidden_width(self) -> int:
-        """FFN width: 4C rounded (half to even) to a multiple of 256; small models stay exact."""
+        """FFN width: 4C rounded (half to even) to a multiple of 256, and at least 256."""
         return max(round(self.width * self.mlp_ratio / 256), 1) * 256
 
     @property
@@ -149,6 +170,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             return None
         hint = next(o for o in options if o is not type(None))
     if dataclasses.is_dataclass(hint):
+        if not hasattr(value, 'items'):
+            raise UserError(f'config field {where} is {value!r}; wanted a group of fields')
         return from_mapping(hint, value, where)
     if typing.get_origin(hint) is tuple:
         if isinstance(value, (str, bytes)) or not hasattr(value, '__iter__'):

@@ -1,6 +1,7 @@
 """Drawing bits from their two logits."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +17,24 @@ class SamplingConfig:
     them does not recompile.
     """
 
-    guidance: tuple[float, ...] = (3.0,)  # classifier-free guidance g: g·cond + (1−g)·uncond
-    temperature: tuple[float, ...] = (1.0,)  # logits are divided by it
+    guidance: float | tuple[float, ...] = 3.0  # classifier-free guidance g: g·cond + (1−g)·uncond
+    temperature: float | tuple[float, ...] = 0.5  # logits are divided by it
     top_k: int = 0  # 1 is greedy; 0 and 2 change nothing
     top_p: float = 0.97  # a bit value of probability ≤ 1 − top_p is never taken; 1 switches off
     guidance_layer: int = 0  # 0: on logits; −n: on hidden states after zero-based block depth − n
 
     def __post_init__(self):
+        for name in ('guidance', 'temperature'):
+            values = getattr(self, name)
+            values = (values,) if isinstance(values, int | float) else tuple(values)
+            if not values or not all(math.isfinite(value) for value in values):
+                raise UserError(f'{name} is {values}; wanted a finite number, or one per scale')
+            object.__setattr__(self, name, values)
+        if self.guidance_layer > 0:
+            raise UserError(
+                f'guidance_layer is {self.guidance_layer}; wanted 0 (logits) or -n (hidden states '
+                'after block depth - n)'
+            )
         if not 0 < self.top_p <= 1:
             raise UserError(f'top_p is {self.top_p}; choose a number in (0, 1], 1 to switch it off')
         if self.top_k not in (0, 1, 2):

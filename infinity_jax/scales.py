@@ -68,12 +68,15 @@ class ScaleSchedule:
     @classmethod
     def free(cls, grids) -> 'ScaleSchedule':
         """A schedule of one's own, such as ((1, 1), (2, 2), (4, 4), (8, 8))."""
-        grids = tuple((int(h), int(w)) for h, w in grids)
-        for previous, grid in itertools.pairwise(((1, 1), *grids)):
+        try:
+            grids = tuple((int(h), int(w)) for h, w in grids)
+        except (TypeError, ValueError):
+            raise UserError(f'scale schedule {grids!r} is not a list of grids (h, w)') from None
+        if not grids or grids[0] != (1, 1):
+            raise UserError(f'scale schedule {grids} does not start at (1, 1), the first token')
+        for previous, grid in itertools.pairwise(grids):
             if grid[0] < previous[0] or grid[1] < previous[1]:
                 raise UserError(f'scale schedule {grids} shrinks at {grid}; list it coarse to fine')
-        if not grids:
-            raise UserError('scale schedule is empty; name at least one grid (h, w)')
         return cls(grids, grids[-1])
 
     def __len__(self) -> int:
@@ -134,7 +137,7 @@ def nearest_ratio(ratio: float | str) -> str:
         return ratio
     try:
         value = float(ratio)
-    except ValueError:
+    except (TypeError, ValueError):
         value = math.nan
     if not (math.isfinite(value) and value > 0):
         raise UserError(

@@ -49,7 +49,8 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
     sizes = dataclasses.asdict(config)
     fixed = math.prod(n for n in sizes.values() if n != -1)
     free = [name for name, n in sizes.items() if n == -1]
-    if len(free) > 1 or fixed < 1 or devices.size % fixed or (not free and fixed != devices.size):
+    bad = any(n < 1 and n != -1 for n in sizes.values())
+    if bad or len(free) > 1 or devices.size % fixed or (not free and fixed != devices.size):
         raise UserError(
             f'mesh {sizes} does not cover {devices.size} devices; make the axes multiply to that '
             'number, with at most one of them -1'

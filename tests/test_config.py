@@ -96,3 +96,18 @@ def test_derived_sizes_of_the_released_models():
     assert PRESETS['2b'].pool_heads == 16 and PRESETS['20b'].pool_heads == 32
     assert TokenizerConfig().stride == 16
     assert TokenizerConfig(channel_multipliers=(1, 2, 4), unshuffle=2).stride == 8
+
+
+@pytest.mark.parametrize(
+    'make, name',
+    [
+        (lambda: TransformerConfig(depth=1, width=32, num_heads=0), 'num_heads'),
+        (lambda: TransformerConfig(depth=1, width=32, num_heads=2, dtype='float33'), 'dtype'),
+        (lambda: TransformerConfig(depth=1, width=40, num_heads=2, text_channels=384), 'width'),
+        (lambda: TokenizerConfig(channel_multipliers=()), 'channel_multipliers'),
+        (lambda: TokenizerConfig(base_channels=20), 'norm_groups'),
+    ],
+)
+def test_impossible_sizes_are_refused(make, name):
+    with pytest.raises(UserError, match=name):
+        make()

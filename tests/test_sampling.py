@@ -90,3 +90,16 @@ def test_numbers_per_scale():
 def test_bad_settings_are_user_errors(field, value):
     with pytest.raises(UserError, match=f'{field} is'):
         SamplingConfig(**{field: value})
+
+
+@pytest.mark.parametrize(
+    'field, value',
+    [('guidance', (float('nan'),)), ('temperature', ()), ('guidance_layer', 3)],
+)
+def test_meaningless_settings_are_refused(field, value):
+    with pytest.raises(UserError, match=field):
+        SamplingConfig(**{field: value})
+
+
+def test_one_number_serves_all_scales():
+    assert SamplingConfig(guidance=3).per_scale('guidance', 2) == (3, 3)

@@ -104,3 +104,9 @@ def test_free_schedule():
 def test_bad_free_schedule_is_a_user_error(grids):
     with pytest.raises(UserError, match='scale schedule'):
         ScaleSchedule.free(grids)
+
+
+@pytest.mark.parametrize('grids', [(), ((2, 2), (4, 4)), ((1,), (2, 2)), (1, 2, 3)])
+def test_free_schedules_start_with_one_token_and_list_pairs(grids):
+    with pytest.raises(UserError, match='scale schedule'):
+        ScaleSchedule.free(grids)

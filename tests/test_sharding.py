@@ -45,17 +45,14 @@ def batch():
 
 
 @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
-def loss_and_gradient(variables, batch):
-    def loss(variables):
-        logits = Transformer(TRANSFORMER).apply(variables, *batch[:3], SCHEDULE)
-        return bit_loss(logits, batch[3], SCHEDULE)[0]
-
-    return jax.value_and_grad(loss)(variables)
+def loss_of(variables, batch):
+    logits = Transformer(TRANSFORMER).apply(variables, *batch[:3], SCHEDULE)
+    return bit_loss(logits, batch[3], SCHEDULE)[0]
 
 
 @functools.cache
 def on_one_device():
-    return jax.device_get(loss_and_gradient(transformer_variables(), batch()))
+    return float(loss_of(transformer_variables(), batch()))
 
 
 def test_there_are_eight_devices():
@@ -139,16 +136,14 @@ def test_parameters_are_born_in_their_shards_with_the_values_of_one_device():
 
 
 @pytest.mark.parametrize('config', MESHES, ids=str)
-def test_eight_devices_give_the_loss_and_gradient_of_one(config):
+def test_eight_devices_give_the_loss_of_one(config):
     mesh = make_mesh(config)
     variables = jax.device_put(transformer_variables(), shardings(mesh))
     spread = jax.device_put(batch(), batch_sharding(mesh))
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-        loss, gradient = loss_and_gradient(variables, spread)
-    wanted_loss, wanted = on_one_device()
-    np.testing.assert_allclose(loss, wanted_loss, rtol=1e-5)
-    for ours, leaf in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(ours, leaf, atol=1e-5 * max(np.abs(leaf).max(), 1e-3))
+        loss = loss_of(variables, spread)
+    assert len(loss.sharding.device_set) == 8
+    np.testing.assert_allclose(loss, on_one_device(), rtol=1e-5)
 
 
 def test_constrain_places_activations_only_under_a_mesh():

@@ -7,10 +7,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from infinity_jax.config import TokenizerConfig
+from infinity_jax.config import FALLBACK_GROUPS, TokenizerConfig
 
 NORM_EPSILON = 1e-6
-RELEASED_FALLBACK_GROUPS = 24  # where the usual number of groups does not divide the width
 
 
 def conv(features: int, size: int = 3, stride: int = 1, **options: Any) -> nn.Conv:
@@ -40,7 +39,7 @@ class GroupNorm(nn.Module):
     @nn.compact
     def __call__(self, x_Bhwc: jax.Array) -> jax.Array:
         channels = x_Bhwc.shape[-1]
-        groups = self.groups if channels % self.groups == 0 else RELEASED_FALLBACK_GROUPS
+        groups = self.groups if channels % self.groups == 0 else FALLBACK_GROUPS
         scale = self.param('scale', nn.initializers.ones, (channels,))
         bias = self.param('bias', nn.initializers.zeros, (channels,))
 

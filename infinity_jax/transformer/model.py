@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax.config import TransformerConfig
+from infinity_jax.config import TransformerConfig, UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.attention import attend, linear, prefix_attention, query_groups
 from infinity_jax.transformer.blocks import Block, modulate
@@ -85,14 +85,24 @@ class Transformer(nn.Module):
         """Learned features (B, T, E) that replace the text in the unconditional branch."""
         return self.condition.unconditional(text_BTE)
 
+    def _check_levels(self, scales: int) -> None:
+        # Indexing past the table's end would silently read its last row.
+        if scales > self.config.levels:
+            raise UserError(
+                f'the schedule has {scales} scales or more, transformer.levels is '
+                f'{self.config.levels}: raise it or shorten the schedule'
+            )
+
     def embed(self, condition: Condition, inputs_BLd: jax.Array, schedule: ScaleSchedule):
         """The first token and the word embeddings of later scales, (B, L, D) float32."""
+        self._check_levels(len(schedule))
         first = (condition.pooled_BD + self.first_token[None])[:, None]
         x_BLD = jnp.concatenate([first, self.word_embed(inputs_BLd)], axis=1)
         return x_BLD + self.level_embed[schedule.scale_of_token][None]
 
     def embed_scale(self, condition: Condition, input_BLd: jax.Array | None, scale: int):
         """Tokens (B, h·w, D) of one scale; the first has no input but the condition."""
+        self._check_levels(scale + 1)
         if scale == 0:
             x_BLD = (condition.pooled_BD + self.first_token[None])[:, None]
         else:
