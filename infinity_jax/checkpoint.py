@@ -190,3 +190,20 @@ def starting_state(
         return from_model()
     say('starting from random weights')
     return from_scratch()
+
+
+def check_start(init_from: str, wanted: Any, given: Any) -> None:
+    """Raises `UserError` unless the weights of `init_from` have the configured shapes.
+
+    Args:
+      init_from: the folder, for the message.
+      wanted: the configured tree of shapes.
+      given: the loaded tree.
+    """
+    wanted, given = _shapes(wanted), _shapes(given)
+    for name in sorted(wanted.keys() | given.keys()):
+        if wanted.get(name) != given.get(name):
+            raise UserError(
+                f'config.init_from {init_from}: {name} is {given.get(name, "absent")}, but the '
+                f"config wants {wanted.get(name, 'none')}; use that model's own dimensions"
+            )

@@ -61,7 +61,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('what', choices=['demo'], help='demo: emoji and backgrounds by the matcher')
     parser.add_argument('--count', type=int, default=500, help='captions of each kind of pairs')
-    parser.add_argument('--subset', help='starter or all; default: what the model was trained on')
+    parser.add_argument('--subset', help='starter, demo or all; default: what it was trained on')
     parser.add_argument('--out', default='.', help='folder for evaluation.json and evaluation.png')
     _add_sampling(parser)
     parser.set_defaults(run=run_evaluate)

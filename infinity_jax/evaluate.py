@@ -19,6 +19,7 @@ from infinity_jax.model_folder import ModelBundle, load_model
 from infinity_jax.pictures import from_uint8, save_png
 from infinity_jax.pipeline import DEMO_FOLDER, InfinityPipeline
 from infinity_jax.sampling import SamplingConfig
+from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.losses import psnr
 from infinity_jax.tokenizer.quantizer import quantize
@@ -28,15 +29,18 @@ SHEET_PICTURES = 32  # of each kind of pairs on the contact sheet
 BATCH = 50  # pictures reconstructed in one call
 
 
-def reconstruct(bundle: ModelBundle, pictures: np.ndarray) -> tuple[np.ndarray, float]:
+def reconstruct(
+    bundle: ModelBundle, schedule: ScaleSchedule, pictures: np.ndarray
+) -> tuple[np.ndarray, float]:
     """Pictures, uint8 (N, Y, X, 3), through the tokenizer and back; and their mean PSNR in dB."""
     model = Autoencoder(bundle.tokenizer_config)
+    grids = schedule.code_grids(bundle.transformer_config.spatial_patchify)
 
     @jax.jit
     def run(params, pixels):
         target = from_uint8(pixels)
         features = model.apply({'params': params}, target, method=Autoencoder.encode)
-        total = quantize(features, bundle.schedule).total_Bhwd
+        total = quantize(features, grids).total_Bhwd
         decoded = model.apply({'params': params}, total, method=Autoencoder.decode)
         return to_uint8(decoded), psnr(decoded, target)
 
@@ -78,9 +82,8 @@ def evaluate_demo(
     pipeline = InfinityPipeline(bundle, max_batch=min(count, BATCH))
     subset = subset or bundle.extra.get('run', {}).get('data', {}).get('subset', 'all')
     candidates = [each.name for each in emoji_subset(subset)]
-    size = pipeline.schedule.grids[-1][0] * bundle.tokenizer_config.stride
-    if bundle.transformer_config.spatial_patchify:
-        size *= 2
+    code_grids = pipeline.schedule.code_grids(bundle.transformer_config.spatial_patchify)
+    size = code_grids[-1][0] * bundle.tokenizer_config.stride
     results: dict[str, Any] = {
         'model': str(folder),
         'subset': subset,
@@ -94,7 +97,7 @@ def evaluate_demo(
         specs = evaluation_specs(subset, kind, count, seed)
         captions = [caption(spec) for spec in specs]
         renders = np.stack([render(spec, size) for spec in specs])
-        reconstructions, ratio = reconstruct(bundle, renders)
+        reconstructions, ratio = reconstruct(bundle, pipeline.schedule, renders)
         drawn = pipeline(captions, seed=seed, sampling=sampling).pixels
         results[kind] = {'psnr': ratio}
         rows = {'drawn': drawn, 'reconstructions': reconstructions, 'renders': renders}

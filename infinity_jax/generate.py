@@ -38,7 +38,8 @@ class Drawn(NamedTuple):
     Attributes:
       bits: per scale (B, h, w, d) bool, on the code grids.
       total_Bhwd: their accumulated codes, which the decoder reads.
-      logits: per scale (B, h·w, d, 2) after guidance and temperature, if they were asked for.
+      logits: per scale (B, h·w, d, 2) after guidance and temperature, before top-k and top-p; if
+        they were asked for.
     """
 
     bits: tuple[jax.Array, ...]
@@ -71,7 +72,7 @@ def draw_bits(
     forced_bits: Sequence[jax.Array] | None = None,
     keep_logits: bool = False,
 ) -> Drawn:
-    """Draws the bits of all scales; traced under jit with everything after `schedule` static.
+    """Draws the bits of all scales. Under jit: arrays are traced, all else is static.
 
     Args:
       variables: the transformer's variables.
@@ -135,15 +136,14 @@ def draw_bits(
         if guided and not on_hidden:
             conditional, unconditional = jnp.split(logits, 2)
             logits = guidance * conditional + (1 - guidance) * unconditional
-        logits = keep_likely(logits, top_k, top_p)
+        if keep_logits:
+            all_logits.append(logits)
         scale_keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, scale)
-        bits = sample_bits(scale_keys, logits)
+        bits = sample_bits(scale_keys, keep_likely(logits, top_k, top_p))
         bits = bits.reshape(batch, *schedule.grids[scale], config.token_bits)
         if config.spatial_patchify:
             bits = unfold(bits)
         all_bits.append(bits)
-        if keep_logits:
-            all_logits.append(logits)
         if forced_bits is not None:
             bits = forced_bits[scale]
         total = accumulate(total, codes_from_bits(bits))

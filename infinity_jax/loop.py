@@ -2,10 +2,7 @@
 
 import dataclasses
 import functools
-import json
-import os
 import pathlib
-import platform
 import time
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +17,7 @@ from infinity_jax.config import UserError
 from infinity_jax.data.pipeline import training_batches
 from infinity_jax.metrics import RunLog, Stopwatch, plot_losses
 from infinity_jax.optimizer import OptimizerConfig, TrainState
+from infinity_jax.run_folder import write_description
 from infinity_jax.sharding import RULES, MeshConfig, batch_sharding, replicated
 
 HELD_OUT_SEED = 1  # of the held-out pictures, whatever the run's own seed: figures stay comparable
@@ -30,7 +28,7 @@ class DataConfig:
     """Where pictures come from."""
 
     source: str = 'emoji'
-    subset: str = 'starter'  # of the embedded emoji: 'starter' or 'all'
+    subset: str = 'starter'  # of the embedded emoji: 'starter', 'demo' or 'all'
     picture_size: int = 64  # pixels along an edge
     num_workers: int = 0  # processes that render beside the main one; 0: two threads of it
 
@@ -124,6 +122,31 @@ def first_batches(config: RunConfig, split: str, count: int, **text: Any) -> lis
     return [next(batches) for _ in range(count)]
 
 
+def init_key(seed: int) -> jax.Array:
+    """The key of the first weights; apart from those of steps, which fold their number in."""
+    return jax.random.split(jax.random.key(seed))[0]
+
+
+def step_key(seed: int, step: jax.Array) -> jax.Array:
+    """The key of all randomness in a step."""
+    return jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], step)
+
+
+def check_batch(config: RunConfig, mesh: Mesh) -> None:
+    """Raises `UserError` unless the batch splits evenly over the mesh and over the hosts."""
+    shards = mesh.shape['data'] * mesh.shape['fsdp']
+    if config.batch_size % shards:
+        raise UserError(
+            f'batch_size {config.batch_size} does not divide over data x fsdp = {shards} shares; '
+            f'use a multiple of {shards} or change config.mesh'
+        )
+    if shards % jax.process_count():
+        raise UserError(
+            f'mesh has data x fsdp = {shards} shares of a batch for {jax.process_count()} hosts, '
+            'which would feed different pictures to one share; give every host a share'
+        )
+
+
 def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """Host arrays, this process's share of the batch, to global arrays split over the mesh.
 
@@ -174,16 +197,18 @@ def run(config: RunConfig, task: Task, mesh: Mesh) -> pathlib.Path:
     Raises:
       UserError: a save failed, or `max_bad_steps` steps in a row were not finite.
     """
+    check_batch(config, mesh)
     run_dir = pathlib.Path(config.run_dir)
-    write_description(config, run_dir)
     checkpoints = Checkpoints(run_dir, config.keep_checkpoints)
     state = starting_state(
         checkpoints,
         task.abstract_state,
         task.batches,
-        from_scratch=lambda: task.init(jax.random.key(config.seed)),
+        from_scratch=lambda: task.init(init_key(config.seed)),
         from_model=task.from_model,
     )
+    # After the decision: a refused resume must leave the description of the run that is there.
+    write_description(config, run_dir)
     log = RunLog(run_dir, int(state.step), config.steps)
     try:
         state = _train(config, task, state, mesh, checkpoints, log)
@@ -272,34 +297,3 @@ def _sample_path(config: RunConfig, step: int) -> pathlib.Path:
     folder = pathlib.Path(config.run_dir) / 'samples'
     folder.mkdir(exist_ok=True)
     return folder / f'step_{step:07}.png'
-
-
-def write_description(config: RunConfig, run_dir: pathlib.Path) -> None:
-    """Leaves config.json and versions.json in the run folder.
-
-    Raises:
-      UserError: the folder cannot be written.
-    """
-    versions = {'python': platform.python_version(), 'jax': jax.__version__}
-    versions['devices'] = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
-    if jax.process_index() != 0:
-        return
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        for name, content in (('config', dataclasses.asdict(config)), ('versions', versions)):
-            partial = run_dir / f'{name}.json.partial'
-            partial.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-            os.replace(partial, run_dir / f'{name}.json')
-    except OSError as error:
-        raise UserError(
-            f'config.run_dir {run_dir}: {error.strerror}; make it writable or name another place'
-        ) from None
-
-
-def recipe(config: RunConfig) -> dict[str, Any]:
-    """The configuration as a model folder remembers it: without paths of the machine it ran on."""
-    fields = dataclasses.asdict(config)
-    for name in ('run_dir', 'init_from', 'tokenizer'):
-        if isinstance(fields.get(name), str):
-            del fields[name]
-    return fields

@@ -34,9 +34,23 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     keep_freed_memory()
     use_compile_cache()
-    if os.environ.get('JAX_COORDINATOR_ADDRESS'):  # several processes: JAX reads the rest itself
-        jax.distributed.initialize()
+    join_processes()
     train(CONFIG.value)
+
+
+def join_processes() -> None:
+    """Joins the other processes of a run, if the environment names them."""
+    address = os.environ.get('JAX_COORDINATOR_ADDRESS')
+    if not address:
+        return
+    try:
+        count, index = (int(os.environ[n]) for n in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'))
+    except (KeyError, ValueError):
+        raise UserError(
+            'JAX_COORDINATOR_ADDRESS is set, JAX_NUM_PROCESSES or JAX_PROCESS_ID is not a number; '
+            'set both, or neither of the three to train in one process'
+        ) from None
+    jax.distributed.initialize(address, count, index)
 
 
 def run(argv: list[str] | None = None) -> None:

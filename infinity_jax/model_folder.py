@@ -39,7 +39,6 @@ from infinity_jax.transformer.model import Transformer
 from infinity_jax.weight_files import name_problems, open_safetensors, read_json
 
 Params = dict[str, Any]
-Grids = tuple[tuple[int, int], ...]
 
 FORMAT = 'infinity_jax'
 VERSION = 1
@@ -58,7 +57,7 @@ class ModelBundle:
     text_config: TextConfig | None = None
     text_params: Params | None = None
     text_tokenizer: TextTokenizer | None = None
-    schedule: Grids | None = None  # (h, w) token grids of a free schedule; None: the released ones
+    schedule: ScaleSchedule | None = None  # token grids; a tokenizer alone has its code grids here
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # JSON, kept as it is
 
 
@@ -139,7 +138,8 @@ def _write(folder: Path, bundle: ModelBundle, dtype: str) -> None:
         described[part] = dataclasses.asdict(config)
         arrays = {n: _cast(n, a, dtype) for n, a in flatten_dict(params, sep='.').items()}
         safetensors.numpy.save_file(arrays, folder / f'{part}.safetensors')
-    described['schedule'] = bundle.schedule
+    if bundle.schedule is not None:
+        described['schedule'] = dataclasses.asdict(bundle.schedule)
     described['extra'] = bundle.extra
     if bundle.text_config is not None:
         text_folder = folder / 'text_encoder'
@@ -201,7 +201,7 @@ def load_model(
     parts = tuple(parts)
     bundle = ModelBundle(extra=described.get('extra', {}))
     if described.get('schedule') is not None:
-        bundle.schedule = ScaleSchedule.free(described['schedule']).grids
+        bundle.schedule = from_mapping(ScaleSchedule, described['schedule'], 'schedule')
     problems: list[str] = []
     if 'transformer' in parts and 'transformer' in described:
         config = from_mapping(TransformerConfig, described['transformer'], 'transformer')

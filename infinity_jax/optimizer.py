@@ -1,4 +1,4 @@
-"""AdamW as the paper trains it: which parameters decay, the schedule, the clip (guide: paper 4)."""
+"""AdamW as the paper trains it: which parameters decay, the schedule, the clip (paper 4)."""
 
 import dataclasses
 from collections.abc import Callable

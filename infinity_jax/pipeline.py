@@ -1,7 +1,6 @@
 """Prompts to pictures: `InfinityPipeline.from_pretrained(folder)(prompts).images`."""
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -83,12 +82,10 @@ class InfinityPipeline:
         """Loads a model folder; without one, the demo that ships with the package."""
         return cls(load_model(folder), **options)
 
-    @functools.cached_property
+    @property
     def schedule(self) -> ScaleSchedule:
-        """The schedule that the model folder names."""
-        if self._bundle.schedule is None:
-            return ScaleSchedule.for_picture(1.0, '1M')
-        return ScaleSchedule.free(self._bundle.schedule)
+        """The schedule that the model folder names, or the released one of 1024²."""
+        return self._bundle.schedule or ScaleSchedule.for_picture(1.0, '1M')
 
     def __call__(
         self,

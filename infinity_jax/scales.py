@@ -57,6 +57,15 @@ class ScaleSchedule:
     grids: tuple[Grid, ...]
     full_grid: Grid
 
+    def __post_init__(self):
+        grids = self.grids
+        pairs = all(len(grid) == 2 and min(grid) >= 1 for grid in (*grids, self.full_grid))
+        if not grids or not pairs:
+            raise UserError(f'scale schedule {grids} is not a list of grids (h, w), each 1 or more')
+        for previous, grid in itertools.pairwise(grids):
+            if grid[0] < previous[0] or grid[1] < previous[1]:
+                raise UserError(f'scale schedule {grids} shrinks at {grid}; list it coarse to fine')
+
     @classmethod
     def for_picture(cls, ratio: float | str, budget: str) -> 'ScaleSchedule':
         """The released schedule for a ratio height/width (a name, or any number: the nearest)."""
@@ -72,12 +81,7 @@ class ScaleSchedule:
             grids = tuple((int(h), int(w)) for h, w in grids)
         except (TypeError, ValueError):
             raise UserError(f'scale schedule {grids!r} is not a list of grids (h, w)') from None
-        if not grids or grids[0] != (1, 1):
-            raise UserError(f'scale schedule {grids} does not start at (1, 1), the first token')
-        for previous, grid in itertools.pairwise(grids):
-            if grid[0] < previous[0] or grid[1] < previous[1]:
-                raise UserError(f'scale schedule {grids} shrinks at {grid}; list it coarse to fine')
-        return cls(grids, grids[-1])
+        return cls(grids, grids[-1] if grids else (1, 1))
 
     def __len__(self) -> int:
         return len(self.grids)

@@ -41,7 +41,9 @@ def open_transformer(path: str | Path, ema: bool = False) -> Tensors:
         wanted = ('gpt_ema_fsdp', 'gpt_ema_for_vis') if ema else ('gpt_fsdp', 'gpt_wo_ddp')
         return _nested(path, state['trainer'], wanted)
     if ema:
-        raise UserError(f'{path}: a plain state dict without a moving average; leave out --ema')
+        raise UserError(
+            f'{path}: a plain state dict without a moving average; read its weights as they are'
+        )
     return _state_dict(path, state)
 
 

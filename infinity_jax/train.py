@@ -23,12 +23,13 @@ from infinity_jax.optimizer import (
 )
 from infinity_jax.pictures import from_uint8, save_png
 from infinity_jax.pipeline import InfinityPipeline
+from infinity_jax.run_folder import recipe
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.self_correction import corrupt
-from infinity_jax.sharding import make_mesh, replicated, shardings_of
+from infinity_jax.sharding import init_sharded, make_mesh, replicated, shardings_of
 from infinity_jax.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.train_parts import T2IConfig, load_parts, load_start, run_schedule
+from infinity_jax.train_parts import T2IConfig, load_parts, load_start
 from infinity_jax.transformer.model import Transformer, init_transformer
 
 SAMPLE_CAPTIONS = 16  # half from training pairs, half from held-out ones
@@ -106,7 +107,7 @@ def train_step(
     state: TrainState, frozen: Any, batch: Any, *, models: Models, config: T2IConfig
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update. Pure: every random draw comes from the seed and `state.step`."""
-    key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+    key = loop.step_key(config.seed, state.step)
     corrupt_key, drop_key, path_key = jax.random.split(key, 3)
     inputs, targets = encode_and_corrupt(corrupt_key, frozen, batch, models, config)
     drop = jax.random.bernoulli(drop_key, config.condition_drop, batch['lengths_B'].shape)
@@ -149,7 +150,7 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         Transformer(config.transformer),
         Autoencoder(bundle.tokenizer_config),
         T5Encoder(bundle.text_config, jnp.dtype(config.transformer.dtype)),
-        run_schedule(config, bundle),
+        bundle.schedule,
     )
     optimizer = make_optimizer(config.optimizer, config.steps)
     start_text = bundle.text_params if config.text.train else None
@@ -162,8 +163,7 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     start = jax.jit(lambda params: new_state(params, optimizer), out_shardings=shardings)
 
     def from_scratch(key: jax.Array) -> TrainState:
-        make = jax.jit(lambda k: nn.unbox(init(k)), out_shardings=shardings)
-        state = make(key)
+        state = init_sharded(init, mesh, key)
         return state if start_text is None else start({**state.params, 'text': start_text})
 
     def from_model() -> TrainState:
@@ -201,11 +201,11 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
             bundle,
             transformer_params=params['transformer'],
             text_params=params['text'],
-            extra={'run': loop.recipe(config)},
+            extra={'run': recipe(config)},
         )
 
     def sample(state: TrainState, path: pathlib.Path) -> None:
-        pictures = InfinityPipeline(full_bundle(state))(captions, schedule=models.schedule)
+        pictures = InfinityPipeline(full_bundle(state))(captions)
         if jax.process_index() == 0:
             save_png(path, contact_sheet(pictures.pixels, captions))
 

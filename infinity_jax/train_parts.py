@@ -3,14 +3,14 @@
 import dataclasses
 from typing import Any
 
-import jax
-
 from infinity_jax import loop
+from infinity_jax.checkpoint import check_start
 from infinity_jax.config import TextConfig, TransformerConfig, UserError
 from infinity_jax.model_folder import ModelBundle, load_model, pairing_problems
 from infinity_jax.pipeline import DEMO_FOLDER
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text import TextTokenizer, load_encoder
+from infinity_jax.transformer.model import check_schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,8 @@ def load_parts(config: T2IConfig) -> ModelBundle:
     else:
         bundle.text_config = config.text.encoder
     bundle.transformer_config = config.transformer
+    bundle.schedule = _run_schedule(config, bundle)
+    check_schedule(config.transformer, bundle.schedule)
     problems = pairing_problems(bundle)
     if config.text.encoder is not None and not config.text.train:
         problems.append('text.encoder describes a new text encoder, so set text.train to True')
@@ -67,7 +69,7 @@ def load_parts(config: T2IConfig) -> ModelBundle:
             f'{bundle.text_tokenizer.vocab_size} tokens of {folder}; raise it'
         )
     stride = bundle.tokenizer_config.stride * (2 if config.transformer.spatial_patchify else 1)
-    size = run_schedule(config, bundle).picture_size(stride)
+    size = bundle.schedule.picture_size(stride)
     if size != (config.data.picture_size,) * 2:
         problems.append(
             f'data.picture_size is {config.data.picture_size}, but the tokenizer is made for '
@@ -78,10 +80,16 @@ def load_parts(config: T2IConfig) -> ModelBundle:
     return bundle
 
 
-def run_schedule(config: T2IConfig, bundle: ModelBundle) -> ScaleSchedule:
-    """The schedule that the tokenizer was trained with, or the released one of that size."""
+def _run_schedule(config: T2IConfig, bundle: ModelBundle) -> ScaleSchedule:
+    """Token grids: from the code grids that the tokenizer was trained with, or as released."""
     if bundle.schedule is not None:
-        return ScaleSchedule.free(bundle.schedule)
+        fold = 2 if config.transformer.spatial_patchify else 1
+        if any(n % fold for grid in bundle.schedule.grids for n in grid):
+            raise UserError(
+                f'transformer.spatial_patchify folds 2x2 codes, but the tokenizer has grids '
+                f'{bundle.schedule.grids}; switch it off or use a tokenizer with even grids'
+            )
+        return ScaleSchedule.free((h // fold, w // fold) for h, w in bundle.schedule.grids)
     names = {256: '0.06M', 512: '0.25M', 768: '0.60M', 1024: '1M'}
     if config.data.picture_size not in names:
         raise UserError(
@@ -104,19 +112,5 @@ def load_start(config: T2IConfig, wanted: Any) -> dict[str, Any]:
     params = {'transformer': given.transformer_params}
     if config.text.train:
         params['text'] = given.text_params
-    _compare_shapes(config, wanted, params)
+    check_start(config.init_from, wanted, params)
     return params
-
-
-def _compare_shapes(config: T2IConfig, wanted: Any, given: Any) -> None:
-    shapes = lambda tree: {
-        jax.tree_util.keystr(path, simple=True, separator='.'): leaf.shape
-        for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-    }
-    wanted, given = shapes(wanted), shapes(given)
-    for name in sorted(wanted.keys() | given.keys()):
-        if wanted.get(name) != given.get(name):
-            raise UserError(
-                f'config.init_from {config.init_from}: {name} is {given.get(name, "absent")}, but '
-                f"the config wants {wanted.get(name, 'none')}; use that model's own dimensions"
-            )

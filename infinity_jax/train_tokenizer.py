@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from infinity_jax import loop
+from infinity_jax.checkpoint import check_start
 from infinity_jax.config import TokenizerConfig, UserError
 from infinity_jax.generate import to_uint8
 from infinity_jax.matcher import contact_sheet
@@ -24,8 +25,9 @@ from infinity_jax.optimizer import (
     new_state,
 )
 from infinity_jax.pictures import from_uint8, save_png
+from infinity_jax.run_folder import recipe
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import make_mesh, replicated, shardings_of
+from infinity_jax.sharding import init_sharded, make_mesh, replicated, shardings_of
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.losses import commitment, entropy_penalty, psnr, reconstruction
 from infinity_jax.tokenizer.quantizer import Quantized, quantize
@@ -106,12 +108,13 @@ def train_step(
 def evaluation_step(
     params: Any, batch: Any, *, model: Autoencoder, config: TokenizerRunConfig
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Metrics of one held-out batch, and its reconstructions."""
+    """Metrics of one held-out batch; and (2, n, Y, X, 3), first pictures and reconstructions."""
     target = from_uint8(batch['pixels_BYX3'])
     pixels, quantized = forward(model, params, target, config.grids)
     loss, terms = loss_terms(pixels, target, quantized, config.losses)
     usage = bit_usage(quantized.bits)
-    return {'loss': loss, **terms, 'psnr': psnr(pixels, target), 'bit_usage': usage}, pixels
+    metrics = {'loss': loss, **terms, 'psnr': psnr(pixels, target), 'bit_usage': usage}
+    return metrics, jnp.stack([target[:STRIP_PICTURES], pixels[:STRIP_PICTURES]])
 
 
 def check(config: TokenizerRunConfig) -> None:
@@ -142,6 +145,7 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
 
     def from_model() -> TrainState:
         params = load_model(config.init_from, parts=('tokenizer',)).tokenizer_params
+        check_start(config.init_from, nn.unbox(boxed).params, params)
         return jax.jit(lambda p: new_state(p, optimizer), out_shardings=shardings)(params)
 
     common = {'model': model, 'config': config}
@@ -160,24 +164,24 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
         return jax.tree.map(lambda *x: sum(x) / len(x), *results)
 
     def sample(state: TrainState, path: pathlib.Path) -> None:
-        pixels = evaluate_batch(state.ema, held_out[0])[1][:STRIP_PICTURES]
-        originals = from_uint8(held_out[0]['pixels_BYX3'])[:STRIP_PICTURES]
+        originals, pixels = evaluate_batch(state.ema, held_out[0])[1]
         names = ['original'] * len(originals) + ['reconstruction'] * len(pixels)
         pictures = np.asarray(to_uint8(jnp.concatenate([originals, pixels])))
-        save_png(path, contact_sheet(pictures, names, columns=len(originals)))
+        if jax.process_index() == 0:
+            save_png(path, contact_sheet(pictures, names, columns=len(originals)))
 
     def export(state: TrainState, folder: pathlib.Path) -> None:
         bundle = ModelBundle(
             tokenizer_config=config.tokenizer,
             tokenizer_params=loop.to_host(state.ema, mesh),
-            schedule=config.grids,
-            extra={'run': loop.recipe(config)},
+            schedule=ScaleSchedule.free(config.grids),
+            extra={'run': recipe(config)},
         )
         if jax.process_index() == 0:
             save_model(folder, bundle)
 
     return loop.Task(
-        init=loop.in_mesh(mesh, jax.jit(lambda k: nn.unbox(init(k)), out_shardings=shardings)),
+        init=lambda key: init_sharded(init, mesh, key),
         abstract_state=loop.with_shardings(nn.unbox(boxed), shardings),
         from_model=from_model if config.init_from else None,
         batches=loop.make_batches(config, 'train'),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from infinity_jax.checkpoint import Checkpoints, starting_state
+from infinity_jax.checkpoint import Checkpoints, check_start, starting_state
 from infinity_jax.config import UserError
 from infinity_jax.loop import with_shardings
 from infinity_jax.sharding import make_mesh
@@ -151,3 +151,12 @@ def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / 'run').write_text('a file, not a folder')
     with pytest.raises(UserError, match='checkpoint folder.*config.run_dir'):
         Checkpoints(tmp_path / 'run', keep=1)
+
+
+def test_weights_of_another_shape_are_no_start():
+    wanted = {'a': jax.ShapeDtypeStruct((2, 3), jnp.float32)}
+    check_start('there', wanted, {'a': np.zeros((2, 3))})
+    with pytest.raises(UserError, match=r'config.init_from there: a is \(2, 4\)'):
+        check_start('there', wanted, {'a': np.zeros((2, 4))})
+    with pytest.raises(UserError, match='a is absent'):
+        check_start('there', wanted, None)

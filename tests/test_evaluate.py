@@ -45,7 +45,7 @@ def bundle():
         tokenizer_config=TOKENIZER,
         tokenizer_params=tokenizer_variables(TOKENIZER)['params'],
         transformer_config=TransformerConfig(depth=1, width=16, num_heads=2, bits=4),
-        schedule=GRIDS,
+        schedule=ScaleSchedule.free(GRIDS),
         extra={'run': {'data': {'subset': 'starter'}}},
     )
 

@@ -15,6 +15,7 @@ import tiny
 from infinity_jax import model_folder
 from infinity_jax.config import UserError
 from infinity_jax.model_folder import ModelBundle, load_model, save_model
+from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text import load_encoder
 
 T5 = pathlib.Path(__file__).parent / 'golden' / 't5_tiny'
@@ -30,7 +31,7 @@ def make_bundle(seed=0):
         tokenizer_params=tiny.tokenizer_variables(seed=seed)['params'],
         text_config=text_config,
         text_params=text_params,
-        schedule=((1, 1), (2, 2)),
+        schedule=ScaleSchedule.free(((1, 1), (2, 2))),
         extra={'made by': 'a test'},
     )
 

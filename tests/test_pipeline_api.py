@@ -38,7 +38,7 @@ def bundle():
         text_config=text_config,
         text_params=lively(encoder_shapes(text_config)),
         text_tokenizer=tokenizer,
-        schedule=SCHEDULE.grids[:3],
+        schedule=ScaleSchedule.free(SCHEDULE.grids[:3]),
     )
 
 

@@ -106,7 +106,7 @@ def test_bad_free_schedule_is_a_user_error(grids):
         ScaleSchedule.free(grids)
 
 
-@pytest.mark.parametrize('grids', [(), ((2, 2), (4, 4)), ((1,), (2, 2)), (1, 2, 3)])
-def test_free_schedules_start_with_one_token_and_list_pairs(grids):
+@pytest.mark.parametrize('grids', [(), ((0, 1), (4, 4)), ((1,), (2, 2)), (1, 2, 3)])
+def test_free_schedules_list_pairs_of_at_least_one(grids):
     with pytest.raises(UserError, match='scale schedule'):
         ScaleSchedule.free(grids)

@@ -14,6 +14,7 @@ from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig, 
 from infinity_jax.metrics import read_metrics
 from infinity_jax.model_folder import ModelBundle, load_model, save_model
 from infinity_jax.optimizer import OptimizerConfig
+from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.train import make_task
@@ -31,7 +32,9 @@ def tokenizer_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp('parts') / 'tokenizer'
     params = Autoencoder(TOKENIZER).init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))['params']
     bundle = ModelBundle(
-        tokenizer_config=TOKENIZER, tokenizer_params=nn.unbox(params), schedule=GRIDS
+        tokenizer_config=TOKENIZER,
+        tokenizer_params=nn.unbox(params),
+        schedule=ScaleSchedule.free(GRIDS),
     )
     save_model(folder, bundle)
     return folder
@@ -91,7 +94,7 @@ def test_resuming_continues_bit_for_bit_and_exports(config, tmp_path):
     ours, theirs = load_model(folder), load_model(again)
     jax.tree.map(np.testing.assert_array_equal, ours.transformer_params, theirs.transformer_params)
     jax.tree.map(np.testing.assert_array_equal, ours.text_params, theirs.text_params)
-    assert ours.schedule == GRIDS and ours.extra['run']['steps'] == 6
+    assert ours.schedule == ScaleSchedule.free(GRIDS) and ours.extra['run']['steps'] == 6
     assert run(cut) == again  # a finished run only exports again
     # It is also a place to start from.
     start = dataclasses.replace(config, run_dir=str(tmp_path / 'more'), init_from=str(folder))

@@ -13,7 +13,7 @@ from infinity_jax.config import PRESETS, UserError
 from infinity_jax.model_folder import transformer_shapes
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.attention import query_groups
-from infinity_jax.transformer.model import Transformer, init_transformer
+from infinity_jax.transformer.model import Transformer, check_schedule, init_transformer
 
 # The last scale stands alone in attention, the others under one mask.
 LONG_SCHEDULE = ScaleSchedule.free(((1, 1), (2, 2), (3, 2), (11, 12)))
@@ -258,3 +258,12 @@ def test_text_longer_than_the_learned_one_is_a_user_error():
     features, lengths = jnp.zeros((1, 9, 16)), jnp.array([9])
     with pytest.raises(UserError, match='text of 9 tokens is longer than transformer.text_l'):
         forward()(transformer_variables(), features, lengths, inputs(batch=1), jnp.array([True]))
+
+
+@pytest.mark.parametrize(
+    'grids, message',
+    [(((2, 2), (4, 4)), r'must start at \(1, 1\)'), (((1, 1),) * 16, 'transformer.levels is 15')],
+)
+def test_schedules_that_the_model_cannot_follow_are_refused(grids, message):
+    with pytest.raises(UserError, match=message):
+        check_schedule(TRANSFORMER, ScaleSchedule.free(grids))

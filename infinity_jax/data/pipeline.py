@@ -57,7 +57,7 @@ class EmojiSource:
         pairs = captions.pairs(self.subset, self.split)
         epoch, position = divmod(int(index), len(pairs))
         pair = pairs[_epoch_order(self.seed, epoch, len(pairs))[position]]
-        return captions.draw_spec(np.random.default_rng((self.seed, epoch, position)), *pair)
+        return captions.draw_spec(np.random.default_rng((self.seed, epoch, 1 + position)), *pair)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         spec = self.spec(index)

@@ -85,24 +85,15 @@ class Transformer(nn.Module):
         """Learned features (B, T, E) that replace the text in the unconditional branch."""
         return self.condition.unconditional(text_BTE)
 
-    def _check_levels(self, scales: int) -> None:
-        # Indexing past the table's end would silently read its last row.
-        if scales > self.config.levels:
-            raise UserError(
-                f'the schedule has {scales} scales or more, transformer.levels is '
-                f'{self.config.levels}: raise it or shorten the schedule'
-            )
-
     def embed(self, condition: Condition, inputs_BLd: jax.Array, schedule: ScaleSchedule):
         """The first token and the word embeddings of later scales, (B, L, D) float32."""
-        self._check_levels(len(schedule))
+        check_schedule(self.config, schedule)
         first = (condition.pooled_BD + self.first_token[None])[:, None]
         x_BLD = jnp.concatenate([first, self.word_embed(inputs_BLd)], axis=1)
         return x_BLD + self.level_embed[schedule.scale_of_token][None]
 
     def embed_scale(self, condition: Condition, input_BLd: jax.Array | None, scale: int):
         """Tokens (B, h·w, D) of one scale; the first has no input but the condition."""
-        self._check_levels(scale + 1)
         if scale == 0:
             x_BLD = (condition.pooled_BD + self.first_token[None])[:, None]
         else:
@@ -219,6 +210,7 @@ class Transformer(nn.Module):
           The hidden states (B, h·w, D) and the cache with this scale's keys and values, which the
           last scale does not store: no one reads them.
         """
+        check_schedule(self.config, schedule)
         start, end = schedule.spans[scale]
         rope = rope_table(schedule, self.config.head_dim)[:, start:end]
         last = scale == len(schedule) - 1
@@ -251,6 +243,21 @@ class Transformer(nn.Module):
         carry = (x_BLD, cache, jnp.int32(0))
         (x_BLD, cache, _), _ = self._scan(layer, carry, text_keys_values)
         return x_BLD, cache
+
+
+def check_schedule(config: TransformerConfig, schedule: ScaleSchedule) -> None:
+    """Raises `UserError` unless the schedule starts with one token and has a level a scale."""
+    if schedule.grids[0] != (1, 1):
+        raise UserError(
+            f'the scale schedule starts at {schedule.grids[0]}; the text gives one token, so it '
+            'must start at (1, 1)'
+        )
+    # Indexing past the table's end would silently read its last row.
+    if len(schedule) > config.levels:
+        raise UserError(
+            f'the schedule has {len(schedule)} scales, transformer.levels is {config.levels}: '
+            'raise it or shorten the schedule'
+        )
 
 
 def _mix_halves(x_BLD: jax.Array, guidance: jax.Array) -> jax.Array:

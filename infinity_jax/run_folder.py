@@ -1,0 +1,47 @@
+"""What a run folder says about its run, and what a model remembers of it."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+
+from infinity_jax.config import UserError
+
+PATH_FIELDS = ('run_dir', 'init_from', 'tokenizer')  # of the machine that it ran on
+
+
+def write_description(config: Any, run_dir: pathlib.Path) -> None:
+    """Leaves config.json and versions.json in the run folder.
+
+    Args:
+      config: dataclass of the run.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+    versions = {'python': platform.python_version(), 'jax': jax.__version__}
+    versions['devices'] = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
+    if jax.process_index() != 0:
+        return
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        for name, content in (('config', dataclasses.asdict(config)), ('versions', versions)):
+            partial = run_dir / f'{name}.json.partial'
+            partial.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
+            os.replace(partial, run_dir / f'{name}.json')
+    except OSError as error:
+        raise UserError(
+            f'config.run_dir {run_dir}: {error.strerror}; make it writable or name another place'
+        ) from None
+
+
+def recipe(config: Any) -> dict[str, Any]:
+    """The run's configuration as a model folder remembers it: without paths."""
+    fields = dataclasses.asdict(config)
+    # `tokenizer` is a path in one task and a group of sizes in the other.
+    paths = [name for name in PATH_FIELDS if isinstance(fields.get(name), str)]
+    return {name: value for name, value in fields.items() if name not in paths}
