@@ -172,8 +172,13 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point. Errors of the user become one line and exit code 2."""
-    argv = sys.argv[1:] if argv is None else argv
+    typed = argv is None  # by a user, so that this process is ours to restart
+    argv = sys.argv[1:] if typed else argv
     if argv[:1] == ['train'] and argv[1:] not in (['-h'], ['--help']):
+        from infinity_jax.host_memory import restart_with_tuned_allocator
+
+        if typed:
+            restart_with_tuned_allocator()
         from infinity_jax.main import run as train
 
         train(['infinity-jax train', *argv[1:]])

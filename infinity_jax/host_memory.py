@@ -1,29 +1,30 @@
-"""Keeps the C library from handing memory back and forth between XLA and the kernel."""
+"""Lets the C library keep the memory that XLA frees, in huge pages."""
 
-import ctypes
 import glob
+import os
 import sys
 
-# Of malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-SETTINGS = {
-    M_MMAP_MAX: 0,  # large buffers come from the heap, not from fresh, zeroed pages
-    M_TRIM_THRESHOLD: 2**31 - 1,  # the heap does not shrink when they are freed
-    M_ARENA_MAX: 1,  # threads share that heap; others could hold only 64 MB
-}
+# glibc reads these at its start only. XLA allocates and frees its temporaries in every step; by
+# default each goes back to the kernel and returns as fresh, zeroed, small pages.
+TUNABLES = (
+    'glibc.malloc.mmap_max=0',  # large buffers come from the heap
+    'glibc.malloc.trim_threshold=1000000000000',  # which does not shrink when they are freed
+    'glibc.malloc.top_pad=67108864',  # and grows by 64 MB
+    'glibc.malloc.hugetlb=1',  # in transparent huge pages
+)
 
 
-def keep_freed_memory() -> None:
-    """On the CPU, saves a quarter of a small training step: 125 of 380 ms were page faults.
+def restart_with_tuned_allocator() -> None:
+    """Starts this very command again with `TUNABLES` in its environment; CPU only.
 
-    XLA allocates and frees its temporaries in every step, and by default glibc returns each to the
-    kernel. Call before the backend starts its threads. Does nothing without glibc, or where there
-    is an accelerator, which has memory of its own.
+    A small training step becomes about a third faster. Call it first thing: nothing of the process
+    survives. Returns at once where GLIBC_TUNABLES is set, on other systems than Linux, and where
+    there is an accelerator, which has memory of its own.
     """
-    accelerators = glob.glob('/dev/nvidia[0-9]*') + glob.glob('/dev/accel*')
-    if accelerators or not sys.platform.startswith('linux'):
+    accelerators = (
+        glob.glob('/dev/nvidia[0-9]*') + glob.glob('/dev/accel*') + glob.glob('/dev/vfio/*')
+    )
+    if 'GLIBC_TUNABLES' in os.environ or accelerators or not sys.platform.startswith('linux'):
         return
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)
-    if mallopt is not None:
-        for option, value in SETTINGS.items():
-            mallopt(option, value)
+    os.environ['GLIBC_TUNABLES'] = ':'.join(TUNABLES)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])

@@ -9,7 +9,7 @@ from absl import app, logging
 from infinity_jax.compile_cache import use_compile_cache
 from infinity_jax.config import UserError, from_mapping
 from infinity_jax.config_flags import CONFIG, parse_flags
-from infinity_jax.host_memory import keep_freed_memory
+from infinity_jax.host_memory import restart_with_tuned_allocator
 
 TASKS = ('t2i', 'tokenizer')
 
@@ -32,7 +32,6 @@ def main(argv: list[str]) -> None:
     """Trains; everything but the flags is in the config file."""
     del argv  # parse_flags refused anything that is not a flag
     logging.set_verbosity(logging.WARNING)
-    keep_freed_memory()
     use_compile_cache()
     join_processes()
     train(CONFIG.value)
@@ -66,4 +65,5 @@ def run(argv: list[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
+    restart_with_tuned_allocator()
     run()
