@@ -215,7 +215,7 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
             save_model(folder, complete)
 
     return loop.Task(
-        init=loop.in_mesh(mesh, from_scratch),
+        init=from_scratch,
         abstract_state=loop.with_shardings(shapes, shardings),
         from_model=from_model if config.init_from else None,
         batches=loop.make_batches(config, 'train', **text),

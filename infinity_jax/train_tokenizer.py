@@ -141,11 +141,11 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
         return new_state(params, optimizer)
 
     boxed = jax.eval_shape(init, jax.random.key(0))
-    shardings = shardings_of(boxed, mesh)
+    shapes, shardings = nn.unbox(boxed), shardings_of(boxed, mesh)
 
     def from_model() -> TrainState:
         params = load_model(config.init_from, parts=('tokenizer',)).tokenizer_params
-        check_start(config.init_from, nn.unbox(boxed).params, params)
+        check_start(config.init_from, shapes.params, params)
         return jax.jit(lambda p: new_state(p, optimizer), out_shardings=shardings)(params)
 
     common = {'model': model, 'config': config}
@@ -182,7 +182,7 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
 
     return loop.Task(
         init=lambda key: init_sharded(init, mesh, key),
-        abstract_state=loop.with_shardings(nn.unbox(boxed), shardings),
+        abstract_state=loop.with_shardings(shapes, shardings),
         from_model=from_model if config.init_from else None,
         batches=loop.make_batches(config, 'train'),
         train_step=loop.in_mesh(mesh, step),
