@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError
-from infinity_jax.tokenizer.autoencoder import RELEASED_FALLBACK_GROUPS
 from infinity_jax.torch_table import Naming
 from infinity_jax.weight_files import LazyTensor
 
@@ -130,18 +129,11 @@ def read_tokenizer_config(tensors: Tensors, **overrides: Any) -> TokenizerConfig
     blocks = highest(r'encoder\.down\.\d+\.block\.(\d+)\.')[0] + 1
     folded = _vote('the input channels', [s.size('encoder.conv_in.conv.weight', 1, 3), 1])
     base = math.gcd(*widths)
-    config = TokenizerConfig(
-        bits=_vote('the bits of a code', (s.size(*at) for at in bits_of)),
-        base_channels=base,
-        channel_multipliers=tuple(width // base for width in widths),
-        residual_blocks=blocks,
-        unshuffle=math.isqrt(folded),
-    )
-    config = dataclasses.replace(config, **overrides)
-    odd = [w for w in widths if w % config.norm_groups and w % RELEASED_FALLBACK_GROUPS]
-    if odd:
-        raise UserError(
-            f'widths {odd} divide into neither {config.norm_groups} nor '
-            f'{RELEASED_FALLBACK_GROUPS} groups of channels; state norm_groups'
-        )
-    return config
+    fields = {
+        'bits': _vote('the bits of a code', (s.size(*at) for at in bits_of)),
+        'base_channels': base,
+        'channel_multipliers': tuple(width // base for width in widths),
+        'residual_blocks': blocks,
+        'unshuffle': math.isqrt(folded),
+    }
+    return TokenizerConfig(**{**fields, **overrides})

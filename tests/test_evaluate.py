@@ -66,7 +66,7 @@ def test_counts_what_is_right_and_leaves_table_and_sheet(bundle, tmp_path, monke
 
 def test_reconstruct_keeps_the_count_over_batches(bundle):
     pictures = np.zeros((evaluate.BATCH + 3, 16, 16, 3), np.uint8)
-    outputs, ratio = evaluate.reconstruct(bundle, pictures)
+    outputs, ratio = evaluate.reconstruct(bundle, ScaleSchedule.free(GRIDS), pictures)
     assert outputs.shape == pictures.shape and outputs.dtype == np.uint8
     assert jax.numpy.isfinite(ratio)
 
