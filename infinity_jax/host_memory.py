@@ -17,9 +17,9 @@ TUNABLES = (
 def restart_with_tuned_allocator() -> None:
     """Starts this very command again with `TUNABLES` in its environment; CPU only.
 
-    Page faults of a small training step, tens of thousands by default, vanish. Call it first thing: nothing of the process
-    survives. Returns at once where GLIBC_TUNABLES is set, on other systems than Linux, and where
-    there is an accelerator, which has memory of its own.
+    Page faults of a small training step, tens of thousands by default, vanish. Call it first
+    thing: nothing of the process survives. Returns at once where GLIBC_TUNABLES is set, on other
+    systems than Linux, and where there is an accelerator, which has memory of its own.
     """
     accelerators = (
         glob.glob('/dev/nvidia[0-9]*') + glob.glob('/dev/accel*') + glob.glob('/dev/vfio/*')
