@@ -72,6 +72,7 @@ def get_config(arg: str = 'demo') -> ConfigDict:
             'source': 'emoji',
             'subset': 'starter',
             'picture_size': 64,  # pixels
+            'placed_rate': 0.3,  # of the pictures have a drawn size and place; the rest are large
             'num_workers': 0,  # rendering processes; 0: threads
         }
     )
@@ -103,6 +104,7 @@ def get_config(arg: str = 'demo') -> ConfigDict:
         config.steps = 11_000  # 176,000 pictures
         config.transformer.depth = 5
         config.data.subset = 'demo'
+        config.data.placed_rate = 0.5  # these are learned last
         config.optimizer.ema_decay = 0.998
         config.eval_every = 500
         config.sample_every = 2000

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from infinity_jax.checkpoint import Checkpoints, starting_state
 from infinity_jax.config import UserError
+from infinity_jax.data.captions import PLACED_RATE
 from infinity_jax.data.pipeline import training_batches
 from infinity_jax.metrics import RunLog, Stopwatch, plot_losses
 from infinity_jax.optimizer import OptimizerConfig, TrainState
@@ -30,6 +31,7 @@ class DataConfig:
     source: str = 'emoji'
     subset: str = 'starter'  # of the embedded emoji: 'starter', 'demo' or 'all'
     picture_size: int = 64  # pixels along an edge
+    placed_rate: float = PLACED_RATE  # of the emoji pictures have a drawn size and place
     num_workers: int = 0  # processes that render beside the main one; 0: two threads of it
 
 

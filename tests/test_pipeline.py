@@ -37,6 +37,14 @@ def test_splits_do_not_overlap():
         assert {captions.is_held_out(s.emoji, s.background) for s in specs} == {held_out}
 
 
+@pytest.mark.parametrize(('rate', 'placed'), [(0, 0), (1, 1)])
+def test_placed_rate(rate, placed):
+    source = EmojiSource('starter', 'train', placed_rate=rate)
+    specs = [source.spec(i) for i in range(200)]
+    placed_shares = [s.size != 'large' for s in specs if s.template == 'scene']
+    assert np.mean(placed_shares) == placed
+
+
 def test_batch_layout():
     def tokenizer(texts, max_length, pad_to):
         return np.full((len(texts), pad_to), 7), np.full(len(texts), max_length)
@@ -97,6 +105,7 @@ def test_shuffle_differs_by_seed_and_epoch():
         ({'subset': 'some'}, "'some'"),
         ({'split': 'test'}, "'test'"),
         ({'picture_size': 60}, 'picture_size 60'),
+        ({'placed_rate': 1.5}, 'data.placed_rate is 1.5'),
         ({'batch_size': 0}, 'batch_size 0'),
     ],
 )

@@ -129,7 +129,12 @@ def pairs(subset: str, split: str) -> tuple[tuple[str, str], ...]:
 
 
 def draw_spec(
-    rng: np.random.Generator, emoji: str, background: str, *, name_only_rate: float = NAME_ONLY_RATE
+    rng: np.random.Generator,
+    emoji: str,
+    background: str,
+    *,
+    name_only_rate: float = NAME_ONLY_RATE,
+    placed_rate: float = PLACED_RATE,
 ) -> PictureSpec:
     """Draws size, place and wording for a pair.
 
@@ -138,7 +143,7 @@ def draw_spec(
     name_only, placed, say_size, say_place = rng.random(4)
     if name_only < name_only_rate:
         return PictureSpec(emoji, background, mention_background=False, template='name')
-    if placed >= PLACED_RATE:
+    if placed >= placed_rate:
         return PictureSpec(emoji, background)
     return PictureSpec(
         emoji,

@@ -44,9 +44,12 @@ class EmojiSource:
     split: str = 'train'
     picture_size: int = 64
     seed: int = 0
+    placed_rate: float = captions.PLACED_RATE  # of the pictures have a drawn size and place
 
     def __post_init__(self):
         check_picture_size(self.picture_size)
+        if not 0 <= self.placed_rate <= 1:
+            raise UserError(f'config field data.placed_rate is {self.placed_rate}; wanted 0 to 1')
         captions.pairs(self.subset, self.split)  # raises for an unknown subset or split
 
     def __len__(self) -> int:
@@ -57,7 +60,8 @@ class EmojiSource:
         pairs = captions.pairs(self.subset, self.split)
         epoch, position = divmod(int(index), len(pairs))
         pair = pairs[_epoch_order(self.seed, epoch, len(pairs))[position]]
-        return captions.draw_spec(np.random.default_rng((self.seed, epoch, 1 + position)), *pair)
+        rng = np.random.default_rng((self.seed, epoch, 1 + position))
+        return captions.draw_spec(rng, *pair, placed_rate=self.placed_rate)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         spec = self.spec(index)
@@ -137,6 +141,7 @@ def training_batches(
     subset: str = 'starter',
     split: str = 'train',
     picture_size: int = 64,
+    placed_rate: float = captions.PLACED_RATE,
     batch_size: int,
     seed: int = 0,
     text_tokenizer: TextTokenizer | None = None,
@@ -146,7 +151,7 @@ def training_batches(
     """Endless batches of a source that the config names."""
     if source not in SOURCES:
         raise UserError(f'data source {source!r} is unknown; choose one of {", ".join(SOURCES)}')
-    records = EmojiSource(subset, split, picture_size, seed)
+    records = EmojiSource(subset, split, picture_size, seed, placed_rate)
     return batches(
         records,
         batch_size,
