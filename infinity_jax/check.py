@@ -15,7 +15,7 @@ from infinity_jax.check_reference import Row, load_arrays, load_reference
 from infinity_jax.check_stages import model_rows
 from infinity_jax.config import UserError
 from infinity_jax.t5 import T5Encoder
-from infinity_jax.text import load_encoder
+from infinity_jax.t5_folder import load_encoder
 
 MAX_T5_ERROR = 2e-6
 MAX_MARGIN = 1e-5  # a wrong bit may only be one that was as good as undecided

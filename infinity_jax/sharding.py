@@ -94,6 +94,27 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def place(
+    read: Callable[[tuple], np.ndarray],
+    shape: tuple[int, ...],
+    dtype: Any,
+    sharding: NamedSharding | None,
+) -> Any:
+    """What `read` gives, as a numpy array, or as a jax array whose shards are read one by one.
+
+    Args:
+      read: index -> that part of the tensor.
+      shape: of the whole.
+      dtype: of the result.
+      sharding: of the jax array; None for numpy.
+    """
+    if sharding is None:
+        return read(()).astype(dtype, copy=False)
+    return jax.make_array_from_callback(
+        shape, sharding, lambda index: read(index).astype(dtype, copy=False)
+    )
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Places an activation by its logical axes; a no-op without a mesh.
 

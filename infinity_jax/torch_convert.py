@@ -1,11 +1,12 @@
 """Released PyTorch weights to our parameters and back; torch itself is not needed.
 
 Every dimension is read off the tensors' shapes. What the table in `torch_table` does not know, or
-finds missing or misshapen, is one error that lists everything.
+finds missing or misshapen, is one error that lists everything. Tensors pass one by one.
 """
 
 import collections
-from collections.abc import Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,154 +15,146 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from infinity_jax import torch_table
 from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError
-from infinity_jax.model_folder import ModelBundle, tokenizer_shapes, transformer_shapes
+from infinity_jax.model_folder import ModelBundle
+from infinity_jax.part_weights import Params, PartConfig, cast, flat_shapes, part_shapes
 from infinity_jax.torch_dimensions import (
     Tensors,
     read_tokenizer_config,
     read_transformer_config,
 )
+from infinity_jax.torch_state_dict import open_tokenizer, open_transformer
 from infinity_jax.torch_table import Entry, Naming
-from infinity_jax.weight_files import is_tensor, name_problems, open_weights
-
-Params = dict[str, Any]
+from infinity_jax.weight_files import name_problems
+from infinity_jax.weight_writer import Spec
 
 TOKEN_STRIDE = 16  # pixels per transformer token along an edge, in every released pair
-WRAPPERS = ('module.', '_orig_mod.')  # put before every name by torch's wrappers
 
 
-def open_transformer(path: str | Path, ema: bool = False) -> Tensors:
-    """A transformer's state dict, unread: plain, of a training checkpoint, or in shards.
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How the tensors of one part correspond.
 
-    Args:
-      path: .pth or .safetensors file, or a folder of shards with an index.
-      ema: take the moving average of a training checkpoint.
+    Attributes:
+      shapes: our dotted path -> shape, layers stacked.
+      entries: one for each torch tensor.
+      buffers: torch name -> (name of the weight that it is made from, how).
+      ignored: torch names that are passed over.
     """
-    state = open_weights(path)
-    if 'trainer' in state:
-        wanted = ('gpt_ema_fsdp', 'gpt_ema_for_vis') if ema else ('gpt_fsdp', 'gpt_wo_ddp')
-        return _nested(path, state['trainer'], wanted)
-    if ema:
-        raise UserError(
-            f'{path}: a plain state dict without a moving average; read its weights as they are'
-        )
-    return _state_dict(path, state)
+
+    shapes: Mapping[str, tuple[int, ...]]
+    entries: tuple[Entry, ...]
+    buffers: Mapping[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]
+    ignored: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, config: PartConfig, naming: Naming = Naming()) -> 'Plan':
+        """The plan of a transformer or a tokenizer."""
+        shapes = flat_shapes(part_shapes(config))
+        if isinstance(config, TokenizerConfig):
+            entries = torch_table.entries(torch_table.TOKENIZER, shapes)
+            buffers = torch_table.buffer_names(torch_table.TOKENIZER_BUFFERS, 1)
+            return cls(shapes, tuple(entries), buffers)
+        entries = torch_table.entries(torch_table.TRANSFORMER, shapes, naming)
+        buffers = torch_table.buffer_names(torch_table.TRANSFORMER_BUFFERS, config.depth, naming)
+        return cls(shapes, tuple(entries), buffers, torch_table.TRANSFORMER_IGNORED)
+
+    def problems(self, tensors: Tensors) -> list[str]:
+        """Every missing, unknown and misshapen name, and buffers that hold what they should not."""
+        passed = (*self.buffers, *self.ignored)
+        found = {n: tuple(t.shape) for n, t in tensors.items() if n not in passed}
+        lines = name_problems({e.torch: e.shape for e in self.entries}, found)
+        for name, (beside, make) in self.buffers.items():
+            if name in tensors and beside in found:
+                constant, held = make(tensors[beside].read()), tensors[name].read()
+                if held.shape != constant.shape or not np.array_equal(held, constant):
+                    lines.append(f'buffer {name} is not the constant that the released code makes')
+        return lines
+
+    def our_specs(self, tensors: Tensors, dtype: Any = None) -> dict[str, Spec]:
+        """Our path -> shape and dtype; without `dtype` the one that holds every layer's."""
+        kinds = collections.defaultdict(set)
+        for entry in self.entries:
+            kinds[entry.ours].add(tensors[entry.torch].dtype)
+        return {
+            ours: Spec(shape, np.dtype(dtype or np.result_type(*kinds[ours])))
+            for ours, shape in self.shapes.items()
+        }
+
+    def read(
+        self, tensors: Tensors, specs: Mapping[str, Spec]
+    ) -> Iterator[tuple[str, int | None, np.ndarray]]:
+        """Our path, layer and array of each tensor in turn."""
+        for entry in self.entries:
+            array = entry.transform.to_ours(tensors[entry.torch].read())
+            yield entry.ours, entry.layer, cast(entry.torch, array, specs[entry.ours].dtype)
+
+    def torch_specs(self, dtype_of: Callable[[str, str], Any]) -> dict[str, Spec]:
+        """Torch name -> shape and dtype, buffers included.
+
+        Args:
+          dtype_of: (torch name, our path) -> dtype.
+        """
+        specs = {e.torch: Spec(e.shape, np.dtype(dtype_of(e.torch, e.ours))) for e in self.entries}
+        ours = {entry.torch: entry.ours for entry in self.entries}
+        for name, (beside, make) in self.buffers.items():
+            made = make(np.empty(specs[beside].shape, specs[beside].dtype))
+            same = made.dtype == specs[beside].dtype
+            dtype = np.dtype(dtype_of(name, ours[beside])) if same else made.dtype
+            specs[name] = Spec(made.shape, dtype)
+        return specs
+
+    def write(
+        self, read: Callable[[str, int | None], np.ndarray], specs: Mapping[str, Spec]
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Torch name and array of each tensor in turn, each buffer behind its weight.
+
+        Args:
+          read: (our path, layer) -> array.
+          specs: as `torch_specs` gives them.
+        """
+        made = collections.defaultdict(list)
+        for name, (beside, make) in self.buffers.items():
+            made[beside].append((name, make))
+        for entry in self.entries:
+            array = entry.transform.to_torch(read(entry.ours, entry.layer))
+            array = cast(entry.torch, array, specs[entry.torch].dtype)
+            yield entry.torch, np.ascontiguousarray(array)
+            for name, make in made[entry.torch]:
+                yield name, make(array).astype(specs[name].dtype)
 
 
-def open_tokenizer(path: str | Path, ema: bool = False) -> Tensors:
-    """A tokenizer's state dict, unread: plain, or under `vae` or `ema`."""
-    state = open_weights(path)
-    if 'trainer' in state:
-        return _nested(path, state['trainer'], ('vae_local',))
-    if ema or 'vae' in state or 'ema' in state:
-        return _nested(path, state, ('ema',) if ema else ('vae', 'ema'))
-    return _state_dict(path, state)
-
-
-def _nested(path: str | Path, state: Any, names: Iterable[str]) -> Tensors:
-    """The first of the named state dicts that is there."""
-    if not isinstance(state, Mapping):
-        raise UserError(f'{path}: holds a {type(state).__name__} where a state dict should be')
-    for name in names:
-        if state.get(name):
-            return _state_dict(path, state[name])
-    raise UserError(f'{path}: has {", ".join(map(str, state))}; wanted {" or ".join(names)}')
-
-
-def _state_dict(path: str | Path, state: Mapping[str, Any]) -> Tensors:
-    others = [str(name) for name, value in state.items() if not is_tensor(value)]
-    if others or not state:
-        raise UserError(
-            f'{path}: wanted a state dict of tensors; not tensors: {", ".join(others) or "(empty)"}'
-        )
-    for wrapper in WRAPPERS:
-        if all(name.startswith(wrapper) for name in state):
-            state = {name.removeprefix(wrapper): value for name, value in state.items()}
-    return dict(state)
-
-
-def import_tensors(
-    tensors: Tensors,
-    wanted: list[Entry],
-    buffers: Mapping[str, tuple[str, Any]],
-    ignored: Iterable[str] = (),
-    dtype: Any = np.float32,
-) -> Params:
-    """Reads tensors one by one into our tree.
+def import_tensors(tensors: Tensors, plan: Plan, dtype: Any = np.float32) -> Params:
+    """Reads tensors into our tree, in memory; `dtype` None keeps the file's.
 
     Raises:
-      UserError: every missing, unknown and misshapen name, and buffers that hold what they
-        should not, together.
+      UserError: everything that is wrong with them, at once.
     """
-    found = {n: t for n, t in tensors.items() if n not in buffers and n not in ignored}
-    problems = name_problems(
-        {e.torch: e.shape for e in wanted}, {n: t.shape for n, t in found.items()}
-    )
-    for name, (beside, make) in buffers.items():
-        if name in tensors and beside in found:
-            constant = make(found[beside].read())
-            held = tensors[name].read()
-            if held.shape != constant.shape or not np.array_equal(held, constant):
-                problems.append(f'buffer {name} is not the constant that the released code makes')
+    problems = plan.problems(tensors)
     if problems:
         raise UserError('; '.join(problems))
-    depths = collections.Counter(e.ours for e in wanted if e.layer is not None)
-    arrays: dict[str, np.ndarray] = {}
-    for entry in wanted:
-        array = entry.transform.to_ours(tensors[entry.torch].read())
-        target = array.dtype if dtype is None else np.dtype(dtype)
-        if entry.layer is None:
-            arrays[entry.ours] = np.ascontiguousarray(array.astype(target, copy=False))
-            continue
-        if entry.ours not in arrays:
-            arrays[entry.ours] = np.empty((depths[entry.ours], *array.shape), target)
-        arrays[entry.ours][entry.layer] = array
+    specs = plan.our_specs(tensors, dtype)
+    arrays = {name: np.empty(spec.shape, spec.dtype) for name, spec in specs.items()}
+    for name, layer, array in plan.read(tensors, specs):
+        arrays[name][... if layer is None else layer] = array
     return unflatten_dict(arrays, sep='.')
 
 
-def export_tensors(
-    params: Params, wanted: list[Entry], buffers: Mapping[str, tuple[str, Any]]
+def to_torch(
+    config: PartConfig, params: Params, naming: Naming = Naming()
 ) -> dict[str, np.ndarray]:
-    """Our tree as torch name -> array, buffers made again; the inverse of `import_tensors`."""
+    """The state dict that the released code loads, in the arrays' own dtypes.
+
+    A tokenizer's is found under `vae` in torch files.
+    """
     flat = flatten_dict(params, sep='.')
-    arrays = {}
-    for entry in wanted:
-        array = np.asarray(flat[entry.ours])
-        array = array if entry.layer is None else array[entry.layer]
-        arrays[entry.torch] = np.ascontiguousarray(entry.transform.to_torch(array))
-    arrays |= {name: make(arrays[beside]) for name, (beside, make) in buffers.items()}
-    return arrays
+    plan = Plan.of(config, naming)
+    specs = plan.torch_specs(lambda _, ours: flat[ours].dtype)
+    return dict(plan.write(lambda ours, layer: layer_of(flat[ours], layer), specs))
 
 
-def _transformer_plan(config: TransformerConfig, naming: Naming):
-    shapes = _flat_shapes(transformer_shapes(config))
-    return (
-        torch_table.entries(torch_table.TRANSFORMER, shapes, naming),
-        torch_table.buffer_names(torch_table.TRANSFORMER_BUFFERS, config.depth, naming),
-    )
-
-
-def _tokenizer_plan(config: TokenizerConfig):
-    shapes = _flat_shapes(tokenizer_shapes(config))
-    return (
-        torch_table.entries(torch_table.TOKENIZER, shapes),
-        torch_table.buffer_names(torch_table.TOKENIZER_BUFFERS, 1),
-    )
-
-
-def _flat_shapes(shapes: Params) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(leaf.shape) for name, leaf in flatten_dict(shapes, sep='.').items()}
-
-
-def transformer_to_torch(
-    config: TransformerConfig, params: Params, naming: Naming = Naming()
-) -> dict[str, np.ndarray]:
-    """The state dict that the released code loads, in the arrays' own dtype."""
-    return export_tensors(params, *_transformer_plan(config, naming))
-
-
-def tokenizer_to_torch(config: TokenizerConfig, params: Params) -> dict[str, np.ndarray]:
-    """The tokenizer's state dict, which torch files hold under `vae`."""
-    return export_tensors(params, *_tokenizer_plan(config))
+def layer_of(array: Any, layer: int | None) -> np.ndarray:
+    """One layer of a stacked array, or all of one that is not; gathered from its shards."""
+    return np.asarray(array if layer is None else array[layer])
 
 
 def load_torch_tokenizer(
@@ -171,7 +164,7 @@ def load_torch_tokenizer(
     tensors = open_tokenizer(path, ema)
     try:
         config = read_tokenizer_config(tensors, **overrides)
-        return config, import_tensors(tensors, *_tokenizer_plan(config), dtype=dtype)
+        return config, import_tensors(tensors, Plan.of(config), dtype)
     except UserError as error:
         raise UserError(f'{path}: {error}') from None
 
@@ -187,11 +180,30 @@ def load_torch_transformer(
     tensors = open_transformer(path, ema)
     try:
         config, naming = read_transformer_config(tensors, tokenizer_bits)
-        plan = _transformer_plan(config, naming)
-        ignored = torch_table.TRANSFORMER_IGNORED
-        return config, import_tensors(tensors, *plan, ignored, dtype), naming
+        return config, import_tensors(tensors, Plan.of(config, naming), dtype), naming
     except UserError as error:
         raise UserError(f'{path}: {error}') from None
+
+
+def check_pair(
+    transformer: TransformerConfig,
+    tokenizer: TokenizerConfig,
+    path: str | Path,
+    token_stride: int = TOKEN_STRIDE,
+) -> None:
+    """Raises `UserError` where a tokenizer's stride is not that of the transformer's tokens.
+
+    Args:
+      path: of the tokenizer, for the message.
+      token_stride: pixels per transformer token along an edge.
+    """
+    stride = tokenizer.stride * (2 if transformer.spatial_patchify else 1)
+    if stride != token_stride:
+        folded = ' folded 2×2' if transformer.spatial_patchify else ''
+        raise UserError(
+            f'{path}: codes of stride {tokenizer.stride}{folded} put a token on {stride} pixels, '
+            f'the transformer expects {token_stride}; use its own tokenizer'
+        )
 
 
 def load_torch_pair(
@@ -213,13 +225,7 @@ def load_torch_pair(
     config, params, _ = load_torch_transformer(
         transformer_path, tokenizer_config.bits, ema=ema, dtype=dtype
     )
-    stride = tokenizer_config.stride * (2 if config.spatial_patchify else 1)
-    if stride != token_stride:
-        folded = ' folded 2×2' if config.spatial_patchify else ''
-        raise UserError(
-            f'{tokenizer_path}: codes of stride {tokenizer_config.stride}{folded} put a token on '
-            f'{stride} pixels, the transformer expects {token_stride}; use its own tokenizer'
-        )
+    check_pair(config, tokenizer_config, tokenizer_path, token_stride)
     return ModelBundle(
         transformer_config=config,
         transformer_params=params,

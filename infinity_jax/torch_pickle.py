@@ -54,8 +54,8 @@ class TorchTensor:
     def dtype(self) -> np.dtype:
         return self.storage.dtype
 
-    def read(self) -> np.ndarray:
-        """Reads this tensor alone, contiguous and in row-major order."""
+    def read(self, index: tuple[int | slice, ...] = ()) -> np.ndarray:
+        """Reads this tensor alone, or a part of it, contiguous and in row-major order."""
         flat = self.storage.archive.map(self.storage)
         size = self.dtype.itemsize
         view = np.lib.stride_tricks.as_strided(
@@ -64,7 +64,7 @@ class TorchTensor:
             tuple(s * size for s in self.strides),
             writeable=False,
         )
-        return np.array(view, order='C')
+        return np.array(view[index], order='C')
 
 
 class _Archive:

@@ -9,7 +9,8 @@ from infinity_jax.config import TextConfig, TransformerConfig, UserError
 from infinity_jax.model_folder import ModelBundle, load_model, pairing_problems
 from infinity_jax.pipeline import DEMO_FOLDER
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.text import TextTokenizer, load_encoder
+from infinity_jax.t5_folder import load_encoder
+from infinity_jax.text import TextTokenizer
 from infinity_jax.transformer.model import check_schedule
 
 

@@ -29,12 +29,16 @@ SAFETENSORS_DTYPES = {
     'U8': np.uint8,
     'BOOL': np.bool_,
 }
+Index = tuple[int | slice, ...]  # into a tensor, as numpy takes it
 INDEX_NAMES = ('model.safetensors.index.json', 'pytorch_model.bin.index.json')
 SINGLE_NAMES = ('model.safetensors', 'pytorch_model.bin')
 
 
 class LazyTensor(Protocol):
-    """What every reader gives: shape and dtype at once, the values on `read()`."""
+    """What every reader gives: shape and dtype at once, the values on `read()`.
+
+    `read(index)` takes only that part of the tensor from the disk.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -42,7 +46,7 @@ class LazyTensor(Protocol):
     @property
     def dtype(self) -> np.dtype: ...
 
-    def read(self) -> np.ndarray: ...
+    def read(self, index: Index = ()) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +58,9 @@ class SafeTensor:
     shape: tuple[int, ...]
     dtype: np.dtype
 
-    def read(self) -> np.ndarray:
+    def read(self, index: Index = ()) -> np.ndarray:
         with safetensors.safe_open(self.path, framework='numpy') as file:
-            return file.get_tensor(self.name)
+            return file.get_slice(self.name)[index] if index else file.get_tensor(self.name)
 
 
 def open_safetensors(path: Path) -> dict[str, SafeTensor]:
@@ -102,7 +106,7 @@ def _open_folder(folder: Path) -> dict[str, Any]:
     """A folder by its index, else by its one weight file, else by all its safetensors."""
     for name in INDEX_NAMES:
         if (folder / name).is_file():
-            return _open_shards(folder, folder / name)
+            return open_shards(folder / name)
     for name in SINGLE_NAMES:
         if (folder / name).is_file():
             return open_weights(folder / name)
@@ -116,8 +120,9 @@ def _open_folder(folder: Path) -> dict[str, Any]:
     return tensors
 
 
-def _open_shards(folder: Path, index: Path) -> dict[str, Any]:
-    """The tensors that an index lists, each from the shard that it names."""
+def open_shards(index: Path) -> dict[str, Any]:
+    """The tensors that an index lists, each from the shard beside it that it names."""
+    folder = index.parent
     weight_map = read_json(index).get('weight_map')
     if not isinstance(weight_map, dict):
         raise UserError(f'{index}: has no weight_map; wanted name -> shard')

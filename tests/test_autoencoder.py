@@ -8,7 +8,7 @@ import pytest
 from tiny import TOKENIZER, tokenizer_variables
 
 from infinity_jax.config import TokenizerConfig
-from infinity_jax.model_folder import tokenizer_shapes
+from infinity_jax.part_weights import tokenizer_shapes
 from infinity_jax.tokenizer.autoencoder import Autoencoder, GroupNorm, conv
 
 

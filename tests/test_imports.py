@@ -16,16 +16,20 @@ CONFIGS = PACKAGE.parent / 'configs'
 # matches says where a module stands.
 LAYERS = (
     ('main', 'cli', 'config_flags'),
+    ('convert',),
     ('train', 'train_*', 'loop', 'evaluate', 'check', 'check_*'),
     ('pipeline', 'generate'),
     (
         'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics', 'matcher',
-        'pictures', 'data', 'model_folder', 'run_folder', 'torch_*',
+        'pictures', 'data', 'model_folder', 'part_weights', 'run_folder', 'torch_*',
     ),
-    ('text', 't5', 'tokenizer', 'transformer', 'weight_files', 'torch_pickle'),
+    (
+        'text', 't5', 't5_folder', 'tokenizer', 'transformer', 'weight_files', 'weight_writer',
+        'torch_pickle', 'torch_writer',
+    ),
     ('config', 'scales', 'sharding', 'compile_cache', 'host_memory'),
 )  # fmt: skip
-MAY_KNOW_TORCH = ('torch_*', 'weight_files', 'check', 'check_*', 'cli')
+MAY_KNOW_TORCH = ('torch_*', 'convert', 'weight_files', 'check', 'check_*', 'cli')
 
 
 def matches(module: str, names: tuple[str, ...]) -> bool:

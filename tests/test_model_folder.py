@@ -16,7 +16,7 @@ from infinity_jax import model_folder
 from infinity_jax.config import UserError
 from infinity_jax.model_folder import ModelBundle, load_model, save_model
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.text import load_encoder
+from infinity_jax.t5_folder import load_encoder
 
 T5 = pathlib.Path(__file__).parent / 'golden' / 't5_tiny'
 
@@ -94,7 +94,7 @@ def test_everything_wrong_is_named_at_once(bundle, tmp_path):
         'missing first_token (32,)',
         'unknown surprise',
         'head.bias has shape (3,), wanted (8,)',
-        'tokenizer.safetensors is missing',
+        'tokenizer.safetensors: no such file',
     ):
         assert part in str(caught.value)
     assert '\n' not in str(caught.value)

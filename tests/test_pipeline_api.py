@@ -21,7 +21,8 @@ from infinity_jax.model_folder import ModelBundle, save_model
 from infinity_jax.pipeline import InfinityPipeline
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.text import TextTokenizer, encoder_shapes
+from infinity_jax.t5_folder import encoder_shapes
+from infinity_jax.text import TextTokenizer
 
 VOCABULARY = pathlib.Path(infinity_jax.__file__).parent / 'demo' / 'text_encoder'
 

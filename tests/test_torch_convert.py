@@ -13,16 +13,14 @@ from torch_files import write_pth
 
 from infinity_jax import torch_table
 from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig, UserError
-from infinity_jax.model_folder import transformer_shapes
+from infinity_jax.part_weights import transformer_shapes
 from infinity_jax.torch_convert import (
     load_torch_pair,
     load_torch_tokenizer,
     load_torch_transformer,
-    open_tokenizer,
-    open_transformer,
-    tokenizer_to_torch,
-    transformer_to_torch,
+    to_torch,
 )
+from infinity_jax.torch_state_dict import open_tokenizer, open_transformer
 from infinity_jax.torch_table import Naming
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -68,17 +66,17 @@ def test_import_then_export_gives_the_same_bytes(folder):
     transformer, tokenizer, wanted_naming = PAIRS[folder]
     path = GOLDEN / folder / tokenizer
     config, params = load_torch_tokenizer(path, dtype=None)
-    same_files(open_tokenizer(path), tokenizer_to_torch(config, params))
+    same_files(open_tokenizer(path), to_torch(config, params))
     path = GOLDEN / folder / transformer
     config, params, naming = load_torch_transformer(path, config.bits, dtype=None)
     assert naming == wanted_naming
-    same_files(open_transformer(path), transformer_to_torch(config, params, naming))
+    same_files(open_transformer(path), to_torch(config, params, naming))
 
 
 @pytest.mark.parametrize('naming', [Naming(1, 1), Naming(4, 2), Naming(2, 1)])
 def test_every_naming_comes_back(tmp_path, naming):
     params = tiny.transformer_variables(CONFIG)['params']
-    arrays = transformer_to_torch(CONFIG, params, naming)
+    arrays = to_torch(CONFIG, params, naming)
     some = 'blocks.3.sa' if naming.chunks == 1 else f'block_chunks.{naming.chunks - 1}.module.'
     assert any(name.startswith(some) for name in arrays)
     write_pth(tmp_path / 'x.pth', arrays)
@@ -89,13 +87,13 @@ def test_every_naming_comes_back(tmp_path, naming):
 
 def test_linear_and_convolution_layouts():
     params = tiny.transformer_variables(CONFIG)['params']
-    arrays = transformer_to_torch(CONFIG, params)
+    arrays = to_torch(CONFIG, params)
     kernel = params['blocks']['self_attention']['qkv']['kernel']
     np.testing.assert_array_equal(arrays['blocks.2.sa.mat_qkv.weight'], kernel[2].T)
     assert arrays['blocks.0.ada_gss'].shape == (1, 1, 6, CONFIG.width)
     assert not arrays['blocks.1.sa.zero_k_bias'].any()
     tokenizer = tiny.tokenizer_variables()['params']
-    arrays = tokenizer_to_torch(tiny.TOKENIZER, tokenizer)
+    arrays = to_torch(tiny.TOKENIZER, tokenizer)
     kernel = np.asarray(tokenizer['encoder']['conv_in']['kernel'])
     weight = arrays['encoder.conv_in.conv.weight']
     assert weight[5, 2, 0, 1] == kernel[0, 1, 2, 5]
@@ -128,7 +126,7 @@ def test_every_preset_has_a_torch_name_for_each_weight(preset):
 def test_wrappers_and_training_checkpoints(tmp_path):
     params = tiny.transformer_variables(CONFIG)['params']
     average = tiny.transformer_variables(CONFIG, seed=1)['params']
-    states = [transformer_to_torch(CONFIG, p, Naming(2)) for p in (params, average)]
+    states = [to_torch(CONFIG, p, Naming(2)) for p in (params, average)]
     content = {'epoch': 1, 'trainer': {'gpt_fsdp': states[0], 'gpt_ema_fsdp': states[1]}}
     write_pth(tmp_path / 'train.pth', content)
     same(load_torch_transformer(tmp_path / 'train.pth', CONFIG.bits)[1], params)
@@ -139,7 +137,7 @@ def test_wrappers_and_training_checkpoints(tmp_path):
         open_transformer(tmp_path / 'x.pth', ema=True)
 
     tokenizer = tiny.tokenizer_variables()['params']
-    state = tokenizer_to_torch(tiny.TOKENIZER, tokenizer)
+    state = to_torch(tiny.TOKENIZER, tokenizer)
     write_pth(tmp_path / 'vae.pth', {'vae': {}, 'ema': state})
     config, again = load_torch_tokenizer(tmp_path / 'vae.pth', norm_groups=4)
     assert config == tiny.TOKENIZER
@@ -154,7 +152,7 @@ def test_wrappers_and_training_checkpoints(tmp_path):
 
 
 def test_everything_wrong_is_named_at_once(tmp_path):
-    arrays = transformer_to_torch(CONFIG, tiny.transformer_variables(CONFIG)['params'])
+    arrays = to_torch(CONFIG, tiny.transformer_variables(CONFIG)['params'])
     arrays['pos_start'] = np.zeros((1, 1, 7), np.float32)
     del arrays['blocks.2.ffn.fc1.bias']
     arrays['blocks.1.ca.gamma'] = np.zeros(3, np.float32)
@@ -174,9 +172,9 @@ def test_everything_wrong_is_named_at_once(tmp_path):
 
 def save_pair(folder, transformer: TransformerConfig, tokenizer: TokenizerConfig):
     params = tiny.transformer_variables(transformer)['params']
-    arrays = transformer_to_torch(transformer, params)
+    arrays = to_torch(transformer, params)
     safetensors.numpy.save_file(arrays, folder / 'infinity.safetensors')
-    arrays = tokenizer_to_torch(tokenizer, tiny.tokenizer_variables(tokenizer)['params'])
+    arrays = to_torch(tokenizer, tiny.tokenizer_variables(tokenizer)['params'])
     safetensors.numpy.save_file(arrays, folder / 'vae.safetensors')
     return folder / 'infinity.safetensors', folder / 'vae.safetensors'
 

@@ -10,7 +10,7 @@ import pytest
 from tiny import QUICK_COMPILE, SCHEDULE, TRANSFORMER, text, transformer_variables
 
 from infinity_jax.config import PRESETS, UserError
-from infinity_jax.model_folder import transformer_shapes
+from infinity_jax.part_weights import transformer_shapes
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.attention import query_groups
 from infinity_jax.transformer.model import Transformer, check_schedule, init_transformer

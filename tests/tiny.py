@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig
-from infinity_jax.model_folder import tokenizer_shapes, transformer_shapes
+from infinity_jax.part_weights import tokenizer_shapes, transformer_shapes
 from infinity_jax.scales import ScaleSchedule
 
 TRANSFORMER = TransformerConfig(
