@@ -162,6 +162,47 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {'.'.join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
 
 
+def load_weights(run_dir: str | os.PathLike, step: int | None, which: str) -> Any:
+    """Reads one set of weights out of a checkpoint, onto the host; a run under way is not touched.
+
+    Args:
+      run_dir: the run folder.
+      step: which checkpoint; None takes the newest.
+      which: 'params' or 'ema'.
+
+    Raises:
+      UserError: there is no such checkpoint, or it cannot be read.
+    """
+    folder = pathlib.Path(run_dir).absolute() / FOLDER_NAME
+    steps = sorted(
+        int(path.name)
+        for path in folder.glob('*')
+        if path.name.isdigit() and ocp.is_orbax_checkpoint(path)
+    )
+    if not steps or (step is not None and step not in steps):
+        there = ', '.join(map(str, steps)) or 'none'
+        raise UserError(
+            f'{folder}: no checkpoint{"" if step is None else f" of step {step}"}; there: {there}'
+        )
+    path = folder / str(steps[-1] if step is None else step)
+    logging.getLogger('absl').addFilter(_not_orbax)
+    # Whatever mesh it was saved from: the weights go to one device of the host.
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
+    options = ocp.options.PyTreeOptions(
+        loading=ocp.options.PyTreeOptions.Loading(partial_load=True)  # no optimizer state
+    )
+    try:
+        saved = ocp.metadata(path, checkpointable_name='state').metadata
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host), saved[which]
+        )
+        with ocp.Context(pytree_options=options):
+            return ocp.load(path, {which: abstract}, checkpointable_name='state')[which]
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise UserError(f'checkpoint {path} cannot be read: {reason}; name another one') from error
+
+
 def starting_state(
     checkpoints: Checkpoints,
     abstract_state: Any,

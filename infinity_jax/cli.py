@@ -5,6 +5,7 @@ import pathlib
 import sys
 from typing import Any
 
+from infinity_jax import convert_command
 from infinity_jax.config import UserError
 
 
@@ -18,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(add('generate', 'Draw pictures from prompts.'))
     _add_check(add('check', 'Compare every stage with reference arrays in a folder.'))
     _add_evaluate(add('evaluate', 'Measure how well a model draws.'))
+    convert_command.add_arguments(add('convert', 'Read and write the released PyTorch files.'))
     train = add('train', 'Train what a config file says; same as python -m infinity_jax.main.')
     train.add_argument('flags', nargs=argparse.REMAINDER, help='--config=FILE --config.FIELD=VALUE')
     return parser

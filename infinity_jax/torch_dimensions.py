@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError, from_mapping
 from infinity_jax.torch_table import Naming
 from infinity_jax.weight_files import LazyTensor
 
@@ -53,7 +53,7 @@ def read_naming(tensors: Tensors) -> tuple[Naming, int]:
 
 
 def read_transformer_config(
-    tensors: Tensors, tokenizer_bits: int | None = None
+    tensors: Tensors, tokenizer_bits: int | None = None, **overrides: Any
 ) -> tuple[TransformerConfig, Naming]:
     """Dimensions off the shapes.
 
@@ -61,6 +61,7 @@ def read_transformer_config(
       tensors: the state dict.
       tokenizer_bits: d of the tokenizer that goes with it, which alone shows whether a token
         stands for one code or for 2×2 of them; None takes one code.
+      overrides: fields to take instead of what the shapes say.
 
     Returns:
       the configuration and how the file names its blocks.
@@ -101,7 +102,8 @@ def read_transformer_config(
     )
     if config.hidden_width != hidden:
         config = dataclasses.replace(config, mlp_ratio=hidden / width)
-    return config, naming
+    fields = dataclasses.asdict(config) | overrides
+    return from_mapping(TransformerConfig, fields, 'transformer'), naming
 
 
 def read_tokenizer_config(tensors: Tensors, **overrides: Any) -> TokenizerConfig:
@@ -136,4 +138,4 @@ def read_tokenizer_config(tensors: Tensors, **overrides: Any) -> TokenizerConfig
         'residual_blocks': blocks,
         'unshuffle': math.isqrt(folded),
     }
-    return TokenizerConfig(**{**fields, **overrides})
+    return from_mapping(TokenizerConfig, {**fields, **overrides}, 'tokenizer')

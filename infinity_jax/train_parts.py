@@ -1,12 +1,18 @@
 """Configuration of a text-to-image run, and the stored parts that it starts from."""
 
 import dataclasses
+import pathlib
 from typing import Any
 
 from infinity_jax import loop
 from infinity_jax.checkpoint import check_start
 from infinity_jax.config import TextConfig, TransformerConfig, UserError
-from infinity_jax.model_folder import ModelBundle, load_model, pairing_problems
+from infinity_jax.model_folder import (
+    ModelBundle,
+    load_model,
+    pairing_problems,
+    read_description,
+)
 from infinity_jax.pipeline import DEMO_FOLDER
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.t5_folder import load_encoder
@@ -59,6 +65,7 @@ def load_parts(config: T2IConfig) -> ModelBundle:
     else:
         bundle.text_config = config.text.encoder
     bundle.transformer_config = config.transformer
+    bundle.source = {**bundle.source, **_source_of(config.init_from)}
     bundle.schedule = _run_schedule(config, bundle)
     check_schedule(config.transformer, bundle.schedule)
     problems = pairing_problems(bundle)
@@ -79,6 +86,17 @@ def load_parts(config: T2IConfig) -> ModelBundle:
     if problems:
         raise UserError('; '.join(problems))
     return bundle
+
+
+def _source_of(init_from: str) -> dict[str, Any]:
+    """How the torch file of the transformer that a run started from was written, if it was one.
+
+    A run that is resumed may have outlived that folder.
+    """
+    if not init_from or not pathlib.Path(init_from).exists():
+        return {}
+    source = read_description(init_from)[1].get('source', {})
+    return {name: value for name, value in source.items() if name == 'transformer'}
 
 
 def _run_schedule(config: T2IConfig, bundle: ModelBundle) -> ScaleSchedule:

@@ -15,8 +15,8 @@ CONFIGS = PACKAGE.parent / 'configs'
 # A module imports from its own layer or lower ones, never in a circle. The lowest name that
 # matches says where a module stands.
 LAYERS = (
-    ('main', 'cli', 'config_flags'),
-    ('convert',),
+    ('main', 'cli', 'convert_command', 'config_flags'),
+    ('convert_from_torch', 'convert_to_torch'),
     ('train', 'train_*', 'loop', 'evaluate', 'check', 'check_*'),
     ('pipeline', 'generate'),
     (
@@ -29,7 +29,7 @@ LAYERS = (
     ),
     ('config', 'scales', 'sharding', 'compile_cache', 'host_memory'),
 )  # fmt: skip
-MAY_KNOW_TORCH = ('torch_*', 'convert', 'weight_files', 'check', 'check_*', 'cli')
+MAY_KNOW_TORCH = ('torch_*', 'convert_*', 'weight_files', 'check', 'check_*', 'cli')
 
 
 def matches(module: str, names: tuple[str, ...]) -> bool:

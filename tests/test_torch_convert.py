@@ -15,6 +15,7 @@ from infinity_jax import torch_table
 from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig, UserError
 from infinity_jax.part_weights import transformer_shapes
 from infinity_jax.torch_convert import (
+    Plan,
     load_torch_pair,
     load_torch_tokenizer,
     load_torch_transformer,
@@ -119,8 +120,26 @@ def test_every_preset_has_a_torch_name_for_each_weight(preset):
     buffers = torch_table.buffer_names(torch_table.TRANSFORMER_BUFFERS, config.depth, naming)
     names = [entry.torch for entry in entries] + list(buffers)
     assert len(set(names)) == len(names) == 22 + 21 * config.depth
-    if preset == '2b':
-        assert len(names) == 694  # as many as the released file
+
+
+# How the lists of names in golden/checkpoint_keys.json come about.
+D14 = TokenizerConfig(bits=14, channel_multipliers=(1, 2, 4, 4))
+RELEASED = {
+    'infinity_2b': (PRESETS['2b'], 694),
+    'infinity_8b_first_two_of_40_blocks': (dataclasses.replace(PRESETS['8b'], depth=2), 64),
+    'vae_d32_patch16': (TokenizerConfig(bits=32), 270),
+    'vae_d14_patch8': (D14, 226),
+}
+
+
+@pytest.mark.parametrize('file', RELEASED)
+def test_names_and_shapes_are_those_of_the_released_files(file):
+    listed = json.loads((GOLDEN / 'checkpoint_keys.json').read_text())[file]
+    config, count = RELEASED[file]
+    chunks = 8 if file == 'infinity_2b' else 1
+    specs = Plan.of(config, Naming(chunks)).torch_specs(lambda *_: np.float32)
+    assert {name: list(spec.shape) for name, spec in specs.items()} == listed
+    assert len(listed) == count
 
 
 def test_wrappers_and_training_checkpoints(tmp_path):

@@ -1,0 +1,107 @@
+"""`infinity-jax convert`: flags of both directions."""
+
+import argparse
+import json
+import re
+from typing import Any
+
+from infinity_jax.config import UserError
+
+UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The two directions and their flags."""
+    directions = parser.add_subparsers(dest='direction', required=True, metavar='DIRECTION')
+    text = 'Released PyTorch weights to a model folder.'
+    start = directions.add_parser('from-torch', help=text, description=text)
+    start.add_argument('--transformer', metavar='PATH', help='.pth, .safetensors or shard folder')
+    start.add_argument('--tokenizer', metavar='PATH', help='the tokenizer that it was trained with')
+    start.add_argument('--text-encoder', metavar='DIR', help='Hugging Face folder of a Flan-T5')
+    start.add_argument('--ema', action='store_true', help='moving average of a training checkpoint')
+    start.add_argument(
+        '--token-stride', type=int, default=16, metavar='PIXELS', help='of a transformer token'
+    )
+    start.add_argument(
+        '--set',
+        action='append',
+        default=[],
+        metavar='PART.FIELD=VALUE',
+        help='a dimension that shapes cannot show: tokenizer.norm_groups=4',
+    )
+    start.set_defaults(run=run_from_torch)
+    text = 'A model folder or training checkpoint to PyTorch weights.'
+    back = directions.add_parser('to-torch', help=text, description=text)
+    back.add_argument('--checkpoint', required=True, metavar='DIR', help='model or run folder')
+    back.add_argument('--ema', action='store_true', help='moving average of a run')
+    back.add_argument('--format', default='pth', choices=['pth', 'safetensors'])
+    back.add_argument('--shard-size', type=size, metavar='5GB', help='of safetensors files')
+    back.add_argument('--chunks', type=int, metavar='N', help="of the blocks' names")
+    back.add_argument(
+        '--scale-axis', type=int, choices=[1, 2], help='where scale_mul_1H11 has the heads'
+    )
+    back.set_defaults(run=run_to_torch)
+    for each in (start, back):
+        each.add_argument('--out', required=True, metavar='DIR')
+        each.add_argument('--dtype', metavar='D', help='float32, bfloat16 or float16')
+
+
+def size(text: str) -> int:
+    """'5GB' in bytes."""
+    match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*([KMG]B)?', text.strip().upper())
+    if not match:
+        raise argparse.ArgumentTypeError(f'{text!r} is no size; wanted one such as 5GB or 800MB')
+    return int(float(match[1]) * UNITS[match[2] or ''])
+
+
+def overrides(settings: list[str]) -> dict[str, Any]:
+    """'part.field=value' to field -> value; numbers, lists and true or false as in JSON."""
+    found = {}
+    for setting in settings:
+        name, equals, value = setting.partition('=')
+        if not equals:
+            raise UserError(f'--set {setting}: wanted PART.FIELD=VALUE')
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def run_from_torch(args: argparse.Namespace) -> None:
+    """Imports, and says what was found."""
+    from infinity_jax.convert_from_torch import from_torch
+
+    bundle = from_torch(
+        args.out,
+        transformer=args.transformer,
+        tokenizer=args.tokenizer,
+        text_encoder=args.text_encoder,
+        ema=args.ema,
+        dtype=args.dtype,
+        token_stride=args.token_stride,
+        overrides=overrides(args.set),
+    )
+    for config in (bundle.transformer_config, bundle.tokenizer_config, bundle.text_config):
+        if config is not None:
+            print(config)
+    print(f'wrote {args.out}')
+
+
+def run_to_torch(args: argparse.Namespace) -> None:
+    """Exports, and lists the files."""
+    from infinity_jax.convert_to_torch import to_torch_files
+    from infinity_jax.weight_writer import SHARD_BYTES
+
+    files = to_torch_files(
+        args.checkpoint,
+        args.out,
+        ema=args.ema,
+        file_format=args.format,
+        shard_size=SHARD_BYTES if args.shard_size is None else args.shard_size,
+        chunks=args.chunks,
+        scale_axis=args.scale_axis,
+        dtype=args.dtype,
+    )
+    for file in files:
+        print(file)

@@ -1,0 +1,170 @@
+"""Released PyTorch files to a model folder, tensor by tensor."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from infinity_jax.config import UserError
+from infinity_jax.model_folder import (
+    DTYPES,
+    FORMAT,
+    ModelBundle,
+    pairing_problems,
+    replacing,
+    write_description,
+)
+from infinity_jax.t5_folder import copy_encoder, open_encoder
+from infinity_jax.text import TextTokenizer
+from infinity_jax.torch_convert import TOKEN_STRIDE, Plan, check_pair
+from infinity_jax.torch_dimensions import (
+    Tensors,
+    read_tokenizer_config,
+    read_transformer_config,
+)
+from infinity_jax.torch_state_dict import open_tokenizer, open_transformer
+from infinity_jax.weight_files import read_json
+from infinity_jax.weight_writer import ShardWriter
+
+
+def from_torch(
+    out: str | Path,
+    *,
+    transformer: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    ema: bool = False,
+    dtype: str | None = None,
+    token_stride: int = TOKEN_STRIDE,
+    overrides: Mapping[str, Any] | None = None,
+) -> ModelBundle:
+    """Writes a model folder from files as people have them.
+
+    Args:
+      out: the folder; a model folder that is there is replaced, anything else is left alone.
+      transformer, tokenizer: .pth or .safetensors files or folders of shards. A transformer wants
+        its tokenizer, whose d alone shows how many codes a token folds.
+      text_encoder: Hugging Face folder of a T5 v1.1, encoder or whole.
+      ema: take the moving averages of a training checkpoint.
+      dtype: of the stored weights; None keeps each tensor's own.
+      token_stride: pixels per transformer token along an edge.
+      overrides: 'transformer.FIELD' or 'tokenizer.FIELD' -> value, instead of what shapes say.
+
+    Returns:
+      a bundle with the configurations and without the weights.
+
+    Raises:
+      UserError: every missing, unknown and misshapen tensor of all files, or parts that do not
+        belong together.
+    """
+    out = Path(out)
+    if transformer is None and tokenizer is None and text_encoder is None:
+        raise UserError('nothing to convert; name --transformer, --tokenizer or --text-encoder')
+    if transformer is not None and tokenizer is None:
+        raise UserError('a transformer is read together with its tokenizer; name --tokenizer too')
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f'dtype {dtype!r} is unknown; choose one of {", ".join(DTYPES)}')
+    _check_target(out)
+    bundle, sources = _read_configs(transformer, tokenizer, ema, overrides or {})
+    if transformer is not None:
+        check_pair(bundle.transformer_config, bundle.tokenizer_config, tokenizer, token_stride)
+    if text_encoder is not None:
+        bundle.text_config, _ = open_encoder(text_encoder)
+        bundle.text_tokenizer = TextTokenizer.from_folder(text_encoder)
+    problems = pairing_problems(bundle)
+    problems += [f'{each.path}: {p}' for each in sources for p in each.plan.problems(each.tensors)]
+    if problems:
+        raise UserError('; '.join(problems))
+    with replacing(out) as folder:
+        for each in sources:
+            specs = each.plan.our_specs(each.tensors, dtype)
+            arrays = each.plan.read(each.tensors, specs)
+            with ShardWriter(folder, each.part, specs) as writer:
+                for name, layer, array in with_bar(arrays, len(each.plan.entries), each.part):
+                    writer.write(name, array, layer)
+            bundle.source[each.part] = each.described
+        if text_encoder is not None:
+            copy_encoder(text_encoder, folder / 'text_encoder', dtype)
+            bundle.text_tokenizer.save(folder / 'text_encoder')
+        write_description(folder, bundle)
+    return bundle
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """One part's torch tensors, and how they become ours."""
+
+    part: str
+    path: str | Path
+    tensors: Tensors
+    plan: Plan
+    described: dict[str, Any]
+
+
+def _check_target(out: Path) -> None:
+    """A folder that holds something else than a model is not replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    config = out / 'config.json'
+    if not (config.is_file() and read_json(config).get('format') == FORMAT):
+        raise UserError(f'--out {out} is there and is not a model folder; name another one')
+
+
+def _read_configs(
+    transformer: str | Path | None,
+    tokenizer: str | Path | None,
+    ema: bool,
+    overrides: Mapping[str, Any],
+) -> tuple[ModelBundle, list[_Source]]:
+    bundle, sources = ModelBundle(), []
+    changes = collections.defaultdict(dict)
+    for name, value in overrides.items():
+        part, _, field = name.partition('.')
+        if part not in ('transformer', 'tokenizer') or not field:
+            raise UserError(f'--set {name}: wanted transformer.FIELD or tokenizer.FIELD')
+        changes[part][field] = value
+    if tokenizer is not None:
+        tensors = open_tokenizer(tokenizer)
+        config = _named(tokenizer, read_tokenizer_config, tensors, **changes['tokenizer'])
+        bundle.tokenizer_config = config
+        described = describe_source(tensors)
+        sources.append(_Source('tokenizer', tokenizer, tensors, Plan.of(config), described))
+    if transformer is not None:
+        tensors = open_transformer(transformer, ema)
+        bits = bundle.tokenizer_config.bits
+        config, naming = _named(
+            transformer, read_transformer_config, tensors, bits, **changes['transformer']
+        )
+        bundle.transformer_config = config
+        described = describe_source(tensors) | dataclasses.asdict(naming)
+        plan = Plan.of(config, naming)
+        sources.append(_Source('transformer', transformer, tensors, plan, described))
+    return bundle, sources
+
+
+def _named(path: str | Path, read: Callable, *args: Any, **overrides: Any) -> Any:
+    """`read(*args, **overrides)`, the file's path put before whatever it complains of."""
+    try:
+        return read(*args, **overrides)
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
+
+
+def describe_source(tensors: Tensors) -> dict[str, Any]:
+    """What of a torch file the weights themselves do not show: the dtype of each tensor.
+
+    Returns:
+      {'dtype': the most common one, 'other_dtypes': {name: dtype}}.
+    """
+    names = {name: np.dtype(tensor.dtype).name for name, tensor in tensors.items()}
+    common = collections.Counter(names.values()).most_common(1)[0][0]
+    return {'dtype': common, 'other_dtypes': {n: d for n, d in names.items() if d != common}}
+
+
+def with_bar(items: Iterator, total: int, part: str) -> Iterator:
+    """A progress bar over the tensors of a part, on terminals."""
+    return tqdm(items, part, total, unit='tensor', dynamic_ncols=True, disable=None)
