@@ -26,7 +26,14 @@ from infinity_jax.pipeline import InfinityPipeline
 from infinity_jax.run_folder import recipe
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.self_correction import corrupt
-from infinity_jax.sharding import init_sharded, make_mesh, replicated, shardings_of
+from infinity_jax.sharding import (
+    in_mesh,
+    init_sharded,
+    make_mesh,
+    replicated,
+    shardings_of,
+    to_host,
+)
 from infinity_jax.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.train_parts import T2IConfig, load_parts, load_start
@@ -196,7 +203,7 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         return jax.tree.map(lambda *x: sum(x) / len(x), *results)
 
     def full_bundle(state: TrainState) -> ModelBundle:
-        params = loop.to_host({**frozen, **state.ema}, mesh)
+        params = to_host({**frozen, **state.ema}, mesh)
         return dataclasses.replace(
             bundle,
             transformer_params=params['transformer'],
@@ -219,8 +226,8 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         abstract_state=loop.with_shardings(shapes, shardings),
         from_model=from_model if config.init_from else None,
         batches=loop.make_batches(config, 'train', **text),
-        train_step=loop.in_mesh(mesh, lambda state, batch: step(state, frozen, batch)),
-        evaluate=loop.in_mesh(mesh, evaluate),
+        train_step=in_mesh(mesh, lambda state, batch: step(state, frozen, batch)),
+        evaluate=in_mesh(mesh, evaluate),
         sample=sample,
         export=export,
     )
