@@ -15,9 +15,11 @@ CONFIGS = PACKAGE.parent / 'configs'
 # A module imports from its own layer or lower ones, never in a circle. The lowest name that
 # matches says where a module stands.
 LAYERS = (
-    ('main', 'cli', 'config_flags', 'generate_command'),
+    ('main', 'cli', 'config_flags', 'generate_command', 'sampling_flags'),
     ('train', 'train_*', 'loop', 'evaluate', 'check', 'check_*'),
-    ('pipeline', 'generate', 'memory_estimate', 'picture_size', 'placement'),
+    (
+        'pipeline', 'generate', 'memory_estimate', 'picture_size', 'placement', 'prompt_encoder',
+    ),
     (
         'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics', 'matcher',
         'pictures', 'data', 'model_folder', 'run_folder', 'torch_*',
