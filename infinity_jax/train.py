@@ -27,6 +27,7 @@ from infinity_jax.run_folder import recipe
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.self_correction import corrupt
 from infinity_jax.sharding import (
+    from_first_process,
     in_mesh,
     init_sharded,
     make_mesh,
@@ -196,7 +197,8 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     host_batches = loop.held_out_batches(config, **text)
     held_out = [loop.put_batch(batch, mesh) for batch in host_batches]
     trained = loop.first_batches(config, 'train', 1, **text)[0]['captions']
-    captions = trained[: SAMPLE_CAPTIONS // 2] + host_batches[0]['captions'][: SAMPLE_CAPTIONS // 2]
+    half = SAMPLE_CAPTIONS // 2
+    captions = from_first_process(trained[:half] + host_batches[0]['captions'][:half])
 
     def evaluate(state: TrainState) -> dict[str, jax.Array]:
         results = [evaluate_batch(state.ema, frozen, b, i) for i, b in enumerate(held_out)]
@@ -212,7 +214,14 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         )
 
     def sample(state: TrainState, path: pathlib.Path) -> None:
-        pictures = InfinityPipeline(full_bundle(state))(captions)
+        params = {**frozen, **state.ema}
+        on_mesh = dataclasses.replace(
+            bundle,
+            transformer_params=params['transformer'],
+            tokenizer_params=params['tokenizer'],
+            text_params=params['text'],
+        )
+        pictures = InfinityPipeline(on_mesh, mesh=mesh)(captions)
         if jax.process_index() == 0:
             save_png(path, contact_sheet(pictures.pixels, captions))
 
