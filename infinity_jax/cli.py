@@ -1,17 +1,24 @@
 """The console command `infinity-jax`. Heavy imports wait until a subcommand needs them."""
 
 import argparse
-import pathlib
 import sys
-from typing import Any
+from typing import NoReturn
 
-from infinity_jax import convert_command
+from infinity_jax import convert_command, generate_command
 from infinity_jax.config import UserError
+from infinity_jax.sampling_flags import add_sampling_flags, sampling_of
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Says what is wrong with a flag in one line, without the usage of all of them."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f'error: {message}; {self.prog} --help lists the flags\n')
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All subcommands and their flags."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         prog='infinity-jax', description='Bitwise autoregressive text-to-image generation.'
     )
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
@@ -25,34 +32,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--cfg', type=numbers, metavar='G', help='guidance, one number or one a scale: 3 or 1,2,3,3'
-    )
-    parser.add_argument(
-        '--tau', type=numbers, metavar='T', help='temperature, one number or one a scale'
-    )
-    parser.add_argument('--top-k', type=int, metavar='K', help='1: greedy')
-    parser.add_argument(
-        '--top-p', type=float, metavar='P', help='bits of probability up to 1 - P are never drawn'
-    )
-    parser.add_argument(
-        '--cfg-layer', type=int, metavar='N', help='-n: guide hidden states, n layers from the end'
-    )
-    parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--checkpoint', metavar='DIR', help='model folder; default: the demo')
-
-
 def _add_generate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('prompts', nargs='*', help='what the pictures show')
-    parser.add_argument('--prompts-file', metavar='FILE', help='one prompt a line')
-    parser.add_argument('--num', type=int, default=1, help='pictures per prompt')
-    parser.add_argument('--negative', metavar='TEXT', help='what the pictures should not show')
-    parser.add_argument(
-        '--out', default='picture.png', help='PNG file; several pictures get a number each'
-    )
-    _add_sampling(parser)
-    parser.set_defaults(run=run_generate)
+    generate_command.add_flags(parser)
+    add_sampling_flags(parser)
+    parser.set_defaults(run=generate_command.run)
 
 
 def _add_check(parser: argparse.ArgumentParser) -> None:
@@ -65,89 +48,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--count', type=int, default=500, help='captions of each kind of pairs')
     parser.add_argument('--subset', help='starter, demo or all; default: what it was trained on')
     parser.add_argument('--out', default='.', help='folder for evaluation.json and evaluation.png')
-    _add_sampling(parser)
+    add_sampling_flags(parser)
     parser.set_defaults(run=run_evaluate)
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """'3' or '1,2,3' as numbers."""
-    return tuple(float(part) for part in text.split(','))
-
-
-def sampling_of(args: argparse.Namespace) -> Any:
-    """The sampling settings that flags change, defaults otherwise."""
-    from infinity_jax.sampling import SamplingConfig
-
-    fields = {
-        'guidance': args.cfg,
-        'temperature': args.tau,
-        'top_k': args.top_k,
-        'top_p': args.top_p,
-        'guidance_layer': args.cfg_layer,
-    }
-    return SamplingConfig(**{name: value for name, value in fields.items() if value is not None})
-
-
-def read_prompts(args: argparse.Namespace) -> list[str]:
-    """Prompts of the command line, then those of the file.
-
-    Raises:
-      UserError: there is none, one is empty, or the file cannot be read.
-    """
-    prompts = list(args.prompts)
-    if args.prompts_file:
-        try:
-            lines = pathlib.Path(args.prompts_file).read_text(encoding='utf-8').splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f'--prompts-file {args.prompts_file}: {error}') from None
-        prompts += [line for line in lines if line.strip()]
-    if not prompts:
-        raise UserError('no prompt given; write what the picture should show, or --prompts-file')
-    if not all(prompt.strip() for prompt in prompts):
-        raise UserError('a prompt is empty; write what the picture should show')
-    return prompts
-
-
-def output_paths(out: str, count: int) -> list[pathlib.Path]:
-    """OUT itself for one picture; else OUT with _000, _001, … before its ending."""
-    path = pathlib.Path(out)
-    if path.suffix.lower() != '.png':
-        raise UserError(f'--out {out} does not end in .png; pictures are written as PNG')
-    if count == 1:
-        return [path]
-    return [path.with_name(f'{path.stem}_{i:03}{path.suffix}') for i in range(count)]
-
-
-def run_generate(args: argparse.Namespace) -> None:
-    """Draws and writes PNGs that remember how they were made."""
-    prompts = read_prompts(args)
-    if args.num < 1:
-        raise UserError(f'--num is {args.num}; wanted 1 or more')
-    paths = output_paths(args.out, len(prompts) * args.num)
-    from infinity_jax.pictures import save_png
-    from infinity_jax.pipeline import DEMO_FOLDER, InfinityPipeline
-
-    sampling = sampling_of(args)
-    folder = args.checkpoint or DEMO_FOLDER
-    pipeline = InfinityPipeline.from_pretrained(folder)
-    drawn = pipeline(
-        prompts, num=args.num, seed=args.seed, negative=args.negative, sampling=sampling
-    )
-    for i, (path, image) in enumerate(zip(paths, drawn.images, strict=True)):
-        metadata = {
-            'prompt': drawn.prompts[i],
-            'negative': args.negative or '',
-            'seed': drawn.seeds[i][0],
-            'index': drawn.seeds[i][1],
-            'guidance': ','.join(map(str, sampling.guidance)),
-            'temperature': ','.join(map(str, sampling.temperature)),
-            'top_k': sampling.top_k,
-            'top_p': sampling.top_p,
-            'guidance_layer': sampling.guidance_layer,
-            'model': args.checkpoint or 'demo',
-        }
-        save_png(path, image, metadata)
-        print(path)
 
 
 def run_check(args: argparse.Namespace) -> None:
@@ -160,10 +62,11 @@ def run_check(args: argparse.Namespace) -> None:
 def run_evaluate(args: argparse.Namespace) -> None:
     """Prints the matcher's table."""
     from infinity_jax.evaluate import evaluate_demo
+    from infinity_jax.hub import local_folder
     from infinity_jax.pipeline import DEMO_FOLDER
 
     evaluate_demo(
-        args.checkpoint or DEMO_FOLDER,
+        local_folder(args.checkpoint or DEMO_FOLDER),
         count=args.count,
         subset=args.subset,
         seed=args.seed,

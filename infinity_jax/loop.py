@@ -1,13 +1,11 @@
 """The training loop that every task shares: step, log, evaluate, draw, save, resume."""
 
 import dataclasses
-import functools
 import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -19,7 +17,7 @@ from infinity_jax.data.pipeline import training_batches
 from infinity_jax.metrics import RunLog, Stopwatch, plot_losses
 from infinity_jax.optimizer import OptimizerConfig, TrainState
 from infinity_jax.run_folder import write_description
-from infinity_jax.sharding import RULES, MeshConfig, batch_sharding, replicated
+from infinity_jax.sharding import MeshConfig, batch_sharding
 
 HELD_OUT_SEED = 1  # of the held-out pictures, whatever the run's own seed: figures stay comparable
 
@@ -160,22 +158,6 @@ def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
         for name, value in batch.items()
         if isinstance(value, np.ndarray)
     }
-
-
-def to_host(tree: Any, mesh: Mesh) -> Any:
-    """Numpy copies of arrays that may be split over the devices of several processes."""
-    return jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree))
-
-
-def in_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` called under the mesh and the logical-axis rules, which tracing reads."""
-
-    @functools.wraps(function)
-    def call(*args):
-        with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-            return function(*args)
-
-    return call
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:

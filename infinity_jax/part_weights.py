@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import place, shardings_of
+from infinity_jax.sharding import read_placed, shardings_of
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
 from infinity_jax.weight_files import LazyTensor, name_problems, open_safetensors, open_shards
@@ -128,8 +128,8 @@ def read_part(
         problems += [f'{part}: {line}' for line in wrong]
         return None
     shardings = part_shardings(config, mesh) if mesh is not None else {}
-    arrays = {
-        name: place(tensors[name].read, shape, dtype or tensors[name].dtype, shardings.get(name))
-        for name, shape in wanted.items()
-    }
+    arrays = {}
+    for name, shape in wanted.items():
+        kind = dtype or tensors[name].dtype
+        arrays[name] = read_placed(tensors[name].read, shape, kind, shardings.get(name))
     return unflatten_dict(arrays, sep='.')

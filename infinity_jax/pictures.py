@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 from collections.abc import Mapping
 
 import jax
@@ -36,6 +37,23 @@ def save_png(
         image.save(partial, format='PNG', pnginfo=info)
         os.replace(partial, path)
     except OSError as error:
-        raise UserError(
-            f'cannot write {path}: {error.strerror or error}; choose another place'
-        ) from None
+        raise _unwritable(path, error) from None
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Makes the folder of a picture that is yet to be drawn, and tries to write there.
+
+    Raises:
+      UserError: nothing can be written there.
+    """
+    path = pathlib.Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: pathlib.Path, error: OSError) -> UserError:
+    return UserError(f'cannot write {path}: {error.strerror or error}; choose another place')

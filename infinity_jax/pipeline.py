@@ -6,21 +6,28 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from PIL import Image
+from tqdm import tqdm
 
 from infinity_jax.config import UserError
-from infinity_jax.generate import Text, controls, draw_pictures
+from infinity_jax.generate import controls, draw_pictures
+from infinity_jax.hub import local_folder
+from infinity_jax.memory_estimate import plan_memory
 from infinity_jax.model_folder import ModelBundle, load_model
+from infinity_jax.picture_size import choose_schedule, token_stride
+from infinity_jax.placement import place, read_configs, share_batch
+from infinity_jax.prompt_encoder import PromptEncoder
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.t5 import T5Encoder
+from infinity_jax.sharding import MeshConfig, in_mesh, make_mesh, to_host
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
 
 DEMO_FOLDER = pathlib.Path(__file__).parent / 'demo'  # the model that ships with the package
 MAX_BATCH = 16  # pictures drawn in one program call
+SEEDS = 2**32  # jax keys would silently take a larger seed modulo this
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,50 +49,119 @@ class Pictures:
         return [Image.fromarray(picture) for picture in self.pixels]
 
 
+@jax.jit
+def picture_keys(seed: jax.Array, indices_B: jax.Array) -> jax.Array:
+    """One random key a picture; on a mesh they lie where the indices do."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices_B)
+
+
 class InfinityPipeline:
-    """A loaded model that draws; compiled once per batch size and sampling mode."""
+    """A loaded model that draws; compiled once per batch size, text length and sampling mode."""
 
     def __init__(
         self,
         bundle: ModelBundle,
         *,
+        mesh: Mesh | None = None,
         rewrite_prompt: Callable[[str], str] | None = None,
         max_batch: int = MAX_BATCH,
+        offload_text: bool = False,
     ):
         """Takes the parts of a model.
 
         Args:
-          bundle: transformer, tokenizer, text encoder and text tokenizer must be there.
+          bundle: transformer, tokenizer, text encoder and text tokenizer must be there. Parameters
+            are numpy arrays, or jax arrays, which stay where they are.
+          mesh: the devices that share weights and pictures; None: the default device.
           rewrite_prompt: applied to every prompt before it is tokenized.
           max_batch: pictures per program call.
+          offload_text: keep the text encoder on the host between calls, see `PromptEncoder`.
         """
-        for part in ('transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer'):
-            if getattr(bundle, part) is None:
-                raise UserError(f'the model has no {part}; drawing needs a complete model folder')
-        self._bundle = bundle
+        check_complete(
+            bundle, ('transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer')
+        )
+        config = bundle.transformer_config
+        self._mesh = mesh
+        self._schedule = bundle.schedule
         self._rewrite = rewrite_prompt or (lambda prompt: prompt)
         self._max_batch = max_batch
-        self._model = Transformer(bundle.transformer_config)
+        self._model = Transformer(config)
         self._autoencoder = Autoencoder(bundle.tokenizer_config)
-        encoder = T5Encoder(bundle.text_config)
-        self._encode = jax.jit(encoder.apply)
-        self._params = jax.device_put(
-            {
-                'transformer': {'params': bundle.transformer_params},
-                'tokenizer': {'params': bundle.tokenizer_params},
-                'text': {'params': bundle.text_params},
-            }
-        )
+        self._prompt_encoder = PromptEncoder(bundle, mesh, offload_text)
+        self._transformer = place(bundle.transformer_params, config.dtype, config, mesh)
+        self._tokenizer = place(bundle.tokenizer_params, 'float32', bundle.tokenizer_config, mesh)
 
     @classmethod
-    def from_pretrained(cls, folder: str | pathlib.Path = DEMO_FOLDER, **options: Any):
-        """Loads a model folder; without one, the demo that ships with the package."""
-        return cls(load_model(folder), **options)
+    def from_pretrained(
+        cls,
+        name: str | pathlib.Path = DEMO_FOLDER,
+        *,
+        revision: str | None = None,
+        cache_dir: str | pathlib.Path | None = None,
+        dtype: str | None = None,
+        mesh: MeshConfig | None = None,
+        ratio: float | str | None = None,
+        budget: str | None = None,
+        size: tuple[int, int] | None = None,
+        max_batch: int = MAX_BATCH,
+        **options: Any,
+    ) -> 'InfinityPipeline':
+        """Loads a model folder; without one, the demo that ships with the package.
+
+        Memory is estimated before any weight is read: the text encoder leaves the device between
+        calls, and fewer pictures are drawn at once, where that makes the model fit.
+
+        Args:
+          name: a folder, or org/name of a Hugging Face repository.
+          revision, cache_dir: of the repository, see `local_folder`.
+          dtype: of the products inside blocks; None: as the model's configuration says.
+          mesh: the devices that share the work; None: the default device.
+          ratio, budget, size: what to draw unless a call says otherwise, see `choose_schedule`.
+          max_batch: pictures per program call, at most.
+          options: of the constructor.
+
+        Raises:
+          UserError: no such model, an incomplete one, a picture size that it cannot draw, or too
+            little memory.
+        """
+        folder = local_folder(name, revision, cache_dir)
+        bundle = read_configs(folder)
+        check_complete(bundle, ('transformer_config', 'tokenizer_config', 'text_config'))
+        if dtype is not None:
+            bundle.transformer_config = dataclasses.replace(bundle.transformer_config, dtype=dtype)
+        configs = (bundle.transformer_config, bundle.tokenizer_config)
+        bundle.schedule = choose_schedule(
+            *configs, bundle.schedule, ratio=ratio, budget=budget, size=size
+        )
+        devices = None if mesh is None else make_mesh(mesh)
+        plan = plan_memory(bundle, max_batch, devices)
+        where = {} if devices is None else {'mesh': devices}
+
+        def load(part: str) -> ModelBundle:
+            return load_model(folder, dtype=None, parts=(part,), **where)
+
+        # Part by part, so that the host never holds two at once beside what is placed.
+        bundle.transformer_params = place(
+            load('transformer').transformer_params, configs[0].dtype, configs[0], devices
+        )
+        bundle.tokenizer_params = place(
+            load('tokenizer').tokenizer_params, 'float32', configs[1], devices
+        )
+        text = load('text_encoder')
+        bundle.text_params, bundle.text_tokenizer = text.text_params, text.text_tokenizer
+        options = {'offload_text': plan.offload_text, **options}
+        return cls(bundle, mesh=devices, max_batch=plan.batch, **options)
 
     @property
     def schedule(self) -> ScaleSchedule:
-        """The schedule that the model folder names, or the released one of 1024²."""
-        return self._bundle.schedule or ScaleSchedule.for_picture(1.0, '1M')
+        """The token grids where a call names none: those of the model, or the released 1024²."""
+        return self._schedule or ScaleSchedule.for_picture(1.0, '1M')
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """(height, width) in pixels of what is drawn where a call names no schedule."""
+        stride = token_stride(self._model.config, self._autoencoder.config)
+        return self.schedule.picture_size(stride)
 
     def __call__(
         self,
@@ -100,25 +176,27 @@ class InfinityPipeline:
         """Draws `num` pictures of each prompt.
 
         Picture i is drawn with a key of its own, from `seed` and i: it does not depend on how many
-        others are asked for.
+        others are asked for. More than one batch shows its progress.
 
         Args:
           prompts: one or several, none empty.
           num: pictures per prompt.
-          seed: of all randomness.
+          seed: of all randomness, 0 to 2^32 - 1.
           negative: what the pictures should not show; replaces the learned unconditional text.
           sampling: guidance, temperature, top-k, top-p.
-          schedule: the token grids; by default those that the model folder names.
+          schedule: the token grids; by default those of the pipeline.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         prompts = [prompt for prompt in prompts for _ in range(num)]
         if not prompts:
             raise UserError('no prompt given; write what the picture should show')
-        batches = list(
-            self.stream(prompts, seed=seed, negative=negative, sampling=sampling, schedule=schedule)
+        batches = self.stream(
+            prompts, seed=seed, negative=negative, sampling=sampling, schedule=schedule
         )
+        count = -(-len(prompts) // self._batch_size(len(prompts)))
+        shown = tqdm(batches, 'drawing', count, unit='batch', disable=count == 1)
         seeds = tuple((seed, i) for i in range(len(prompts)))
-        return Pictures(np.concatenate(batches), tuple(prompts), seeds)
+        return Pictures(np.concatenate(list(shown)), tuple(prompts), seeds)
 
     def stream(
         self,
@@ -130,39 +208,55 @@ class InfinityPipeline:
         schedule: ScaleSchedule | None = None,
     ) -> Iterator[np.ndarray]:
         """Draws one picture a prompt, yielding uint8 batches as they are ready."""
+        if not 0 <= seed < SEEDS:
+            raise UserError(f'seed is {seed}; wanted a whole number from 0 to {SEEDS - 1}')
         schedule = schedule or self.schedule
         traced = controls(sampling, schedule)
         guided = any(g != 1 for g in sampling.guidance)
-        size = min(len(prompts), self._max_batch)
-        for start in range(0, len(prompts), size):
-            chunk = list(prompts[start : start + size])
-            full = chunk + [chunk[-1]] * (size - len(chunk))  # one shape, one compilation
-            text = self.encode_text(full)
-            unwanted = None
-            if guided and negative is not None:
-                unwanted = self.encode_text([negative] * size)
-            indices = jnp.arange(start, start + size)
-            keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices)
-            pixels = draw_pictures(
+        rewritten = {prompt: self._rewrite(prompt) for prompt in dict.fromkeys(prompts)}
+        unwanted = self._rewrite(negative) if guided and negative is not None else None
+        read = list(rewritten.values()) + ([] if unwanted is None else [unwanted])
+        self._prompt_encoder.warn_of_cuts(read)
+        size = self._batch_size(len(prompts))
+        starts = range(0, len(prompts), size)
+        # One shape, one compilation: the last batch is filled up with its last prompt.
+        last = len(prompts) - 1
+        batches = [
+            [rewritten[prompts[min(i, last)]] for i in range(start, start + size)]
+            for start in starts
+        ]
+        draw = draw_pictures if self._mesh is None else in_mesh(self._mesh, draw_pictures)
+        texts = self._prompt_encoder(batches, unwanted)
+        for start, (text, negative_text) in zip(starts, texts, strict=True):
+            indices_B = share_batch(np.arange(start, start + size), self._mesh)
+            pixels = draw(
                 self._model,
                 self._autoencoder,
-                self._params['transformer'],
-                self._params['tokenizer'],
-                keys_B,
+                {'params': self._transformer},
+                {'params': self._tokenizer},
+                picture_keys(np.uint32(seed), indices_B),
                 text,
                 traced,
                 schedule,
-                unwanted,
+                negative_text,
                 guided=guided,
                 guidance_layer=sampling.guidance_layer,
                 top_k=sampling.top_k,
                 top_p=sampling.top_p,
             )
-            yield np.asarray(pixels)[: len(chunk)]
+            pixels = np.asarray(pixels if self._mesh is None else to_host(pixels, self._mesh))
+            yield pixels[: len(prompts) - start]
 
-    def encode_text(self, prompts: Sequence[str]) -> Text:
-        """Tokenizes and encodes prompts, padded to the model's text length."""
-        length = self._bundle.transformer_config.text_length
-        rewritten = [self._rewrite(prompt) for prompt in prompts]
-        ids_BT, lengths_B = self._bundle.text_tokenizer(rewritten, length, length)
-        return Text(self._encode(self._params['text'], ids_BT, lengths_B), jnp.asarray(lengths_B))
+    def _batch_size(self, pictures: int) -> int:
+        """Pictures of a program call: a multiple of the mesh's shares of a batch."""
+        shares = 1
+        if self._mesh is not None:
+            shares = self._mesh.shape['data'] * self._mesh.shape['fsdp']
+        return -(-min(pictures, self._max_batch) // shares) * shares
+
+
+def check_complete(bundle: ModelBundle, fields: Sequence[str]) -> None:
+    """Raises `UserError` where one of these parts of a model is absent."""
+    for field in fields:
+        if getattr(bundle, field) is None:
+            raise UserError(f'the model has no {field}; drawing needs a complete model folder')

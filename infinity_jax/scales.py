@@ -149,3 +149,28 @@ def nearest_ratio(ratio: float | str) -> str:
             f'{", ".join(sorted(RATIOS))}'
         )
     return min(RATIOS, key=lambda name: abs(float(name) - value))
+
+
+def nearest_size(height: int, width: int) -> tuple[str, str]:
+    """Names of the released ratio and budget that serve a wish for height x width pixels.
+
+    The ratio is the nearest; the budget is the smallest whose picture has at least as many pixels
+    as were asked for, or the largest where none has.
+    """
+    if min(height, width) < 1:
+        raise UserError(f'picture of {height} x {width} pixels; wanted 1 or more along each edge')
+    ratio = nearest_ratio(height / width)
+    for budget in BUDGETS:
+        drawn = ScaleSchedule.for_picture(ratio, budget).picture_size()
+        if math.prod(drawn) >= height * width:
+            break
+    return ratio, budget
+
+
+def released_name(schedule: ScaleSchedule) -> tuple[str, str] | None:
+    """(ratio, budget) of a released schedule; None for a free one."""
+    for ratio, grids in RATIOS.items():
+        for budget, scales in BUDGETS.items():
+            if schedule == ScaleSchedule(grids[:scales], grids[-1]):
+                return ratio, budget
+    return None

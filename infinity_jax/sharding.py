@@ -1,6 +1,8 @@
 """The device mesh and the one table from logical axes to mesh axes."""
 
 import dataclasses
+import functools
+import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from infinity_jax.config import UserError
@@ -94,7 +97,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def place(
+def read_placed(
     read: Callable[[tuple], np.ndarray],
     shape: tuple[int, ...],
     dtype: Any,
@@ -113,6 +116,33 @@ def place(
     return jax.make_array_from_callback(
         shape, sharding, lambda index: read(index).astype(dtype, copy=False)
     )
+
+
+def in_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` called under the mesh and the logical-axis rules, which tracing reads."""
+
+    @functools.wraps(function)
+    def call(*args, **options):
+        with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+            return function(*args, **options)
+
+    return call
+
+
+def to_host(tree: Any, mesh: Mesh) -> Any:
+    """Numpy copies of arrays that may be split over the devices of several processes."""
+    return jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree))
+
+
+def from_first_process(texts: list[str]) -> list[str]:
+    """Process 0's texts on every process, for work that all their devices do together."""
+    if jax.process_count() == 1:
+        return texts
+    data = np.frombuffer(json.dumps(texts).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
+    # Process 0's bytes; the others only need an array of that size to join in with.
+    data = multihost_utils.broadcast_one_to_all(np.resize(data, size))
+    return json.loads(np.asarray(data, np.uint8).tobytes())
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

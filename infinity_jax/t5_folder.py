@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from infinity_jax.config import TextConfig, UserError
-from infinity_jax.sharding import place, shardings_of
+from infinity_jax.sharding import read_placed, shardings_of
 from infinity_jax.t5 import T5Encoder
 from infinity_jax.weight_files import (
     Index,
@@ -151,7 +151,7 @@ def load_encoder(
 
     def whole(name: str, path: str) -> Any:
         kind = dtype or tensors[name].dtype
-        return place(tensors[name].read, shapes[path].shape, kind, shardings.get(path))
+        return read_placed(tensors[name].read, shapes[path].shape, kind, shardings.get(path))
 
     def stacked(name: str, path: str) -> Any:
         layers = [tensors[f'encoder.block.{i}.{name}'] for i in range(config.num_layers)]
@@ -168,7 +168,7 @@ def load_encoder(
                 block[i] = row
             return block
 
-        return place(read, shapes[path].shape, kind, shardings.get(path))
+        return read_placed(read, shapes[path].shape, kind, shardings.get(path))
 
     params = {path: whole(name, path) for name, path in WHOLE_NAMES.items()}
     for name, path in LAYER_NAMES.items():

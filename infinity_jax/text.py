@@ -14,6 +14,20 @@ TOKENIZER_FILES = (
     'spiece.model',
 )
 END_TOKEN = '</s>'
+PADDED_LENGTHS = (64, 192)  # tokens; beside the model's own text length
+
+
+def padded_length(longest: int, limit: int) -> int:
+    """The length that texts of up to `longest` tokens are padded to: one of at most three.
+
+    Few lengths mean few compilations, and short ones little work. The text's own length still
+    decides what attends to what, so that the padding changes no result.
+
+    Args:
+      longest: tokens of the longest text.
+      limit: tokens that the model reads at most, its `text_length`; longer texts are cut there.
+    """
+    return next((n for n in PADDED_LENGTHS if longest <= n < limit), limit)
 
 
 class TextTokenizer:
@@ -50,6 +64,12 @@ class TextTokenizer:
         """Writes the tokenizer's files into `folder`, byte for byte as they were read."""
         for name, content in self.files.items():
             (Path(folder) / name).write_bytes(content)
+
+    def token_counts(self, prompts: list[str]) -> list[int]:
+        """Tokens of each prompt, the end token included, before any cut."""
+        encodings = self._tokenizer.encode_batch(list(prompts))
+        ends = [e.ids[-1:] == [self.end_id] for e in encodings]
+        return [len(e.ids) + (not end) for e, end in zip(encodings, ends, strict=True)]
 
     def __call__(
         self, prompts: list[str], max_length: int, pad_to: int | None = None

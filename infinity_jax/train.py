@@ -26,7 +26,15 @@ from infinity_jax.pipeline import InfinityPipeline
 from infinity_jax.run_folder import recipe
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.self_correction import corrupt
-from infinity_jax.sharding import init_sharded, make_mesh, replicated, shardings_of
+from infinity_jax.sharding import (
+    from_first_process,
+    in_mesh,
+    init_sharded,
+    make_mesh,
+    replicated,
+    shardings_of,
+    to_host,
+)
 from infinity_jax.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.train_parts import T2IConfig, load_parts, load_start
@@ -189,14 +197,15 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     host_batches = loop.held_out_batches(config, **text)
     held_out = [loop.put_batch(batch, mesh) for batch in host_batches]
     trained = loop.first_batches(config, 'train', 1, **text)[0]['captions']
-    captions = trained[: SAMPLE_CAPTIONS // 2] + host_batches[0]['captions'][: SAMPLE_CAPTIONS // 2]
+    half = SAMPLE_CAPTIONS // 2
+    captions = from_first_process(trained[:half] + host_batches[0]['captions'][:half])
 
     def evaluate(state: TrainState) -> dict[str, jax.Array]:
         results = [evaluate_batch(state.ema, frozen, b, i) for i, b in enumerate(held_out)]
         return jax.tree.map(lambda *x: sum(x) / len(x), *results)
 
     def full_bundle(state: TrainState) -> ModelBundle:
-        params = loop.to_host({**frozen, **state.ema}, mesh)
+        params = to_host({**frozen, **state.ema}, mesh)
         return dataclasses.replace(
             bundle,
             transformer_params=params['transformer'],
@@ -205,7 +214,14 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         )
 
     def sample(state: TrainState, path: pathlib.Path) -> None:
-        pictures = InfinityPipeline(full_bundle(state))(captions)
+        params = {**frozen, **state.ema}
+        on_mesh = dataclasses.replace(
+            bundle,
+            transformer_params=params['transformer'],
+            tokenizer_params=params['tokenizer'],
+            text_params=params['text'],
+        )
+        pictures = InfinityPipeline(on_mesh, mesh=mesh)(captions)
         if jax.process_index() == 0:
             save_png(path, contact_sheet(pictures.pixels, captions))
 
@@ -219,8 +235,8 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         abstract_state=loop.with_shardings(shapes, shardings),
         from_model=from_model if config.init_from else None,
         batches=loop.make_batches(config, 'train', **text),
-        train_step=loop.in_mesh(mesh, lambda state, batch: step(state, frozen, batch)),
-        evaluate=loop.in_mesh(mesh, evaluate),
+        train_step=in_mesh(mesh, lambda state, batch: step(state, frozen, batch)),
+        evaluate=in_mesh(mesh, evaluate),
         sample=sample,
         export=export,
     )

@@ -27,7 +27,14 @@ from infinity_jax.optimizer import (
 from infinity_jax.pictures import from_uint8, save_png
 from infinity_jax.run_folder import recipe
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import init_sharded, make_mesh, replicated, shardings_of
+from infinity_jax.sharding import (
+    in_mesh,
+    init_sharded,
+    make_mesh,
+    replicated,
+    shardings_of,
+    to_host,
+)
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.losses import commitment, entropy_penalty, psnr, reconstruction
 from infinity_jax.tokenizer.quantizer import Quantized, quantize
@@ -173,7 +180,7 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
     def export(state: TrainState, folder: pathlib.Path) -> None:
         bundle = ModelBundle(
             tokenizer_config=config.tokenizer,
-            tokenizer_params=loop.to_host(state.ema, mesh),
+            tokenizer_params=to_host(state.ema, mesh),
             schedule=ScaleSchedule.free(config.grids),
             extra={'run': recipe(config)},
         )
@@ -185,9 +192,9 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
         abstract_state=loop.with_shardings(shapes, shardings),
         from_model=from_model if config.init_from else None,
         batches=loop.make_batches(config, 'train'),
-        train_step=loop.in_mesh(mesh, step),
-        evaluate=loop.in_mesh(mesh, evaluate),
-        sample=loop.in_mesh(mesh, sample),
+        train_step=in_mesh(mesh, step),
+        evaluate=in_mesh(mesh, evaluate),
+        sample=in_mesh(mesh, sample),
         export=export,
     )
 

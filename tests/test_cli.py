@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -12,20 +13,25 @@ from infinity_jax import pipeline as pipeline_module
 from infinity_jax.config import UserError
 from infinity_jax.pictures import save_png
 from infinity_jax.pipeline import Pictures
+from infinity_jax.scales import ScaleSchedule
 
 
 class FakePipeline:
     """Draws flat grey and remembers what it was asked."""
 
     asked = {}
+    schedule = ScaleSchedule.for_picture(0.5, '0.06M')
+    picture_size = (16, 16)
 
     @classmethod
-    def from_pretrained(cls, folder):
-        cls.asked = {'folder': folder}
+    def from_pretrained(cls, folder, **options):
+        cls.asked = {'folder': folder, **options}
         return cls()
 
     def __call__(self, prompts, *, num, seed, negative, sampling):
         type(self).asked |= {'negative': negative, 'sampling': sampling}
+        if 'long' in prompts:
+            warnings.warn('1 of 1 prompts is cut', stacklevel=2)
         prompts = tuple(prompt for prompt in prompts for _ in range(num))
         pixels = np.full((len(prompts), 16, 16, 3), 128, np.uint8)
         return Pictures(pixels, prompts, tuple((seed, i) for i in range(len(prompts))))
@@ -45,8 +51,41 @@ def test_one_picture_with_its_settings_inside(fake, tmp_path):
         assert image.size == (16, 16)
         assert image.text['prompt'] == 'a red apple' and image.text['seed'] == '3'
         assert image.text['guidance'] == '1.0,2.0,3.0,4.0' and image.text['negative'] == 'a pear'
+        assert image.text['ratio'] == '0.500' and image.text['budget'] == '0.06M'
+        assert image.text['height'] == '16' and image.text['width'] == '16'
     assert fake.asked['sampling'].temperature == (0.5,) and fake.asked['sampling'].top_k == 1
-    assert fake.asked['folder'] == pipeline_module.DEMO_FOLDER
+    assert fake.asked['folder'] == pipeline_module.DEMO_FOLDER and fake.asked['max_batch'] == 1
+    nothing = ('revision', 'dtype', 'ratio', 'budget', 'size')
+    assert [fake.asked[name] for name in nothing] == [None] * 5
+
+
+def test_size_model_and_dtype_reach_the_pipeline(fake, tmp_path, capsys):
+    out = ['--out', str(tmp_path / 'x.png')]
+    wide = ['--ratio', '0.5', '--budget', '1M', '--dtype', 'bfloat16', '--max-batch', '3']
+    hub = ['--checkpoint', 'org/name', '--revision', 'v1', '--num', '20']
+    cli.main(['generate', 'x', *wide, *hub, *out])
+    wanted = {'folder': 'org/name', 'revision': 'v1', 'ratio': '0.5', 'budget': '1M', 'size': None}
+    assert fake.asked.items() >= {**wanted, 'dtype': 'bfloat16', 'max_batch': 3}.items()
+    assert capsys.readouterr().err == ''
+    cli.main(['generate', 'x', '--height', '300', '--width', '500', *out])
+    assert fake.asked['size'] == (300, 500)
+    said = capsys.readouterr()
+    assert said.err == 'drawing 16 x 16 pixels: ratio 0.500, budget 0.06M\n'
+    assert said.out == f'{tmp_path / "x.png"}\n'
+
+
+def test_a_warning_is_one_line(fake, tmp_path, capsys):
+    cli.main(['generate', 'long', '--out', str(tmp_path / 'x.png')])
+    assert capsys.readouterr().err == 'warning: 1 of 1 prompts is cut\n'
+
+
+def test_a_place_that_cannot_be_written_is_found_before_drawing(fake, tmp_path, capsys):
+    (tmp_path / 'file').write_text('')
+    fake.asked = {}
+    with pytest.raises(SystemExit) as caught:
+        cli.main(['generate', 'x', '--out', str(tmp_path / 'file' / 'x.png')])
+    assert caught.value.code == 2 and fake.asked == {}
+    assert 'cannot write' in capsys.readouterr().err
 
 
 def test_several_prompts_and_a_file(fake, tmp_path):
@@ -68,12 +107,25 @@ def test_several_prompts_and_a_file(fake, tmp_path):
         (['generate', 'x', '--prompts-file', '/nowhere'], '--prompts-file /nowhere'),
         (['generate', 'x', '--out', 'x.jpg'], 'does not end in .png'),
         (['generate', 'x', '--num', '0'], '--num is 0'),
+        (['generate', 'x', '--max-batch', '0'], '--max-batch is 0'),
         (['generate', 'x', '--top-p', '2'], 'top_p is 2'),
+        (['generate', 'x', '--cfg', 'abc'], "--cfg: 'abc' is neither a number nor a list"),
+        (['generate', 'x', '--tau', '1,,2'], "--tau: '1,,2' is neither a number nor a list"),
+        (['generate', 'x', '--top-k', 'abc'], "--top-k: invalid int value: 'abc'"),
+        (['generate', 'x', '--seed', str(2**32)], "--seed: '4294967296' is not a seed"),
+        (['generate', 'x', '--seed', '-1'], "--seed: '-1' is not a seed"),
+        (['evaluate', 'demo', '--seed', 'x'], "--seed: 'x' is not a seed"),
+        (['generate', 'x', '--height', '64'], 'only one of --height and --width'),
+        (['generate', 'x', '--height', '64', '--width', '64', '--ratio', '1'], 'not both'),
+        (['generate', 'x', '--ratio', '1.0'], 'tokens of this model have 8'),
+        (['generate', 'x', '--ratio', '1', '--budget', 'no'], "unknown pixel budget 'no'"),
+        (['generate', 'x', '--dtype', 'int8'], "invalid choice: 'int8'"),
         (['generate', 'x', '--checkpoint', '/nowhere'], '/nowhere: no config.json'),
         (['evaluate', 'demo', '--checkpoint', '/nowhere'], '/nowhere: no config.json'),
     ],
 )
-def test_errors_are_one_line_and_exit_two(arguments, message, capsys):
+def test_errors_are_one_line_and_exit_two(arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2

@@ -15,10 +15,14 @@ CONFIGS = PACKAGE.parent / 'configs'
 # A module imports from its own layer or lower ones, never in a circle. The lowest name that
 # matches says where a module stands.
 LAYERS = (
-    ('main', 'cli', 'convert_command', 'config_flags'),
+    (
+        'main', 'cli', 'config_flags', 'convert_command', 'generate_command', 'sampling_flags',
+    ),
     ('convert_from_torch', 'convert_to_torch'),
     ('train', 'train_*', 'loop', 'evaluate', 'check', 'check_*'),
-    ('pipeline', 'generate'),
+    (
+        'pipeline', 'generate', 'memory_estimate', 'picture_size', 'placement', 'prompt_encoder',
+    ),
     (
         'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics', 'matcher',
         'pictures', 'data', 'model_folder', 'part_weights', 'run_folder', 'torch_*',
@@ -27,7 +31,7 @@ LAYERS = (
         'text', 't5', 't5_folder', 'tokenizer', 'transformer', 'weight_files', 'weight_writer',
         'torch_pickle', 'torch_writer',
     ),
-    ('config', 'scales', 'sharding', 'compile_cache', 'host_memory'),
+    ('config', 'scales', 'sharding', 'compile_cache', 'host_memory', 'hub'),
 )  # fmt: skip
 MAY_KNOW_TORCH = ('torch_*', 'convert_*', 'weight_files', 'check', 'check_*', 'cli')
 

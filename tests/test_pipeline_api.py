@@ -2,6 +2,10 @@ import dataclasses
 import functools
 import pathlib
 
+import huggingface_hub
+import huggingface_hub.constants
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny import (
@@ -15,12 +19,16 @@ from tiny import (
 )
 
 import infinity_jax
+from infinity_jax import memory_estimate
+from infinity_jax import pipeline as pipeline_module
 from infinity_jax.config import UserError
 from infinity_jax.generate import draw_pictures
-from infinity_jax.model_folder import ModelBundle, save_model
+from infinity_jax.model_folder import ModelBundle, load_model, save_model
 from infinity_jax.pipeline import InfinityPipeline
+from infinity_jax.placement import place
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.t5_folder import encoder_shapes
 from infinity_jax.text import TextTokenizer
 
@@ -119,6 +127,112 @@ def test_a_saved_folder_draws_the_same_pictures(tmp_path):
     assert (loaded(list(three().prompts), seed=1).pixels == three().pixels).all()
 
 
+def test_a_repository_on_the_hub_draws_like_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    repository, commit = tmp_path / 'models--org--tiny', 'c' * 40
+    save_model(repository / 'snapshots' / commit, bundle())
+    (repository / 'refs').mkdir()
+    (repository / 'refs' / 'v1').write_text(commit)
+    loaded = InfinityPipeline.from_pretrained(
+        'org/tiny', revision='v1', cache_dir=tmp_path, max_batch=2
+    )
+    assert (loaded(list(three().prompts), seed=1).pixels == three().pixels).all()
+
+
+def test_a_cut_off_save_still_draws(tmp_path):
+    save_model(tmp_path / '.model.previous', bundle())
+    assert InfinityPipeline.from_pretrained(tmp_path / 'model').schedule == pipeline().schedule
+
+
+def test_from_pretrained_takes_dtype_and_size(tmp_path):
+    config = dataclasses.replace(TRANSFORMER, levels=7)
+    params = transformer_variables(config)['params']
+    sixteen = dataclasses.replace(TOKENIZER, channel_multipliers=(1, 1, 1, 1, 2))
+    parts = dataclasses.replace(
+        bundle(),
+        transformer_config=config,
+        transformer_params=params,
+        tokenizer_config=sixteen,
+        tokenizer_params=tokenizer_variables(sixteen)['params'],
+        schedule=None,
+    )
+    save_model(tmp_path / 'm', parts)
+    loaded = InfinityPipeline.from_pretrained(tmp_path / 'm', dtype='bfloat16', size=(120, 250))
+    assert loaded.schedule == ScaleSchedule.for_picture(0.5, '0.06M')
+    assert loaded.picture_size == (176, 352)
+    kernel = loaded._transformer['blocks']['ffn']['up']['kernel']
+    assert kernel.dtype == jnp.bfloat16
+    with pytest.raises(UserError, match='13 scales, transformer.levels is 7'):
+        InfinityPipeline.from_pretrained(tmp_path / 'm')
+
+
+def test_nothing_is_read_where_memory_is_short(tmp_path, monkeypatch):
+    save_model(tmp_path / 'm', bundle())
+    (tmp_path / 'm' / 'transformer.safetensors').write_bytes(b'')
+    monkeypatch.setattr(memory_estimate, 'available_bytes', lambda: 1000)
+    with pytest.raises(UserError, match='this machine has 0.0 GB free'):
+        InfinityPipeline.from_pretrained(tmp_path / 'm')
+
+
+def test_weights_in_bfloat16_draw_what_float32_ones_draw_there():
+    config = dataclasses.replace(TRANSFORMER, dtype='bfloat16')
+    narrow = InfinityPipeline(dataclasses.replace(bundle(), transformer_config=config))
+    wide = InfinityPipeline(dataclasses.replace(bundle(), transformer_config=config))
+    wide._transformer = bundle().transformer_params
+    assert (narrow('a cat').pixels == wide('a cat').pixels).all()
+
+
+def test_an_offloaded_text_encoder_changes_no_picture():
+    offloading = InfinityPipeline(bundle(), max_batch=2, offload_text=True)
+    assert (offloading(list(three().prompts), seed=1).pixels == three().pixels).all()
+
+
+def test_more_than_one_batch_shows_progress(capsys):
+    pipeline()(['a ghost'] * 2)
+    assert capsys.readouterr().err == ''
+    pipeline()(['a ghost'] * 3)
+    assert 'drawing' in capsys.readouterr().err
+
+
+@functools.cache
+def eight():
+    config = MeshConfig(data=2, fsdp=2, tensor=2)
+    return make_mesh(config), InfinityPipeline(bundle(), mesh=make_mesh(config), max_batch=2)
+
+
+def test_a_mesh_draws_the_pictures_of_one_device():
+    drawn = eight()[1](list(three().prompts), seed=1)  # in one batch of four shares
+    assert drawn.pixels.shape == three().pixels.shape
+    # Sums in another order: a bit on a knife's edge may fall otherwise.
+    assert (drawn.pixels == three().pixels).mean() > 0.99
+    negative = eight()[1](['a cat'], negative='green').pixels
+    assert (negative == pipeline()(['a cat', 'a cat'], negative='green').pixels[:1]).mean() > 0.99
+
+
+def test_a_mesh_gets_its_weights_in_shards(tmp_path, monkeypatch):
+    save_model(tmp_path / 'm', bundle())
+    mesh, wanted = eight()
+
+    def load_sharded(folder, dtype, parts, mesh):
+        loaded = load_model(folder, dtype=dtype, parts=parts)
+        for name, config in (
+            ('transformer_params', loaded.transformer_config),
+            ('tokenizer_params', loaded.tokenizer_config),
+            ('text_params', loaded.text_config),
+        ):
+            if getattr(loaded, name) is not None:
+                setattr(loaded, name, place(getattr(loaded, name), 'float32', config, mesh))
+        return loaded
+
+    monkeypatch.setattr(pipeline_module, 'load_model', load_sharded)
+    config = MeshConfig(data=2, fsdp=2, tensor=2)
+    loaded = InfinityPipeline.from_pretrained(tmp_path / 'm', mesh=config, max_batch=2)
+    for leaf in jax.tree.leaves(loaded._transformer):
+        assert len(leaf.sharding.device_set) == 8
+    prompts = list(three().prompts)
+    assert (loaded(prompts, seed=1).pixels == wanted(prompts, seed=1).pixels).all()
+
+
 def test_schedule_is_the_folder_s_or_the_released_one():
     assert pipeline().schedule == ScaleSchedule.free(SCHEDULE.grids[:3])
     released = InfinityPipeline(dataclasses.replace(bundle(), schedule=None))
@@ -142,6 +256,12 @@ def test_an_empty_prompt_is_a_user_error(prompts):
 def test_a_missing_folder_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match='nowhere'):
         InfinityPipeline.from_pretrained(tmp_path / 'nowhere')
+
+
+@pytest.mark.parametrize('seed', [-1, 2**32])
+def test_a_seed_that_a_key_would_cut_is_a_user_error(seed):
+    with pytest.raises(UserError, match=f'seed is {seed}; wanted a whole number from 0'):
+        pipeline()('a cat', seed=seed)
 
 
 def test_settings_for_another_number_of_scales_are_a_user_error():

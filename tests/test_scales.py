@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from infinity_jax.config import UserError
-from infinity_jax.scales import BUDGETS, RATIOS, ScaleSchedule, nearest_ratio
+from infinity_jax.scales import (
+    BUDGETS,
+    RATIOS,
+    ScaleSchedule,
+    nearest_ratio,
+    nearest_size,
+    released_name,
+)
 
 # Tokens at the four budgets, of each tall ratio; a wide one has those of its inverse.
 TOKENS = {
@@ -110,3 +117,46 @@ def test_bad_free_schedule_is_a_user_error(grids):
 def test_free_schedules_list_pairs_of_at_least_one(grids):
     with pytest.raises(UserError, match='scale schedule'):
         ScaleSchedule.free(grids)
+
+
+EVERY_NAME = list(itertools.product(RATIOS, BUDGETS))
+
+
+def test_there_are_sixty_released_schedules():
+    assert len(EVERY_NAME) == 60
+
+
+@pytest.mark.parametrize('name', EVERY_NAME, ids='-'.join)
+def test_every_released_size_is_its_own_nearest(name):
+    schedule = ScaleSchedule.for_picture(*name)
+    assert nearest_size(*schedule.picture_size()) == name
+    assert released_name(schedule) == name
+
+
+@pytest.mark.parametrize(
+    ('size', 'name'),
+    [
+        ((1000, 1000), ('1.000', '1M')),  # between 768² and 1024²: the larger
+        ((768, 768), ('1.000', '0.60M')),
+        ((769, 768), ('1.000', '1M')),
+        ((5000, 5000), ('1.000', '1M')),  # beyond the largest
+        ((1, 1), ('1.000', '0.06M')),
+        ((1080, 1920), ('0.571', '1M')),
+        ((480, 640), ('0.750', '0.60M')),
+        ((9000, 10), ('3.000', '0.25M')),
+    ],
+    ids=str,
+)
+def test_nearest_size_has_at_least_the_pixels_asked_for(size, name):
+    assert nearest_size(*size) == name
+
+
+@pytest.mark.parametrize('size', [(0, 64), (64, -1)])
+def test_a_size_without_pixels_is_a_user_error(size):
+    with pytest.raises(UserError, match='wanted 1 or more along each edge'):
+        nearest_size(*size)
+
+
+def test_a_free_schedule_has_no_released_name():
+    assert released_name(ScaleSchedule.free(((1, 1), (2, 2)))) is None
+    assert released_name(ScaleSchedule.free(RATIOS['1.000'][:7])) is None  # another full grid

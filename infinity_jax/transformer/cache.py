@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import constrain
 
 
 class KeyValueCache(NamedTuple):
@@ -26,6 +27,7 @@ class KeyValueCache(NamedTuple):
         tokens = schedule.spans[-1][0]
         shape = (config.depth, batch, tokens, config.num_heads, config.head_dim)
         zeros = jnp.zeros(shape, jnp.dtype(config.dtype))
+        zeros = constrain(zeros, None, 'batch', None, 'heads', None)
         return cls(zeros, zeros)
 
     def prefix(self, layer: jax.Array, end: int) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,133 @@
+"""The command `infinity-jax generate`: prompts and flags in, PNG files out."""
+
+import argparse
+import contextlib
+import pathlib
+import sys
+import warnings
+
+from infinity_jax.config import UserError
+from infinity_jax.sampling_flags import sampling_of
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `generate` alone; those of drawing in general are the caller's."""
+    parser.add_argument('prompts', nargs='*', help='what the pictures show')
+    parser.add_argument('--prompts-file', metavar='FILE', help='one prompt a line')
+    parser.add_argument('--num', type=int, default=1, help='pictures per prompt')
+    parser.add_argument('--negative', metavar='TEXT', help='what the pictures should not show')
+    parser.add_argument('--ratio', metavar='R', help='height/width; the nearest of 15, default 1')
+    parser.add_argument('--budget', metavar='M', help='of pixels: 0.06M, 0.25M, 0.60M or 1M')
+    parser.add_argument('--height', type=int, metavar='Y', help='pixels, with --width instead')
+    parser.add_argument('--width', type=int, metavar='X', help='of both; the nearest size is drawn')
+    parser.add_argument(
+        '--out', default='picture.png', help='PNG file; several pictures get a number each'
+    )
+    parser.add_argument(
+        '--dtype',
+        choices=['float32', 'bfloat16'],
+        help="of the transformer's and text encoder's products; default: the model's own",
+    )
+    parser.add_argument('--revision', help='of a Hugging Face repository: branch, tag or commit')
+    parser.add_argument(
+        '--max-batch', type=int, metavar='N', help='pictures at once, at most; default: 16'
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Draws and writes PNGs that remember how they were made."""
+    prompts = read_prompts(args)
+    for name in ('num', 'max_batch'):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f'--{name.replace("_", "-")} is {value}; wanted 1 or more')
+    if (args.height is None) != (args.width is None):
+        raise UserError('only one of --height and --width is given; give both')
+    size = None if args.height is None else (args.height, args.width)
+    pictures = len(prompts) * args.num
+    paths = output_paths(args.out, pictures)
+    from infinity_jax.pictures import check_writable, save_png
+    from infinity_jax.pipeline import DEMO_FOLDER, MAX_BATCH, InfinityPipeline
+    from infinity_jax.scales import released_name
+
+    check_writable(paths[0])
+    sampling = sampling_of(args)
+    with plain_warnings():
+        pipeline = InfinityPipeline.from_pretrained(
+            args.checkpoint or DEMO_FOLDER,
+            revision=args.revision,
+            dtype=args.dtype,
+            ratio=args.ratio,
+            budget=args.budget,
+            size=size,
+            max_batch=min(pictures, args.max_batch or MAX_BATCH),
+        )
+        ratio, budget = released_name(pipeline.schedule) or ('', '')
+        height, width = pipeline.picture_size
+        if size is not None:
+            released = f': ratio {ratio}, budget {budget}' if ratio else ''
+            print(f'drawing {height} x {width} pixels{released}', file=sys.stderr)
+        drawn = pipeline(
+            prompts, num=args.num, seed=args.seed, negative=args.negative, sampling=sampling
+        )
+    for i, (path, image) in enumerate(zip(paths, drawn.images, strict=True)):
+        metadata = {
+            'prompt': drawn.prompts[i],
+            'negative': args.negative or '',
+            'seed': drawn.seeds[i][0],
+            'index': drawn.seeds[i][1],
+            'height': height,
+            'width': width,
+            'ratio': ratio,
+            'budget': budget,
+            'guidance': ','.join(map(str, sampling.guidance)),
+            'temperature': ','.join(map(str, sampling.temperature)),
+            'top_k': sampling.top_k,
+            'top_p': sampling.top_p,
+            'guidance_layer': sampling.guidance_layer,
+            'dtype': args.dtype or '',
+            'model': args.checkpoint or 'demo',
+            'revision': args.revision or '',
+        }
+        save_png(path, image, metadata)
+        print(path)
+
+
+def read_prompts(args: argparse.Namespace) -> list[str]:
+    """Prompts of the command line, then those of the file.
+
+    Raises:
+      UserError: there is none, one is empty, or the file cannot be read.
+    """
+    prompts = list(args.prompts)
+    if args.prompts_file:
+        try:
+            lines = pathlib.Path(args.prompts_file).read_text(encoding='utf-8').splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f'--prompts-file {args.prompts_file}: {error}') from None
+        prompts += [line for line in lines if line.strip()]
+    if not prompts:
+        raise UserError('no prompt given; write what the picture should show, or --prompts-file')
+    if not all(prompt.strip() for prompt in prompts):
+        raise UserError('a prompt is empty; write what the picture should show')
+    return prompts
+
+
+def output_paths(out: str, count: int) -> list[pathlib.Path]:
+    """OUT itself for one picture; else OUT with _000, _001, … before its ending."""
+    path = pathlib.Path(out)
+    if path.suffix.lower() != '.png':
+        raise UserError(f'--out {out} does not end in .png; pictures are written as PNG')
+    if count == 1:
+        return [path]
+    return [path.with_name(f'{path.stem}_{i:03}{path.suffix}') for i in range(count)]
+
+
+@contextlib.contextmanager
+def plain_warnings():
+    """Shows warnings as the user's one line, without file and source."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(
+            f'warning: {message}', file=sys.stderr
+        )
+        yield

@@ -1,0 +1,107 @@
+"""A model's weights, from its folder to the devices that draw."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from infinity_jax.config import (
+    TextConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    UserError,
+    from_mapping,
+)
+from infinity_jax.model_folder import (
+    ModelBundle,
+    load_model,
+    pairing_problems,
+    read_description,
+)
+from infinity_jax.part_weights import Params, part_shapes
+from infinity_jax.sharding import batch_sharding, shardings_of
+from infinity_jax.t5_folder import encoder_shapes, read_text_config
+
+Config = TransformerConfig | TokenizerConfig | TextConfig
+STACKS = ('blocks', 'layers')  # of the transformer and of the text encoder
+
+
+def read_configs(folder: Path) -> ModelBundle:
+    """What a model folder says of itself: configurations and schedule, without any weights.
+
+    Raises:
+      UserError: no model folder, or parts that do not fit each other.
+    """
+    bundle = load_model(folder, parts=())
+    _, described = read_description(folder)
+    if 'transformer' in described:
+        bundle.transformer_config = from_mapping(
+            TransformerConfig, described['transformer'], 'transformer'
+        )
+    if 'tokenizer' in described:
+        bundle.tokenizer_config = from_mapping(TokenizerConfig, described['tokenizer'], 'tokenizer')
+    if (folder / 'text_encoder').is_dir():
+        bundle.text_config = read_text_config(folder / 'text_encoder')
+    problems = pairing_problems(bundle)
+    if problems:
+        raise UserError(f'{folder}: ' + '; '.join(problems))
+    return bundle
+
+
+def device_dtype(path: tuple[str, ...], product_dtype: Any) -> np.dtype:
+    """The dtype that a parameter has on the device, by its path in the tree.
+
+    Kernels inside the stacked layers have the dtype of their products. All else is a float32
+    island (norms, modulation, condition, head, tokenizer), or too small to matter (biases).
+    """
+    product = path[0] in STACKS and path[-1] == 'kernel'
+    return jnp.dtype(product_dtype if product else jnp.float32)
+
+
+def place(params: Params, product_dtype: Any, config: Config, mesh: Mesh | None = None) -> Params:
+    """Puts parameters on the default device, or onto the mesh by their logical axes.
+
+    Arrays that lie on the mesh already stay where they are. Of host arrays that no one else holds,
+    each is freed once it is on the device.
+
+    Args:
+      params: numpy or jax arrays.
+      product_dtype: see `device_dtype`.
+      config: of the part that these are the parameters of.
+      mesh: None for a single device.
+    """
+    shardings = {} if mesh is None else flatten_dict(_shardings(config, mesh))
+
+    def put(path: tuple[str, ...], leaf: Any) -> jax.Array:
+        dtype = device_dtype(path, product_dtype)
+        if not isinstance(leaf, jax.Array):
+            return jax.device_put(np.asarray(leaf).astype(dtype, copy=False), shardings.get(path))
+        if mesh is not None and leaf.sharding.device_set != set(mesh.devices.flat):
+            leaf = jax.device_put(leaf, shardings[path])
+        return leaf.astype(dtype)
+
+    flat = flatten_dict(params)
+    del params
+    return unflatten_dict({path: put(path, flat.pop(path)) for path in tuple(flat)})
+
+
+def hold(params: Params, product_dtype: Any) -> Params:
+    """Parameters as `place` would have them on a device, but as numpy arrays on the host."""
+    flat = flatten_dict(params).items()
+    cast = {path: np.asarray(a).astype(device_dtype(path, product_dtype)) for path, a in flat}
+    return unflatten_dict(cast)
+
+
+def share_batch(rows: Any, mesh: Mesh | None) -> jax.Array:
+    """Rows of a batch on the default device, or split over the mesh."""
+    return jax.device_put(rows, None if mesh is None else batch_sharding(mesh))
+
+
+def _shardings(config: Config, mesh: Mesh) -> Params:
+    """Where each parameter of a part lies, from its logical axes."""
+    shapes = encoder_shapes if isinstance(config, TextConfig) else part_shapes
+    return shardings_of(shapes(config, boxed=True), mesh)
