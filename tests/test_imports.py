@@ -15,7 +15,7 @@ CONFIGS = PACKAGE.parent / 'configs'
 # A module imports from its own layer or lower ones, never in a circle. The lowest name that
 # matches says where a module stands.
 LAYERS = (
-    ('main', 'cli', 'config_flags'),
+    ('main', 'cli', 'config_flags', 'exits', 'supervisor'),
     ('train', 'train_*', 'loop', 'evaluate', 'check', 'check_*'),
     ('pipeline', 'generate'),
     (
@@ -23,7 +23,7 @@ LAYERS = (
         'pictures', 'data', 'model_folder', 'run_folder', 'torch_*',
     ),
     ('text', 't5', 'tokenizer', 'transformer', 'weight_files', 'torch_pickle'),
-    ('config', 'scales', 'sharding', 'compile_cache', 'host_memory'),
+    ('config', 'scales', 'sharding', 'compile_cache', 'host_memory', 'processes', 'preemption'),
 )  # fmt: skip
 MAY_KNOW_TORCH = ('torch_*', 'weight_files', 'check', 'check_*', 'cli')
 
