@@ -10,12 +10,14 @@ import jax
 
 from infinity_jax.config import UserError
 from infinity_jax.preemption import Preempted
-from infinity_jax.supervisor import PEER_DIED
+from infinity_jax.supervisor import PEER_DIED, RESUME
 
 CRASHED = 1
 REFUSED = 2
 INTERRUPTED = 130  # 128 + SIGINT
 PREEMPTED = 143  # 128 + SIGTERM
+# How XLA's errors begin, of whatever type, when a connection to another process breaks.
+LOST = ('UNKNOWN', 'UNAVAILABLE', 'INTERNAL', 'DEADLINE_EXCEEDED', 'ABORTED', 'CANCELLED')
 
 
 @contextlib.contextmanager
@@ -37,9 +39,10 @@ def one_line_endings() -> Iterator[None]:
         if not jax.distributed.is_initialized():
             raise
         traceback.print_exc()
-        if isinstance(error, jax.errors.JaxRuntimeError):  # a broken connection, most often
-            _end('error: a device or another process of this run failed, as told above', PEER_DIED)
-        _end('error: this process failed, as told above; the others will end too', CRASHED)
+        if str(error).startswith(LOST):
+            message = 'error: a device or another process of this run failed, as told above'
+            _end(f'{message}; {RESUME}', PEER_DIED)
+        _end('error: this process failed, as told above; the others end too', CRASHED)
 
 
 def _end(message: str, code: int) -> None:

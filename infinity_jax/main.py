@@ -31,8 +31,8 @@ def main(argv: list[str]) -> None:
     """Trains; everything but the flags is in the config file."""
     del argv  # parse_flags refused anything that is not a flag
     logging.set_verbosity(logging.WARNING)
-    use_compile_cache()
     join_processes()
+    use_compile_cache()
     train(CONFIG.value)
 
 
