@@ -17,7 +17,7 @@ CONFIG=${CONFIG:-configs/t2i.py}
 TRAIN_FLAGS=${TRAIN_FLAGS:-} # more flags, such as --config.mesh.fsdp=16
 WORKER=${WORKER:-0}          # host whose log is shown
 
-usage='usage: launch/tpu_pod.sh create|status|wait|install|train|resume|logs|stop|delete [--dry-run]'
+usage='usage: launch/tpu_pod.sh create|status|wait|install|train|resume|logs|stop|delete'
 
 runtime() {
   case ${RUNTIME:-$ACCELERATOR} in
@@ -52,7 +52,8 @@ create() {
 
 install() {
   local archive=${TMPDIR:-/tmp}/infinity_jax.tar.gz
-  run git -C "$(dirname "$here")" archive --format=tar.gz --prefix=infinity_jax/ --output="$archive" HEAD
+  run git -C "$(dirname "$here")" archive --format=tar.gz --prefix=infinity_jax/ \
+    --output="$archive" HEAD
   run gcloud compute tpus tpu-vm scp "$archive" "$NAME:infinity_jax.tar.gz" \
     --project="$PROJECT" --zone="$ZONE" --worker=all
   on_worker all "tar xzf infinity_jax.tar.gz && \
@@ -83,7 +84,7 @@ wait_until_active() {
     echo "$NAME is $now"
     case $now in
       ACTIVE) ;;
-      FAILED | SUSPENDED) fail "$NAME is $now; its reason: gcloud compute tpus queued-resources describe" ;;
+      FAILED | SUSPENDED) fail "$NAME is $now; delete it, or resume to ask again" ;;
       *) sleep 30 ;;
     esac
   done
