@@ -80,10 +80,12 @@ def main(argv: list[str] | None = None) -> None:
     typed = argv is None  # by a user, so that this process is ours to restart
     argv = sys.argv[1:] if typed else argv
     if argv[:1] == ['train'] and argv[1:] not in (['-h'], ['--help']):
-        from infinity_jax.host_memory import restart_with_tuned_allocator
-
         if typed:
+            from infinity_jax.host_memory import restart_with_tuned_allocator
+            from infinity_jax.supervisor import supervise
+
             restart_with_tuned_allocator()
+            supervise()
         from infinity_jax.main import run as train
 
         train(['infinity-jax train', *argv[1:]])

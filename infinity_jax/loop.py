@@ -16,6 +16,7 @@ from infinity_jax.data.captions import PLACED_RATE
 from infinity_jax.data.pipeline import training_batches
 from infinity_jax.metrics import RunLog, Stopwatch, plot_losses
 from infinity_jax.optimizer import OptimizerConfig, TrainState
+from infinity_jax.preemption import StopNotice
 from infinity_jax.run_folder import write_description
 from infinity_jax.sharding import MeshConfig, batch_sharding
 
@@ -180,6 +181,7 @@ def run(config: RunConfig, task: Task, mesh: Mesh) -> pathlib.Path:
 
     Raises:
       UserError: a save failed, or `max_bad_steps` steps in a row were not finite.
+      Preempted: SIGTERM came, and the state is saved.
     """
     check_batch(config, mesh)
     run_dir = pathlib.Path(config.run_dir)
@@ -195,7 +197,8 @@ def run(config: RunConfig, task: Task, mesh: Mesh) -> pathlib.Path:
     write_description(config, run_dir)
     log = RunLog(run_dir, int(state.step), config.steps)
     try:
-        state = _train(config, task, state, mesh, checkpoints, log)
+        with StopNotice() as notice:
+            state = _train(config, task, state, mesh, checkpoints, log, notice)
         checkpoints.wait()
     except OSError as error:  # metrics, pictures: what saves checkpoints has its own message
         raise UserError(
@@ -218,9 +221,11 @@ def _train(
     mesh: Mesh,
     checkpoints: Checkpoints,
     log: RunLog,
+    notice: StopNotice,
 ) -> TrainState:
     """The loop itself. Metrics are read one step late, so that the devices never wait for us."""
     watch = Stopwatch()
+    pauses = (config.eval_every, config.sample_every, config.checkpoint_every)
     late = None  # (step, metrics) of the step under way
     for step in range(int(state.step) + 1, config.steps + 1):
         start = time.monotonic()
@@ -231,14 +236,16 @@ def _train(
             _report(config, log, watch, *late)
         late = (step, metrics)
         last = step == config.steps
-        pause = last or any(
-            step % every == 0
-            for every in (config.eval_every, config.sample_every, config.checkpoint_every)
-        )
+        stop = notice.stops_after(step)
+        pause = last or stop or any(step % every == 0 for every in pauses)
         if not pause:
             continue
         _report(config, log, watch, *late)
         late = None
+        if stop:  # in time, so without what else is due
+            checkpoints.save(step, state, task.batches)
+            checkpoints.wait()
+            raise notice.stopped(step)
         if last or step % config.eval_every == 0:
             _evaluate(config, task, state, step, log)
         if last or step % config.sample_every == 0:

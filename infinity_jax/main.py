@@ -1,15 +1,14 @@
 """Trains what a config file says: python -m infinity_jax.main --config=configs/t2i.py"""
 
-import os
-import sys
-
-import jax
 from absl import app, logging
 
 from infinity_jax.compile_cache import use_compile_cache
 from infinity_jax.config import UserError, from_mapping
 from infinity_jax.config_flags import CONFIG, parse_flags
+from infinity_jax.exits import one_line_endings
 from infinity_jax.host_memory import restart_with_tuned_allocator
+from infinity_jax.processes import join_processes
+from infinity_jax.supervisor import supervise
 
 TASKS = ('t2i', 'tokenizer')
 
@@ -32,38 +31,18 @@ def main(argv: list[str]) -> None:
     """Trains; everything but the flags is in the config file."""
     del argv  # parse_flags refused anything that is not a flag
     logging.set_verbosity(logging.WARNING)
-    use_compile_cache()
     join_processes()
+    use_compile_cache()
     train(CONFIG.value)
 
 
-def join_processes() -> None:
-    """Joins the other processes of a run, if the environment names them."""
-    address = os.environ.get('JAX_COORDINATOR_ADDRESS')
-    if not address:
-        return
-    try:
-        count, index = (int(os.environ[n]) for n in ('JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'))
-    except (KeyError, ValueError):
-        raise UserError(
-            'JAX_COORDINATOR_ADDRESS is set, JAX_NUM_PROCESSES or JAX_PROCESS_ID is not a number; '
-            'set both, or neither of the three to train in one process'
-        ) from None
-    jax.distributed.initialize(address, count, index)
-
-
 def run(argv: list[str] | None = None) -> None:
-    """Errors of the user become one line and exit code 2."""
-    try:
+    """Trains; errors of the user and other endings become one line and an exit code."""
+    with one_line_endings():
         app.run(main, argv=argv, flags_parser=parse_flags)
-    except UserError as error:
-        print(f'error: {error}', file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print('stopped; the same command goes on from the last checkpoint', file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == '__main__':
     restart_with_tuned_allocator()
+    supervise()
     run()

@@ -17,6 +17,7 @@ CONFIGS = PACKAGE.parent / 'configs'
 LAYERS = (
     (
         'main', 'cli', 'config_flags', 'convert_command', 'generate_command', 'sampling_flags',
+        'exits', 'supervisor',
     ),
     ('convert_from_torch', 'convert_to_torch'),
     ('train', 'train_*', 'loop', 'evaluate', 'check', 'check_*'),
@@ -31,7 +32,10 @@ LAYERS = (
         'text', 't5', 't5_folder', 'tokenizer', 'transformer', 'weight_files', 'weight_writer',
         'torch_pickle', 'torch_writer',
     ),
-    ('config', 'scales', 'sharding', 'compile_cache', 'host_memory', 'hub'),
+    (
+        'config', 'scales', 'sharding', 'compile_cache', 'host_memory', 'hub', 'processes',
+        'preemption',
+    ),
 )  # fmt: skip
 MAY_KNOW_TORCH = ('torch_*', 'convert_*', 'weight_files', 'check', 'check_*', 'cli')
 

@@ -1,0 +1,99 @@
+"""SIGTERM in the middle of a real training: saved, an exit code of its own, resumed exactly."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+from infinity_jax.metrics import read_metrics
+from infinity_jax.preemption import StopNotice
+
+TESTS = pathlib.Path(__file__).parent
+FLAGS = {
+    'steps': 150,
+    'batch_size': 4,
+    'tokenizer.bits': 4,
+    'tokenizer.base_channels': 4,
+    'tokenizer.channel_multipliers': '(1,)',
+    'tokenizer.residual_blocks': 1,
+    'tokenizer.norm_groups': 2,
+    'grids': '((1,1),(2,2),(4,4))',
+    'data.picture_size': 16,
+    'data.subset': 'starter',
+    'log_every': 1,
+    'eval_batches': 1,
+    'eval_every': 1000,
+    'sample_every': 1000,
+    'checkpoint_every': 1000,
+}
+
+
+def train(run_dir):
+    """Starts the tiny training through the real entry point."""
+    flags = [f'--config.{name}={value}' for name, value in FLAGS.items()]
+    return subprocess.Popen(
+        [sys.executable, '-m', 'infinity_jax.main', '--config=configs/tokenizer.py']
+        + [f'--config.run_dir={run_dir}', *flags],
+        cwd=TESTS.parent,
+        env={
+            **os.environ,
+            'JAX_PLATFORMS': 'cpu',
+            'JAX_NUM_CPU_DEVICES': '1',
+            'JAX_COMPILATION_CACHE_DIR': str(TESTS.parent / '.pytest_cache' / 'jax'),
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def losses(run_dir):
+    return {record['step']: record['loss'] for record in read_metrics(run_dir)}
+
+
+def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(tmp_path):
+    run_dir = tmp_path / 'cut'
+    process = train(run_dir)
+    while len(losses(run_dir)) < 3:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    # Two seconds on a machine of its own; tests share theirs.
+    last = process.communicate(timeout=120)[1].strip().splitlines()[-1]
+    assert process.returncode == 143
+    (saved,) = (int(path.name) for path in (run_dir / 'checkpoints').iterdir())
+    assert last.startswith(f'stopped by SIGTERM after step {saved}, saved in ')
+    assert 3 <= saved == max(losses(run_dir)) < FLAGS['steps']
+
+    again, whole = train(run_dir), train(tmp_path / 'whole')
+    for process in (again, whole):
+        told = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, told
+    assert losses(run_dir) == losses(tmp_path / 'whole')
+    assert sorted(losses(run_dir)) == list(range(1, FLAGS['steps'] + 1))
+
+
+def test_a_notice_is_kept_until_asked_and_the_handler_given_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopNotice() as notice:
+        assert not notice.stops_after(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert notice.stops_after(2)
+        assert str(notice.stopped(2)).startswith('stopped by SIGTERM after step 2, saved in 0.0 s')
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_training_outside_the_main_thread_needs_no_handler():
+    answers = []
+
+    def ask():
+        with StopNotice() as notice:
+            answers.append(notice.stops_after(1))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    thread.join()
+    assert answers == [False]
