@@ -5,6 +5,7 @@ import pathlib
 import sys
 from typing import Any
 
+from infinity_jax.cli_data import add_data, add_loss, run_loss
 from infinity_jax.config import UserError
 
 
@@ -18,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_generate(add('generate', 'Draw pictures from prompts.'))
     _add_check(add('check', 'Compare every stage with reference arrays in a folder.'))
     _add_evaluate(add('evaluate', 'Measure how well a model draws.'))
+    add_data(add('data', 'Look at the data of a run.'))
     train = add('train', 'Train what a config file says; same as python -m infinity_jax.main.')
     train.add_argument('flags', nargs=argparse.REMAINDER, help='--config=FILE --config.FIELD=VALUE')
     return parser
@@ -59,11 +61,16 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('what', choices=['demo'], help='demo: emoji and backgrounds by the matcher')
+    parser.add_argument(
+        'what',
+        choices=['demo', 'loss'],
+        help='demo: emoji and backgrounds by the matcher; loss: on held-out data',
+    )
     parser.add_argument('--count', type=int, default=500, help='captions of each kind of pairs')
     parser.add_argument('--subset', help='starter, demo or all; default: what it was trained on')
     parser.add_argument('--out', default='.', help='folder for evaluation.json and evaluation.png')
     _add_sampling(parser)
+    add_loss(parser)
     parser.set_defaults(run=run_evaluate)
 
 
@@ -156,7 +163,9 @@ def run_check(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    """Prints the matcher's table."""
+    """Prints the matcher's table, or that of the loss."""
+    if args.what == 'loss':
+        return run_loss(args)
     from infinity_jax.evaluate import evaluate_demo
     from infinity_jax.pipeline import DEMO_FOLDER
 

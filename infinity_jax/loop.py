@@ -86,15 +86,20 @@ class Task:
     export: Callable[[TrainState, pathlib.Path], None]
 
 
+def located_data(config: RunConfig) -> DataConfig:
+    """The run's data, told where the sizes of its pictures are remembered."""
+    folder = config.data.index_dir or str(pathlib.Path(config.run_dir) / 'data_index')
+    return dataclasses.replace(config.data, index_dir=folder)
+
+
 def make_batches(config: RunConfig, split: str, **text: Any) -> Any:
     """Grain iterator over the batches of a split ('train' or 'held_out').
 
     Args:
       text: `text_tokenizer` and `text_length`, for tasks that read captions.
     """
-    index_dir = config.data.index_dir or str(pathlib.Path(config.run_dir) / 'data_index')
     return training_batches(
-        dataclasses.replace(config.data, index_dir=index_dir),
+        located_data(config),
         split=split,
         batch_size=config.batch_size,
         seed=config.seed if split == 'train' else HELD_OUT_SEED,

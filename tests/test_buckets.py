@@ -85,7 +85,9 @@ def test_too_many_broken_records_stop_the_run_and_few_are_named(tmp_path, caplog
     with pytest.raises(UserError, match='3 of 16 records are broken.*0.1.*0.500_1.jsonl line 5'):
         open_all(data(tmp_path, 'jsonl', max_broken_share=0.1), 'train')
     open_all(data(tmp_path, 'jsonl', max_broken_share=0.2), 'train')
-    assert 'line 7: its caption is empty' in caplog.text and '3 of 16 left out' in caplog.text
+    assert (
+        'line 7: its caption is empty' in caplog.text and '3 of 16 records left out' in caplog.text
+    )
 
 
 def test_splits_of_one_source_share_no_record(tmp_path):

@@ -15,8 +15,8 @@ CONFIGS = PACKAGE.parent / 'configs'
 # A module imports from its own layer or lower ones, never in a circle. The lowest name that
 # matches says where a module stands.
 LAYERS = (
-    ('main', 'cli', 'config_flags'),
-    ('train', 'train_*', 'loop', 'evaluate', 'check', 'check_*'),
+    ('main', 'cli', 'cli_*', 'config_flags'),
+    ('train', 'train_*', 'loop', 'evaluate', 'evaluate_*', 'inspect_*', 'check', 'check_*'),
     ('pipeline', 'generate'),
     (
         'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics', 'matcher',

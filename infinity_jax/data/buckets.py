@@ -1,6 +1,7 @@
 """Which records go into which bucket of pictures of one shape, and how often each is drawn."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ from infinity_jax.data.sources import open_source
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
 
 SQUARE = '1.000'
+NAMED = 20  # broken records of a source that are named in the log
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -122,11 +124,18 @@ def check_broken(stored: StoredSource, max_share: float) -> None:
             f'data.max_broken_share {max_share}, the first: {first}; mend them (`infinity-jax data '
             'inspect` lists them) or raise it'
         )
+    _name_broken(stored.index, name)
+
+
+@functools.cache  # several iterators of a process read the same source
+def _name_broken(index: Index, source: str) -> None:
     logger = logging.getLogger(__name__)
-    for record, reason in broken[:20]:
-        logger.warning('%s: broken record left out: %s: %s', name, record, reason)
-    listed = stored.index.folder / 'broken.json'
-    logger.warning('%s: %d of %d left out, see %s', name, len(broken), total, listed)
+    for record, reason in index.broken[:NAMED]:
+        logger.warning('%s: broken record left out: %s: %s', source, record, reason)
+    logger.warning(
+        '%s: %d of %d records left out, all named in %s',
+        source, len(index.broken), len(index), index.folder / 'broken.json',
+    )  # fmt: skip
 
 
 def make_buckets(
