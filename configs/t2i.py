@@ -74,6 +74,8 @@ def get_config(arg: str = 'demo') -> ConfigDict:
             'picture_size': 64,  # pixels
             'placed_rate': 0.3,  # of the pictures have a drawn size and place; the rest are large
             'num_workers': 0,  # rendering processes; 0: threads
+            'sources': (),  # your own pictures instead, see docs/data.md
+            'ratios': ('1.000',),  # buckets; ('all',): 15, from picture_size 256
         }
     )
 

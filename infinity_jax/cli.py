@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from infinity_jax import convert_command, generate_command
 from infinity_jax.config import UserError
+from infinity_jax.data_command import add_data, add_loss, run_loss
 from infinity_jax.sampling_flags import add_sampling_flags, sampling_of
 
 
@@ -27,6 +28,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(add('check', 'Compare every stage with reference arrays in a folder.'))
     _add_evaluate(add('evaluate', 'Measure how well a model draws.'))
     convert_command.add_arguments(add('convert', 'Read and write the released PyTorch files.'))
+    add_data(add('data', 'Look at the data of a run.'))
     train = add('train', 'Train what a config file says; same as python -m infinity_jax.main.')
     train.add_argument('flags', nargs=argparse.REMAINDER, help='--config=FILE --config.FIELD=VALUE')
     return parser
@@ -44,11 +46,16 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('what', choices=['demo'], help='demo: emoji and backgrounds by the matcher')
+    parser.add_argument(
+        'what',
+        choices=['demo', 'loss'],
+        help='demo: emoji and backgrounds by the matcher; loss: on held-out data',
+    )
     parser.add_argument('--count', type=int, default=500, help='captions of each kind of pairs')
     parser.add_argument('--subset', help='starter, demo or all; default: what it was trained on')
     parser.add_argument('--out', default='.', help='folder for evaluation.json and evaluation.png')
     add_sampling_flags(parser)
+    add_loss(parser)
     parser.set_defaults(run=run_evaluate)
 
 
@@ -60,7 +67,9 @@ def run_check(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    """Prints the matcher's table."""
+    """Prints the matcher's table, or that of the loss."""
+    if args.what == 'loss':
+        return run_loss(args)
     from infinity_jax.evaluate import evaluate_demo
     from infinity_jax.hub import local_folder
     from infinity_jax.pipeline import DEMO_FOLDER

@@ -6,7 +6,7 @@ import re
 import runpy
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from infinity_jax.config import UserError
 
@@ -21,10 +21,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         value of another type, an unknown flag.
     """
     file = _value_of(argv, 'config')
-    if file and not pathlib.Path(file.split(':')[0]).is_file():
-        raise UserError(
-            f'--config={file}: no such file; name one, for instance --config=configs/t2i.py'
-        )
+    if file:
+        _check_file(file)
     try:
         rest = flags.FLAGS(argv)
     except (AttributeError, KeyError):
@@ -37,6 +35,29 @@ def parse_flags(argv: list[str]) -> list[str]:
     if len(rest) > 1:
         raise UserError(f'unexpected argument {rest[1]!r}; settings are --config.FIELD=VALUE')
     return rest
+
+
+def read_config_file(spec: str | None) -> ConfigDict:
+    """The configuration of FILE or FILE:ARG as it stands there.
+
+    Raises:
+      UserError: no such file or variant.
+    """
+    if not spec:
+        raise UserError('no config file; name one, for instance --config configs/t2i.py')
+    _check_file(spec)
+    file, *variant = spec.split(':', 1)
+    try:
+        return runpy.run_path(file)['get_config'](*variant)
+    except (KeyError, ValueError) as error:
+        raise UserError(f'{spec}: {error}; name a variant that the file knows') from None
+
+
+def _check_file(spec: str) -> None:
+    if not pathlib.Path(spec.split(':')[0]).is_file():
+        raise UserError(
+            f'--config={spec}: no such file; name one, for instance --config=configs/t2i.py'
+        )
 
 
 def _value_of(argv: list[str], flag: str) -> str | None:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from infinity_jax.checkpoint import Checkpoints, starting_state
 from infinity_jax.config import UserError
-from infinity_jax.data.captions import PLACED_RATE
+from infinity_jax.data.config import DataConfig
 from infinity_jax.data.pipeline import training_batches
 from infinity_jax.metrics import RunLog, Stopwatch, plot_losses
 from infinity_jax.optimizer import OptimizerConfig, TrainState
@@ -21,17 +21,6 @@ from infinity_jax.run_folder import write_description
 from infinity_jax.sharding import MeshConfig, batch_sharding
 
 HELD_OUT_SEED = 1  # of the held-out pictures, whatever the run's own seed: figures stay comparable
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """Where pictures come from."""
-
-    source: str = 'emoji'
-    subset: str = 'starter'  # of the embedded emoji: 'starter', 'demo' or 'all'
-    picture_size: int = 64  # pixels along an edge
-    placed_rate: float = PLACED_RATE  # of the emoji pictures have a drawn size and place
-    num_workers: int = 0  # processes that render beside the main one; 0: two threads of it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +85,12 @@ class Task:
     export: Callable[[TrainState, pathlib.Path], None]
 
 
+def located_data(config: RunConfig) -> DataConfig:
+    """The run's data, told where the sizes of its pictures are remembered."""
+    folder = config.data.index_dir or str(pathlib.Path(config.run_dir) / 'data_index')
+    return dataclasses.replace(config.data, index_dir=folder)
+
+
 def make_batches(config: RunConfig, split: str, **text: Any) -> Any:
     """Grain iterator over the batches of a split ('train' or 'held_out').
 
@@ -103,7 +98,7 @@ def make_batches(config: RunConfig, split: str, **text: Any) -> Any:
       text: `text_tokenizer` and `text_length`, for tasks that read captions.
     """
     return training_batches(
-        **dataclasses.asdict(config.data),
+        located_data(config),
         split=split,
         batch_size=config.batch_size,
         seed=config.seed if split == 'train' else HELD_OUT_SEED,

@@ -11,7 +11,8 @@ import jax
 
 from infinity_jax.config import UserError
 
-PATH_FIELDS = ('run_dir', 'init_from', 'tokenizer')  # of the machine that it ran on
+# Of the machine that it ran on.
+PATH_FIELDS = ('run_dir', 'init_from', 'tokenizer', 'index_dir', 'path', 'pictures')
 
 
 def write_description(config: Any, run_dir: pathlib.Path) -> None:
@@ -41,7 +42,14 @@ def write_description(config: Any, run_dir: pathlib.Path) -> None:
 
 def recipe(config: Any) -> dict[str, Any]:
     """The run's configuration as a model folder remembers it: without paths."""
-    fields = dataclasses.asdict(config)
+    return _without_paths(dataclasses.asdict(config))
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_without_paths(each) for each in value]
+    if not isinstance(value, dict):
+        return value
     # `tokenizer` is a path in one task and a group of sizes in the other.
-    paths = [name for name in PATH_FIELDS if isinstance(fields.get(name), str)]
-    return {name: value for name, value in fields.items() if name not in paths}
+    paths = [name for name in PATH_FIELDS if isinstance(value.get(name), str)]
+    return {name: _without_paths(each) for name, each in value.items() if name not in paths}

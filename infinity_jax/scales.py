@@ -42,6 +42,8 @@ RATIOS |= {name: tuple((w, h) for h, w in RATIOS[tall]) for name, tall in _WIDE.
 
 # A pixel budget is a prefix of the grids: about 256^2, 512^2, 768^2 and 1024^2 pixels.
 BUDGETS: dict[str, int] = {'0.06M': 7, '0.25M': 10, '0.60M': 12, '1M': 13}
+# Edge in pixels of a budget's square picture -> the budget: 256, 512, 768, 1024.
+BUDGET_OF_EDGE = {STRIDE * RATIOS['1.000'][n - 1][0]: name for name, n in BUDGETS.items()}
 
 
 @dataclasses.dataclass(frozen=True)

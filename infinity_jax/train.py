@@ -37,7 +37,7 @@ from infinity_jax.sharding import (
 )
 from infinity_jax.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.train_parts import T2IConfig, load_parts, load_start
+from infinity_jax.train_parts import T2IConfig, bucket_schedules, load_parts, load_start
 from infinity_jax.transformer.model import Transformer, init_transformer
 
 SAMPLE_CAPTIONS = 16  # half from training pairs, half from held-out ones
@@ -45,22 +45,39 @@ SAMPLE_CAPTIONS = 16  # half from training pairs, half from held-out ones
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """The networks of a run and the grids they work on; static under jit."""
+    """The networks of a run and the grids they work on, a schedule a bucket; static under jit."""
 
     transformer: Transformer
     autoencoder: Autoencoder
     text_encoder: T5Encoder
-    schedule: ScaleSchedule
+    schedules: tuple[ScaleSchedule, ...]
+
+    def schedule_of(self, batch: Any) -> ScaleSchedule:
+        """The schedule that a batch's picture shape tells; under jit a program a bucket."""
+        stride = self.autoencoder.config.stride
+        stride *= 2 if self.transformer.config.spatial_patchify else 1
+        sizes = [schedule.picture_size(stride) for schedule in self.schedules]
+        return self.schedules[sizes.index(batch['pixels_BYX3'].shape[1:3])]
 
     def init(self, key: jax.Array, train_text: bool) -> Any:
         """Boxed trained parameters: {'transformer'} and, when trained along, {'text'}."""
         keys = jax.random.split(key)
-        variables = init_transformer(self.transformer, keys[0], self.schedule)
+        variables = init_transformer(self.transformer, keys[0], self.schedules[0])
         params = {'transformer': variables['params']}
         if train_text:
             ids, lengths = jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), jnp.int32)
             params['text'] = self.text_encoder.init(keys[1], ids, lengths)['params']
         return params
+
+
+def make_models(config: T2IConfig, bundle: ModelBundle) -> Models:
+    """The networks of a bundle on the grids of the run's buckets."""
+    return Models(
+        Transformer(bundle.transformer_config),
+        Autoencoder(bundle.tokenizer_config),
+        T5Encoder(bundle.text_config, jnp.dtype(bundle.transformer_config.dtype)),
+        bucket_schedules(config, bundle),
+    )
 
 
 def encode_and_corrupt(
@@ -73,7 +90,7 @@ def encode_and_corrupt(
     inputs, targets = corrupt(
         key,
         features,
-        models.schedule,
+        models.schedule_of(batch),
         max_strength=config.self_correction.max_strength,
         per_picture=config.self_correction.per_picture,
         patchify=config.transformer.spatial_patchify,
@@ -93,7 +110,7 @@ def predict(
         text,
         batch['lengths_B'],
         inputs_BLd,
-        models.schedule,
+        models.schedule_of(batch),
         **options,
     )
 
@@ -115,6 +132,7 @@ def train_step(
     state: TrainState, frozen: Any, batch: Any, *, models: Models, config: T2IConfig
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update. Pure: every random draw comes from the seed and `state.step`."""
+    schedule = models.schedule_of(batch)
     key = loop.step_key(config.seed, state.step)
     corrupt_key, drop_key, path_key = jax.random.split(key, 3)
     inputs, targets = encode_and_corrupt(corrupt_key, frozen, batch, models, config)
@@ -130,13 +148,13 @@ def train_step(
             deterministic=False,
             rngs={'drop_path': path_key},
         )
-        return bit_loss(logits, targets, models.schedule, reweight=config.reweight_scales)
+        return bit_loss(logits, targets, schedule, reweight=config.reweight_scales)
 
     (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     learning_rate = make_schedule(config.optimizer, config.steps)(state.step - state.skipped)
     optimizer = make_optimizer(config.optimizer, config.steps)
     state, update = apply_gradients(state, grads, loss, optimizer, config.optimizer)
-    metrics = bit_metrics(loss, parts, models.schedule)
+    metrics = bit_metrics(loss, parts, schedule)
     return state, {**metrics, **update, 'learning_rate': learning_rate}
 
 
@@ -144,22 +162,18 @@ def evaluation_step(
     params: Any, frozen: Any, batch: Any, index: int, *, models: Models, config: T2IConfig
 ) -> dict[str, jax.Array]:
     """Metrics of one held-out batch, its flips always the same ones, all captions kept."""
+    schedule = models.schedule_of(batch)
     key = jax.random.fold_in(jax.random.key(loop.HELD_OUT_SEED), index)
     inputs, targets = encode_and_corrupt(key, frozen, batch, models, config)
     logits = predict({**frozen, **params}, batch, inputs, models)
-    loss, parts = bit_loss(logits, targets, models.schedule, reweight=config.reweight_scales)
-    return bit_metrics(loss, parts, models.schedule)
+    loss, parts = bit_loss(logits, targets, schedule, reweight=config.reweight_scales)
+    return bit_metrics(loss, parts, schedule)
 
 
 def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     """Everything the loop needs, jitted and sharded here and nowhere else."""
     bundle = load_parts(config)
-    models = Models(
-        Transformer(config.transformer),
-        Autoencoder(bundle.tokenizer_config),
-        T5Encoder(bundle.text_config, jnp.dtype(config.transformer.dtype)),
-        bundle.schedule,
-    )
+    models = make_models(config, bundle)
     optimizer = make_optimizer(config.optimizer, config.steps)
     start_text = bundle.text_params if config.text.train else None
 
@@ -246,7 +260,7 @@ def train(config: T2IConfig) -> pathlib.Path:
     """Runs the whole training; returns the folder of the exported model."""
     mesh = make_mesh(config.mesh)
     folder = loop.run(config, make_task(config, mesh), mesh)
-    if config.data.source == 'emoji' and jax.process_index() == 0:
+    if not config.data.sources and jax.process_index() == 0:
         from infinity_jax.evaluate import evaluate_demo  # draws with the finished model
 
         evaluate_demo(folder, subset=config.data.subset, out=pathlib.Path(config.run_dir))

@@ -7,6 +7,7 @@ from typing import Any
 from infinity_jax import loop
 from infinity_jax.checkpoint import check_start
 from infinity_jax.config import TextConfig, TransformerConfig, UserError
+from infinity_jax.data.buckets import SQUARE
 from infinity_jax.model_folder import (
     ModelBundle,
     load_model,
@@ -14,7 +15,7 @@ from infinity_jax.model_folder import (
     read_description,
 )
 from infinity_jax.pipeline import DEMO_FOLDER
-from infinity_jax.scales import ScaleSchedule
+from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
 from infinity_jax.t5_folder import load_encoder
 from infinity_jax.text import TextTokenizer
 from infinity_jax.transformer.model import check_schedule
@@ -109,13 +110,29 @@ def _run_schedule(config: T2IConfig, bundle: ModelBundle) -> ScaleSchedule:
                 f'{bundle.schedule.grids}; switch it off or use a tokenizer with even grids'
             )
         return ScaleSchedule.free((h // fold, w // fold) for h, w in bundle.schedule.grids)
-    names = {256: '0.06M', 512: '0.25M', 768: '0.60M', 1024: '1M'}
-    if config.data.picture_size not in names:
+    if config.data.picture_size not in BUDGET_OF_EDGE:
         raise UserError(
             f'data.picture_size is {config.data.picture_size} and the tokenizer names no schedule '
-            f'of its own; wanted one of {", ".join(map(str, names))}'
+            f'of its own; wanted one of {", ".join(map(str, BUDGET_OF_EDGE))}'
         )
-    return ScaleSchedule.for_picture(1.0, names[config.data.picture_size])
+    return ScaleSchedule.for_picture(1.0, BUDGET_OF_EDGE[config.data.picture_size])
+
+
+def bucket_schedules(config: T2IConfig, bundle: ModelBundle) -> tuple[ScaleSchedule, ...]:
+    """The schedules of a run, one a ratio; `bundle.schedule` is that of the square.
+
+    Raises:
+      UserError: several ratios are wanted and the square's schedule is not a released one.
+    """
+    names, budget = config.data.bucket_names, BUDGET_OF_EDGE.get(config.data.picture_size)
+    if names == (SQUARE,):
+        return (bundle.schedule,)
+    if budget is None or bundle.schedule != ScaleSchedule.for_picture(SQUARE, budget):
+        raise UserError(
+            f'data.ratios are {names}, but the tokenizer is made for squares with grids '
+            f"{bundle.schedule.grids}; set data.ratios to ('{SQUARE}',)"
+        )
+    return tuple(ScaleSchedule.for_picture(name, budget) for name in names)
 
 
 def load_start(config: T2IConfig, wanted: Any) -> dict[str, Any]:

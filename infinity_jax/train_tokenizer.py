@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from infinity_jax import loop
 from infinity_jax.checkpoint import check_start
 from infinity_jax.config import TokenizerConfig, UserError
+from infinity_jax.data.buckets import SQUARE
 from infinity_jax.generate import to_uint8
 from infinity_jax.matcher import contact_sheet
 from infinity_jax.model_folder import ModelBundle, load_model, save_model
@@ -133,6 +134,8 @@ def check(config: TokenizerRunConfig) -> None:
             f'grids end in {config.grids[-1]}, at stride {config.tokenizer.stride} a picture of '
             f'{wanted}, but data.picture_size is {config.data.picture_size}; change one of them'
         )
+    if config.data.bucket_names != (SQUARE,):
+        raise UserError(f'data.ratios is {config.data.ratios}; a tokenizer is trained on {SQUARE}')
     if config.precision not in ('highest', 'default'):
         raise UserError(f"precision is {config.precision!r}; wanted 'highest' or 'default'")
 

@@ -88,6 +88,31 @@ def test_a_place_that_cannot_be_written_is_found_before_drawing(fake, tmp_path, 
     assert 'cannot write' in capsys.readouterr().err
 
 
+def test_data_and_loss_read_a_config_file(monkeypatch, tmp_path):
+    from infinity_jax import evaluate_loss, inspect_data
+
+    asked = []
+    monkeypatch.setattr(inspect_data, 'inspect_data', lambda c, **k: asked.append((c.task, k)))
+    monkeypatch.setattr(inspect_data, 'measure_speed', lambda c, n: asked.append((c.task, n)))
+    monkeypatch.setattr(evaluate_loss, 'evaluate_loss', lambda f, c, **k: asked.append((f, k)))
+    configs = cli.pathlib.Path(__file__).parent.parent / 'configs'
+    cli.main(['data', 'inspect', f'{configs}/t2i.py:demo', '--out', 'x.png', '--count', '3'])
+    cli.main(['data', 'speed', f'{configs}/tokenizer.py', '--batches', '5'])
+    loss = ['evaluate', 'loss', '--checkpoint', 'here', '--config']
+    cli.main([*loss, f'{configs}/t2i.py', '--batches', '2'])
+    assert asked == [
+        ('t2i', {'count': 3, 'out': 'x.png'}), ('tokenizer', 5), ('here', {'num_batches': 2}),
+    ]  # fmt: skip
+    (tmp_path / 'other.py').write_text('get_config = lambda: type("", (), {"task": "x"})')
+    for config in ('nosuch.py', f'{configs}/t2i.py:huge', f'{tmp_path}/other.py'):
+        with pytest.raises(SystemExit):
+            cli.main(['data', 'inspect', config])
+    for config in ([f'{configs}/tokenizer.py'], []):
+        with pytest.raises(SystemExit):
+            cli.main(loss[: 4 + len(config)] + config + (['--batches', '2'] if config else []))
+    assert len(asked) == 3
+
+
 def test_several_prompts_and_a_file(fake, tmp_path):
     file = tmp_path / 'prompts.txt'
     file.write_text('a bee\n\na tree — ünïcode\n')

@@ -8,6 +8,7 @@ from absl import flags
 
 from infinity_jax.config import UserError, from_mapping
 from infinity_jax.config_flags import parse_flags
+from infinity_jax.data.config import SourceConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.train_parts import T2IConfig
 from infinity_jax.train_tokenizer import TokenizerRunConfig, check
@@ -28,6 +29,18 @@ def test_t2i(arg):
     assert config.task == 't2i'
     assert config.transformer.text_channels == config.text.encoder.width
     assert config.batch_size % 8 == 0
+
+
+def test_sources_are_named_in_the_config():
+    config = load('t2i').get_config()
+    config.data.sources = ({'kind': 'tar', 'path': '/data', 'weight': 2},)
+    config.data.ratios = ('all',)
+    data = from_mapping(T2IConfig, config).data
+    assert data.sources_of('train') == (SourceConfig('tar', '/data', weight=2.0),)
+    assert len(data.bucket_names) == 15
+    config.data.sources = ({'kind': 'tar', 'pth': '/data'},)
+    with pytest.raises(UserError, match='data.sources.pth; did you mean data.sources.path?'):
+        from_mapping(T2IConfig, config)
 
 
 def test_the_tokenizer_and_the_transformer_of_the_demo_fit():

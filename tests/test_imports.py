@@ -15,12 +15,9 @@ CONFIGS = PACKAGE.parent / 'configs'
 # A module imports from its own layer or lower ones, never in a circle. The lowest name that
 # matches says where a module stands.
 LAYERS = (
-    (
-        'main', 'cli', 'config_flags', 'convert_command', 'generate_command', 'sampling_flags',
-        'exits', 'supervisor',
-    ),
+    ('main', 'cli', '*_command', 'sampling_flags', 'config_flags', 'exits', 'supervisor'),
     ('convert_from_torch', 'convert_to_torch'),
-    ('train', 'train_*', 'loop', 'evaluate', 'check', 'check_*'),
+    ('train', 'train_*', 'loop', 'evaluate', 'evaluate_*', 'inspect_*', 'check', 'check_*'),
     (
         'pipeline', 'generate', 'memory_estimate', 'picture_size', 'placement', 'prompt_encoder',
     ),

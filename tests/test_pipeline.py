@@ -4,7 +4,9 @@ from orbax.checkpoint import v1 as ocp
 
 from infinity_jax.config import UserError
 from infinity_jax.data import captions
-from infinity_jax.data.pipeline import EmojiSource, batches, training_batches
+from infinity_jax.data.config import DataConfig
+from infinity_jax.data.emoji_source import EmojiSource
+from infinity_jax.data.pipeline import endless, training_batches
 
 
 def same(a, b):
@@ -49,9 +51,8 @@ def test_batch_layout():
     def tokenizer(texts, max_length, pad_to):
         return np.full((len(texts), pad_to), 7), np.full(len(texts), max_length)
 
-    batch = next(
-        training_batches(batch_size=4, picture_size=48, text_tokenizer=tokenizer, text_length=9)
-    )
+    data = DataConfig(picture_size=48)
+    batch = next(training_batches(data, batch_size=4, text_tokenizer=tokenizer, text_length=9))
     assert batch['pixels_BYX3'].shape == (4, 48, 48, 3) and batch['pixels_BYX3'].dtype == np.uint8
     assert len(batch['captions']) == 4 and all(isinstance(c, str) for c in batch['captions'])
     assert batch['ids_BT'].shape == (4, 9) and batch['ids_BT'].dtype == np.int32
@@ -81,21 +82,20 @@ def test_orbax_saves_and_restores_the_iterator(tmp_path):
 
 
 def test_hosts_read_disjoint_items_that_make_up_the_whole():
-    records = [{'pixels': np.zeros((8, 8, 3), np.uint8), 'caption': str(i)} for i in range(24)]
+    records = [str(i) for i in range(24)]
     read = []
     for host in range(3):
-        iterator = batches(records, 6, process_index=host, process_count=3)
-        read.append([c for _ in range(4) for c in next(iterator)['captions']])
-    assert sorted(sum(read, []), key=int) == [str(i) for i in range(24)]  # one epoch
+        dataset = endless(records, 0, process_index=host, process_count=3)
+        read.append([dataset[i] for i in range(8)])
+    assert sorted(sum(read, []), key=int) == records  # one epoch
     assert read[0] != sorted(read[0], key=int)  # shuffled
 
 
 def test_shuffle_differs_by_seed_and_epoch():
-    records = [{'pixels': np.zeros((8, 8, 3), np.uint8), 'caption': str(i)} for i in range(64)]
-    iterator, other = (batches(records, 64, seed=seed) for seed in (0, 1))
-    first, second = next(iterator)['captions'], next(iterator)['captions']
+    dataset, other = (endless(range(64), seed) for seed in (0, 1))
+    first, second = ([dataset[i + start] for i in range(64)] for start in (0, 64))
     assert sorted(first) == sorted(second) and first != second
-    assert next(other)['captions'] != first
+    assert [other[i] for i in range(64)] != first
 
 
 @pytest.mark.parametrize(
@@ -110,10 +110,12 @@ def test_shuffle_differs_by_seed_and_epoch():
     ],
 )
 def test_bad_arguments_are_user_errors(arguments, message):
+    known = {'batch_size': 4, 'split': 'train'}
+    rest = {name: arguments.pop(name, value) for name, value in known.items()}
     with pytest.raises(UserError, match=message):
-        training_batches(**{'batch_size': 4, **arguments})
+        training_batches(DataConfig(**arguments), **rest)
 
 
 def test_batch_size_that_hosts_cannot_share_is_a_user_error():
     with pytest.raises(UserError, match='batch_size 4 .* 3 hosts'):
-        batches(EmojiSource(), 4, process_index=0, process_count=3)
+        training_batches(batch_size=4, process_index=0, process_count=3)

@@ -13,16 +13,18 @@ class Run:
     init_from: str = 'somewhere/else'
     tokenizer: str | TokenizerConfig = 'a/path'
     steps: int = 3
+    sources: tuple = ({'path': '/private', 'weight': 2.0},)
 
 
 def test_a_recipe_holds_no_paths_but_keeps_sizes():
-    assert recipe(Run()) == {'steps': 3}
+    assert recipe(Run()) == {'steps': 3, 'sources': [{'weight': 2.0}]}
     assert recipe(Run(tokenizer=TokenizerConfig()))['tokenizer']['bits'] == 32
 
 
 def test_the_description_is_the_whole_configuration(tmp_path):
     write_description(Run(), tmp_path / 'run')
-    assert json.loads((tmp_path / 'run' / 'config.json').read_text()) == dataclasses.asdict(Run())
+    described = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    assert described == {**dataclasses.asdict(Run()), 'sources': [*Run.sources]}
     assert 'jax' in json.loads((tmp_path / 'run' / 'versions.json').read_text())
 
 

@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from data_folders import jsonl_folder, tar_folder
 
-from infinity_jax import loop
+from infinity_jax import loop, train
 from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.data.config import SourceConfig
+from infinity_jax.evaluate_loss import evaluate_loss
 from infinity_jax.metrics import read_metrics
 from infinity_jax.model_folder import ModelBundle, load_model, save_model
 from infinity_jax.optimizer import OptimizerConfig
@@ -29,15 +32,7 @@ TEXT = TextConfig(vocab_size=1500, width=16, num_layers=1, num_heads=2, head_dim
 
 @pytest.fixture(scope='module')
 def tokenizer_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('parts') / 'tokenizer'
-    params = Autoencoder(TOKENIZER).init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))['params']
-    bundle = ModelBundle(
-        tokenizer_config=TOKENIZER,
-        tokenizer_params=nn.unbox(params),
-        schedule=ScaleSchedule.free(GRIDS),
-    )
-    save_model(folder, bundle)
-    return folder
+    return save_tokenizer(tmp_path_factory.mktemp('parts') / 'tokenizer', TOKENIZER, GRIDS)
 
 
 @pytest.fixture
@@ -45,7 +40,7 @@ def config(tokenizer_folder, tmp_path):
     return T2IConfig(
         task='t2i',
         run_dir=str(tmp_path / 'run'),
-        tokenizer=str(tokenizer_folder),
+        tokenizer=tokenizer_folder,
         steps=6,
         batch_size=8,
         log_every=1,
@@ -163,9 +158,88 @@ def test_parts_that_do_not_fit_are_refused(config):
 
 
 def test_the_run_folder_tells_what_was_run(config):
-    run(dataclasses.replace(config, steps=1))
+    folder = run(dataclasses.replace(config, steps=1))
     described = json.loads((loop.pathlib.Path(config.run_dir) / 'config.json').read_text())
     assert described['transformer']['width'] == 32
     assert (loop.pathlib.Path(config.run_dir) / 'losses.png').exists()
     (held_out,) = read_metrics(config.run_dir, 'heldout')
     assert len(held_out['accuracy_per_scale']) == len(held_out['majority_rate_per_scale']) == 3
+    # The finished model has that very loss, with nothing but its folder and the held-out data.
+    again = evaluate_loss(folder, config, num_batches=config.eval_batches)
+    for name in ('loss', 'accuracy_per_scale'):
+        np.testing.assert_allclose(again[name], held_out[name], rtol=1e-5)
+    larger = dataclasses.replace(config, data=loop.DataConfig(picture_size=32))
+    with pytest.raises(UserError, match=r'pictures of \(16, 16\), but data.picture_size is 32'):
+        evaluate_loss(folder, larger, num_batches=1)
+
+
+def save_tokenizer(folder, config, grids=None):
+    size = 4 * config.stride
+    params = Autoencoder(config).init(jax.random.key(0), jnp.zeros((1, size, size, 3)))['params']
+    schedule = None if grids is None else ScaleSchedule.free(grids)
+    bundle = ModelBundle(
+        tokenizer_config=config, tokenizer_params=nn.unbox(params), schedule=schedule
+    )
+    save_model(folder, bundle)
+    return str(folder)
+
+
+def stored_data(tmp_path, **fields):
+    sources = (
+        SourceConfig('jsonl', str(jsonl_folder(tmp_path / 'jsonl'))),
+        SourceConfig('tar', str(tar_folder(tmp_path / 'tar'))),
+        SourceConfig('emoji'),
+    )
+    return loop.DataConfig(
+        sources=sources, held_out=sources[1:2], max_broken_share=0.3, **fields
+    )  # fmt: skip
+
+
+def test_stored_sources_train_together_and_resume_bit_for_bit(config, tmp_path):
+    config = dataclasses.replace(config, data=stored_data(tmp_path, picture_size=16))
+    folder = run(config)
+    whole = losses(config)
+    cut = dataclasses.replace(config, run_dir=str(tmp_path / 'cut'))
+    with pytest.raises(KeyboardInterrupt):
+        run(cut, stop_before=6)
+    run(cut)
+    assert losses(cut) == whole
+    kept = load_model(folder).extra['run']['data']['sources']
+    assert [source['kind'] for source in kept] == ['jsonl', 'tar', 'emoji']
+    assert str(tmp_path) not in json.dumps(kept)  # paths are nobody else's business
+
+
+def test_a_batch_is_trained_on_the_grids_of_its_shape(config, tmp_path):
+    coarse = dataclasses.replace(TOKENIZER, unshuffle=16, norm_groups=8)
+    config = dataclasses.replace(
+        config,
+        tokenizer=save_tokenizer(tmp_path / 'tokenizer', coarse),
+        data=loop.DataConfig(picture_size=256, ratios=('1.000', '2.000')),
+        transformer=dataclasses.replace(config.transformer, depth=1, levels=7),
+    )
+    models = train.make_models(config, load_parts(config))
+    square, tall = (ScaleSchedule.for_picture(ratio, '0.06M') for ratio in ('1.000', '2.000'))
+    assert models.schedules == (square, tall)
+    variables = nn.unbox(jax.eval_shape(lambda key: models.init(key, True), jax.random.key(0)))
+    for schedule in models.schedules:
+        pixels = np.zeros((2, *schedule.picture_size(), 3), np.uint8)
+        batch = {'pixels_BYX3': pixels, 'ids_BT': np.zeros((2, 16), np.int32)}
+        batch['lengths_B'] = np.ones(2, np.int32)
+        seen = []
+
+        def step(params, frozen, batch, seen=seen):
+            inputs, targets = train.encode_and_corrupt(
+                jax.random.key(0), frozen, batch, models, config
+            )
+            seen.append(targets.shape[1])
+            return train.predict({**frozen, **params}, batch, inputs, models)
+
+        frozen = {'tokenizer': load_parts(config).tokenizer_params}
+        logits = jax.eval_shape(step, variables, frozen, batch)
+        assert seen == [schedule.num_tokens] and logits.shape == (2, schedule.num_tokens, 8, 2)
+
+
+def test_ratios_want_the_released_grids(config):
+    data = loop.DataConfig(picture_size=16, ratios=('1.000', '2.000'))
+    with pytest.raises(UserError, match='data.ratios are .* made for squares with grids'):
+        make_task(dataclasses.replace(config, data=data), make_mesh(devices=jax.devices()[:1]))

@@ -1,71 +1,74 @@
-"""Random-access sources of records, and the grain pipeline that turns one into batches.
+"""The grain pipeline: from records, sorted into buckets, to batches.
 
 A record is `{'pixels': uint8 (Y, X, 3), 'caption': str}`. Pixels stay uint8 until the jitted step
-(`pixels / 127.5 - 1`): a quarter of the bytes to copy. A batch is
+(`pixels / 127.5 - 1`): a quarter of the bytes to copy. A batch, all of one picture shape, is
 
     {'pixels_BYX3': uint8 (B, Y, X, 3), 'captions': list of B str,
      'ids_BT': int32 (B, T), 'lengths_B': int32 (B,)}   # the last two with a text tokenizer
+
+Batch i follows from the configuration, the seed and i alone. Its bucket follows from i and the
+buckets' shares, which are the same on all hosts; each host fills it from records of its own.
 """
 
 import dataclasses
-import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import grain
 import jax
 import numpy as np
+from absl import flags
 
 from infinity_jax.config import UserError
-from infinity_jax.data import captions
-from infinity_jax.data.render import check_picture_size, render
+from infinity_jax.data.buckets import Part, StoredSource, make_buckets
+from infinity_jax.data.config import DataConfig
+from infinity_jax.data.decode import decode
+from infinity_jax.data.records import BrokenRecord
 
-SOURCES = ('emoji',)
-ENDLESS = 2**40  # items of a source that draws its records: more than any run reads
+MAX_TRIES = 100  # broken records in a row that stop a run at once
+JUDGED_FROM = 1000  # records read before their broken share is judged by itself
 
 # (captions, max_length, pad_to) -> ids_BT, lengths_B, as `text.TextTokenizer`
 TextTokenizer = Callable[[list[str], int, int], tuple[np.ndarray, np.ndarray]]
 
 
-@functools.lru_cache(maxsize=8)
-def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(count)
+@dataclasses.dataclass(frozen=True, eq=False)
+class ReadRecord:
+    """Reads and decodes a record; a broken one is replaced by the next good one of its bucket.
 
+    A class so that worker processes can receive it.
 
-@dataclasses.dataclass(frozen=True)
-class EmojiSource:
-    """Pictures of the embedded set; item i depends on the fields and i alone.
-
-    Every `len(pairs)` items are one epoch: each (emoji, background) pair once, in a new order, with
-    a newly drawn size, place and wording.
+    Attributes:
+      stored: the source.
+      records: int64, this host's records of the bucket.
+      size: (Y, X) of the pictures.
+      short_captions: probability of a short caption.
     """
 
-    subset: str = 'starter'
-    split: str = 'train'
-    picture_size: int = 64
-    seed: int = 0
-    placed_rate: float = captions.PLACED_RATE  # of the pictures have a drawn size and place
+    stored: StoredSource
+    records: np.ndarray
+    size: tuple[int, int]
+    short_captions: float
 
-    def __post_init__(self):
-        check_picture_size(self.picture_size)
-        if not 0 <= self.placed_rate <= 1:
-            raise UserError(f'config field data.placed_rate is {self.placed_rate}; wanted 0 to 1')
-        captions.pairs(self.subset, self.split)  # raises for an unknown subset or split
-
-    def __len__(self) -> int:
-        return ENDLESS
-
-    def spec(self, index: int) -> captions.PictureSpec:
-        """What picture `index` shows."""
-        pairs = captions.pairs(self.subset, self.split)
-        epoch, position = divmod(int(index), len(pairs))
-        pair = pairs[_epoch_order(self.seed, epoch, len(pairs))[position]]
-        rng = np.random.default_rng((self.seed, epoch, 1 + position))
-        return captions.draw_spec(rng, *pair, placed_rate=self.placed_rate)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        spec = self.spec(index)
-        return {'pixels': render(spec, self.picture_size), 'caption': captions.caption(spec)}
+    def __call__(self, position: int, rng: np.random.Generator) -> dict[str, Any]:
+        source, broken = self.stored.source, []
+        for turn in range(min(MAX_TRIES, len(self.records))):
+            record = self.records[(position + turn) % len(self.records)]
+            place = tuple(self.stored.index.places[record].tolist())
+            try:
+                raw = source.read(place)
+                caption = raw.captions.choose(rng, self.short_captions)
+                if not caption:
+                    raise BrokenRecord('its caption is empty')
+                pixels = decode(raw.open_picture(), self.size)
+                return {'pixels': pixels, 'caption': caption, 'broken': broken}
+            except (BrokenRecord, OSError) as error:
+                broken.append((f'{source.name}: {source.record_name(place)}', str(error)))
+        raise UserError(
+            f'{len(broken)} records in a row are broken, the last {broken[-1][0]}: '
+            f'{broken[-1][1]}; see whether all of the data is still there'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,26 +86,78 @@ class Collate:
             ids_BT, lengths_B = self.text_tokenizer(texts, self.text_length, self.text_length)
             batch['ids_BT'] = np.asarray(ids_BT, np.int32)
             batch['lengths_B'] = np.asarray(lengths_B, np.int32)
+        batch['broken'] = [pair for record in records for pair in record.get('broken', ())]
         return batch
 
 
-def batches(
-    source: Sequence[dict[str, Any]],
-    batch_size: int,
+class CountBroken:
+    """Takes the names of broken records out of batches, logs and counts them.
+
+    Runs in the main process, whoever read the records.
+    """
+
+    def __init__(self, max_share: float):
+        self.max_share = max_share
+        self.read = self.broken = 0
+        self._named: set[str] = set()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch without 'broken'; raises `UserError` when they have become too many."""
+        found = batch.pop('broken')
+        self.broken += len(found)
+        self.read += len(batch['captions']) + len(found)
+        for name, reason in found:
+            if name not in self._named:
+                self._named.add(name)
+                logging.getLogger(__name__).warning(
+                    'broken record replaced: %s: %s (%d of %d read)',
+                    name, reason, self.broken, self.read,
+                )  # fmt: skip
+        if self.broken > self.max_share * max(self.read, JUDGED_FROM):
+            raise UserError(
+                f'{self.broken} of {self.read} records read were broken, more than '
+                f'data.max_broken_share {self.max_share}, the last {name}: {reason}; mend them or '
+                'raise it'
+            )
+        return batch
+
+
+def endless(
+    source: Sequence[Any],
+    seed: int,
     *,
-    seed: int = 0,
     shuffle: bool = True,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.MapDataset:
+    """The items of a random-access source that no other host reads, again and again.
+
+    Every epoch has its own order, unless the source is drawn in its own (`shuffle` False).
+    """
+    # By host before anything else: later stages may group records, and hosts must not overlap.
+    dataset = grain.MapDataset.source(source).seed(seed)[process_index::process_count]
+    return (dataset.shuffle() if shuffle else dataset).repeat(None)
+
+
+def training_batches(
+    data: DataConfig = DataConfig(),
+    *,
+    split: str = 'train',
+    batch_size: int,
+    seed: int = 0,
     text_tokenizer: TextTokenizer | None = None,
     text_length: int = 32,
-    num_workers: int = 0,
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> grain.DatasetIterator:
-    """An endless, checkpointable iterator over batches of any random-access source.
+    """An endless, checkpointable iterator over the batches of a split.
 
-    `batch_size` counts all hosts together; this host gets its share of it, from items that no other
-    host reads. `get_state` and `set_state` are exact, and a state wants the `num_workers` that it
-    was saved with. Worker processes need parsed absl flags and a `__main__` guard.
+    `batch_size` counts all hosts together; this host gets its share of it. `get_state` and
+    `set_state` are exact, and a state wants the `num_workers` that it was saved with. Worker
+    processes need a `__main__` guard.
+
+    Raises:
+      UserError: the data cannot be used as configured; later, too many records are broken.
     """
     process_index = jax.process_index() if process_index is None else process_index
     process_count = jax.process_count() if process_count is None else process_count
@@ -111,53 +166,48 @@ def batches(
             f'batch_size {batch_size} does not divide over {process_count} hosts; '
             f'use a multiple of {process_count}'
         )
-    if len(source) < batch_size:
-        raise UserError(
-            f'the data source holds {len(source)} records, fewer than batch_size {batch_size}: '
-            'lower batch_size or add data'
-        )
-    dataset = grain.MapDataset.source(source).seed(seed)
-    # By host before anything else: later stages may group records, and hosts must not overlap.
-    dataset = dataset[process_index::process_count]
-    if shuffle:
-        dataset = dataset.shuffle()
-    dataset = dataset.repeat(None).batch(
-        batch_size // process_count,
-        drop_remainder=True,
-        batch_fn=Collate(text_tokenizer, text_length),
-    )
+    # Evaluation may see a picture twice; in training a bucket below a batch is a mistake.
+    smallest = batch_size if split == 'train' else process_count
+    buckets = make_buckets(data, split, smallest=smallest, num_hosts=process_count, seed=seed)
+    collate = Collate(text_tokenizer, text_length)
+    batched = []
+    for bucket in buckets:
+        hosts = {'process_index': process_index, 'process_count': process_count}
+        parts = [_records(part, bucket.size, data, seed, **hosts) for part in bucket.parts]
+        mixed = _mix(parts, [part.share for part in bucket.parts])
+        share_of_host = batch_size // process_count
+        batched.append(mixed.batch(share_of_host, drop_remainder=True, batch_fn=collate))
+    dataset = _mix(batched, [bucket.share for bucket in buckets])
     # A thread makes a whole batch, so a few batches ahead are enough.
-    options = grain.ReadOptions(num_threads=1 if num_workers else 2, prefetch_buffer_size=4)
+    options = grain.ReadOptions(num_threads=1 if data.num_workers else 2, prefetch_buffer_size=4)
     iterable = dataset.to_iter_dataset(options)
-    if num_workers:
-        workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
+    if data.num_workers:
+        if not flags.FLAGS.is_parsed():  # workers are started with them
+            flags.FLAGS.mark_as_parsed()
+        workers = grain.MultiprocessingOptions(data.num_workers, per_worker_buffer_size=2)
         iterable = iterable.mp_prefetch(workers)
-    return iter(iterable)
+    return iter(iterable.map(CountBroken(data.max_broken_share)))
 
 
-def training_batches(
+def _records(
+    part: Part,
+    size: tuple[int, int],
+    data: DataConfig,
+    seed: int,
     *,
-    source: str = 'emoji',
-    subset: str = 'starter',
-    split: str = 'train',
-    picture_size: int = 64,
-    placed_rate: float = captions.PLACED_RATE,
-    batch_size: int,
-    seed: int = 0,
-    text_tokenizer: TextTokenizer | None = None,
-    text_length: int = 32,
-    num_workers: int = 0,
-) -> grain.DatasetIterator:
-    """Endless batches of a source that the config names."""
-    if source not in SOURCES:
-        raise UserError(f'data source {source!r} is unknown; choose one of {", ".join(SOURCES)}')
-    records = EmojiSource(subset, split, picture_size, seed, placed_rate)
-    return batches(
-        records,
-        batch_size,
-        seed=seed,
-        shuffle=False,  # the source shuffles its pairs itself, anew every epoch
-        text_tokenizer=text_tokenizer,
-        text_length=text_length,
-        num_workers=num_workers,
-    )
+    process_index: int,
+    process_count: int,
+) -> grain.MapDataset:
+    """A part's records on one host, read and decoded."""
+    hosts = {'process_index': process_index, 'process_count': process_count}
+    if part.records is None:  # pictures drawn in an order of their own, anew every epoch
+        return endless(part.source, seed, shuffle=False, **hosts)
+    own = part.records[process_index::process_count]
+    words = np.random.SeedSequence((seed, part.number, process_index, *size)).generate_state(1)
+    order = endless(range(len(own)), int(words[0]))
+    return order.random_map(ReadRecord(part.source, own, size, data.short_captions))
+
+
+def _mix(datasets: list[grain.MapDataset], shares: list[float]) -> grain.MapDataset:
+    """Items of all in fixed turns, by share."""
+    return datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, shares)

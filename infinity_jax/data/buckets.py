@@ -1,0 +1,238 @@
+"""Which records go into which bucket of pictures of one shape, and how often each is drawn."""
+
+import dataclasses
+import functools
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from infinity_jax.config import UserError
+from infinity_jax.data.config import DataConfig, SourceConfig
+from infinity_jax.data.emoji_source import ENDLESS, EmojiSource
+from infinity_jax.data.index import Index, load_index
+from infinity_jax.data.records import Source
+from infinity_jax.data.sources import open_source
+from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
+
+SQUARE = '1.000'
+NAMED = 20  # broken records of a source that are named in the log
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredSource:
+    """A source, its index, and which of its records a split may use."""
+
+    source: Source
+    index: Index
+    usable: np.ndarray  # bool (N,)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Part:
+    """What one source gives to a bucket.
+
+    Attributes:
+      number: of the source in the configuration.
+      source: where records come from.
+      records: int64, their numbers in the source's index; None: drawn without end.
+      share: of all pictures of a run.
+    """
+
+    number: int
+    source: StoredSource | EmojiSource
+    records: np.ndarray | None
+    share: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bucket:
+    """Pictures of one shape; a batch never mixes two.
+
+    Attributes:
+      ratio: name of height/width.
+      size: (Y, X) in pixels.
+      parts: one or more, of different sources.
+    """
+
+    ratio: str
+    size: tuple[int, int]
+    parts: tuple[Part, ...]
+
+    @property
+    def share(self) -> float:
+        """Of all pictures of a run."""
+        return sum(part.share for part in self.parts)
+
+
+def target_size(ratio: str, picture_size: int) -> tuple[int, int]:
+    """(Y, X) in pixels of a ratio's pictures, of about the area of the square.
+
+    Raises:
+      UserError: only squares are known for this `picture_size`.
+    """
+    if ratio == SQUARE:
+        return picture_size, picture_size
+    if picture_size not in BUDGET_OF_EDGE:
+        raise UserError(
+            f'data.picture_size {picture_size} is none of {", ".join(map(str, BUDGET_OF_EDGE))}, '
+            f'for which grids of other ratios are known; change it or set data.ratios to {SQUARE}'
+        )
+    return ScaleSchedule.for_picture(ratio, BUDGET_OF_EDGE[picture_size]).picture_size()
+
+
+def nearest_ratios(sizes: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """int (N,): for sizes (N, 2), which of the named ratios is nearest; −1 for a size of zeros."""
+    ratio_N = sizes[:, 0] / np.maximum(sizes[:, 1], 1)
+    nearest_N = np.zeros(len(sizes), np.int64)
+    distance_N = np.full(len(sizes), np.inf)
+    for i, name in enumerate(names):  # an array (N, ratios) would be large
+        to_name_N = np.abs(float(name) - ratio_N)
+        closer_N = to_name_N < distance_N
+        nearest_N[closer_N], distance_N[closer_N] = i, to_name_N[closer_N]
+    return np.where(sizes[:, 0] > 0, nearest_N, -1)
+
+
+def open_stored(config: SourceConfig, data: DataConfig, split: str) -> StoredSource:
+    """Opens a source with its index. Where both splits share a source, names tell which is whose.
+
+    Raises:
+      UserError: it cannot be read.
+    """
+    source = open_source(config)
+    index = load_index(source, data.index_dir)
+    usable = np.ones(len(index), bool)
+    if not data.held_out:
+        held_out = index.keys < data.held_out_share * 2.0**32
+        usable = held_out if split == 'held_out' else ~held_out
+    return StoredSource(source, index, usable)
+
+
+def check_broken(stored: StoredSource, max_share: float) -> None:
+    """Logs the records that the index knows to be broken.
+
+    Raises:
+      UserError: they are more than `max_share` of the source.
+    """
+    broken, total, name = stored.index.broken, len(stored.index), stored.source.name
+    if not broken:
+        return
+    first = f'{broken[0][0]}: {broken[0][1]}'
+    if len(broken) > max_share * total:
+        raise UserError(
+            f'{name}: {len(broken)} of {total} records are broken, more than '
+            f'data.max_broken_share {max_share}, the first: {first}; mend them (`infinity-jax data '
+            'inspect` lists them) or raise it'
+        )
+    _name_broken(stored.index, name)
+
+
+@functools.cache  # several iterators of a process read the same source
+def _name_broken(index: Index, source: str) -> None:
+    logger = logging.getLogger(__name__)
+    for record, reason in index.broken[:NAMED]:
+        logger.warning('%s: broken record left out: %s: %s', source, record, reason)
+    logger.warning(
+        '%s: %d of %d records left out, all named in %s',
+        source, len(index.broken), len(index), index.folder / 'broken.json',
+    )  # fmt: skip
+
+
+def make_buckets(
+    data: DataConfig,
+    split: str,
+    *,
+    smallest: int,
+    num_hosts: int,
+    seed: int = 0,
+    stored: Sequence[StoredSource | None] | None = None,
+) -> list[Bucket]:
+    """Sorts the records of all sources into buckets.
+
+    A source gets its weight's share of all pictures; inside it, records of all buckets are drawn
+    equally often, but for `ratio_weights`.
+
+    Args:
+      data: sources, ratios, weights.
+      split: 'train' or 'held_out'.
+      smallest: buckets of fewer records are left out, and so is a source's share of a bucket that
+        has not a record for each of `num_hosts` hosts.
+      seed: of drawn pictures.
+      stored: the opened sources, None for emoji; by default `open_all`.
+
+    Raises:
+      UserError: a source has no record in any bucket, or too many broken ones.
+    """
+    names, configs = data.bucket_names, data.sources_of(split)
+    sizes = [target_size(name, data.picture_size) for name in names]
+    if stored is None:
+        stored = open_all(data, split)
+    emoji = [EmojiSource(c.subset, split, data.picture_size, seed, c.placed_rate) for c in configs]
+    sources = [e if s is None else s for e, s in zip(emoji, stored, strict=True)]
+    records = [_records(source, names) for source in sources]
+    counts = np.array([[ENDLESS if r is None else len(r) for r in row] for row in records])
+    kept = np.where(counts >= num_hosts, counts, 0)
+    kept[:, kept.sum(0) < smallest] = 0
+    for config, had, has in zip(configs, counts, kept, strict=True):
+        if not has.any():
+            raise UserError(
+                f'data source {config.kind} {config.path} has {had.sum()} records for the {split} '
+                f'split, but none in a bucket of {smallest} or more: lower batch_size, name fewer '
+                'data.ratios, or add data'
+            )
+    _say_left_out(counts, kept, names, smallest)
+    shares = _shares(kept, [c.weight for c in configs], data.ratio_weights)
+    buckets = []
+    for b, (name, size) in enumerate(zip(names, sizes, strict=True)):
+        parts = tuple(
+            Part(s, source, records[s][b], float(shares[s, b]))
+            for s, source in enumerate(sources)
+            if kept[s, b]
+        )
+        if parts:
+            buckets.append(Bucket(name, size, parts))
+    return buckets
+
+
+def open_all(data: DataConfig, split: str) -> list[StoredSource | None]:
+    """The sources of a split, None for emoji.
+
+    Raises:
+      UserError: one cannot be read, or too many of its records are broken.
+    """
+    stored = []
+    for config in data.sources_of(split):
+        source = None if config.kind == 'emoji' else open_stored(config, data, split)
+        if source is not None:
+            check_broken(source, data.max_broken_share)
+        stored.append(source)
+    return stored
+
+
+def _records(source: StoredSource | EmojiSource, names: Sequence[str]) -> list[np.ndarray | None]:
+    """Of each ratio the source's record numbers; None: endless."""
+    if isinstance(source, EmojiSource):
+        return [None if name == SQUARE else np.zeros(0, np.int64) for name in names]
+    ratio_N = np.where(source.usable, nearest_ratios(source.index.sizes, names), -1)
+    return [np.flatnonzero(ratio_N == b) for b in range(len(names))]
+
+
+def _shares(
+    counts: np.ndarray, source_weights: Sequence[float], ratio_weights: Sequence[float]
+) -> np.ndarray:
+    """Of all pictures, the share of each source and ratio; counts are of the same shape."""
+    of_ratio = np.array(ratio_weights or [1.0] * counts.shape[1])
+    weights = counts * of_ratio[None]
+    weights = weights / weights.sum(1, keepdims=True) * np.array(source_weights)[:, None]
+    return weights / weights.sum()
+
+
+def _say_left_out(
+    counts: np.ndarray, kept: np.ndarray, names: Sequence[str], smallest: int
+) -> None:
+    for name, had, has in zip(names, counts.sum(0), kept.sum(0), strict=True):
+        if had > has:
+            logging.getLogger(__name__).warning(
+                'ratio %s: %d of %d records are in buckets below %d records and are left out',
+                name, had - has, had, smallest,
+            )  # fmt: skip

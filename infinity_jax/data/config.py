@@ -1,0 +1,94 @@
+"""What a configuration says about data."""
+
+import dataclasses
+
+from infinity_jax.config import UserError
+from infinity_jax.data.captions import PLACED_RATE
+from infinity_jax.scales import RATIOS
+
+KINDS = ('emoji', 'jsonl', 'tar', 'tfds')
+SPLITS = ('train', 'held_out')
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """One source of pictures and captions."""
+
+    kind: str  # 'jsonl', 'tar', 'tfds' or 'emoji'
+    path: str = ''  # folder of *.jsonl or *.tar; tfds: of the data set, or where `name` lies
+    pictures: str = ''  # jsonl: folder that relative picture paths start from; '': `path`
+    name: str = ''  # tfds: for instance 'coco_captions:1.1.0'; '': `path` is the data set itself
+    split: str = 'train'  # tfds: of the stored data set, for instance 'train[:90%]'
+    image_field: str = 'image'  # tfds
+    text_field: str = 'text'  # tfds and .json members of tar; 'captions/text' where nested
+    subset: str = 'starter'  # emoji: 'starter', 'demo' or 'all'
+    placed_rate: float = PLACED_RATE  # emoji: of the pictures have a drawn size and place
+    weight: float = 1.0  # share of the pictures drawn, against the weights of other sources
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UserError(
+                f'data source {self.kind!r} is unknown; choose one of {", ".join(KINDS)}'
+            )
+        if self.kind != 'emoji' and not self.path:
+            raise UserError(f'a data source of kind {self.kind} has no path; name its folder')
+        if not self.weight > 0:
+            raise UserError(
+                f'data source {self.kind} {self.path} has weight {self.weight}; wanted a positive '
+                'number, or leave the source out'
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where pictures and captions come from, and how they are cut."""
+
+    source: str = 'emoji'  # the embedded pictures, unless `sources` names others
+    subset: str = 'starter'  # of the embedded emoji: 'starter', 'demo' or 'all'
+    picture_size: int = 64  # pixels along the edge of a square; other ratios have about its area
+    placed_rate: float = PLACED_RATE  # of the emoji pictures have a drawn size and place
+    num_workers: int = 0  # processes that read and decode beside the main one; 0: two threads of it
+    sources: tuple[SourceConfig, ...] = ()  # trained on together, each with its weight
+    held_out: tuple[SourceConfig, ...] = ()  # evaluated on; (): a share of `sources`
+    held_out_share: float = 0.01  # of the records of `sources`, told by their names
+    ratios: tuple[str, ...] = ('1.000',)  # height/width of the buckets; ('all',): all 15 of them
+    ratio_weights: tuple[float, ...] = ()  # one a ratio: draws its bucket that much more often
+    short_captions: float = 0.2  # probability that the short caption of a record is used
+    max_broken_share: float = 0.01  # of records that cannot be used; more of them stop the run
+    index_dir: str = ''  # where sizes of pictures are remembered; '': in the run folder
+
+    def __post_init__(self):
+        if self.source != 'emoji':
+            raise UserError(
+                f'data source {self.source!r} is unknown; wanted emoji, or a list in data.sources'
+            )
+        for name in ('placed_rate', 'held_out_share', 'short_captions', 'max_broken_share'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f'config field data.{name} is {getattr(self, name)}; wanted 0 to 1')
+        unknown = [name for name in self.ratios if name not in (*RATIOS, 'all')]
+        if unknown or not self.ratios:
+            raise UserError(
+                f"config field data.ratios is {self.ratios}; wanted ('all',) or names out of "
+                f'{", ".join(RATIOS)}'
+            )
+        if self.ratio_weights and (
+            len(self.ratio_weights) != len(self.bucket_names) or min(self.ratio_weights) <= 0
+        ):
+            raise UserError(
+                f'config field data.ratio_weights is {self.ratio_weights}; wanted a positive '
+                f'number for each of the {len(self.bucket_names)} ratios'
+            )
+
+    @property
+    def bucket_names(self) -> tuple[str, ...]:
+        """Names of the ratios that pictures fall into."""
+        return tuple(RATIOS) if self.ratios == ('all',) else self.ratios
+
+    def sources_of(self, split: str) -> tuple[SourceConfig, ...]:
+        """The sources of a split; both splits share them where `held_out` is empty."""
+        if split not in SPLITS:
+            raise UserError(f'split {split!r} is unknown; choose one of {", ".join(SPLITS)}')
+        if split == 'held_out' and self.held_out:
+            return self.held_out
+        emoji = SourceConfig('emoji', subset=self.subset, placed_rate=self.placed_rate)
+        return self.sources or (emoji,)

@@ -1,0 +1,95 @@
+"""Encoded pictures to pixels of a given size."""
+
+import contextlib
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from infinity_jax.data.records import BrokenRecord
+
+DRAFT_MARGIN = 2  # JPEG is decoded at a fraction of its size, but at least at twice the target
+# What a viewer does to show the picture upright, by EXIF orientation.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@contextlib.contextmanager
+def _opened(stream: BinaryIO) -> Iterator[tuple[Image.Image, int]]:
+    """The picture, header read, and its EXIF orientation; whatever fails is a broken record."""
+    try:
+        with stream, Image.open(stream) as image:
+            # Of a PNG, Pillow would decode all pixels to look for EXIF behind them.
+            orientation = image.getexif().get(0x0112, 1) if image.format != 'PNG' else 1
+            yield image, orientation
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        raise BrokenRecord(f'picture cannot be read: {error}') from None
+    except Image.DecompressionBombError as error:
+        raise BrokenRecord(str(error)) from None
+
+
+def upright_size(stream: BinaryIO) -> tuple[int, int]:
+    """(height, width) of a picture as a viewer shows it; only its header is read.
+
+    Raises:
+      BrokenRecord: it is no picture.
+    """
+    with _opened(stream) as (image, orientation):
+        return image.size if orientation > 4 else image.size[::-1]
+
+
+def decode(stream: BinaryIO, size: tuple[int, int]) -> np.ndarray:
+    """Pixels, uint8 (Y, X, 3): resized (LANCZOS) so that `size` is covered, cut at the centre.
+
+    Transparent pictures lie on white.
+
+    Args:
+      stream: the encoded picture; closed.
+      size: (Y, X) of the result.
+
+    Raises:
+      BrokenRecord: it is no picture, truncated, or not of 8 bits a channel.
+    """
+    with _opened(stream) as (image, orientation):
+        target = size if orientation > 4 else size[::-1]  # width and height as stored
+        image.draft('RGB', tuple(DRAFT_MARGIN * n for n in target))
+        image = _rgb(image).resize(target, Image.Resampling.LANCZOS, _centre(image.size, target))
+        if orientation in _UPRIGHT:
+            image = image.transpose(_UPRIGHT[orientation])
+        return np.array(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(('I', 'F')):
+        raise BrokenRecord(f'picture has pixels of kind {image.mode}, not of 8 bits a channel')
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
+    return image if image.mode == 'RGB' else image.convert('RGB')
+
+
+def _centre(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:
+    """The box of a picture that becomes the target: resizing it alone skips what is cut off.
+
+    Equal to resizing the whole picture to whole pixels and cutting then: the filter reads beyond
+    the box.
+    """
+    (w, h), (to_w, to_h) = size, target
+    if w * to_h <= to_w * h:  # narrower than the target: the widths will be equal
+        whole = to_w, to_w * h // w
+    else:
+        whole = to_h * w // h, to_h
+    x, y = (whole[0] - to_w) // 2, (whole[1] - to_h) // 2
+    scale_x, scale_y = w / whole[0], h / whole[1]
+    right, bottom = min((x + to_w) * scale_x, w), min((y + to_h) * scale_y, h)
+    return x * scale_x, y * scale_y, right, bottom

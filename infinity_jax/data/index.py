@@ -1,0 +1,138 @@
+"""What must be known of all records before training: sizes of pictures, and what is broken.
+
+Made once and kept in a folder whose name is a digest of the source and its files, so that changed
+files lead to a new one:
+
+    places.npy   int64 (N, k), where each record lies
+    sizes.npy    int32 (N, 2), height and width as shown, zeros where broken
+    keys.npy     uint32 (N,), checksum of the record's name
+    broken.json  [[name, reason], …]
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import zlib
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from infinity_jax.config import UserError
+from infinity_jax.data.decode import upright_size
+from infinity_jax.data.records import BrokenRecord, Place, Source
+
+VERSION = 1  # of what is stored
+THREADS = 8  # that wait for files
+CHUNK = 8192  # records handed to them at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Index:
+    """A stored index; arrays are mapped into memory when first read."""
+
+    folder: pathlib.Path
+
+    @functools.cached_property
+    def places(self) -> np.ndarray:
+        return np.load(self.folder / 'places.npy', mmap_mode='r')
+
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        return np.load(self.folder / 'sizes.npy', mmap_mode='r')
+
+    @functools.cached_property
+    def keys(self) -> np.ndarray:
+        return np.load(self.folder / 'keys.npy', mmap_mode='r')
+
+    @functools.cached_property
+    def broken(self) -> list[tuple[str, str]]:
+        """(name, reason) of each record that is known to be broken."""
+        return [tuple(pair) for pair in json.loads((self.folder / 'broken.json').read_text())]
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __reduce__(self):
+        return Index, (self.folder,)  # a worker process maps the arrays itself
+
+
+def load_index(source: Source, folder: str | os.PathLike) -> Index:
+    """The index of a source, made where `folder` holds none of its present files.
+
+    Raises:
+      UserError: a file of the source cannot be read, or the folder not written.
+    """
+    target = pathlib.Path(folder) / f'{type(source).__name__.lower()}-{_digest(source)}'
+    if not target.exists():
+        partial = target.with_name(f'{target.name}.{os.getpid()}.partial')
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            _write(partial, source)
+            try:
+                partial.rename(target)
+            except OSError:
+                if not target.exists():  # else another process was first, with the same
+                    raise
+        except OSError as error:
+            raise UserError(
+                f'the index of {source.name} cannot be made in {folder}: {error}; set '
+                'data.index_dir to a folder that can be written'
+            ) from None
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return Index(target)
+
+
+def _digest(source: Source) -> str:
+    files = []
+    for path in source.files():
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise UserError(f'{source.name}: {path}: {error.strerror}; mend the source') from None
+        files.append((str(path), status.st_size, status.st_mtime_ns))
+    return hashlib.sha256(repr((VERSION, source, files)).encode()).hexdigest()[:16]
+
+
+def _write(folder: pathlib.Path, source: Source) -> None:
+    columns: dict[str, list[np.ndarray]] = {'places': [], 'sizes': [], 'keys': []}
+    broken = []
+    places = iter(tqdm.tqdm(source.places(), f'index of {source.name}', unit='', disable=None))
+    scan = functools.partial(_scan, source)
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        while chunk := list(itertools.islice(places, CHUNK)):
+            names, sizes, reasons = zip(*pool.map(scan, chunk), strict=True)
+            columns['places'].append(np.array(chunk, np.int64))
+            columns['sizes'].append(np.array(sizes, np.int32))
+            columns['keys'].append(np.array([zlib.crc32(n.encode()) for n in names], np.uint32))
+            pairs = zip(names, reasons, strict=True)
+            broken += [(name, reason) for name, reason in pairs if reason]
+    if not columns['sizes']:
+        raise UserError(f'{source.name} holds no record; name another folder')
+    for name, arrays in columns.items():
+        np.save(folder / f'{name}.npy', np.concatenate(arrays))
+    (folder / 'broken.json').write_text(json.dumps(broken))
+
+
+def _scan(source: Source, place: Place) -> tuple[str, Any, str]:
+    """(name, (height, width), '') of a record, or zeros and why it is broken."""
+    name = source.record_name(place)
+    try:
+        record = source.read(place)
+        if not record.captions.usable:
+            raise BrokenRecord('its caption is empty')
+        try:
+            stream = record.open_picture()
+        except OSError as error:
+            raise BrokenRecord(f'{error.filename}: {error.strerror}') from None
+        return name, upright_size(stream), ''
+    except BrokenRecord as error:
+        return name, (0, 0), str(error)

@@ -1,0 +1,66 @@
+"""Arguments of `infinity-jax data …` and of `evaluate loss`; the work is done elsewhere."""
+
+import argparse
+from typing import Any
+
+from infinity_jax.config import UserError
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The commands that look at a run's data."""
+    commands = parser.add_subparsers(dest='data_command', required=True, metavar='COMMAND')
+    inspect = commands.add_parser('inspect', help='buckets, captions, broken records, pictures')
+    inspect.add_argument('--out', default='data.png', help='PNG file of the first pictures')
+    inspect.add_argument('--count', type=int, default=64, help='pictures read and shown')
+    inspect.set_defaults(run=run_inspect)
+    speed = commands.add_parser('speed', help='how fast pictures are read and cut')
+    speed.add_argument('--batches', type=int, default=30, help='batches that are timed')
+    speed.set_defaults(run=run_speed)
+    for command in (inspect, speed):
+        command.add_argument('config', metavar='FILE[:ARG]', help='such as configs/t2i.py:demo')
+
+
+def add_loss(parser: argparse.ArgumentParser) -> None:
+    """What `evaluate loss` needs beside `--checkpoint`."""
+    parser.add_argument('--config', metavar='FILE[:ARG]', help='loss: whose held-out data is read')
+    parser.add_argument('--batches', type=int, default=16, help='loss: held-out batches')
+
+
+def run_config(spec: str | None) -> Any:
+    """The run that a config file describes; raises `UserError` for a bad one."""
+    from infinity_jax.config import from_mapping
+    from infinity_jax.config_flags import read_config_file
+
+    config = read_config_file(spec)
+    if config.task == 't2i':
+        from infinity_jax.train_parts import T2IConfig as Run
+    elif config.task == 'tokenizer':
+        from infinity_jax.train_tokenizer import TokenizerRunConfig as Run
+    else:
+        raise UserError(f'config field task is {config.task!r}; wanted t2i or tokenizer')
+    return from_mapping(Run, config)
+
+
+def run_inspect(args: argparse.Namespace) -> None:
+    """Prints the report; writes the contact sheet."""
+    from infinity_jax.inspect_data import inspect_data
+
+    inspect_data(run_config(args.config), count=args.count, out=args.out)
+
+
+def run_speed(args: argparse.Namespace) -> None:
+    """Prints pictures per second."""
+    from infinity_jax.inspect_data import measure_speed
+
+    measure_speed(run_config(args.config), args.batches)
+
+
+def run_loss(args: argparse.Namespace) -> None:
+    """Prints the loss table."""
+    from infinity_jax.evaluate_loss import evaluate_loss
+    from infinity_jax.pipeline import DEMO_FOLDER
+
+    config = run_config(args.config)
+    if config.task != 't2i':
+        raise UserError(f'--config {args.config} is of task {config.task}; wanted a t2i run')
+    evaluate_loss(args.checkpoint or DEMO_FOLDER, config, num_batches=args.batches)

@@ -1,0 +1,102 @@
+"""Small data sets of every kind, good records and broken ones."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+from PIL import Image
+
+
+def encoded(height, width, seed=0, kind='JPEG', **options):
+    """A picture of soft noise as a file's bytes."""
+    noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def line(picture, **fields):
+    """A line of the released layout; h_div_w is wrong."""
+    fields = {'long_caption': '', 'long_caption_type': 'user_prompt', 'text': '', **fields}
+    return json.dumps({'image_path': picture, 'h_div_w': 7.0, 'short_caption_type': 'x', **fields})
+
+
+def jsonl_folder(folder, count=12, broken=True):
+    """Pictures of two shapes under wrong ratios and counts; 4 broken records of 16.
+
+    Lines of '1.000_99999.jsonl', from 1: wide.jpg pictures, then a missing picture, a truncated
+    one, an empty caption, bad JSON. Good pictures are half squares, half twice as wide as high.
+    """
+    folder.mkdir()
+    lines = []
+    for i in range(count):
+        name = f'{i:02}.jpg'
+        (folder / name).write_bytes(encoded(64, 64 if i % 2 else 128, i))
+        lines.append(line(name, text=f'jsonl {i} --ar 16:9'))
+    if broken:
+        (folder / 'cut.jpg').write_bytes(encoded(64, 64, 77, quality=95)[:-900])
+        lines += [
+            line('missing.jpg', text='missing'),
+            line('cut.jpg', text='truncated'),
+            line('01.jpg', text='--no words'),
+            '{"image_path": "01.jpg", ',
+        ]
+    half = len(lines) // 2
+    (folder / '1.000_99999.jsonl').write_text('\n'.join(lines[:half]) + '\n\n')
+    (folder / '0.500_1.jsonl').write_text('\n'.join(lines[half:]))
+    return folder
+
+
+def add_member(shard, name, content):
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    shard.addfile(member, io.BytesIO(content))
+
+
+def tar_folder(folder, count=10):
+    """Two shards; texts alternate between .txt and .json; squares and tall pictures."""
+    folder.mkdir()
+    for number in range(2):
+        with tarfile.open(folder / f'{number:03}.tar', 'w') as shard:
+            for i in range(number, count, 2):
+                picture = encoded(64 if i % 4 < 2 else 128, 64, 100 + i, 'PNG')
+                add_member(shard, f'part/{i:04}.png', picture)
+                if i % 3:
+                    add_member(shard, f'part/{i:04}.txt', f'tar {i}'.encode())
+                else:
+                    add_member(
+                        shard, f'part/{i:04}.json', json.dumps({'text': f'tar {i}'}).encode()
+                    )
+    return folder
+
+
+def tfds_folder(folder, count=8):
+    """A data set built with TFDS as ArrayRecord; returns the folder that describes it."""
+    import tensorflow_datasets as tfds
+
+    class Squares(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version('1.0.0')
+
+        def _info(self):
+            features = {
+                'picture': tfds.features.Image(),
+                'label': tfds.features.Text(),
+                'captions': tfds.features.Sequence({'text': tfds.features.Text()}),
+            }
+            features = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {'train': self._generate_examples()}
+
+        def _generate_examples(self):
+            for i in range(count):
+                texts = [{'text': f'tfds {i} a'}, {'text': f'tfds {i} b'}]
+                picture = io.BytesIO(encoded(64, 64, 200 + i))
+                yield i, {'picture': picture, 'label': f'tfds {i}', 'captions': texts}
+
+    builder = Squares(data_dir=folder, file_format='array_record')
+    builder.download_and_prepare()
+    return builder.data_dir

@@ -1,0 +1,123 @@
+"""Several sources and shapes together: order, resume, hosts, broken records."""
+
+import collections
+import dataclasses
+
+import numpy as np
+import pytest
+from data_folders import jsonl_folder, tar_folder, tfds_folder
+
+from infinity_jax.config import UserError
+from infinity_jax.data.config import DataConfig, SourceConfig
+from infinity_jax.data.pipeline import JUDGED_FROM, CountBroken, training_batches
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('mixture')
+    sources = (
+        SourceConfig('jsonl', str(jsonl_folder(folder / 'jsonl')), weight=2.0),
+        SourceConfig('tar', str(tar_folder(folder / 'tar'))),
+        SourceConfig(
+            'tfds', str(tfds_folder(folder / 'tfds')), image_field='picture', text_field='label'
+        ),
+        SourceConfig('emoji'),
+    )
+    return DataConfig(
+        sources=sources,
+        picture_size=256,
+        ratios=('1.000', '2.000', '0.500'),
+        held_out_share=0.0,
+        max_broken_share=0.2,
+        index_dir=str(folder / 'index'),
+    )
+
+
+def take(iterator, count):
+    return [next(iterator) for _ in range(count)]
+
+
+def same(a, b):
+    return a['captions'] == b['captions'] and np.array_equal(a['pixels_BYX3'], b['pixels_BYX3'])
+
+
+def test_all_sources_and_shapes_in_their_shares(data, caplog):
+    iterator = training_batches(data, batch_size=4)
+    batches = take(iterator, 60)
+    shapes = collections.Counter(batch['pixels_BYX3'].shape[1:3] for batch in batches)
+    assert set(shapes) == {(256, 256), (352, 176), (176, 352)}
+    words = [caption.split()[0] for batch in batches for caption in batch['captions']]
+    seen = collections.Counter(w if w in ('jsonl', 'tar', 'tfds') else 'emoji' for w in words)
+    assert {name: round(n / 240 * 5) for name, n in seen.items()} == {
+        'jsonl': 2, 'tar': 1, 'tfds': 1, 'emoji': 1,
+    }  # fmt: skip
+    captions = [caption for batch in batches for caption in batch['captions']]
+    assert not any('--' in caption for caption in captions)
+    # The truncated picture was replaced and named, once; it and the known ones never appear.
+    assert not {'truncated', 'missing'} & set(captions)
+    assert caplog.text.count('0.500_1.jsonl line 6: picture cannot be read') == 1
+    assert 'broken' not in batches[0]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_resume_is_exact(data, workers):
+    data = dataclasses.replace(data, num_workers=workers)
+    iterator = training_batches(data, batch_size=4, seed=3)
+    take(iterator, 5)
+    state = iterator.get_state()
+    wanted = take(iterator, 6)
+    iterator.close()
+    fresh = training_batches(data, batch_size=4, seed=3)
+    fresh.set_state(state)
+    assert all(map(same, wanted, take(fresh, 6)))
+    fresh.close()
+    # Workers change nothing about the order.
+    alone = training_batches(dataclasses.replace(data, num_workers=0), batch_size=4, seed=3)
+    assert all(map(same, wanted, take(alone, 11)[5:]))
+
+
+def test_the_seed_decides(data):
+    one, two = (training_batches(data, batch_size=4, seed=seed) for seed in (0, 1))
+    first, second = take(one, 4), take(two, 4)
+    assert not any(map(same, first, second))
+
+
+def test_hosts_draw_the_same_bucket_and_other_records(data):
+    stored = dataclasses.replace(data, sources=data.sources[:3])
+    hosts = [
+        training_batches(stored, batch_size=4, process_index=host, process_count=2)
+        for host in range(2)
+    ]
+    seen = [set(), set()]
+    for batches in zip(*(take(host, 40) for host in hosts), strict=True):
+        shapes = {batch['pixels_BYX3'].shape for batch in batches}
+        assert len(shapes) == 1 and shapes.pop()[0] == 2
+        for captions, batch in zip(seen, batches, strict=True):
+            captions |= set(batch['captions'])
+    assert not seen[0] & seen[1]
+    assert len(seen[0] | seen[1]) == 12 + 10 + 8  # all good records
+
+
+def test_many_broken_pictures_stop_the_run(data):
+    count = CountBroken(max_share=0.01)
+    good = {'captions': ['a'] * (JUDGED_FROM // 2), 'broken': []}
+    assert count({**good, 'broken': [('x', 'why')] * 10}) == {'captions': good['captions']}
+    with pytest.raises(UserError, match='11 of 1011 records .*0.01, the last y: how'):
+        count({**good, 'broken': [('y', 'how')]})
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_data_that_vanished_stops_the_run_with_one_line(tmp_path, workers):
+    folder = jsonl_folder(tmp_path / 'data', broken=False)
+    data = DataConfig(
+        sources=(SourceConfig('jsonl', str(folder)),), held_out_share=0.0, num_workers=workers,
+        index_dir=str(tmp_path / 'index'),
+    )  # fmt: skip
+    training_batches(data, batch_size=4).close()
+    for picture in folder.glob('*.jpg'):
+        picture.unlink()
+    iterator = training_batches(data, batch_size=4)
+    with pytest.raises(UserError, match='12 records in a row are broken, the last jsonl') as caught:
+        next(iterator)
+    assert '\n' not in str(caught.value)
+    iterator.close()
