@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from data_folders import jsonl_folder, tar_folder
+from PIL import Image
 
 from infinity_jax import loop, train
 from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig, UserError
@@ -113,6 +114,20 @@ def test_eight_devices_equal_one(config):
             values.append([float(metrics['loss']), float(metrics['grad_norm'])])
         results.append(values)
     np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
+
+
+def test_samples_are_drawn_where_the_parameters_lie(config, tmp_path, monkeypatch):
+    mesh = make_mesh(MeshConfig(2, 2, 2))
+    task = make_task(config, mesh)
+    state = task.init(jax.random.key(0))
+
+    def refuse(*_):
+        raise AssertionError('parameters were copied to the host')
+
+    monkeypatch.setattr(train, 'to_host', refuse)
+    task.sample(state, tmp_path / 'sample.png')
+    assert Image.open(tmp_path / 'sample.png').width > 16
+    task.train_step(state, loop.put_batch(next(task.batches), mesh))  # its arrays still live
 
 
 def test_a_bad_batch_is_skipped_and_many_stop_the_run(config):
