@@ -76,26 +76,29 @@ def tfds_folder(folder, count=8):
     """A data set built with TFDS as ArrayRecord; returns the folder that describes it."""
     import tensorflow_datasets as tfds
 
-    class Squares(tfds.core.GeneratorBasedBuilder):
-        VERSION = tfds.core.Version('1.0.0')
+    # Defined anew in each call; TFDS would refuse a name that it knows.
+    with tfds.core.registered.skip_registration():
 
-        def _info(self):
-            features = {
-                'picture': tfds.features.Image(),
-                'label': tfds.features.Text(),
-                'captions': tfds.features.Sequence({'text': tfds.features.Text()}),
-            }
-            features = tfds.features.FeaturesDict(features)
-            return tfds.core.DatasetInfo(builder=self, features=features)
+        class Squares(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version('1.0.0')
 
-        def _split_generators(self, dl_manager):
-            return {'train': self._generate_examples()}
+            def _info(self):
+                features = {
+                    'picture': tfds.features.Image(),
+                    'label': tfds.features.Text(),
+                    'captions': tfds.features.Sequence({'text': tfds.features.Text()}),
+                }
+                features = tfds.features.FeaturesDict(features)
+                return tfds.core.DatasetInfo(builder=self, features=features)
 
-        def _generate_examples(self):
-            for i in range(count):
-                texts = [{'text': f'tfds {i} a'}, {'text': f'tfds {i} b'}]
-                picture = io.BytesIO(encoded(64, 64, 200 + i))
-                yield i, {'picture': picture, 'label': f'tfds {i}', 'captions': texts}
+            def _split_generators(self, dl_manager):
+                return {'train': self._generate_examples()}
+
+            def _generate_examples(self):
+                for i in range(count):
+                    texts = [{'text': f'tfds {i} a'}, {'text': f'tfds {i} b'}]
+                    picture = io.BytesIO(encoded(64, 64, 200 + i))
+                    yield i, {'picture': picture, 'label': f'tfds {i}', 'captions': texts}
 
     builder = Squares(data_dir=folder, file_format='array_record')
     builder.download_and_prepare()

@@ -1,5 +1,6 @@
 """The console command: arguments, files, metadata and one-line errors; no model is run."""
 
+import pathlib
 import subprocess
 import sys
 import warnings
@@ -95,7 +96,7 @@ def test_data_and_loss_read_a_config_file(monkeypatch, tmp_path):
     monkeypatch.setattr(inspect_data, 'inspect_data', lambda c, **k: asked.append((c.task, k)))
     monkeypatch.setattr(inspect_data, 'measure_speed', lambda c, n: asked.append((c.task, n)))
     monkeypatch.setattr(evaluate_loss, 'evaluate_loss', lambda f, c, **k: asked.append((f, k)))
-    configs = cli.pathlib.Path(__file__).parent.parent / 'configs'
+    configs = pathlib.Path(__file__).parent.parent / 'configs'
     cli.main(['data', 'inspect', f'{configs}/t2i.py:demo', '--out', 'x.png', '--count', '3'])
     cli.main(['data', 'speed', f'{configs}/tokenizer.py', '--batches', '5'])
     loss = ['evaluate', 'loss', '--checkpoint', 'here', '--config']
