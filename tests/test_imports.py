@@ -20,7 +20,7 @@ LAYERS = (
     ('pipeline', 'generate'),
     (
         'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics', 'matcher',
-        'pictures', 'data', 'model_folder', 'run_folder', 'torch_*',
+        'pictures', 'data', 'model_folder', 'run_folder', 'torch_*', 'perceptual_files',
     ),
     ('text', 't5', 'tokenizer', 'transformer', 'weight_files', 'torch_pickle'),
     ('config', 'scales', 'sharding', 'compile_cache', 'host_memory'),
