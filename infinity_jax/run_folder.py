@@ -11,7 +11,8 @@ import jax
 
 from infinity_jax.config import UserError
 
-PATH_FIELDS = ('run_dir', 'init_from', 'tokenizer')  # of the machine that it ran on
+# Paths on the machine that it ran on.
+PATH_FIELDS = ('run_dir', 'init_from', 'tokenizer', 'vgg_weights', 'lpips_heads')
 
 
 def write_description(config: Any, run_dir: pathlib.Path) -> None:

@@ -16,11 +16,12 @@ CONFIGS = PACKAGE.parent / 'configs'
 # matches says where a module stands.
 LAYERS = (
     ('main', 'cli', 'config_flags'),
-    ('train', 'train_*', 'loop', 'evaluate', 'check', 'check_*'),
+    ('train', 'train_*', 'loop', 'evaluate', 'evaluate_*', 'check', 'check_*', 'bench_*'),
     ('pipeline', 'generate'),
     (
         'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics', 'matcher',
         'pictures', 'data', 'model_folder', 'run_folder', 'torch_*', 'perceptual_files',
+        'picture_metrics',
     ),
     ('text', 't5', 'tokenizer', 'transformer', 'weight_files', 'torch_pickle'),
     ('config', 'scales', 'sharding', 'compile_cache', 'host_memory'),
