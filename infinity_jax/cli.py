@@ -59,10 +59,20 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('what', choices=['demo'], help='demo: emoji and backgrounds by the matcher')
+    parser.add_argument(
+        'what',
+        choices=['demo', 'tokenizer'],
+        help='demo: emoji and backgrounds by the matcher; tokenizer: reconstructions and bits',
+    )
     parser.add_argument('--count', type=int, default=500, help='captions of each kind of pairs')
     parser.add_argument('--subset', help='starter, demo or all; default: what it was trained on')
-    parser.add_argument('--out', default='.', help='folder for evaluation.json and evaluation.png')
+    parser.add_argument('--out', default='.', help='folder for tables (JSON) and pictures')
+    only = parser.add_argument_group('tokenizer only')
+    only.add_argument('--data', default='emoji', help='emoji, or a folder of pictures')
+    only.add_argument('--size', type=int, default=0, metavar='N', help='pixels of an edge')
+    only.add_argument('--vgg', default='', metavar='FILE', help="torchvision's VGG-16, for LPIPS")
+    only.add_argument('--lpips-heads', default='', metavar='FILE', help='heads of LPIPS')
+    only.add_argument('--features', default='', metavar='NPZ', help='for the Fréchet distance')
     _add_sampling(parser)
     parser.set_defaults(run=run_evaluate)
 
@@ -156,7 +166,11 @@ def run_check(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    """Prints the matcher's table."""
+    """Prints the matcher's table, or the tokenizer's."""
+    if args.what == 'tokenizer':
+        from infinity_jax.evaluate_tokenizer import run as run_tokenizer
+
+        return run_tokenizer(args)
     from infinity_jax.evaluate import evaluate_demo
     from infinity_jax.pipeline import DEMO_FOLDER
 

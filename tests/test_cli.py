@@ -71,6 +71,7 @@ def test_several_prompts_and_a_file(fake, tmp_path):
         (['generate', 'x', '--top-p', '2'], 'top_p is 2'),
         (['generate', 'x', '--checkpoint', '/nowhere'], '/nowhere: no config.json'),
         (['evaluate', 'demo', '--checkpoint', '/nowhere'], '/nowhere: no config.json'),
+        (['evaluate', 'tokenizer', '--checkpoint', '/nowhere'], '/nowhere: no config.json'),
     ],
 )
 def test_errors_are_one_line_and_exit_two(arguments, message, capsys):
