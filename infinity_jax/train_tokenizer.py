@@ -62,11 +62,11 @@ def forward(
     config: TokenizerRunConfig,
     key: jax.Array | None = None,
 ) -> tuple[Outputs, tuple[jax.Array, ...], jax.Array]:
-    """Pictures to outputs, bits and Σ up(q); with a key, scales drop and bits flip."""
+    """Pictures to outputs, bits and the last convolution's input; with a key, noise is drawn."""
     grids = config.code_grids(pixels_BYX3.shape[1:3])
     batch, scales = pixels_BYX3.shape[0], len(grids)
     features = model.apply({'params': params}, pixels_BYX3, method=Autoencoder.encode)
-    decode = lambda total: model.apply({'params': params}, total, method=Autoencoder.decode)
+    decode = functools.partial(model.apply, {'params': params}, method=Autoencoder.decode)
     noise = {}
     if key is not None:
         drop_key, flip_key, cut_key = jax.random.split(key, 3)
@@ -80,8 +80,9 @@ def forward(
     if key is not None and config.losses.truncated:
         scales_B = draw_truncation(cut_key, batch, scales)
         truncated = decode(truncated_total(quantized.codes, scales_B))
-    outputs = Outputs(decode(quantized.total_Bhwd), truncated, quantized.normalised)
-    return outputs, quantized.bits, quantized.total_Bhwd
+    pixels, sown = decode(quantized.total_Bhwd, mutable='intermediates')
+    (last_hidden,) = sown['intermediates']['decoder']['last_hidden']
+    return Outputs(pixels, truncated, quantized.normalised), quantized.bits, last_hidden
 
 
 def loss_terms(
@@ -117,19 +118,11 @@ def bit_usage(bits: tuple[jax.Array, ...]) -> jax.Array:
     return jnp.stack(usage)
 
 
-def last_layer_gradient(model: Autoencoder, params: Any, total_Bhwd: jax.Array) -> Any:
-    """A function: gradient with respect to the pixels -> the one of the decoder's last kernel.
-
-    The decoder's forward pass in it is the step's own, which the compiler finds.
-    """
-    decoder = params['decoder']
-
-    def decode(kernel):
-        last = {**decoder['conv_out'], 'kernel': kernel}
-        variables = {'params': {**params, 'decoder': {**decoder, 'conv_out': last}}}
-        return model.apply(variables, total_Bhwd, method=Autoencoder.decode)
-
-    pull = jax.vjp(decode, decoder['conv_out']['kernel'])[1]
+def last_layer_gradient(model: Autoencoder, params: Any, last_hidden: jax.Array) -> Any:
+    """A function: gradient with respect to the pixels -> the one of the decoder's last kernel."""
+    last = params['decoder']['conv_out']
+    decode = lambda kernel: model.last_layer({**last, 'kernel': kernel}, last_hidden)
+    pull = jax.vjp(decode, last['kernel'])[1]
     return lambda pixels_gradient: pull(pixels_gradient)[0]
 
 
@@ -150,16 +143,16 @@ def train_step(
     key = loop.step_key(config.seed, state.step)
 
     def generate(params):
-        outputs, bits, total = forward(model, params, target, config, key)
-        return outputs, (bits, jax.lax.stop_gradient(total))
+        outputs, *others = forward(model, params, target, config, key)
+        return outputs, others
 
-    outputs, pull, (bits, total) = jax.vjp(generate, state.params, has_aux=True)
+    outputs, pull, (bits, last_hidden) = jax.vjp(generate, state.params, has_aux=True)
     terms_of = jax.value_and_grad(loss_terms, has_aux=True)
     (loss, metrics), gradient = terms_of(outputs, target, perceptual, config.losses)
     metrics |= {'psnr': psnr(outputs.pixels, target), 'bit_usage': bit_usage(bits)}
     finite, attacked = loss, None
     if config.adversarial.weight:
-        last_layer = last_layer_gradient(model, state.params, total)
+        last_layer = last_layer_gradient(model, state.params, last_hidden)
         attacked = attack(state, outputs.pixels, target, gradient.pixels, last_layer, config)
         gradient = gradient._replace(pixels=gradient.pixels + attacked.pixels_gradient)
         finite += attacked.finite

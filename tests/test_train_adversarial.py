@@ -160,11 +160,14 @@ def test_last_layer_gradient_is_the_one_of_that_kernel():
     cotangent = jax.random.normal(jax.random.key(1), (1, 16, 16, 3))
 
     def score(params):
-        decoded = MODEL.apply({'params': params}, total, method=Autoencoder.decode)
-        return jnp.sum(decoded * cotangent)
+        decoded, sown = MODEL.apply(
+            {'params': params}, total, method=Autoencoder.decode, mutable='intermediates'
+        )
+        return jnp.sum(decoded * cotangent), sown['intermediates']['decoder']['last_hidden'][0]
 
-    wanted = jax.grad(score)(state.params)['decoder']['conv_out']['kernel']
-    ours = last_layer_gradient(MODEL, state.params, total)(cotangent)
+    grads, hidden = jax.jit(jax.grad(score, has_aux=True))(state.params)
+    wanted = grads['decoder']['conv_out']['kernel']
+    ours = last_layer_gradient(MODEL, state.params, hidden)(cotangent)
     np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-5)
 
 
