@@ -4,15 +4,46 @@
 
 `demo` (default) trains the tokenizer that the package ships: the embedded emoji at 64², 8x8 codes
 of 32 bits. About 20 minutes on two CPU cores; PSNR 24.5 dB on held-out pictures.
+
+The released architectures, in two stages:
+
+    python -m infinity_jax.main --config=configs/tokenizer.py:d32_stage1 \\
+        --config.vgg_weights=vgg16.pth --config.lpips_heads=vgg.pth
+    python -m infinity_jax.main --config=configs/tokenizer.py:d32_stage2 \\
+        --config.init_from=runs/tokenizer_d32_stage1/model \\
+        --config.vgg_weights=vgg16.pth --config.lpips_heads=vgg.pth
+
+`d16`, `d18`, `d20`, `d24`, `d32`, `d48` and `d64` have stride 16, `d14` (for the 8B) stride 8.
+`_stage1` is 256², 500,000 steps, the discriminator from step 50,000; `_stage2` is 1024² on all 13
+scales, 200,000 steps, scales dropped at random. `vgg16.pth` is torchvision's VGG-16, `vgg.pth` the
+heads of the LPIPS package; without them the perceptual term is off, and the run says so.
+
+Hardware and cost: not run. XLA counts 2.8 TFLOP for a step on one 256² picture, LPIPS and
+discriminator included; so stage 1 costs 3.6e20 FLOP at its batch of 256 and stage 2 about 5.7e20
+at 64, 42 and 66 days of one accelerator that sustains 100 TFLOP/s. Batch sizes are ours: paper and
+released scripts name neither them nor hardware. Expected by the paper on ImageNet at 256², rFID /
+PSNR: d16 1.22 / 20.9, d24 0.75 / 22.0, d32 0.61 / 22.7, d64 0.33 / 24.9.
 """
 
 from ml_collections import ConfigDict
 
+STRIDE_16 = (16, 18, 20, 24, 32, 48, 64)  # bits
+STRIDE_8 = (14,)
+STAGES = ('stage1', 'stage2')
+VARIANTS = ('demo', *(f'd{d}_{stage}' for d in (*STRIDE_8, *STRIDE_16) for stage in STAGES))
+
 
 def get_config(arg: str = 'demo') -> ConfigDict:
-    """`arg` names the variant: 'demo'."""
-    if arg != 'demo':
-        raise ValueError(f'unknown variant {arg!r} of configs/tokenizer.py; known: demo')
+    """`arg` names the variant: 'demo', or 'd32_stage1' and its like."""
+    if arg not in VARIANTS:
+        raise ValueError(
+            f'unknown variant {arg!r} of configs/tokenizer.py; known: {", ".join(VARIANTS)}'
+        )
+    return demo() if arg == 'demo' else released(*arg.removeprefix('d').split('_'))
+
+
+def demo() -> ConfigDict:
+    """The tokenizer that the package ships."""
     config = ConfigDict()
     config.task = 'tokenizer'
     config.run_dir = 'runs/tokenizer_demo'
@@ -76,4 +107,94 @@ def get_config(arg: str = 'demo') -> ConfigDict:
     config.checkpoint_every = 500
     config.keep_checkpoints = 2
     config.max_bad_steps = 20  # in a row
+    return config
+
+
+def released(bits: str, stage: str) -> ConfigDict:
+    """A released architecture in one of the two stages of its recipe (see the top of this file)."""
+    config = ConfigDict()
+    config.task = 'tokenizer'
+    config.run_dir = f'runs/tokenizer_d{bits}_{stage}'
+    config.seed = 0
+    config.init_from = ''  # stage 2: the model folder that stage 1 left
+    config.steps = 500_000 if stage == 'stage1' else 200_000
+    config.batch_size = 256 if stage == 'stage1' else 64  # pictures; not published
+
+    config.tokenizer = ConfigDict(
+        {
+            'bits': int(bits),  # d
+            'base_channels': 128,
+            # Stride 2^(levels − 1): 16, or 8 for the 14 bits of the 8B model.
+            'channel_multipliers': (1, 2, 4, 4) if int(bits) in STRIDE_8 else (1, 2, 4, 4, 4),
+            'residual_blocks': 2,  # per encoder level; 3 per decoder level
+            'norm_groups': 32,
+        }
+    )
+    config.grids = ()  # the released schedule of each picture's shape
+
+    # Published: l1 1, LPIPS 1, GAN 0.3, and 4 times (0.25 commitment + 0.1 entropy).
+    config.losses = ConfigDict(
+        {
+            'l1': 1.0,
+            'l2': 0.0,
+            'perceptual': 1.0,
+            'commitment': 4 * 0.25,
+            'entropy': 4 * 0.1,
+            'truncated': 0.0,
+        }
+    )
+    config.quantizer = ConfigDict(
+        {
+            'scale_drop': 0.0 if stage == 'stage1' else 0.5,
+            'keep_first': False,
+            'keep_last': True,
+            'flip_rate': 0.0,
+            'flip_scales': 1,
+            'attach_residual': False,
+        }
+    )
+    config.adversarial = ConfigDict(
+        {
+            'weight': 0.3,
+            # Stage 2 has a new discriminator, as model folders hold none; it starts at once.
+            'start_step': 50_000 if stage == 'stage1' else 0,
+            'adaptive': False,
+            'channels': 64,
+            'layers': 3,
+            'lecam': 0.05,  # the weight that the released code has for it
+        }
+    )
+    config.vgg_weights = ''  # VGG-16 in torchvision's format
+    config.lpips_heads = ''  # of the LPIPS package, version 0.1
+    config.precision = 'default'  # of products outside the quantizer: TF32 on GPU, bf16 on TPU
+
+    config.data = ConfigDict(
+        {
+            'source': 'emoji',  # a stand-in: name your own pictures
+            'subset': 'all',
+            'picture_size': 256 if stage == 'stage1' else 1024,  # pixels
+            'num_workers': 16,
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            'learning_rate': 1e-4,
+            'warmup_steps': 0,
+            'decay': 'constant',
+            'beta1': 0.9,
+            'beta2': 0.95,  # as the released code's defaults, and the clip
+            'weight_decay': 0.01,  # AdamW's usual one; not published
+            'clip_norm': 1.0,  # global norm
+            'ema_decay': 0.9999,
+        }
+    )
+
+    config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1})
+    config.log_every = 50  # steps
+    config.eval_every = 5000
+    config.eval_batches = 8
+    config.sample_every = 5000
+    config.checkpoint_every = 2500
+    config.keep_checkpoints = 2
+    config.max_bad_steps = 20
     return config

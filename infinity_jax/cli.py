@@ -48,14 +48,21 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'what',
-        choices=['demo', 'loss'],
-        help='demo: emoji and backgrounds by the matcher; loss: on held-out data',
+        choices=['demo', 'loss', 'tokenizer'],
+        help='demo: emoji and backgrounds by the matcher; loss: on held-out data; tokenizer: '
+        'reconstructions and bits',
     )
     parser.add_argument('--count', type=int, default=500, help='captions of each kind of pairs')
     parser.add_argument('--subset', help='starter, demo or all; default: what it was trained on')
-    parser.add_argument('--out', default='.', help='folder for evaluation.json and evaluation.png')
+    parser.add_argument('--out', default='.', help='folder for tables (JSON) and pictures')
     add_sampling_flags(parser)
     add_loss(parser)
+    only = parser.add_argument_group('tokenizer only')
+    only.add_argument('--data', default='emoji', help='emoji, or a folder of pictures')
+    only.add_argument('--size', type=int, default=0, metavar='N', help='pixels of an edge')
+    only.add_argument('--vgg', default='', metavar='FILE', help="torchvision's VGG-16, for LPIPS")
+    only.add_argument('--lpips-heads', default='', metavar='FILE', help='heads of LPIPS')
+    only.add_argument('--features', default='', metavar='NPZ', help='for the Fréchet distance')
     parser.set_defaults(run=run_evaluate)
 
 
@@ -67,9 +74,13 @@ def run_check(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    """Prints the matcher's table, or that of the loss."""
+    """Prints the matcher's table, that of the loss, or the tokenizer's."""
     if args.what == 'loss':
         return run_loss(args)
+    if args.what == 'tokenizer':
+        from infinity_jax.evaluate_tokenizer import run as run_tokenizer
+
+        return run_tokenizer(args)
     from infinity_jax.evaluate import evaluate_demo
     from infinity_jax.hub import local_folder
     from infinity_jax.pipeline import DEMO_FOLDER

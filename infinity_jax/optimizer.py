@@ -148,6 +148,9 @@ def apply_gradients(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One AdamW and EMA update; a step whose loss or gradient is not finite changes nothing.
 
+    Args:
+      state: a `TrainState` or one that holds more, which is left alone.
+
     Returns:
       The next state and the scalars `grad_norm` (before clipping), `skipped`, `bad_in_a_row`.
     """
@@ -161,7 +164,7 @@ def apply_gradients(
     # `where` discards whatever the bad branch computed, NaN included.
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
     bad = 1 - good.astype(jnp.int32)
-    state = TrainState(
+    state = state.replace(
         step=state.step + 1,
         params=keep(params, state.params),
         ema=keep(ema, state.ema),

@@ -11,8 +11,11 @@ import jax
 
 from infinity_jax.config import UserError
 
-# Of the machine that it ran on.
-PATH_FIELDS = ('run_dir', 'init_from', 'tokenizer', 'index_dir', 'path', 'pictures')
+# Paths on the machine that it ran on.
+PATH_FIELDS = (
+    'run_dir', 'init_from', 'tokenizer', 'index_dir', 'path', 'pictures', 'vgg_weights',
+    'lpips_heads',
+)  # fmt: skip
 
 
 def write_description(config: Any, run_dir: pathlib.Path) -> None:

@@ -1,20 +1,18 @@
 """Trains the bitwise tokenizer: autoencoder and multi-scale quantizer, on pictures alone."""
 
-import dataclasses
 import functools
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from infinity_jax import loop
 from infinity_jax.checkpoint import check_start
-from infinity_jax.config import TokenizerConfig, UserError
-from infinity_jax.data.buckets import SQUARE
 from infinity_jax.generate import to_uint8
 from infinity_jax.matcher import contact_sheet
 from infinity_jax.model_folder import ModelBundle, load_model, save_model
@@ -25,6 +23,7 @@ from infinity_jax.optimizer import (
     make_schedule,
     new_state,
 )
+from infinity_jax.perceptual_files import perceptual_or_none
 from infinity_jax.pictures import from_uint8, save_png
 from infinity_jax.run_folder import recipe
 from infinity_jax.scales import ScaleSchedule
@@ -38,50 +37,81 @@ from infinity_jax.sharding import (
 )
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.losses import commitment, entropy_penalty, psnr, reconstruction
-from infinity_jax.tokenizer.quantizer import Quantized, quantize
+from infinity_jax.tokenizer.perceptual import lpips
+from infinity_jax.tokenizer.quantizer import quantize, truncated_total
+from infinity_jax.tokenizer.quantizer_noise import draw_flips, draw_kept, draw_truncation
+from infinity_jax.train_adversarial import add_discriminator, attack, update_discriminator
+from infinity_jax.train_tokenizer_config import TokenizerLosses, TokenizerRunConfig, check
 
 STRIP_PICTURES = 8  # originals above reconstructions in the sample picture
+# The convolutions next to the quantizer, whose width is the number of bits.
+BIT_LAYERS = ('encoder.conv_out.kernel', 'encoder.conv_out.bias', 'decoder.conv_in.kernel')
 
 
-@dataclasses.dataclass(frozen=True)
-class TokenizerLosses:
-    """Weights of the terms. The released recipe: l1 1, commitment 4·0.25, entropy 4·0.1."""
+class Outputs(NamedTuple):
+    """What the losses read, and what gradients are taken of.
 
-    l1: float = 1.0
-    l2: float = 1.0
-    commitment: float = 0.25
-    entropy: float = 0.1
+    Attributes:
+      pixels: reconstruction, not clamped, (B, Y, X, 3).
+      truncated: the same from each picture's first few scales; None where that term is off.
+      normalised: per scale (B, h, w, d), as the quantizer gives it.
+    """
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerRunConfig(loop.RunConfig):
-    """Configuration of `configs/tokenizer.py`."""
-
-    tokenizer: TokenizerConfig
-    grids: tuple[tuple[int, ...], ...]  # (h, w) of each scale; the last is picture size / stride
-    losses: TokenizerLosses = TokenizerLosses()
-    precision: str = 'highest'  # of products in training: 'highest', or 'default' (faster on GPU)
+    pixels: jax.Array
+    truncated: jax.Array | None
+    normalised: tuple[jax.Array, ...]
 
 
-def forward(model: Autoencoder, params: Any, pixels_BYX3: jax.Array, grids: Any):
-    """Reconstruction (unclamped) and what the quantizer saw on the way."""
+def forward(
+    model: Autoencoder,
+    params: Any,
+    pixels_BYX3: jax.Array,
+    config: TokenizerRunConfig,
+    key: jax.Array | None = None,
+) -> tuple[Outputs, tuple[jax.Array, ...], jax.Array]:
+    """Pictures to outputs, bits and the last convolution's input; with a key, noise is drawn."""
+    grids = config.code_grids(pixels_BYX3.shape[1:3])
+    batch, scales = pixels_BYX3.shape[0], len(grids)
     features = model.apply({'params': params}, pixels_BYX3, method=Autoencoder.encode)
-    quantized = quantize(features, grids)
-    pixels = model.apply({'params': params}, quantized.total_Bhwd, method=Autoencoder.decode)
-    return pixels, quantized
+    decode = functools.partial(model.apply, {'params': params}, method=Autoencoder.decode)
+    noise = {}
+    if key is not None:
+        drop_key, flip_key, cut_key = jax.random.split(key, 3)
+        noise = {
+            'kept_BK': draw_kept(drop_key, config.quantizer, batch, scales),
+            'flips': draw_flips(flip_key, config.quantizer, batch, grids, config.tokenizer.bits),
+            'attached': config.quantizer.attach_residual,
+        }
+    quantized = quantize(features, grids, **noise)
+    truncated = None
+    if key is not None and config.losses.truncated:
+        scales_B = draw_truncation(cut_key, batch, scales)
+        truncated = decode(truncated_total(quantized.codes, scales_B))
+    pixels, sown = decode(quantized.total_Bhwd, mutable='intermediates')
+    (last_hidden,) = sown['intermediates']['decoder']['last_hidden']
+    return Outputs(pixels, truncated, quantized.normalised), quantized.bits, last_hidden
 
 
 def loss_terms(
-    pixels_BYX3: jax.Array, target_BYX3: jax.Array, quantized: Quantized, weights: TokenizerLosses
+    outputs: Outputs, target_BYX3: jax.Array, perceptual: Any, weights: TokenizerLosses
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The weighted sum and its unweighted terms."""
-    l1, l2 = reconstruction(pixels_BYX3, target_BYX3)
+    """The weighted sum and its unweighted terms, without the adversarial one.
+
+    Args:
+      perceptual: weights of LPIPS; None: the term is off.
+    """
+    l1, l2 = reconstruction(outputs.pixels, target_BYX3)
     terms = {
         'l1': l1,
         'l2': l2,
-        'commitment': commitment(quantized.normalised),
-        'entropy': entropy_penalty(quantized.normalised),
+        'commitment': commitment(outputs.normalised),
+        'entropy': entropy_penalty(outputs.normalised),
     }
+    if perceptual is not None:
+        terms['perceptual'] = jnp.mean(lpips(perceptual, outputs.pixels, target_BYX3))
+    if outputs.truncated is not None:
+        l1, l2 = reconstruction(outputs.truncated, target_BYX3)
+        terms['truncated'] = weights.l1 * l1 + weights.l2 * l2
     return sum(getattr(weights, name) * term for name, term in terms.items()), terms
 
 
@@ -95,49 +125,89 @@ def bit_usage(bits: tuple[jax.Array, ...]) -> jax.Array:
     return jnp.stack(usage)
 
 
+def last_layer_gradient(model: Autoencoder, params: Any, last_hidden: jax.Array) -> Any:
+    """A function: gradient with respect to the pixels -> the one of the decoder's last kernel."""
+    last = params['decoder']['conv_out']
+    decode = lambda kernel: model.last_layer({**last, 'kernel': kernel}, last_hidden)
+    pull = jax.vjp(decode, last['kernel'])[1]
+    return lambda pixels_gradient: pull(pixels_gradient)[0]
+
+
 def train_step(
-    state: TrainState, batch: Any, *, model: Autoencoder, config: TokenizerRunConfig
+    state: TrainState, perceptual: Any, batch: Any, *, model: Autoencoder, config: Any
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update on a batch of pictures. Pure; jitted in `make_task`."""
+    """One update of the tokenizer and, if there is one, of the discriminator. Pure.
+
+    The gradient goes from the losses to the outputs first, and from there, with the adversarial
+    one added, through the networks once.
+
+    Args:
+      state: an `AdversarialState` where the adversarial term is on.
+      perceptual: weights of LPIPS, or None.
+      config: the `TokenizerRunConfig`.
+    """
     target = from_uint8(batch['pixels_BYX3'])
+    key = loop.step_key(config.seed, state.step)
 
-    def loss_fn(params):
-        pixels, quantized = forward(model, params, target, config.grids)
-        loss, terms = loss_terms(pixels, target, quantized, config.losses)
-        return loss, {**terms, 'psnr': psnr(pixels, target), 'bit_usage': bit_usage(quantized.bits)}
+    def generate(params):
+        outputs, *others = forward(model, params, target, config, key)
+        return outputs, others
 
-    (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    outputs, pull, (bits, last_hidden) = jax.vjp(generate, state.params, has_aux=True)
+    terms_of = jax.value_and_grad(loss_terms, has_aux=True)
+    (loss, metrics), gradient = terms_of(outputs, target, perceptual, config.losses)
+    metrics |= {'psnr': psnr(outputs.pixels, target), 'bit_usage': bit_usage(bits)}
+    finite, attacked = loss, None
+    if config.adversarial.weight:
+        last_layer = last_layer_gradient(model, state.params, last_hidden)
+        attacked = attack(state, outputs.pixels, target, gradient.pixels, last_layer, config)
+        gradient = gradient._replace(pixels=gradient.pixels + attacked.pixels_gradient)
+        finite += attacked.finite
+        loss += attacked.metrics['adversarial_weight'] * attacked.metrics['adversarial']
+        metrics |= attacked.metrics
+    (grads,) = pull(gradient)
     learning_rate = make_schedule(config.optimizer, config.steps)(state.step - state.skipped)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    state, update = apply_gradients(state, grads, loss, optimizer, config.optimizer)
-    return state, {'loss': loss, **metrics, **update, 'learning_rate': learning_rate}
+    new, update = apply_gradients(state, grads, finite, optimizer, config.optimizer)
+    if attacked is not None:
+        new = update_discriminator(state, new, attacked, config)
+    return new, {'loss': loss, **metrics, **update, 'learning_rate': learning_rate}
 
 
 def evaluation_step(
-    params: Any, batch: Any, *, model: Autoencoder, config: TokenizerRunConfig
+    params: Any, perceptual: Any, batch: Any, *, model: Autoencoder, config: TokenizerRunConfig
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Metrics of one held-out batch; and (2, n, Y, X, 3), first pictures and reconstructions."""
     target = from_uint8(batch['pixels_BYX3'])
-    pixels, quantized = forward(model, params, target, config.grids)
-    loss, terms = loss_terms(pixels, target, quantized, config.losses)
-    usage = bit_usage(quantized.bits)
-    metrics = {'loss': loss, **terms, 'psnr': psnr(pixels, target), 'bit_usage': usage}
-    return metrics, jnp.stack([target[:STRIP_PICTURES], pixels[:STRIP_PICTURES]])
+    outputs, bits, _ = forward(model, params, target, config)
+    loss, terms = loss_terms(outputs, target, perceptual, config.losses)
+    metrics = {'loss': loss, **terms, 'psnr': psnr(outputs.pixels, target)}
+    metrics['bit_usage'] = bit_usage(bits)
+    return metrics, jnp.stack([target[:STRIP_PICTURES], outputs.pixels[:STRIP_PICTURES]])
 
 
-def check(config: TokenizerRunConfig) -> None:
-    """Raises `UserError` where schedule, stride and picture size disagree."""
-    schedule = ScaleSchedule.free(config.grids)
-    wanted = schedule.picture_size(config.tokenizer.stride)
-    if wanted != (config.data.picture_size,) * 2:
-        raise UserError(
-            f'grids end in {config.grids[-1]}, at stride {config.tokenizer.stride} a picture of '
-            f'{wanted}, but data.picture_size is {config.data.picture_size}; change one of them'
-        )
-    if config.data.bucket_names != (SQUARE,):
-        raise UserError(f'data.ratios is {config.data.ratios}; a tokenizer is trained on {SQUARE}')
-    if config.precision not in ('highest', 'default'):
-        raise UserError(f"precision is {config.precision!r}; wanted 'highest' or 'default'")
+def starting_params(init_from: str, fresh: Any) -> Any:
+    """The weights of a model folder; where it has another number of bits, all but those layers.
+
+    So a tokenizer of another d, or a continuous autoencoder, can be trained on: the convolutions
+    next to the quantizer start anew, which is said in one line.
+
+    Args:
+      init_from: the folder.
+      fresh: parameters at the start of a new run, as arrays.
+
+    Raises:
+      UserError: no such folder, or other layers differ.
+    """
+    given = load_model(init_from, parts=('tokenizer',)).tokenizer_params
+    given, fresh = flatten_dict(given or {}, sep='.'), flatten_dict(fresh, sep='.')
+    other = [n for n in BIT_LAYERS if n in given and np.shape(given[n]) != np.shape(fresh[n])]
+    merged = {**given, **{name: fresh[name] for name in other}}
+    check_start(init_from, unflatten_dict(fresh, sep='.'), unflatten_dict(merged, sep='.'))
+    if other and jax.process_index() == 0:
+        was, now = (x['encoder.conv_out.bias'].shape[0] for x in (given, fresh))
+        print(f'config.init_from {init_from} has {was} bits, not {now}: {", ".join(other)} new')
+    return unflatten_dict(merged, sep='.')
 
 
 def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
@@ -148,16 +218,24 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
 
     def init(key: jax.Array) -> TrainState:
         params = model.init(key, jnp.zeros((1, size, size, 3)))['params']
-        return new_state(params, optimizer)
+        state = new_state(params, optimizer)
+        if not config.adversarial.weight:
+            return state
+        return add_discriminator(state, jax.random.fold_in(key, 1), (size, size), config)
 
     boxed = jax.eval_shape(init, jax.random.key(0))
     shapes, shardings = nn.unbox(boxed), shardings_of(boxed, mesh)
 
     def from_model() -> TrainState:
-        params = load_model(config.init_from, parts=('tokenizer',)).tokenizer_params
-        check_start(config.init_from, shapes.params, params)
-        return jax.jit(lambda p: new_state(p, optimizer), out_shardings=shardings)(params)
+        fresh = init_sharded(init, mesh, loop.init_key(config.seed))
+        params = starting_params(config.init_from, fresh.params)
+        start = lambda state, p: state.replace(params=p, ema=jax.tree.map(jnp.copy, p))
+        return jax.jit(start, out_shardings=shardings)(fresh, params)
 
+    perceptual = perceptual_or_none(
+        config.losses.perceptual, config.vgg_weights, config.lpips_heads
+    )
+    perceptual = jax.device_put(perceptual, replicated(mesh))
     common = {'model': model, 'config': config}
     step = jax.jit(
         functools.partial(train_step, **common),
@@ -170,11 +248,11 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
     held_out = [loop.put_batch(batch, mesh) for batch in loop.held_out_batches(config)]
 
     def evaluate(state: TrainState) -> dict[str, jax.Array]:
-        results = [evaluate_batch(state.ema, batch)[0] for batch in held_out]
+        results = [evaluate_batch(state.ema, perceptual, batch)[0] for batch in held_out]
         return jax.tree.map(lambda *x: sum(x) / len(x), *results)
 
     def sample(state: TrainState, path: pathlib.Path) -> None:
-        originals, pixels = evaluate_batch(state.ema, held_out[0])[1]
+        originals, pixels = evaluate_batch(state.ema, perceptual, held_out[0])[1]
         names = ['original'] * len(originals) + ['reconstruction'] * len(pixels)
         pictures = np.asarray(to_uint8(jnp.concatenate([originals, pixels])))
         if jax.process_index() == 0:
@@ -184,7 +262,7 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
         bundle = ModelBundle(
             tokenizer_config=config.tokenizer,
             tokenizer_params=to_host(state.ema, mesh),
-            schedule=ScaleSchedule.free(config.grids),
+            schedule=ScaleSchedule.free(config.grids) if config.grids else None,
             extra={'run': recipe(config)},
         )
         if jax.process_index() == 0:
@@ -195,7 +273,7 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
         abstract_state=loop.with_shardings(shapes, shardings),
         from_model=from_model if config.init_from else None,
         batches=loop.make_batches(config, 'train'),
-        train_step=in_mesh(mesh, step),
+        train_step=in_mesh(mesh, lambda state, batch: step(state, perceptual, batch)),
         evaluate=in_mesh(mesh, evaluate),
         sample=in_mesh(mesh, sample),
         export=export,

@@ -148,6 +148,7 @@ def test_several_prompts_and_a_file(fake, tmp_path):
         (['generate', 'x', '--dtype', 'int8'], "invalid choice: 'int8'"),
         (['generate', 'x', '--checkpoint', '/nowhere'], '/nowhere: no config.json'),
         (['evaluate', 'demo', '--checkpoint', '/nowhere'], '/nowhere: no config.json'),
+        (['evaluate', 'tokenizer', '--checkpoint', '/nowhere'], '/nowhere: no config.json'),
     ],
 )
 def test_errors_are_one_line_and_exit_two(arguments, message, capsys, monkeypatch, tmp_path):

@@ -53,6 +53,20 @@ def test_the_tokenizer_and_the_transformer_of_the_demo_fit():
         assert t2i.data.picture_size == tokenizer.data.picture_size
 
 
+TOKENIZER_VARIANTS = [v for v in load('tokenizer').VARIANTS if v != 'demo']
+
+
+@pytest.mark.parametrize('arg', TOKENIZER_VARIANTS)
+def test_released_tokenizers(arg):
+    config = from_mapping(TokenizerRunConfig, load('tokenizer').get_config(arg))
+    check(config)
+    assert config.tokenizer.stride == (8 if arg.startswith('d14') else 16)
+    assert f'd{config.tokenizer.bits}_' in arg and config.run_dir.endswith(arg)
+    size, scales = (256, 7) if arg.endswith('stage1') else (1024, 13)
+    assert len(config.code_grids((size, size))) == scales
+    assert config.adversarial.start_step < config.steps
+
+
 @pytest.mark.parametrize('name', ['t2i', 'tokenizer'])
 def test_unknown_variant(name):
     with pytest.raises(ValueError, match='unknown variant'):

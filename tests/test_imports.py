@@ -17,13 +17,17 @@ CONFIGS = PACKAGE.parent / 'configs'
 LAYERS = (
     ('main', 'cli', '*_command', 'sampling_flags', 'config_flags', 'exits', 'supervisor'),
     ('convert_from_torch', 'convert_to_torch'),
-    ('train', 'train_*', 'loop', 'evaluate', 'evaluate_*', 'inspect_*', 'check', 'check_*'),
+    (
+        'train', 'train_*', 'loop', 'evaluate', 'evaluate_*', 'inspect_*', 'check', 'check_*',
+        'bench_*',
+    ),
     (
         'pipeline', 'generate', 'memory_estimate', 'picture_size', 'placement', 'prompt_encoder',
     ),
     (
         'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics', 'matcher',
         'pictures', 'data', 'model_folder', 'part_weights', 'run_folder', 'torch_*',
+        'perceptual_files', 'picture_metrics',
     ),
     (
         'text', 't5', 't5_folder', 'tokenizer', 'transformer', 'weight_files', 'weight_writer',

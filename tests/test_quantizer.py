@@ -1,5 +1,6 @@
 import functools
 import itertools
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,11 @@ from infinity_jax.tokenizer.quantizer import (
     next_input,
     quantize,
     total_from_bits,
+    truncated_total,
 )
 
 GRIDS = ((1, 1), (2, 2), (3, 4), (5, 6))
+GRADIENT = pathlib.Path(__file__).parent / 'golden' / 'quantizer_gradient' / 'arrays.npz'
 
 
 @functools.cache
@@ -135,6 +138,57 @@ def test_straight_through_gradient_equals_the_definition_numerically():
     gradient = jax.jit(jax.grad(loss))(jnp.asarray(f))
     assert gradient.shape == (1, 5, 6, d)
     assert np.abs(gradient - wanted).max() < 1e-6 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize('attached', [False, True])
+def test_gradient_equals_torch_in_float64(attached):
+    """Numbers that torch's autograd gave for the plain definition, computed once in float64."""
+    golden = np.load(GRADIENT)
+    f, weights = (golden[name].astype(np.float32) for name in ('features', 'weights'))
+
+    def loss(x):
+        total = quantize(x, GRIDS, attached=attached).total_Bhwd
+        return (weights * total).sum(), total
+
+    gradient, total = jax.jit(jax.grad(loss, has_aux=True))(f)
+    wanted = golden['attached' if attached else 'detached']
+    np.testing.assert_allclose(total, golden['total'], atol=1e-6)
+    assert np.abs(gradient - wanted).max() < 1e-6 * np.abs(wanted).max()
+
+
+def test_a_dropped_scale_adds_nothing_and_leaves_its_residual_to_the_next():
+    f = features(8)
+    kept = jnp.array([[True, False, True, True], [True, True, True, True]])
+    whole, dropped = compiled()(f), quantize(f, GRIDS, kept_BK=kept)
+    fewer = quantize(f, (GRIDS[0], *GRIDS[2:]))
+    np.testing.assert_allclose(dropped.total_Bhwd[0], fewer.total_Bhwd[0], atol=1e-6)
+    assert (dropped.bits[2][0] == fewer.bits[1][0]).all()
+    np.testing.assert_allclose(dropped.total_Bhwd[1], whole.total_Bhwd[1], atol=1e-6)
+
+
+def test_flipped_bits_are_seen_by_later_scales_and_by_the_total():
+    f = features(8)
+    rng = np.random.default_rng(3)
+    flips = (rng.random((2, 1, 1, 8)) < 0.5, rng.random((2, 2, 2, 8)) < 0.5, None, None)
+    whole, flipped = compiled()(f), quantize(f, GRIDS, flips=tuple(flips))
+    assert (flipped.bits[0] == whole.bits[0]).all()
+    true = [np.asarray(b) for b in flipped.bits]
+    written = [b if x is None else b ^ x for b, x in zip(true, flips, strict=True)]
+    np.testing.assert_allclose(flipped.total_Bhwd, total_from_bits(tuple(written)), atol=1e-6)
+    left = f - np.asarray(total_from_bits((*written[:3], np.zeros((2, 5, 6, 8), bool))))
+    left -= 8**-0.5  # the zeros above stand for codes of −1/√d
+    assert (true[3] == (left > 0)).all()
+
+
+def test_truncated_total_stops_at_each_pictures_scale():
+    quantized = compiled()(features(8))
+    total = truncated_total(quantized.codes, jnp.array([1, 3]))
+    for picture, scales in ((0, 1), (1, 3)):
+        wanted = sum(
+            resize.bilinear(quantized.codes[k][picture : picture + 1], GRIDS[-1])
+            for k in range(scales)
+        )
+        np.testing.assert_allclose(total[picture : picture + 1], wanted, atol=1e-6)
 
 
 def test_gradient_is_finite_where_the_residual_vanishes():

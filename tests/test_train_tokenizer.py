@@ -6,23 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
+from perceptual_weights import vgg_tensors
 from PIL import Image
+from tiny import tokenizer_variables
 
-from infinity_jax import loop
+from infinity_jax import loop, perceptual_files
 from infinity_jax.config import TokenizerConfig, UserError
 from infinity_jax.metrics import read_metrics
-from infinity_jax.model_folder import load_model
+from infinity_jax.model_folder import ModelBundle, load_model, save_model
 from infinity_jax.optimizer import OptimizerConfig
 from infinity_jax.sharding import make_mesh
+from infinity_jax.tokenizer import perceptual
 from infinity_jax.tokenizer.quantizer import quantize
-from infinity_jax.train_tokenizer import (
-    TokenizerLosses,
-    TokenizerRunConfig,
-    bit_usage,
-    check,
-    loss_terms,
-    make_task,
-)
+from infinity_jax.tokenizer.quantizer_noise import QuantizerTraining
+from infinity_jax.train_tokenizer import Outputs, bit_usage, loss_terms, make_task, starting_params
+from infinity_jax.train_tokenizer_config import TokenizerLosses, TokenizerRunConfig
 
 
 @pytest.fixture
@@ -73,7 +72,8 @@ def test_loss_is_the_weighted_sum():
     quantized = quantize(features, ((1, 1), (4, 4)))
     target = jnp.zeros((2, 8, 8, 3))
     weights = TokenizerLosses(l1=1.0, l2=2.0, commitment=3.0, entropy=4.0)
-    loss, terms = loss_terms(target + 0.5, target, quantized, weights)
+    outputs = Outputs(target + 0.5, None, quantized.normalised)
+    loss, terms = loss_terms(outputs, target, None, weights)
     assert terms['l1'] == pytest.approx(0.5) and terms['l2'] == pytest.approx(0.25)
     wanted = 0.5 + 2 * 0.25 + 3 * terms['commitment'] + 4 * terms['entropy']
     assert loss == pytest.approx(float(wanted), rel=1e-6)
@@ -91,8 +91,88 @@ def test_straight_through_gradients_reach_the_encoder():
     assert jnp.isfinite(grad).all() and jnp.abs(grad).max() > 0
 
 
-def test_disagreeing_sizes_are_refused(config):
-    with pytest.raises(UserError, match='data.picture_size is 32'):
-        check(dataclasses.replace(config, data=loop.DataConfig(picture_size=32)))
-    with pytest.raises(UserError, match="precision is 'low'"):
-        check(dataclasses.replace(config, precision='low'))
+def test_truncated_pictures_have_their_own_term():
+    features = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+    z = quantize(features, ((1, 1), (4, 4))).normalised
+    target = jnp.zeros((2, 8, 8, 3))
+    weights = TokenizerLosses(l1=1.0, l2=2.0, commitment=0, entropy=0, truncated=0.5)
+    loss, terms = loss_terms(Outputs(target, target + 0.5, z), target, None, weights)
+    assert terms['truncated'] == pytest.approx(0.5 + 2 * 0.25)
+    assert loss == pytest.approx(0.5, rel=1e-6)
+
+
+def test_every_option_trains_and_is_finite(config):
+    options = dataclasses.replace(
+        config,
+        steps=3,
+        losses=TokenizerLosses(truncated=0.5),
+        quantizer=QuantizerTraining(
+            scale_drop=0.5, flip_rate=0.1, flip_scales=2, attach_residual=True
+        ),
+    )
+    run(options)
+    records = read_metrics(options.run_dir)
+    assert len(records) == 3 and all(record['skipped'] == 0 for record in records)
+    assert all(np.isfinite(record['truncated']) for record in records)
+
+
+def test_perceptual_weights_are_used_and_not_remembered(config, tmp_path, monkeypatch):
+    # Narrow layers: the real ones take seconds to compile, and are tested in test_perceptual.
+    blocks = tuple((4,) * len(widths) for widths in perceptual.BLOCKS)
+    for module in (perceptual, perceptual_files):
+        monkeypatch.setattr(module, 'BLOCKS', blocks)
+    heads = {
+        perceptual_files.HEAD_NAME.format(i): np.ones((1, 4, 1, 1), np.float32) for i in range(5)
+    }
+    safetensors.numpy.save_file(vgg_tensors.__wrapped__(), tmp_path / 'vgg.safetensors')
+    safetensors.numpy.save_file(heads, tmp_path / 'heads.safetensors')
+    named = dataclasses.replace(
+        config,
+        steps=2,
+        losses=TokenizerLosses(perceptual=1.0),
+        vgg_weights=str(tmp_path / 'vgg.safetensors'),
+        lpips_heads=str(tmp_path / 'heads.safetensors'),
+    )
+    folder = run(named)
+    for split in ('train', 'heldout'):
+        assert read_metrics(named.run_dir, split)[-1]['perceptual'] > 0
+    assert 'vgg.safetensors' not in (folder / 'config.json').read_text()
+
+
+def test_a_folder_with_other_bits_gives_all_but_the_layers_next_to_them(config, tmp_path, capsys):
+    params = tokenizer_variables(config.tokenizer)['params']
+    save_model(tmp_path / 'd8', ModelBundle(tokenizer_config=config.tokenizer,
+                                            tokenizer_params=params))  # fmt: skip
+    for bits, new in ((8, 0), (12, 3)):
+        wider = dataclasses.replace(config.tokenizer, bits=bits)
+        fresh = tokenizer_variables(wider, seed=1)['params']
+        started = starting_params(str(tmp_path / 'd8'), fresh)
+        same = [
+            np.array_equal(a, b)
+            for a, b in zip(jax.tree.leaves(started), jax.tree.leaves(fresh), strict=True)
+        ]
+        assert sum(same) == new  # only these come from the new run
+        assert (started['decoder']['conv_out']['kernel'] == params['decoder']['conv_out'][
+            'kernel']).all()  # fmt: skip
+    said = capsys.readouterr().out
+    assert said.count('\n') == 1 and 'has 8 bits, not 12' in said
+    other = dataclasses.replace(config.tokenizer, base_channels=16)
+    with pytest.raises(UserError, match='use that model'):
+        starting_params(str(tmp_path / 'd8'), tokenizer_variables(other)['params'])
+
+
+def test_training_starts_from_a_folder_with_other_bits(config, tmp_path):
+    params = tokenizer_variables(config.tokenizer)['params']
+    save_model(tmp_path / 'd8', ModelBundle(tokenizer_config=config.tokenizer,
+                                            tokenizer_params=params))  # fmt: skip
+    wider = dataclasses.replace(config.tokenizer, bits=12)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    task = make_task(
+        dataclasses.replace(config, tokenizer=wider, init_from=str(tmp_path / 'd8')), mesh
+    )
+    state = task.from_model()
+    task.batches.close()
+    for tree in (state.params, state.ema):
+        assert tree['decoder']['conv_in']['kernel'].shape[2] == 12
+        kernel = tree['encoder']['conv_in']['kernel']
+        assert (kernel == params['encoder']['conv_in']['kernel']).all()

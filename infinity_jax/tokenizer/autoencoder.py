@@ -143,8 +143,14 @@ class Decoder(nn.Module):
             blocks, change = config.residual_blocks + 1, 'upsample' if i else ''
             x = Level(width, blocks, config, **compute, change=change, name=f'up_{i}')(x)
         x = nn.swish(GroupNorm(config.norm_groups, name='norm_out')(x))
-        x = conv(3 * u * u, **compute, name='conv_out')(x).astype(jnp.float32)
-        return rearrange(x, 'b h w (c dy dx) -> b (h dy) (w dx) c', dy=u, dx=u)
+        self.sow('intermediates', 'last_hidden', x)  # kept only where training asks for it
+        return to_pixels(conv(3 * u * u, **compute, name='conv_out')(x), u)
+
+
+def to_pixels(x_Bhwc: jax.Array, unshuffle: int) -> jax.Array:
+    """The last convolution's channels to float32 pixels (B, Y, X, 3)."""
+    x, u = x_Bhwc.astype(jnp.float32), unshuffle
+    return rearrange(x, 'b h w (c dy dx) -> b (h dy) (w dx) c', dy=u, dx=u)
 
 
 class Autoencoder(nn.Module):
@@ -175,3 +181,9 @@ class Autoencoder(nn.Module):
     def decode(self, features_Bhwd: jax.Array) -> jax.Array:
         """Σ up(q_k) to pixels, float32, not clamped: clamp to [-1, 1] outside training."""
         return self.decoder(features_Bhwd)
+
+    def last_layer(self, last_params: Any, hidden_Bhwc: jax.Array) -> jax.Array:
+        """The decoder's last convolution by itself, from what `Decoder` sows; no variables used."""
+        u = self.config.unshuffle
+        layer = conv(3 * u * u, dtype=self.dtype, precision=self.precision, parent=None)
+        return to_pixels(layer.apply({'params': last_params}, hidden_Bhwc), u)

@@ -51,39 +51,73 @@ def next_input(total_Bhwd: jax.Array, grid: Grid) -> jax.Array:
     return bilinear(total_Bhwd, grid)
 
 
-def residual_direction(features_Bhwd: jax.Array, total_Bhwd: jax.Array, grid: Grid) -> jax.Array:
-    """L2-normalised residual at one scale, (B, h, w, d): its signs are that scale's true bits.
+def residual_at(features_Bhwd: jax.Array, total_Bhwd: jax.Array, grid: Grid) -> jax.Array:
+    """What earlier scales left, at one scale's grid, (B, h, w, d).
 
     Shrinking is by area (adaptive average pooling); the last scale is not resized.
     """
-    residual = area(features_Bhwd - total_Bhwd, grid)
+    return area(features_Bhwd - total_Bhwd, grid)
+
+
+def residual_direction(features_Bhwd: jax.Array, total_Bhwd: jax.Array, grid: Grid) -> jax.Array:
+    """L2-normalised residual at one scale, (B, h, w, d): its signs are that scale's true bits."""
+    residual = residual_at(features_Bhwd, total_Bhwd, grid)
     square = jnp.sum(jnp.square(residual), axis=-1, keepdims=True)
     # The floor stands under the root, where a zero residual keeps a finite gradient.
     return residual / jnp.sqrt(jnp.maximum(square, NORM_EPSILON**2))
 
 
-def quantize(features_Bhwd: jax.Array, grids: tuple[Grid, ...]) -> Quantized:
+def quantize(
+    features_Bhwd: jax.Array,
+    grids: tuple[Grid, ...],
+    *,
+    kept_BK: jax.Array | None = None,
+    flips: tuple[jax.Array | None, ...] | None = None,
+    attached: bool = False,
+) -> Quantized:
     """Codes features on all scales, each taking the residual that earlier ones left.
+
+    The keyword arguments are for training a tokenizer; `quantizer_noise` draws them.
 
     Args:
       features_Bhwd: encoder output, float32, at the last grid.
       grids: (h, w) of each scale's codes, coarse to fine.
+      kept_BK: bool; a scale that a picture does not keep adds nothing and leaves its residual to
+        the next. Its bits and z are still returned. None: all are kept.
+      flips: per scale (B, h, w, d) bool, where a code changes its sign, gradient included, before
+        anything reads it; None, or None for a scale: nowhere. `bits` stay the true ones.
+      attached: later residuals carry the gradient of what earlier scales took away; as released
+        they do not.
     """
     features_Bhwd = features_Bhwd.astype(jnp.float32)
-    left = jnp.zeros_like(features_Bhwd)  # running total as later residuals see it: no gradient
+    left = jnp.zeros_like(features_Bhwd)  # running total as later residuals see it
     total = jnp.zeros_like(features_Bhwd)
     bits, normalised, codes = [], [], []
-    for grid in grids:
+    for k, grid in enumerate(grids):
         z = residual_direction(features_Bhwd, left, grid)
         scale_bits = z > 0
         code = codes_from_bits(scale_bits)
         straight_through = z + jax.lax.stop_gradient(code - z)
-        left = accumulate(left, code)
-        total = accumulate(total, straight_through)
         bits.append(scale_bits)
         normalised.append(z)
+        if flips is not None and flips[k] is not None:
+            sign = jnp.where(flips[k], -1.0, 1.0)
+            code, straight_through = code * sign, straight_through * sign
+        if kept_BK is not None:
+            kept = kept_BK[:, k, None, None, None].astype(jnp.float32)
+            code, straight_through = code * kept, straight_through * kept
+        left = accumulate(left, straight_through if attached else code)
+        total = accumulate(total, straight_through)
         codes.append(straight_through)
     return Quantized(tuple(bits), tuple(normalised), tuple(codes), total)
+
+
+def truncated_total(codes: tuple[jax.Array, ...], scales_B: jax.Array) -> jax.Array:
+    """The sum of each picture's first `scales_B` scales of upsampled codes, (B, h, w, d)."""
+    total = jnp.zeros_like(codes[-1])
+    for k, code in enumerate(codes):
+        total = accumulate(total, code * (k < scales_B).astype(jnp.float32)[:, None, None, None])
+    return total
 
 
 def total_from_bits(bits: tuple[jax.Array, ...]) -> jax.Array:

@@ -1,0 +1,81 @@
+"""Perceptual distance LPIPS, version 0.1, on VGG-16 features (arXiv 1801.03924).
+
+The weights are frozen and come from files that the user names: `perceptual_files`.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.lax import conv_general_dilated, reduce_window
+
+# Widths of VGG-16's convolutions by block; a 2×2 max pool stands between blocks.
+BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+# Mean and spread of ImageNet's colours, moved from [0, 1] to pixels in [-1, 1].
+SHIFT = (-0.030, -0.088, -0.188)
+SPREAD = (0.458, 0.448, 0.450)
+NORM_EPSILON = 1e-10  # added to the length of a feature vector, as published
+MIN_EDGE = 16  # pixels; four max pools leave one position of it
+
+
+def convolution_shapes() -> dict[str, tuple[int, ...]]:
+    """'BLOCK_INDEX' -> kernel shape (3, 3, in, out), in the order of the network."""
+    shapes, channels = {}, 3
+    for block, widths in enumerate(BLOCKS):
+        for i, width in enumerate(widths):
+            shapes[f'{block}_{i}'] = (3, 3, channels, width)
+            channels = width
+    return shapes
+
+
+def vgg_features(params: Any, pixels_BYX3: jax.Array) -> list[jax.Array]:
+    """Activations after the last ReLU of each block: relu1_2, 2_2, 3_3, 4_3 and 5_3, float32.
+
+    Args:
+      params: {'vgg': {'BLOCK_INDEX': {'kernel', 'bias'}}, …}.
+      pixels_BYX3: in [-1, 1], edges of 16 pixels or more.
+    """
+    if min(pixels_BYX3.shape[1:3]) < MIN_EDGE:
+        raise ValueError(f'pictures of {pixels_BYX3.shape[1:3]}; wanted edges of {MIN_EDGE} pixels')
+    shift, spread = (jnp.array(x, jnp.float32)[None, None, None] for x in (SHIFT, SPREAD))
+    x = (pixels_BYX3 - shift) / spread
+    taps = []
+    for block, widths in enumerate(BLOCKS):
+        if block:
+            x = reduce_window(x, -jnp.inf, jax.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), 'VALID')
+        for i in range(len(widths)):
+            layer = params['vgg'][f'{block}_{i}']
+            x = conv_general_dilated(
+                x,
+                layer['kernel'],
+                (1, 1),
+                'SAME',
+                dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+                precision=jax.lax.Precision.HIGHEST,
+            )
+            x = jax.nn.relu(x + layer['bias'][None, None, None])
+        taps.append(x)
+    return taps
+
+
+def _unit(x_Bhwc: jax.Array) -> jax.Array:
+    """Feature vectors over their lengths; a vector of zeros stays, with a finite gradient."""
+    square = jnp.sum(jnp.square(x_Bhwc), axis=-1, keepdims=True)
+    some = square > 0
+    length = jnp.where(some, jnp.sqrt(jnp.where(some, square, 1.0)), 0.0)
+    return x_Bhwc / (length + NORM_EPSILON)
+
+
+def lpips(params: Any, pixels_BYX3: jax.Array, target_BYX3: jax.Array) -> jax.Array:
+    """(B,) distances of picture pairs in [-1, 1]; 0 for equal ones.
+
+    Args:
+      params: {'vgg': …, 'heads': ((64,), (128,), (256,), (512,), (512,))}, as
+        `perceptual_files.load_perceptual` reads them.
+    """
+    distance_B = jnp.zeros(pixels_BYX3.shape[0])
+    taps = zip(vgg_features(params, pixels_BYX3), vgg_features(params, target_BYX3), strict=True)
+    for head, (ours, wanted) in zip(params['heads'], taps, strict=True):
+        square = jnp.square(_unit(ours) - _unit(wanted))
+        distance_B += jnp.mean(jnp.sum(square * head[None, None, None], axis=-1), axis=(1, 2))
+    return distance_B

@@ -1,0 +1,73 @@
+"""What tokenizer training does to the quantizer so that decoders live with fewer or wrong bits.
+
+As in the released training: scales dropped at random, random bit flips on the first scales. Here
+every draw is by picture, where the released code draws dropped scales once for the whole batch.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from infinity_jax.config import UserError
+from infinity_jax.scales import Grid
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizerTraining:
+    """Scale dropout, bit flips and the residual's gradient; the defaults change nothing."""
+
+    scale_drop: float = 0.0  # probability that a picture goes without a scale; 0.5 in stage 2
+    keep_first: bool = False  # the first scale is never dropped
+    keep_last: bool = True  # nor the last one, as published
+    flip_rate: float = 0.0  # probability that a bit of the scales below is flipped
+    flip_scales: int = 1  # first scales whose bits may flip
+    attach_residual: bool = False  # later residuals carry the gradient of earlier codes
+
+    def __post_init__(self):
+        for name in ('scale_drop', 'flip_rate'):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise UserError(f'config field quantizer.{name} is {value}; wanted 0 up to below 1')
+        if self.scale_drop and not (self.keep_first or self.keep_last):
+            raise UserError(
+                'quantizer.scale_drop could drop every scale of a picture; set '
+                'quantizer.keep_last (as published) or quantizer.keep_first'
+            )
+        if self.flip_scales < 1:
+            raise UserError(
+                f'config field quantizer.flip_scales is {self.flip_scales}; wanted 1 or more'
+            )
+
+
+def draw_kept(
+    key: jax.Array, config: QuantizerTraining, batch: int, scales: int
+) -> jax.Array | None:
+    """(B, K) bool, the scales that each picture keeps; None without scale dropout."""
+    if not config.scale_drop:
+        return None
+    kept_BK = jax.random.bernoulli(key, 1 - config.scale_drop, (batch, scales))
+    if config.keep_first:
+        kept_BK = kept_BK.at[:, 0].set(True)
+    if config.keep_last:
+        kept_BK = kept_BK.at[:, -1].set(True)
+    return kept_BK
+
+
+def draw_flips(
+    key: jax.Array, config: QuantizerTraining, batch: int, grids: tuple[Grid, ...], bits: int
+) -> tuple[jax.Array | None, ...] | None:
+    """Per scale (B, h, w, d) bool, or None for a scale that is left alone; None without flips."""
+    if not config.flip_rate:
+        return None
+    return tuple(
+        jax.random.bernoulli(jax.random.fold_in(key, k), config.flip_rate, (batch, *grid, bits))
+        if k < config.flip_scales
+        else None
+        for k, grid in enumerate(grids)
+    )
+
+
+def draw_truncation(key: jax.Array, batch: int, scales: int) -> jax.Array:
+    """(B,) int32, after how many scales each picture is decoded: 1 to K − 1, or 1 where K is 1."""
+    return jax.random.randint(key, (batch,), 1, max(scales, 2), jnp.int32)

@@ -1,0 +1,33 @@
+"""The memory table: linear in d here, 2^d with a table, and the same entropies where both exist."""
+
+import jax
+import numpy as np
+import pytest
+
+from infinity_jax.bench_quantizer import rows, table_entropy
+from infinity_jax.tokenizer.losses import bit_entropies
+from infinity_jax.tokenizer.quantizer import residual_direction
+
+GRIDS = ((1, 1), (2, 2), (4, 4))
+
+
+def test_bitwise_memory_is_linear_and_the_tables_doubles_with_each_bit():
+    table = rows((8, 10, 32, 64), GRIDS, pictures=2, largest_table=10)
+    ours = {d: small for d, small, _, _ in table}
+    full = {d: large for d, _, large, _ in table}
+    assert ours[64] < 3 * ours[32] < 20 * ours[8]
+    assert full[10] > 2.5 * full[8] and full[8] > ours[8]
+    assert [compiled for *_, compiled in table] == [True, True, False, False]
+    assert full[32] == 4 * 2 * 16 * 2**32
+
+
+def test_the_table_has_the_per_sample_entropy_of_independent_bits():
+    features = jax.random.normal(jax.random.key(0), (2, 4, 4, 6))
+    z = residual_direction(features, 0 * features, (4, 4))
+    ours = bit_entropies(z)
+    # Distances to corners of a cube are sums over bits, so a position's entropy is as well; the
+    # average over positions is not, and its entropy is at most the bitwise one.
+    average = ours.per_sample - table_entropy(z)
+    assert 0 < average <= ours.codebook + 1e-4
+    one = z[:1, :1, :1]
+    assert np.asarray(table_entropy(one)) == pytest.approx(0, abs=1e-4)

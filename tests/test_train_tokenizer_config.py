@@ -1,0 +1,83 @@
+"""What a tokenizer run must agree on, and the released schedule of every picture shape."""
+
+import dataclasses
+
+import pytest
+
+from infinity_jax import loop
+from infinity_jax.config import TokenizerConfig, UserError
+from infinity_jax.optimizer import OptimizerConfig
+from infinity_jax.scales import BUDGETS, RATIOS, ScaleSchedule
+from infinity_jax.train_tokenizer_config import (
+    AdversarialConfig,
+    TokenizerLosses,
+    TokenizerRunConfig,
+    check,
+    released_schedule,
+)
+
+CONFIG = TokenizerRunConfig(
+    task='tokenizer',
+    run_dir='nowhere',
+    steps=1,
+    batch_size=8,
+    optimizer=OptimizerConfig(learning_rate=1e-2),
+    data=loop.DataConfig(picture_size=16),
+    grids=((1, 1), (2, 2), (4, 4)),
+    tokenizer=TokenizerConfig(bits=8, channel_multipliers=(1,), unshuffle=4),
+)
+
+
+def test_disagreeing_sizes_are_refused():
+    check(CONFIG)
+    with pytest.raises(UserError, match='data.picture_size is 32'):
+        check(dataclasses.replace(CONFIG, data=loop.DataConfig(picture_size=32)))
+    with pytest.raises(UserError, match="precision is 'low'"):
+        check(dataclasses.replace(CONFIG, precision='low'))
+    with pytest.raises(UserError, match='too small for a discriminator of 3 layers, which wants'):
+        check(dataclasses.replace(CONFIG, adversarial=AdversarialConfig(weight=0.3)))
+
+
+def test_a_picture_too_small_for_the_perceptual_term():
+    small = dataclasses.replace(
+        CONFIG,
+        data=loop.DataConfig(picture_size=8),
+        grids=((1, 1), (2, 2)),
+        losses=TokenizerLosses(perceptual=1.0),
+        vgg_weights='vgg16.pth',
+        lpips_heads='vgg.pth',
+    )
+    with pytest.raises(UserError, match='wants 16 or more'):
+        check(small)
+
+
+def test_released_schedules_are_told_by_the_picture():
+    for ratio in RATIOS:
+        for budget in BUDGETS:
+            schedule = ScaleSchedule.for_picture(ratio, budget)
+            assert released_schedule(schedule.picture_size()).grids == schedule.grids
+    with pytest.raises(UserError, match='no released schedule is for pictures of'):
+        released_schedule((100, 100))
+
+
+@pytest.mark.parametrize(('multipliers', 'last'), [((1, 2, 4, 4, 4), 16), ((1, 2, 4, 4), 32)])
+def test_without_grids_pictures_have_their_released_ones(multipliers, last):
+    config = dataclasses.replace(
+        CONFIG, grids=(), tokenizer=TokenizerConfig(channel_multipliers=multipliers)
+    )
+    assert config.code_grids((256, 256))[-1] == (last, last)
+    assert len(config.code_grids((1024, 1024))) == 13
+    assert len(config.code_grids(ScaleSchedule.for_picture('1.500', '1M').picture_size())) == 13
+
+
+def test_a_stride_without_released_schedules():
+    with pytest.raises(UserError, match='this tokenizer has stride 4; set config.grids'):
+        check(dataclasses.replace(CONFIG, grids=(), data=loop.DataConfig(picture_size=256)))
+
+
+@pytest.mark.parametrize(
+    'fields', [{'layers': 0}, {'channels': 6}, {'weight': -1.0}, {'lecam_decay': 1.0}]
+)
+def test_impossible_adversaries(fields):
+    with pytest.raises(UserError, match='wanted'):
+        AdversarialConfig(**fields)
