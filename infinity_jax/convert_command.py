@@ -18,9 +18,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument('--transformer', metavar='PATH', help='.pth, .safetensors or shard folder')
     start.add_argument('--tokenizer', metavar='PATH', help='the tokenizer that it was trained with')
     start.add_argument('--text-encoder', metavar='DIR', help='Hugging Face folder of a Flan-T5')
-    start.add_argument('--ema', action='store_true', help='moving average of a training checkpoint')
+    start.add_argument(
+        '--ema', action='store_true', help="transformer's moving average in a training checkpoint"
+    )
     start.add_argument(
         '--token-stride', type=int, default=16, metavar='PIXELS', help='of a transformer token'
+    )
+    start.add_argument(
+        '--grids',
+        type=grids,
+        metavar='1,2,4x3,…',
+        help='token grids of a model with its own; default: the released ones',
     )
     start.add_argument(
         '--set',
@@ -36,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     back.add_argument('--ema', action='store_true', help='moving average of a run')
     back.add_argument('--format', default='pth', choices=['pth', 'safetensors'])
     back.add_argument('--shard-size', type=size, metavar='5GB', help='of safetensors files')
-    back.add_argument('--chunks', type=int, metavar='N', help="of the blocks' names")
+    back.add_argument('--chunks', type=count, metavar='N', help="of the blocks' names")
     back.add_argument(
         '--scale-axis', type=int, choices=[1, 2], help='where scale_mul_1H11 has the heads'
     )
@@ -52,6 +60,23 @@ def size(text: str) -> int:
     if not match:
         raise argparse.ArgumentTypeError(f'{text!r} is no size; wanted one such as 5GB or 800MB')
     return int(float(match[1]) * UNITS[match[2] or ''])
+
+
+def count(text: str) -> int:
+    """A whole number from 1 on."""
+    if not (text.isascii() and text.isdigit() and int(text)):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 1 on')
+    return int(text)
+
+
+def grids(text: str) -> list[tuple[int, int]]:
+    """'1,2,4x3' as (h, w) of each scale."""
+    found = [re.fullmatch(r'(\d+)(?:x(\d+))?', part.strip()) for part in text.split(',')]
+    if not all(found):
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is no list of grids; wanted one such as 1,2,4x3'
+        )
+    return [(int(match[1]), int(match[2] or match[1])) for match in found]
 
 
 def overrides(settings: list[str]) -> dict[str, Any]:
@@ -80,6 +105,7 @@ def run_from_torch(args: argparse.Namespace) -> None:
         ema=args.ema,
         dtype=args.dtype,
         token_stride=args.token_stride,
+        grids=args.grids,
         overrides=overrides(args.set),
     )
     for config in (bundle.transformer_config, bundle.tokenizer_config, bundle.text_config):

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from infinity_jax.model_folder import (
     replacing,
     write_description,
 )
+from infinity_jax.scales import ScaleSchedule
 from infinity_jax.t5_folder import copy_encoder, open_encoder
 from infinity_jax.text import TextTokenizer
 from infinity_jax.torch_convert import TOKEN_STRIDE, Plan, check_pair
@@ -40,6 +41,7 @@ def from_torch(
     ema: bool = False,
     dtype: str | None = None,
     token_stride: int = TOKEN_STRIDE,
+    grids: Sequence[tuple[int, int]] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> ModelBundle:
     """Writes a model folder from files as people have them.
@@ -49,9 +51,10 @@ def from_torch(
       transformer, tokenizer: .pth or .safetensors files or folders of shards. A transformer wants
         its tokenizer, whose d alone shows how many codes a token folds.
       text_encoder: Hugging Face folder of a T5 v1.1, encoder or whole.
-      ema: take the moving averages of a training checkpoint.
+      ema: take the transformer's moving average, of a training checkpoint.
       dtype: of the stored weights; None keeps each tensor's own.
       token_stride: pixels per transformer token along an edge.
+      grids: token grids (h, w) of a model that draws on its own; None for the released ones.
       overrides: 'transformer.FIELD' or 'tokenizer.FIELD' -> value, instead of what shapes say.
 
     Returns:
@@ -69,14 +72,14 @@ def from_torch(
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f'dtype {dtype!r} is unknown; choose one of {", ".join(DTYPES)}')
     _check_target(out)
-    bundle, sources = _read_configs(transformer, tokenizer, ema, overrides or {})
-    if transformer is not None:
+    bundle, sources, problems = _read_configs(transformer, tokenizer, ema, _split(overrides or {}))
+    if bundle.transformer_config and bundle.tokenizer_config:
         check_pair(bundle.transformer_config, bundle.tokenizer_config, tokenizer, token_stride)
+    bundle.schedule = None if grids is None else ScaleSchedule.free(grids)
     if text_encoder is not None:
         bundle.text_config, _ = open_encoder(text_encoder)
         bundle.text_tokenizer = TextTokenizer.from_folder(text_encoder)
-    problems = pairing_problems(bundle)
-    problems += [f'{each.path}: {p}' for each in sources for p in each.plan.problems(each.tensors)]
+    problems += pairing_problems(bundle)
     if problems:
         raise UserError('; '.join(problems))
     with replacing(out) as folder:
@@ -114,44 +117,50 @@ def _check_target(out: Path) -> None:
         raise UserError(f'--out {out} is there and is not a model folder; name another one')
 
 
+def _split(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """'part.field' -> value, as part -> field -> value."""
+    changes: dict[str, dict[str, Any]] = {'transformer': {}, 'tokenizer': {}}
+    for name, value in overrides.items():
+        part, _, field = name.partition('.')
+        if part not in changes or not field:
+            raise UserError(f'--set {name}: wanted transformer.FIELD or tokenizer.FIELD')
+        changes[part][field] = value
+    return changes
+
+
 def _read_configs(
     transformer: str | Path | None,
     tokenizer: str | Path | None,
     ema: bool,
-    overrides: Mapping[str, Any],
-) -> tuple[ModelBundle, list[_Source]]:
-    bundle, sources = ModelBundle(), []
-    changes = collections.defaultdict(dict)
-    for name, value in overrides.items():
-        part, _, field = name.partition('.')
-        if part not in ('transformer', 'tokenizer') or not field:
-            raise UserError(f'--set {name}: wanted transformer.FIELD or tokenizer.FIELD')
-        changes[part][field] = value
+    changes: Mapping[str, Mapping[str, Any]],
+) -> tuple[ModelBundle, list[_Source], list[str]]:
+    """Configurations, what they were read from, and what is wrong with either file."""
+    bundle, sources, problems = ModelBundle(), [], []
+    bits = None
     if tokenizer is not None:
         tensors = open_tokenizer(tokenizer)
-        config = _named(tokenizer, read_tokenizer_config, tensors, **changes['tokenizer'])
-        bundle.tokenizer_config = config
-        described = describe_source(tensors)
-        sources.append(_Source('tokenizer', tokenizer, tensors, Plan.of(config), described))
+        try:
+            config = read_tokenizer_config(tensors, **changes['tokenizer'])
+            bundle.tokenizer_config, bits = config, config.bits
+            described = describe_source(tensors)
+            sources.append(_Source('tokenizer', tokenizer, tensors, Plan.of(config), described))
+        except UserError as error:
+            problems.append(f'{tokenizer}: {error}')
     if transformer is not None:
         tensors = open_transformer(transformer, ema)
-        bits = bundle.tokenizer_config.bits
-        config, naming = _named(
-            transformer, read_transformer_config, tensors, bits, **changes['transformer']
-        )
-        bundle.transformer_config = config
-        described = describe_source(tensors) | dataclasses.asdict(naming)
-        plan = Plan.of(config, naming)
-        sources.append(_Source('transformer', transformer, tensors, plan, described))
-    return bundle, sources
-
-
-def _named(path: str | Path, read: Callable, *args: Any, **overrides: Any) -> Any:
-    """`read(*args, **overrides)`, the file's path put before whatever it complains of."""
-    try:
-        return read(*args, **overrides)
-    except UserError as error:
-        raise UserError(f'{path}: {error}') from None
+        try:
+            config, naming = read_transformer_config(tensors, bits, **changes['transformer'])
+            bundle.transformer_config = config
+            described = describe_source(tensors) | dataclasses.asdict(naming)
+            plan = Plan.of(config, naming)
+            sources.append(_Source('transformer', transformer, tensors, plan, described))
+        except UserError as error:
+            problems.append(f'{transformer}: {error}')
+    for each in sources:
+        wrong = each.plan.problems(each.tensors)
+        if wrong:
+            problems.append(f'{each.path}: ' + '; '.join(wrong))
+    return bundle, sources, problems
 
 
 def describe_source(tensors: Tensors) -> dict[str, Any]:

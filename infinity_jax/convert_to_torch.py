@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +16,8 @@ from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError, f
 from infinity_jax.convert_from_torch import with_bar
 from infinity_jax.model_folder import DTYPES, read_description
 from infinity_jax.part_weights import PartConfig, flat_shapes, open_part, part_shapes
-from infinity_jax.t5_folder import save_encoder
+from infinity_jax.t5_folder import copy_encoder, save_encoder
+from infinity_jax.text import TOKENIZER_FILES
 from infinity_jax.torch_convert import Plan, layer_of
 from infinity_jax.torch_table import Naming
 from infinity_jax.torch_writer import TorchWriter
@@ -23,7 +25,13 @@ from infinity_jax.weight_files import name_problems, read_json
 from infinity_jax.weight_writer import SHARD_BYTES, ShardWriter, Spec
 
 FORMATS = ('pth', 'safetensors')
+OURS = re.compile(  # what an export leaves
+    r'(transformer|tokenizer)(-\d{5}-of-\d{5})?\.(pth|safetensors)|model\.safetensors\.index\.json'
+)
 INDEX = 'model.safetensors.index.json'  # the name that the released loader of shards looks for
+
+
+WriteText = Callable[[Path, str | None], None]  # (folder, dtype or None for the stored one)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +70,7 @@ def to_torch_files(
 
     Args:
       checkpoint: a model folder; or a run folder, its `checkpoints`, or one step of them.
-      out: folder for the files; what it holds otherwise stays.
+      out: folder for the files. Those of an earlier export are replaced, all else stays.
       ema: of a training checkpoint, take the moving average.
       file_format: 'pth' or 'safetensors', the latter with an index.
       shard_size: bytes of a safetensors file above which the transformer is cut.
@@ -97,7 +105,7 @@ def to_torch_files(
             else:
                 limit = shard_size if part.name == 'transformer' else sys.maxsize
                 _write_safetensors(temporary, part.name, specs, arrays, limit)
-        write_text(temporary / 'text_encoder')
+        write_text(temporary / 'text_encoder', dtype)
         return _move(temporary, out)
     except OSError as error:
         raise UserError(f'{out}: cannot be written ({error}); free space or name another') from None
@@ -107,8 +115,12 @@ def to_torch_files(
 
 def _naming(part: Part, chunks: int | None, scale_axis: int | None) -> Naming:
     source = part.source
-    naming = Naming(chunks or source.get('chunks', 1), scale_axis or source.get('scale_axis', 1))
-    if isinstance(part.config, TransformerConfig) and part.config.depth % naming.chunks:
+    naming = Naming(
+        source.get('chunks', 1) if chunks is None else chunks,
+        source.get('scale_axis', 1) if scale_axis is None else scale_axis,
+    )
+    transformer = isinstance(part.config, TransformerConfig)
+    if transformer and (naming.chunks < 1 or part.config.depth % naming.chunks):
         raise UserError(
             f'--chunks {naming.chunks} does not divide the {part.config.depth} blocks; name a '
             'number that does'
@@ -154,15 +166,18 @@ def _write_safetensors(
 
 
 def _move(folder: Path, out: Path) -> list[Path]:
-    """Moves whole files to their place, the index last."""
+    """Moves whole files to their place, the index last; an earlier export makes room."""
     files = sorted(p.relative_to(folder) for p in folder.rglob('*') if p.is_file())
+    for old in out.iterdir():  # of an earlier export in another format or cut
+        if OURS.fullmatch(old.name) and Path(old.name) not in files:
+            old.unlink()
     for file in sorted(files, key=lambda f: f.name == INDEX):
         (out / file).parent.mkdir(exist_ok=True)
         os.replace(folder / file, out / file)
     return [out / file for file in files]
 
 
-def _parts_of(checkpoint: Path, ema: bool) -> tuple[list[Part], Callable[[Path], None]]:
+def _parts_of(checkpoint: Path, ema: bool) -> tuple[list[Part], WriteText]:
     """What there is to export, and how to write the text encoder beside it."""
     if not checkpoint.exists():
         raise UserError(f'{checkpoint}: no such folder; name a model folder or a run folder')
@@ -177,7 +192,7 @@ def _parts_of(checkpoint: Path, ema: bool) -> tuple[list[Part], Callable[[Path],
     return _parts_of_folder(checkpoint)
 
 
-def _parts_of_folder(folder: Path) -> tuple[list[Part], Callable[[Path], None]]:
+def _parts_of_folder(folder: Path) -> tuple[list[Part], WriteText]:
     folder, described = read_description(folder)
     parts, problems = [], []
     for name, kind in (('transformer', TransformerConfig), ('tokenizer', TokenizerConfig)):
@@ -202,9 +217,12 @@ def _parts_of_folder(folder: Path) -> tuple[list[Part], Callable[[Path], None]]:
     if problems:
         raise UserError(f'{folder}: ' + '; '.join(problems))
 
-    def write_text(target: Path) -> None:
+    def write_text(target: Path, dtype: str | None) -> None:
         if (folder / 'text_encoder').is_dir():
-            shutil.copytree(folder / 'text_encoder', target)
+            copy_encoder(folder / 'text_encoder', target, dtype)
+            for name in TOKENIZER_FILES:
+                if (folder / 'text_encoder' / name).is_file():
+                    shutil.copy(folder / 'text_encoder' / name, target)
 
     return parts, write_text
 
@@ -220,10 +238,9 @@ def _run_of(path: Path) -> tuple[Path | None, int | None]:
     return None, None
 
 
-def _parts_of_run(
-    run_dir: Path, step: int | None, ema: bool
-) -> tuple[list[Part], Callable[[Path], None]]:
+def _parts_of_run(run_dir: Path, step: int | None, ema: bool) -> tuple[list[Part], WriteText]:
     from infinity_jax.checkpoint import load_weights  # heavy, and only needed here
+    from infinity_jax.pipeline import DEMO_FOLDER
     from infinity_jax.train_parts import T2IConfig, load_parts
     from infinity_jax.train_tokenizer import TokenizerRunConfig
 
@@ -231,7 +248,7 @@ def _parts_of_run(
     weights = load_weights(run_dir, step, 'ema' if ema else 'params')
     if fields.get('task') == 'tokenizer':
         config = from_mapping(TokenizerRunConfig, fields)
-        return [_in_memory('tokenizer', config.tokenizer, weights, {})], lambda target: None
+        return [_in_memory('tokenizer', config.tokenizer, weights, {})], lambda *_: None
     config = from_mapping(T2IConfig, fields)
     bundle = load_parts(config)
     parts = [
@@ -242,8 +259,11 @@ def _parts_of_run(
         )
     ]
 
-    def write_text(target: Path) -> None:
-        save_encoder(target, bundle.text_config, weights.get('text', bundle.text_params))
+    def write_text(target: Path, dtype: str | None) -> None:
+        if 'text' in weights:
+            save_encoder(target, bundle.text_config, weights['text'], dtype or 'float32')
+        else:
+            copy_encoder(config.text.folder or DEMO_FOLDER / 'text_encoder', target, dtype)
         bundle.text_tokenizer.save(target)
 
     return parts, write_text

@@ -62,9 +62,10 @@ class Plan:
         """Every missing, unknown and misshapen name, and buffers that hold what they should not."""
         passed = (*self.buffers, *self.ignored)
         found = {n: tuple(t.shape) for n, t in tensors.items() if n not in passed}
-        lines = name_problems({e.torch: e.shape for e in self.entries}, found)
+        wanted = {e.torch: e.shape for e in self.entries}
+        lines = name_problems(wanted, found)
         for name, (beside, make) in self.buffers.items():
-            if name in tensors and beside in found:
+            if name in tensors and found.get(beside) == wanted[beside]:
                 constant, held = make(tensors[beside].read()), tensors[name].read()
                 if held.shape != constant.shape or not np.array_equal(held, constant):
                     lines.append(f'buffer {name} is not the constant that the released code makes')

@@ -16,12 +16,17 @@ Tensors = dict[str, LazyTensor]
 BLOCK_NAME = re.compile(r'(?:block_chunks\.(\d+)\.module|blocks)\.(\d+)\.')
 
 
-def _vote(what: str, seen: Iterable[int | None]) -> int:
-    """The value that most tensors agree on, so that one misshapen tensor is named as such."""
+def _vote(what: str, seen: Iterable[int | None], default: int | None = None) -> int:
+    """The value that most tensors agree on, so that one misshapen tensor is named as such.
+
+    Where none shows it the default stands in, for the missing tensors to be named later.
+    """
     values = [value for value in seen if value is not None]
-    if not values:
+    if values:
+        return collections.Counter(values).most_common(1)[0][0]
+    if default is None:
         raise UserError(f'cannot tell {what}: none of the tensors that show it is there')
-    return collections.Counter(values).most_common(1)[0][0]
+    return default
 
 
 class _Shapes:
@@ -78,7 +83,10 @@ def read_transformer_config(
         ('text_proj_for_sos.ca.mat_kv.weight', 1),
     )  # fmt: skip
     bits_of = (('word_embed.weight', 1, 1), ('head.weight', 0, 2), ('head.bias', 0, 2))
-    token_bits = _vote('the bits of a token', (s.size(*at) for at in bits_of))
+    seen_bits = [s.size(*at) for at in bits_of]
+    # One of several wrong shapes must not outvote the one that fits the tokenizer.
+    fitting = [n for n in seen_bits if n and n in (tokenizer_bits, 4 * (tokenizer_bits or 0))]
+    token_bits = _vote('the bits of a token', fitting or seen_bits)
     hidden = _vote(
         'the feed-forward width',
         s.matching(r'.*\.ffn\.fc1\.weight', 0) + s.matching(r'.*\.ffn\.fc2\.weight', 1),
@@ -96,8 +104,8 @@ def read_transformer_config(
         num_heads=_vote('the heads', s.matching(r'.*\.scale_mul_1H11', naming.scale_axis)),
         bits=token_bits // 4 if patchify else token_bits,
         text_channels=_vote('the text channels', (s.size(*at) for at in text_of)),
-        text_length=_vote('the text length', [s.size('cfg_uncond', 0)]),
-        levels=_vote('the scale embeddings', [s.size('lvl_embed.weight', 0)]),
+        text_length=_vote('the text length', [s.size('cfg_uncond', 0)], default=512),
+        levels=_vote('the scale embeddings', [s.size('lvl_embed.weight', 0)], default=15),
         spatial_patchify=patchify,
     )
     if config.hidden_width != hidden:

@@ -54,9 +54,23 @@ class TorchTensor:
     def dtype(self) -> np.dtype:
         return self.storage.dtype
 
+    def check_bounds(self, elements: int) -> None:
+        """Raises `UserError` where it reaches outside a storage of so many elements."""
+        if 0 in self.shape:
+            return
+        pairs = zip(self.shape, self.strides, strict=True)
+        last = self.offset + sum((n - 1) * s for n, s in pairs)
+        if min((self.offset, *self.shape, *self.strides)) < 0 or last >= elements:
+            raise UserError(
+                f'{self.storage.archive.path}: a tensor of shape {self.shape} reaches element '
+                f'{last} of a storage of {elements}: the file is damaged, copy it again'
+            )
+
     def read(self, index: tuple[int | slice, ...] = ()) -> np.ndarray:
         """Reads this tensor alone, or a part of it, contiguous and in row-major order."""
         flat = self.storage.archive.map(self.storage)
+        # Again, beside when it was built: a pickle can change an object that it has built.
+        self.check_bounds(flat.size)
         size = self.dtype.itemsize
         view = np.lib.stride_tricks.as_strided(
             flat[self.offset :],
@@ -133,15 +147,10 @@ class _Unpickler(pickle.Unpickler):
         return _Storage(self.archive, member, dtype, size)
 
     def _tensor(self, storage, offset, shape, strides, *unused) -> TorchTensor:
-        shape, strides = tuple(shape), tuple(strides)
-        last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        inside = offset >= 0 and min((*shape, *strides), default=0) >= 0 and last < storage.size
-        if 0 not in shape and not inside:
-            raise UserError(
-                f'{self.archive.path}: a tensor of shape {shape} reaches element {last} of a '
-                f'storage of {storage.size}: the file is damaged, copy it again'
-            )
-        return TorchTensor(storage, offset if 0 not in shape else 0, shape, strides)
+        shape = tuple(shape)
+        tensor = TorchTensor(storage, 0 if 0 in shape else offset, shape, tuple(strides))
+        tensor.check_bounds(storage.size)
+        return tensor
 
 
 def read_torch_file(path: str | Path) -> Any:

@@ -60,6 +60,7 @@ class SafetensorsWriter:
         text = json.dumps(header).encode()
         text += b' ' * (-len(text) % 8)
         self._data = 8 + len(text)
+        self._missing = {name: spec.nbytes for name, spec in specs.items()}
         self._file = open(path, 'wb')
         self._file.write(len(text).to_bytes(8, 'little') + text)
         self._file.truncate(self._data + end)
@@ -71,12 +72,15 @@ class SafetensorsWriter:
         assert array.shape == shape and array.dtype == spec.dtype, (name, array.shape, array.dtype)
         self._file.seek(self._data + self._starts[name] + array.nbytes * (layer or 0))
         self._file.write(raw_bytes(array))
+        self._missing[name] -= array.nbytes
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *unused) -> None:
+    def __exit__(self, kind, *unused) -> None:
         self._file.close()
+        forgotten = [name for name, size in self._missing.items() if size]
+        assert kind or not forgotten, f'never written: {", ".join(forgotten)}'
 
 
 class ShardWriter:
@@ -117,9 +121,9 @@ class ShardWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *unused) -> None:
+    def __exit__(self, kind, *unused) -> None:
         for writer in set(self._writer.values()):
-            writer.__exit__()
+            writer.__exit__(kind)
 
 
 def group_by_size(sizes: Mapping[str, int], limit: int) -> list[list[str]]:

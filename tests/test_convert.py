@@ -16,7 +16,7 @@ from torch_files import write_pth
 
 from infinity_jax.cli import main
 from infinity_jax.config import UserError
-from infinity_jax.convert_command import overrides, size
+from infinity_jax.convert_command import grids, overrides, size
 from infinity_jax.convert_from_torch import from_torch
 from infinity_jax.convert_to_torch import to_torch_files
 from infinity_jax.model_folder import ModelBundle, load_model, save_model
@@ -269,3 +269,78 @@ def test_sizes_and_settings():
     }
     with pytest.raises(UserError, match='PART.FIELD=VALUE'):
         overrides(['a.b'])
+
+
+def test_grids():
+    assert grids('1,2, 4x3') == [(1, 1), (2, 2), (4, 3)]
+
+
+FAULTS = {
+    'word_embed.weight': np.zeros((32, 17), np.float32),
+    'cfg_uncond': None,
+    'lvl_embed.weight': None,
+    'text_norm.weight': np.zeros(3, np.float32),
+    'block_chunks.0.module.1.sa.scale_mul_1H11': None,
+    'block_chunks.1.module.0.ffn.fc1.weight': np.zeros((3, 3), np.float32),
+    'head.weight': np.zeros((2, 32), np.float32),
+}
+
+
+@pytest.mark.parametrize('name', FAULTS)
+def test_a_fault_where_dimensions_are_read_hides_no_other(tmp_path, name):
+    source = write_released(tmp_path)
+    arrays = {n: t.read() for n, t in open_transformer(source['transformer']).items()}
+    del arrays['head.bias']
+    arrays['surprise'] = np.zeros(3, np.float32)
+    arrays |= {} if FAULTS[name] is None else {name: FAULTS[name]}
+    if FAULTS[name] is None:
+        del arrays[name]
+    write_pth(source['transformer'], arrays)
+    with pytest.raises(UserError) as caught:
+        from_torch(tmp_path / 'm', **source)
+    message = str(caught.value)
+    assert f' {name} ' in message and 'missing head.bias' in message
+    assert 'unknown surprise' in message
+
+
+def test_faults_of_the_tokenizer_hide_none_of_the_transformer(tmp_path):
+    source = write_released(tmp_path)
+    arrays = {n: t.read() for n, t in open_transformer(source['transformer']).items()}
+    arrays['surprise'] = np.zeros(3, np.float32)
+    write_pth(source['transformer'], arrays)
+    with pytest.raises(UserError, match='norm_groups.*unknown surprise'):
+        from_torch(tmp_path / 'm', **source | {'overrides': {}})
+
+
+def test_a_model_on_grids_of_its_own(tmp_path):
+    source = write_released(tmp_path)
+    from_torch(tmp_path / 'm', **source, grids=((1, 1), (2, 3)))
+    assert load_model(tmp_path / 'm').schedule.grids == ((1, 1), (2, 3))
+
+
+def test_a_second_export_leaves_nothing_of_the_first(tmp_path):
+    transformer, tokenizer = pair('a_2b_style')
+    from_torch(tmp_path / 'm', transformer=transformer, tokenizer=tokenizer)
+    out = tmp_path / 'out'
+    to_torch_files(tmp_path / 'm', out, file_format='safetensors', shard_size=300_000)
+    (out / 'transformer-notes.txt').write_text('kept')
+    to_torch_files(tmp_path / 'm', out)
+    names = ['tokenizer.pth', 'transformer-notes.txt', 'transformer.pth']
+    assert sorted(path.name for path in out.iterdir()) == names
+
+
+def test_chunks_are_counted_from_one(tmp_path, capsys):
+    for chunks in ('0', '-2'):
+        with pytest.raises(SystemExit):
+            main(['convert', 'to-torch', '--checkpoint', 'x', '--out', 'y', '--chunks', chunks])
+        assert 'not a number from 1 on' in capsys.readouterr().err
+
+
+def test_the_text_encoder_goes_along_in_the_dtype_asked_for(tmp_path):
+    from_torch(tmp_path / 'm', text_encoder=text_folder(tmp_path))
+    to_torch_files(tmp_path / 'm', tmp_path / 'same')
+    to_torch_files(tmp_path / 'm', tmp_path / 'half', dtype='bfloat16')
+    for folder, dtype in (('same', np.float32), ('half', ml_dtypes.bfloat16)):
+        stored = open_weights(tmp_path / folder / 'text_encoder')
+        assert {tensor.dtype for tensor in stored.values()} == {np.dtype(dtype)}
+        assert (tmp_path / folder / 'text_encoder' / 'tokenizer.json').is_file()

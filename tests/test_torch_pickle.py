@@ -108,6 +108,21 @@ def test_storage_shorter_than_its_tensors(tmp_path):
         read_torch_file(tmp_path / 'y.pth')
 
 
+def test_a_tensor_that_was_changed_after_it_was_built(tmp_path):
+    write_pth(tmp_path / 'x.pth', {'w': np.zeros(4, np.float32)})
+    with zipfile.ZipFile(tmp_path / 'x.pth') as archive:
+        members = {n: archive.read(n) for n in archive.namelist()}
+    # Behind the tensor's REDUCE: its shape becomes (300000,), which reaches beyond the file.
+    change = b'}X\x05\x00\x00\x00shapeJ' + (300_000).to_bytes(4, 'little') + b'\x85sb'
+    before, end = members['archive/data.pkl'].rsplit(b's.', 1)
+    members['archive/data.pkl'] = before + change + b's.' + end
+    with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match='reaches element 299999 of a storage of 4'):
+        read_torch_file(tmp_path / 'x.pth')['w'].read()
+
+
 def test_other_files_are_named_for_what_they_are(tmp_path):
     path = tmp_path / 'x.pth'
     with pytest.raises(UserError, match='no such file'):

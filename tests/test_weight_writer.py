@@ -52,9 +52,18 @@ def test_not_contiguous(tmp_path):
 
 
 def test_the_wrong_array_is_not_written(tmp_path):
-    with SafetensorsWriter(tmp_path / 'x', SPECS) as writer:
-        with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError):
+        with SafetensorsWriter(tmp_path / 'x', SPECS) as writer:
             writer.write('half', ARRAYS['half'].astype(np.float32))
+
+
+def test_a_forgotten_layer_is_noticed(tmp_path):
+    with pytest.raises(AssertionError, match='never written: layers'):
+        with SafetensorsWriter(tmp_path / 'x', SPECS) as writer:
+            for name in SPECS:
+                if name != 'layers':
+                    writer.write(name, ARRAYS[name])
+            writer.write('layers', ARRAYS['layers'][0], 0)
 
 
 @pytest.mark.parametrize(('limit', 'files'), [(10**9, 1), (150, 2), (1, len(ARRAYS))])
