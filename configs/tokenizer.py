@@ -72,8 +72,32 @@ def demo() -> ConfigDict:
             'l2': 5.0,  # PSNR is a matter of squared errors
             'commitment': 0.25,
             'entropy': 0.1,
+            'perceptual': 0.0,  # wants the two files below
+            'truncated': 0.0,
         }
     )
+    config.quantizer = ConfigDict(
+        {
+            'scale_drop': 0.0,
+            'keep_first': False,
+            'keep_last': True,
+            'flip_rate': 0.0,
+            'flip_scales': 1,
+            'attach_residual': False,
+        }
+    )
+    config.adversarial = ConfigDict(
+        {
+            'weight': 0.0,  # 0: no discriminator
+            'start_step': 0,
+            'adaptive': False,
+            'channels': 64,
+            'layers': 3,
+            'lecam': 0.001,
+        }
+    )
+    config.vgg_weights = ''  # VGG-16 in torchvision's format
+    config.lpips_heads = ''  # of the LPIPS package, version 0.1
     config.precision = 'highest'  # of products; 'default' is faster on GPU (TF32) and TPU (bf16)
 
     config.data = ConfigDict(

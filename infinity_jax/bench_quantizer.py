@@ -13,7 +13,12 @@ import jax
 import jax.numpy as jnp
 
 from infinity_jax.scales import Grid, ScaleSchedule
-from infinity_jax.tokenizer.losses import INVERSE_TEMPERATURE, commitment, entropy_penalty
+from infinity_jax.tokenizer.losses import (
+    INVERSE_TEMPERATURE,
+    EntropyTerms,
+    commitment,
+    entropy_penalty,
+)
 from infinity_jax.tokenizer.quantizer import quantize
 
 BITS = (16, 18, 20, 32, 64)
@@ -28,8 +33,8 @@ def bitwise_loss(features_Bhwd: jax.Array, grids: tuple[Grid, ...]) -> jax.Array
     return penalty + jnp.sum(quantized.total_Bhwd)
 
 
-def table_entropy(z_Bhwd: jax.Array) -> jax.Array:
-    """LFQ: (per-sample − codebook entropy) of a softmax over the distances to all 2^d codes."""
+def table_entropies(z_Bhwd: jax.Array) -> EntropyTerms:
+    """LFQ: both entropies of a softmax over the distances of z to all 2^d codes, in nats."""
     d = z_Bhwd.shape[-1]
     bits = jnp.arange(2**d, dtype=jnp.int32)[:, None] >> jnp.arange(d, dtype=jnp.int32)[None]
     codes_Vd = jnp.where(bits & 1, 1.0, -1.0) / d**0.5
@@ -38,13 +43,14 @@ def table_entropy(z_Bhwd: jax.Array) -> jax.Array:
     p_LV = jnp.exp(log_p_LV)
     per_sample = -jnp.mean(jnp.sum(p_LV * log_p_LV, axis=-1))
     average_V = jnp.mean(p_LV, axis=0)
-    return per_sample + jnp.sum(average_V * jnp.log(average_V + 1e-20))
+    return EntropyTerms(per_sample, -jnp.sum(average_V * jnp.log(average_V + 1e-20)))
 
 
 def table_loss(features_Bhwd: jax.Array, grids: tuple[Grid, ...]) -> jax.Array:
     """As `bitwise_loss` with the entropy term of LFQ, on each scale by itself."""
     quantized = quantize(features_Bhwd, grids)
-    penalty = sum(map(table_entropy, quantized.normalised)) / len(grids)
+    terms = [table_entropies(z) for z in quantized.normalised]
+    penalty = sum(t.per_sample - t.codebook for t in terms) / (INVERSE_TEMPERATURE * len(grids))
     return penalty + commitment(quantized.normalised) + jnp.sum(quantized.total_Bhwd)
 
 

@@ -171,13 +171,16 @@ def test_last_layer_gradient_is_the_one_of_that_kernel():
     np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('broken', ['picture', 'discriminator'])
+@pytest.mark.parametrize('broken', ['picture', 'discriminator', 'average'])
 def test_a_step_that_is_not_finite_changes_neither_network(broken):
     state, batches = start()
     state = state.replace(step=jnp.int32(START))
     batch = batches[0]
     if broken == 'picture':
         batch = {'pixels_BYX3': np.full((4, 16, 16, 3), np.nan, np.float32)}
+    elif broken == 'average':  # which only the discriminator's own loss reads
+        discriminator = state.discriminator.replace(mean_real=jnp.float32(jnp.nan))
+        state = state.replace(discriminator=discriminator)
     else:
         params = jax.tree.map(lambda x: x * jnp.nan, state.discriminator.params)
         state = state.replace(discriminator=state.discriminator.replace(params=params))
