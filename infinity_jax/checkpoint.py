@@ -193,11 +193,15 @@ def load_weights(run_dir: str | os.PathLike, step: int | None, which: str) -> An
     )
     try:
         saved = ocp.metadata(path, checkpointable_name='state').metadata
+        if which not in saved:
+            raise UserError(f'checkpoint {path} holds {", ".join(saved)}; wanted {which}')
         abstract = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host), saved[which]
         )
         with ocp.Context(pytree_options=options):
             return ocp.load(path, {which: abstract}, checkpointable_name='state')[which]
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise UserError(f'checkpoint {path} cannot be read: {reason}; name another one') from error

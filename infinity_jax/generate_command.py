@@ -19,7 +19,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--ratio', metavar='R', help='height/width; the nearest of 15, default 1')
     parser.add_argument('--budget', metavar='M', help='of pixels: 0.06M, 0.25M, 0.60M or 1M')
     parser.add_argument('--height', type=int, metavar='Y', help='pixels, with --width instead')
-    parser.add_argument('--width', type=int, metavar='X', help='of both; the nearest size is drawn')
+    parser.add_argument(
+        '--width',
+        type=int,
+        metavar='X',
+        help='of both; the nearest ratio is drawn, of as many pixels',
+    )
     parser.add_argument(
         '--out', default='picture.png', help='PNG file; several pictures get a number each'
     )

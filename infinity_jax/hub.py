@@ -32,7 +32,7 @@ def local_folder(
             return candidate
     if isinstance(name, Path) or not REPOSITORY.fullmatch(name):
         raise UserError(
-            f'{name}: no config.json there; wanted a model folder, or org/name of a Hugging Face '
+            f'{name}: no such folder; wanted a model folder, or org/name of a Hugging Face '
             'repository'
         )
     return _download(name, revision, cache_dir)

@@ -162,10 +162,12 @@ def plan_memory(bundle: ModelBundle, max_batch: int, mesh: Mesh | None = None) -
             if fits:
                 return MemoryPlan(batch, offload)
     narrower = ', use --dtype bfloat16' if parts[0].dtype == 'float32' else ''
+    weights = estimate.total(offers[-1]) - estimate.work
+    advice = 'draw a smaller --budget' if weights < room else 'use a smaller model'
     raise UserError(
         f'{batch} of {height} x {width} pixels at once would need about '
         f'{describe(estimate, offers[-1])}, but {"this machine" if on_host else device} has '
-        f'{room / GB:.1f} GB free; draw a smaller --budget{narrower}, or use more devices'
+        f'{room / GB:.1f} GB free; {advice}{narrower}, or use more devices'
     )
 
 
@@ -175,7 +177,7 @@ def describe(estimate: MemoryEstimate, offload_text: bool = False) -> str:
     names['text encoder (off the device once done)' if offload_text else 'text encoder'] = (
         estimate.text_encoder
     )
-    names |= {'cache': estimate.cache, 'activations': estimate.work - estimate.cache}
+    names |= {'cache': estimate.cache, 'activations or decoder': estimate.work - estimate.cache}
     parts = ', '.join(f'{name} {size / GB:.1f}' for name, size in names.items())
     return f'{estimate.total(offload_text) / GB:.1f} GB ({parts})'
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from infinity_jax.checkpoint import Checkpoints, check_start, starting_state
+from infinity_jax.checkpoint import Checkpoints, check_start, load_weights, starting_state
 from infinity_jax.config import UserError
 from infinity_jax.loop import with_shardings
 from infinity_jax.sharding import make_mesh
@@ -50,6 +50,29 @@ def test_restores_state_and_data_position(saved):
     np.testing.assert_array_equal(restored['w'], 2.0)
     assert restored['w'].sharding.spec == PartitionSpec('data')
     assert [next(data) for _ in range(3)] == following
+    checkpoints.close()
+
+
+def test_one_set_of_weights_is_read_from_whatever_mesh_saved_it(tmp_path):
+    checkpoints, data = Checkpoints(tmp_path, keep=3), numbers()
+    split = NamedSharding(make_mesh(), PartitionSpec('data'))
+    for step in (3, 10):
+        params = {'w': jax.device_put(jnp.full((16, 2), float(step)), split)}
+        average = jax.tree.map(lambda x: x / 2, params)
+        checkpoints.save(step, {'params': params, 'ema': average, 'step': jnp.int32(step)}, data)
+    checkpoints.wait()
+    for step, which, value in ((None, 'params', 10), (3, 'params', 3), (10, 'ema', 5)):
+        weights = load_weights(tmp_path, step, which)
+        np.testing.assert_array_equal(weights['w'], np.full((16, 2), value))
+        assert len(weights['w'].sharding.device_set) == 1
+    with pytest.raises(UserError, match='no checkpoint of step 4; there: 3, 10'):
+        load_weights(tmp_path, 4, 'params')
+    with pytest.raises(UserError, match='holds .*; wanted average'):
+        load_weights(tmp_path, 3, 'average')
+    with pytest.raises(UserError, match='no checkpoint; there: none'):
+        load_weights(tmp_path / 'elsewhere', None, 'ema')
+    checkpoints.save(11, {'params': params, 'ema': average, 'step': jnp.int32(11)}, data)
+    checkpoints.wait()  # the run went on undisturbed
     checkpoints.close()
 
 

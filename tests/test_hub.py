@@ -91,5 +91,5 @@ def test_errors_of_the_hub_are_one_line(monkeypatch):
 @pytest.mark.parametrize('name', ['/nowhere', 'nowhere', './org/name', 'a/b/c', '../x', 'org/'])
 def test_what_is_no_repository_name_is_never_looked_up(name, monkeypatch):
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', None)
-    with pytest.raises(UserError, match='no config.json there; wanted a model folder'):
+    with pytest.raises(UserError, match='no such folder; wanted a model folder'):
         local_folder(name)

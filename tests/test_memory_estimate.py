@@ -112,6 +112,12 @@ def test_an_accelerator_draws_as_many_as_fit(accelerator, free_gb, plan, capsys)
     assert ('off the device once done' in said) == plan.offload_text
 
 
+def test_weights_that_exceed_the_memory_are_not_helped_by_a_budget(accelerator):
+    accelerator(2)
+    with pytest.raises(UserError, match='use a smaller model, or use more devices'):
+        plan_memory(bundle(), 16)
+
+
 @pytest.mark.parametrize(('dtype', 'advised'), [('float32', True), ('bfloat16', False)])
 def test_what_cannot_fit_is_refused_with_the_numbers(accelerator, dtype, advised):
     accelerator(10)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from infinity_jax import loop, train
 from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.convert_to_torch import to_torch_files
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.evaluate_loss import evaluate_loss
 from infinity_jax.metrics import read_metrics
@@ -21,6 +22,8 @@ from infinity_jax.optimizer import OptimizerConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.torch_convert import to_torch
+from infinity_jax.torch_state_dict import open_transformer
 from infinity_jax.train import make_task
 from infinity_jax.train_parts import T2IConfig, TextTraining, load_parts
 
@@ -92,6 +95,19 @@ def test_resuming_continues_bit_for_bit_and_exports(config, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, ours.text_params, theirs.text_params)
     assert ours.schedule == ScaleSchedule.free(GRIDS) and ours.extra['run']['steps'] == 6
     assert run(cut) == again  # a finished run only exports again
+    # Its checkpoints become PyTorch files; the model folder holds the average.
+    for ema in (True, False):
+        out = tmp_path / f'torch_{ema}'
+        to_torch_files(config.run_dir, out, ema=ema)
+        written = open_transformer(out / 'transformer.pth')
+        same = [
+            np.array_equal(written[name].read(), array)
+            for name, array in to_torch(config.transformer, ours.transformer_params).items()
+        ]
+        assert len(same) == len(written) and all(same) == ema
+        assert (out / 'tokenizer.pth').is_file() and (
+            out / 'text_encoder' / 'config.json'
+        ).is_file()
     # It is also a place to start from.
     start = dataclasses.replace(config, run_dir=str(tmp_path / 'more'), init_from=str(folder))
     state = make_task(start, make_mesh(devices=jax.devices()[:1])).from_model()
