@@ -14,9 +14,10 @@ The released architectures, in two stages:
         --config.vgg_weights=vgg16.pth --config.lpips_heads=vgg.pth
 
 `d16`, `d18`, `d20`, `d24`, `d32`, `d48` and `d64` have stride 16, `d14` (for the 8B) stride 8.
-`_stage1` is 256², 500,000 steps, the discriminator from step 50,000; `_stage2` is 1024² on all 13
-scales, 200,000 steps, scales dropped at random. `vgg16.pth` is torchvision's VGG-16, `vgg.pth` the
-heads of the LPIPS package; without them the perceptual term is off, and the run says so.
+`_stage1` is 256², 500,000 steps, the discriminator from step 50,000; `_stage2` is 1024² and 14
+other shapes of that area on all 13 scales, 200,000 steps, scales dropped at random. `vgg16.pth` is
+torchvision's VGG-16, `vgg.pth` the heads of the LPIPS package; without them the perceptual term is
+off, and the run says so.
 
 Hardware and cost: not run. XLA counts 2.8 TFLOP for a step on one 256² picture, LPIPS and
 discriminator included; so stage 1 costs 3.6e20 FLOP at its batch of 256 and stage 2 about 5.7e20
@@ -194,8 +195,10 @@ def released(bits: str, stage: str) -> ConfigDict:
 
     config.data = ConfigDict(
         {
-            'source': 'emoji',  # a stand-in: name your own pictures
+            # Your own pictures, see docs/data.md; (): the embedded emoji, as a stand-in.
+            'sources': (),
             'subset': 'all',
+            'ratios': ('1.000',) if stage == 'stage1' else ('all',),
             'picture_size': 256 if stage == 'stage1' else 1024,  # pixels
             'num_workers': 16,
         }

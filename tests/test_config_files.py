@@ -8,6 +8,7 @@ from absl import flags
 
 from infinity_jax.config import UserError, from_mapping
 from infinity_jax.config_flags import parse_flags
+from infinity_jax.data.buckets import target_size
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.train_parts import T2IConfig
@@ -63,7 +64,9 @@ def test_released_tokenizers(arg):
     assert config.tokenizer.stride == (8 if arg.startswith('d14') else 16)
     assert f'd{config.tokenizer.bits}_' in arg and config.run_dir.endswith(arg)
     size, scales = (256, 7) if arg.endswith('stage1') else (1024, 13)
-    assert len(config.code_grids((size, size))) == scales
+    for ratio in config.data.bucket_names:
+        assert len(config.code_grids(target_size(ratio, size))) == scales
+    assert len(config.data.bucket_names) == (1 if size == 256 else 15)
     assert config.adversarial.start_step < config.steps
 
 
