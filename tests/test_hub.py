@@ -89,7 +89,9 @@ def test_errors_of_the_hub_are_one_line(monkeypatch):
 
 
 @pytest.mark.parametrize('name', ['/nowhere', 'nowhere', './org/name', 'a/b/c', '../x', 'org/'])
-def test_what_is_no_repository_name_is_never_looked_up(name, monkeypatch):
+def test_what_is_no_repository_name_is_never_looked_up(name, tmp_path, monkeypatch):
+    (tmp_path / 'here').mkdir()
+    monkeypatch.chdir(tmp_path / 'here')  # beside which there is no x
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', None)
     with pytest.raises(UserError, match='no such folder; wanted a model folder'):
         local_folder(name)
