@@ -114,11 +114,16 @@ class Checkpoints:
         Raises:
           UserError: it was saved from a model of another shape, or cannot be read.
         """
-        self._compare_shapes(step, abstract_state)
         try:
+            saved = _shapes(self._checkpointer.metadata(step).metadata)
+            if not saved:
+                raise ValueError('its description is empty')
+            self._compare_shapes(step, saved, _shapes(abstract_state))
             return self._checkpointer.load_checkpointables(
                 step, {'state': abstract_state, 'data': data}
             )['state']
+        except UserError:
+            raise
         except (OSError, ValueError, KeyError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise UserError(
@@ -126,9 +131,7 @@ class Checkpoints:
                 'folder to go on from the one before it'
             ) from error
 
-    def _compare_shapes(self, step: int, abstract_state: Any) -> None:
-        saved = _shapes(self._checkpointer.metadata(step).metadata)
-        wanted = _shapes(abstract_state)
+    def _compare_shapes(self, step: int, saved: dict, wanted: dict) -> None:
         for name in sorted(saved.keys() | wanted.keys()):
             if saved.get(name) != wanted.get(name):
                 raise UserError(

@@ -16,7 +16,7 @@ from infinity_jax.data.render import render
 from infinity_jax.generate import to_uint8
 from infinity_jax.matcher import contact_sheet, evaluation_specs, match
 from infinity_jax.model_folder import ModelBundle, load_model
-from infinity_jax.pictures import from_uint8, save_png
+from infinity_jax.pictures import check_writable, from_uint8, save_png
 from infinity_jax.pipeline import DEMO_FOLDER, InfinityPipeline
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
@@ -78,6 +78,8 @@ def evaluate_demo(
     """
     if count < 1:
         raise UserError(f'count is {count}; wanted 1 or more pictures of each kind')
+    out = pathlib.Path(out)
+    check_writable(out / 'evaluation.png')
     bundle = load_model(folder)
     pipeline = InfinityPipeline(bundle, max_batch=min(count, BATCH))
     subset = subset or bundle.extra.get('run', {}).get('data', {}).get('subset', 'all')
@@ -111,7 +113,6 @@ def evaluate_demo(
                 marks += (report.emoji_right & report.background_right)[:SHEET_PICTURES].tolist()
         shown.append(drawn[:SHEET_PICTURES])
         titles += captions[:SHEET_PICTURES]
-    out = pathlib.Path(out)
     save_png(out / 'evaluation.png', contact_sheet(np.concatenate(shown), titles, marks))
     (out / 'evaluation.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
     print(table(results))

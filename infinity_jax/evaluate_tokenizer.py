@@ -9,9 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from infinity_jax.config import TokenizerConfig, UserError
+from infinity_jax.data.decode import decode
+from infinity_jax.data.records import BrokenRecord
 from infinity_jax.data.render import render
 from infinity_jax.evaluate_tokenizer_report import BALANCED, write_report
 from infinity_jax.generate import to_uint8
@@ -142,15 +143,9 @@ def load_pictures(data: str, count: int, size: int, bundle: ModelBundle) -> np.n
 
 def _open_square(path: pathlib.Path, size: int) -> np.ndarray:
     try:
-        with Image.open(path) as image:
-            image = image.convert('RGB')
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        return decode(path.open('rb'), (size, size))  # as in training
+    except (OSError, BrokenRecord) as error:
         raise UserError(f'{path}: not a readable picture ({error}); mend or remove it') from None
-    scale = size / min(image.size)
-    width, height = (max(size, round(n * scale)) for n in image.size)
-    image = image.resize((width, height), Image.Resampling.LANCZOS)
-    left, top = (width - size) // 2, (height - size) // 2
-    return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
 def _features_distance(path: str) -> float:

@@ -62,7 +62,7 @@ class JsonlSource:
             raise BrokenRecord(f'{self.paths[number]}: {error.strerror}') from None
         fields = parse_object(line)
         path = fields.get('image_path')
-        if not isinstance(path, str) or not path:
+        if not isinstance(path, str) or not path or '\0' in path:  # the last is no file's name
             raise BrokenRecord(f'image_path is {path!r}')
         return RawRecord(functools.partial(open, self.pictures / path, 'rb'), captions_of(fields))
 
