@@ -146,9 +146,9 @@ def test_several_prompts_and_a_file(fake, tmp_path):
         (['generate', 'x', '--ratio', '1.0'], 'tokens of this model have 8'),
         (['generate', 'x', '--ratio', '1', '--budget', 'no'], "unknown pixel budget 'no'"),
         (['generate', 'x', '--dtype', 'int8'], "invalid choice: 'int8'"),
-        (['generate', 'x', '--checkpoint', '/nowhere'], '/nowhere: no config.json'),
-        (['evaluate', 'demo', '--checkpoint', '/nowhere'], '/nowhere: no config.json'),
-        (['evaluate', 'tokenizer', '--checkpoint', '/nowhere'], '/nowhere: no config.json'),
+        (['generate', 'x', '--checkpoint', '/nowhere'], '/nowhere: no such folder'),
+        (['evaluate', 'demo', '--checkpoint', '/nowhere'], '/nowhere: no such folder'),
+        (['evaluate', 'tokenizer', '--checkpoint', '/nowhere'], '/nowhere: no such folder'),
     ],
 )
 def test_errors_are_one_line_and_exit_two(arguments, message, capsys, monkeypatch, tmp_path):
