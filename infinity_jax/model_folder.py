@@ -212,7 +212,8 @@ def read_description(folder: str | Path) -> tuple[Path, dict[str, Any]]:
         folder = _backup(folder)  # a save was cut off between its two renames
     path = folder / 'config.json'
     if not path.is_file():
-        raise UserError(f'{folder}: no config.json there; wanted a model folder of {FORMAT}')
+        lack = 'no config.json there' if folder.exists() else 'no such folder'
+        raise UserError(f'{folder}: {lack}; wanted a model folder of {FORMAT}')
     described = read_json(path)
     if described.get('format') != FORMAT or described.get('version') != VERSION:
         seen = f'{described.get("format")!r} version {described.get("version")!r}'

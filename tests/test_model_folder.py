@@ -110,8 +110,10 @@ def test_parts_that_do_not_fit_are_refused(bundle, tmp_path):
 
 
 def test_no_model_and_bad_descriptions(bundle, tmp_path):
-    with pytest.raises(UserError, match='no config.json'):
+    with pytest.raises(UserError, match='nothing: no such folder'):
         load_model(tmp_path / 'nothing')
+    with pytest.raises(UserError, match='no config.json there'):
+        load_model(tmp_path)
     save_model(tmp_path / 'm', bundle)
     path = tmp_path / 'm' / 'config.json'
     described = json.loads(path.read_text())
