@@ -14,6 +14,7 @@ import numpy as np
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.transformer.query_chunks import chunked_attention
 from infinity_jax.transformer.rope import rotate
 
 MERGE_TOKENS = 128  # scales share one masked product up to this many queries
@@ -50,7 +51,7 @@ def attend(
     """
     precision = 'highest' if q_BLNH.dtype == jnp.float32 else 'default'
     with jax.default_matmul_precision(precision):
-        return jax.nn.dot_product_attention(
+        return chunked_attention(
             q_BLNH,
             k_BSNH,
             v_BSNH,
