@@ -27,8 +27,8 @@ LAYERS = (
         'ahead',
     ),
     (
-        'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics', 'matcher',
-        'pictures', 'data', 'model_folder', 'part_weights', 'run_folder', 'torch_*',
+        'economy', 'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics',
+        'matcher', 'pictures', 'data', 'model_folder', 'part_weights', 'run_folder', 'torch_*',
         'perceptual_files', 'picture_metrics',
     ),
     (

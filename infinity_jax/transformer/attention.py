@@ -5,7 +5,7 @@ together, under one small mask; large ones go alone, each to its own slice of th
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,25 +14,13 @@ import numpy as np
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.transformer.linear import linear
 from infinity_jax.transformer.query_chunks import chunked_attention
 from infinity_jax.transformer.rope import rotate
 
 MERGE_TOKENS = 128  # scales share one masked product up to this many queries
 MAX_LOG_SCALE = np.log(100.0).astype(np.float32)
 NORM_EPSILON = 1e-12
-HIGHEST = jax.lax.Precision.HIGHEST
-
-
-def linear(features: int, axes: tuple[str | None, ...], std: float, dtype: Any, **options):
-    """A dense layer with logical axes; float32 means the highest product precision."""
-    init = nn.initializers.normal(std) if std else nn.initializers.zeros
-    return nn.Dense(
-        features,
-        dtype=dtype,
-        precision=HIGHEST if dtype == jnp.float32 else None,
-        kernel_init=nn.with_logical_partitioning(init, axes),
-        **options,
-    )
 
 
 def attend(
