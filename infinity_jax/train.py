@@ -23,6 +23,7 @@ from infinity_jax.optimizer import (
 )
 from infinity_jax.pictures import from_uint8, save_png
 from infinity_jax.pipeline import InfinityPipeline
+from infinity_jax.preemption import finishing
 from infinity_jax.run_folder import recipe
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.self_correction import corrupt
@@ -263,5 +264,6 @@ def train(config: T2IConfig) -> pathlib.Path:
     if not config.data.sources and jax.process_index() == 0:
         from infinity_jax.evaluate import evaluate_demo  # draws with the finished model
 
-        evaluate_demo(folder, subset=config.data.subset, out=pathlib.Path(config.run_dir))
+        with finishing():
+            evaluate_demo(folder, subset=config.data.subset, out=pathlib.Path(config.run_dir))
     return folder

@@ -27,7 +27,7 @@ LAYERS = (
     (
         'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics', 'matcher',
         'pictures', 'data', 'model_folder', 'part_weights', 'run_folder', 'torch_*',
-        'perceptual_files', 'picture_metrics',
+        'perceptual_files', 'picture_metrics', 'loss_level',
     ),
     (
         'text', 't5', 't5_folder', 'tokenizer', 'transformer', 'weight_files', 'weight_writer',

@@ -163,6 +163,9 @@ def test_a_bad_batch_is_skipped_and_many_stop_the_run(config):
                 batch['lengths_B'] = np.zeros_like(batch['lengths_B'])
             return batch
 
+        def move_to(self, number):
+            self.batches.move_to(number)
+
         def close(self):
             self.batches.close()
 

@@ -143,7 +143,6 @@ def make_buckets(
     split: str,
     *,
     smallest: int,
-    num_hosts: int,
     seed: int = 0,
     stored: Sequence[StoredSource | None] | None = None,
 ) -> list[Bucket]:
@@ -155,8 +154,7 @@ def make_buckets(
     Args:
       data: sources, ratios, weights.
       split: 'train' or 'held_out'.
-      smallest: buckets of fewer records are left out, and so is a source's share of a bucket that
-        has not a record for each of `num_hosts` hosts.
+      smallest: buckets of fewer records are left out.
       seed: of drawn pictures.
       stored: the opened sources, None for emoji; by default `open_all`.
 
@@ -171,8 +169,7 @@ def make_buckets(
     sources = [e if s is None else s for e, s in zip(emoji, stored, strict=True)]
     records = [_records(source, names) for source in sources]
     counts = np.array([[ENDLESS if r is None else len(r) for r in row] for row in records])
-    kept = np.where(counts >= num_hosts, counts, 0)
-    kept[:, kept.sum(0) < smallest] = 0
+    kept = np.where(counts.sum(0) < smallest, 0, counts)
     for config, had, has in zip(configs, counts, kept, strict=True):
         if not has.any():
             raise UserError(

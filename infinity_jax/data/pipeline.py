@@ -6,13 +6,14 @@ A record is `{'pixels': uint8 (Y, X, 3), 'caption': str}`. Pixels stay uint8 unt
     {'pixels_BYX3': uint8 (B, Y, X, 3), 'captions': list of B str,
      'ids_BT': int32 (B, T), 'lengths_B': int32 (B,)}   # the last two with a text tokenizer
 
-Batch i follows from the configuration, the seed and i alone. Its bucket follows from i and the
-buckets' shares, which are the same on all hosts; each host fills it from records of its own.
+Batch i of all hosts together follows from the configuration, the seed and i alone: the number of
+batches read is all that a run has to remember, and neither hosts nor workers change the order. A
+host reads its slice of every batch; the batch's bucket follows from i and the buckets' shares.
 """
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -41,7 +42,7 @@ class ReadRecord:
 
     Attributes:
       stored: the source.
-      records: int64, this host's records of the bucket.
+      records: int64, the bucket's.
       size: (Y, X) of the pictures.
       short_captions: probability of a short caption.
     """
@@ -122,20 +123,61 @@ class CountBroken:
         return batch
 
 
-def endless(
-    source: Sequence[Any],
-    seed: int,
-    *,
-    shuffle: bool = True,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> grain.MapDataset:
-    """The items of a random-access source that no other host reads, again and again.
+class Batches(Iterator[dict[str, Any]]):
+    """An endless iterator over batches, which can be moved to any of them.
+
+    Args:
+      dataset: batch by number.
+      num_workers: processes that read beside the main one; 0: two threads of it.
+      check: called with every batch in the main process; what it returns is given out.
+    """
+
+    def __init__(
+        self,
+        dataset: grain.MapDataset,
+        num_workers: int,
+        check: Callable[[dict[str, Any]], dict[str, Any]],
+    ):
+        self._dataset, self._num_workers, self._check = dataset, num_workers, check
+        self._start = 0
+        self._reading: grain.DatasetIterator | None = None
+
+    def move_to(self, number: int) -> None:
+        """Has batch `number`, from 0, come next."""
+        self.close()
+        self._start = number
+
+    def __next__(self) -> dict[str, Any]:
+        if self._reading is None:
+            self._reading = self._read()
+        return self._check(next(self._reading))
+
+    def _read(self) -> grain.DatasetIterator:
+        # A thread makes a whole batch, so a few batches ahead are enough.
+        options = grain.ReadOptions(
+            num_threads=1 if self._num_workers else 2, prefetch_buffer_size=4
+        )
+        iterable = self._dataset[self._start :].to_iter_dataset(options)
+        if self._num_workers:
+            if not flags.FLAGS.is_parsed():  # workers are started with them
+                flags.FLAGS.mark_as_parsed()
+            workers = grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=2)
+            iterable = iterable.mp_prefetch(workers)
+        return iter(iterable)
+
+    def close(self) -> None:
+        """Ends worker processes."""
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
+
+
+def endless(source: Sequence[Any], seed: int, *, shuffle: bool = True) -> grain.MapDataset:
+    """The items of a random-access source, again and again.
 
     Every epoch has its own order, unless the source is drawn in its own (`shuffle` False).
     """
-    # By host before anything else: later stages may group records, and hosts must not overlap.
-    dataset = grain.MapDataset.source(source).seed(seed)[process_index::process_count]
+    dataset = grain.MapDataset.source(source).seed(seed)
     return (dataset.shuffle() if shuffle else dataset).repeat(None)
 
 
@@ -149,12 +191,12 @@ def training_batches(
     text_length: int = 32,
     process_index: int | None = None,
     process_count: int | None = None,
-) -> grain.DatasetIterator:
-    """An endless, checkpointable iterator over the batches of a split.
+) -> Batches:
+    """An endless iterator over the batches of a split.
 
-    `batch_size` counts all hosts together; this host gets its share of it. `get_state` and
-    `set_state` are exact, and a state wants the `num_workers` that it was saved with. Worker
-    processes need a `__main__` guard.
+    `batch_size` counts all hosts together; this host gets its slice: those of all hosts, one after
+    the other, are what a single host would read. To resume, move to where the run stood, on any
+    number of hosts and workers. Worker processes need a `__main__` guard.
 
     Raises:
       UserError: the data cannot be used as configured; later, too many records are broken.
@@ -167,45 +209,28 @@ def training_batches(
             f'use a multiple of {process_count}'
         )
     # Evaluation may see a picture twice; in training a bucket below a batch is a mistake.
-    smallest = batch_size if split == 'train' else process_count
-    buckets = make_buckets(data, split, smallest=smallest, num_hosts=process_count, seed=seed)
+    smallest = batch_size if split == 'train' else 1
+    buckets = make_buckets(data, split, smallest=smallest, seed=seed)
     collate = Collate(text_tokenizer, text_length)
     batched = []
     for bucket in buckets:
-        hosts = {'process_index': process_index, 'process_count': process_count}
-        parts = [_records(part, bucket.size, data, seed, **hosts) for part in bucket.parts]
+        parts = [_records(part, bucket.size, data, seed) for part in bucket.parts]
         mixed = _mix(parts, [part.share for part in bucket.parts])
-        share_of_host = batch_size // process_count
-        batched.append(mixed.batch(share_of_host, drop_remainder=True, batch_fn=collate))
+        # Nothing is read before an item is asked for, so other hosts' slices cost nothing. Sliced
+        # before buckets are mixed, or hosts would see different shapes at the same step.
+        slices = mixed.batch(batch_size // process_count, drop_remainder=True, batch_fn=collate)
+        batched.append(slices[process_index::process_count])
     dataset = _mix(batched, [bucket.share for bucket in buckets])
-    # A thread makes a whole batch, so a few batches ahead are enough.
-    options = grain.ReadOptions(num_threads=1 if data.num_workers else 2, prefetch_buffer_size=4)
-    iterable = dataset.to_iter_dataset(options)
-    if data.num_workers:
-        if not flags.FLAGS.is_parsed():  # workers are started with them
-            flags.FLAGS.mark_as_parsed()
-        workers = grain.MultiprocessingOptions(data.num_workers, per_worker_buffer_size=2)
-        iterable = iterable.mp_prefetch(workers)
-    return iter(iterable.map(CountBroken(data.max_broken_share)))
+    return Batches(dataset, data.num_workers, CountBroken(data.max_broken_share))
 
 
-def _records(
-    part: Part,
-    size: tuple[int, int],
-    data: DataConfig,
-    seed: int,
-    *,
-    process_index: int,
-    process_count: int,
-) -> grain.MapDataset:
-    """A part's records on one host, read and decoded."""
-    hosts = {'process_index': process_index, 'process_count': process_count}
+def _records(part: Part, size: tuple[int, int], data: DataConfig, seed: int) -> grain.MapDataset:
+    """A part's records, read and decoded when asked for."""
     if part.records is None:  # pictures drawn in an order of their own, anew every epoch
-        return endless(part.source, seed, shuffle=False, **hosts)
-    own = part.records[process_index::process_count]
-    words = np.random.SeedSequence((seed, part.number, process_index, *size)).generate_state(1)
-    order = endless(range(len(own)), int(words[0]))
-    return order.random_map(ReadRecord(part.source, own, size, data.short_captions))
+        return endless(part.source, seed, shuffle=False)
+    words = np.random.SeedSequence((seed, part.number, *size)).generate_state(1)
+    order = endless(range(len(part.records)), int(words[0]))
+    return order.random_map(ReadRecord(part.source, part.records, size, data.short_captions))
 
 
 def _mix(datasets: list[grain.MapDataset], shares: list[float]) -> grain.MapDataset:
