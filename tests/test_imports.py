@@ -35,7 +35,7 @@ LAYERS = (
     ),
     (
         'config', 'scales', 'sharding', 'compile_cache', 'host_memory', 'hub', 'processes',
-        'preemption',
+        'preemption', 'flops', 'device_peaks',
     ),
 )  # fmt: skip
 MAY_KNOW_TORCH = ('torch_*', 'convert_*', 'weight_files', 'check', 'check_*', 'cli')
