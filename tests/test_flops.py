@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 from infinity_jax import flops
 from infinity_jax.config import PRESETS, TextConfig, TokenizerConfig, TransformerConfig
@@ -57,7 +58,7 @@ def products(function, *args):
         total = 0
         for eqn in jaxpr.eqns:
             repeat = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
-            inner = jax.core.jaxprs_in_params(eqn.params)
+            inner = jaxprs_in_params(eqn.params)
             total += repeat * sum(count(j) for j in inner)
             out = math.prod(eqn.outvars[0].aval.shape) if eqn.outvars else 0
             if eqn.primitive.name == 'dot_general':
