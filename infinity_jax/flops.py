@@ -174,6 +174,13 @@ def training_step(
     return forward * (1 + BACKWARD)
 
 
+def tokenizer_training_step(config: TokenizerConfig, height: int, width: int, batch: int) -> float:
+    """The autoencoder, forward and backward; without discriminator and perceptual network."""
+    forward = tokenizer_encode(config, height, width, batch)
+    forward += tokenizer_decode(config, height, width, batch)
+    return (forward * (1 + BACKWARD)).total
+
+
 def frozen_forward(
     transformer: TransformerConfig,
     tokenizer: TokenizerConfig,

@@ -14,11 +14,12 @@ from infinity_jax.checkpoint import Checkpoints, starting_state
 from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.pipeline import training_batches
-from infinity_jax.metrics import RunLog, Stopwatch, plot_losses
+from infinity_jax.metrics import RunLog, plot_losses
 from infinity_jax.optimizer import OptimizerConfig, TrainState
 from infinity_jax.preemption import StopNotice
 from infinity_jax.run_folder import write_description
 from infinity_jax.sharding import MeshConfig, batch_sharding
+from infinity_jax.throughput import Stopwatch, mesh_peak, shown
 
 HELD_OUT_SEED = 1  # of the held-out pictures, whatever the run's own seed: figures stay comparable
 
@@ -70,6 +71,7 @@ class Task:
       from_model: makes a TrainState from `config.init_from`, or None.
       batches: grain iterator over this process's host batches.
       train_step: (state, batch) -> (state, metrics); jitted, state donated.
+      step_flops: batch -> model FLOP of the step that it makes, by `infinity_jax.flops`.
       evaluate: state -> held-out metrics.
       sample: (state, path) writes a picture of how things stand.
       export: (state, folder) writes the model folder.
@@ -80,6 +82,7 @@ class Task:
     from_model: Callable[[], TrainState] | None
     batches: Any
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    step_flops: Callable[[Any], float]
     evaluate: Callable[[TrainState], dict[str, Any]]
     sample: Callable[[TrainState, pathlib.Path], None]
     export: Callable[[TrainState, pathlib.Path], None]
@@ -219,9 +222,9 @@ def _train(
     notice: StopNotice,
 ) -> TrainState:
     """The loop itself. Metrics are read one step late, so that the devices never wait for us."""
-    watch = Stopwatch()
+    watch = Stopwatch(config.batch_size, mesh_peak(mesh))
     pauses = (config.eval_every, config.sample_every, config.checkpoint_every)
-    late = None  # (step, metrics) of the step under way
+    late = None  # (step, metrics, FLOP) of the step under way
     for step in range(int(state.step) + 1, config.steps + 1):
         start = time.monotonic()
         batch = put_batch(next(task.batches), mesh)
@@ -229,7 +232,7 @@ def _train(
         state, metrics = task.train_step(state, batch)
         if late is not None:
             _report(config, log, watch, *late)
-        late = (step, metrics)
+        late = (step, metrics, task.step_flops(batch))
         last = step == config.steps
         stop = notice.stops_after(step)
         pause = last or stop or any(step % every == 0 for every in pauses)
@@ -241,21 +244,28 @@ def _train(
             checkpoints.save(step, state, task.batches)
             checkpoints.wait()
             raise notice.stopped(step)
-        if last or step % config.eval_every == 0:
-            _evaluate(config, task, state, step, log)
-        if last or step % config.sample_every == 0:
-            task.sample(state, _sample_path(config, step))
-        if last or step % config.checkpoint_every == 0:
-            checkpoints.save(step, state, task.batches)
-        watch = Stopwatch()  # the pause is not training time
+        with log.pause():
+            if last or step % config.eval_every == 0:
+                _evaluate(config, task, state, step, log)
+            if last or step % config.sample_every == 0:
+                task.sample(state, _sample_path(config, step))
+            if last or step % config.checkpoint_every == 0:
+                checkpoints.save(step, state, task.batches)
+        watch.restart()
     return state
 
 
 def _report(
-    config: RunConfig, log: RunLog, watch: Stopwatch, step: int, metrics: dict[str, jax.Array]
+    config: RunConfig,
+    log: RunLog,
+    watch: Stopwatch,
+    step: int,
+    metrics: dict[str, jax.Array],
+    flops: float,
 ) -> None:
     """Reads a finished step's metrics; stops the run when too many in a row were bad."""
-    bad = int(metrics['bad_in_a_row'])
+    bad = int(metrics['bad_in_a_row'])  # waits for the step
+    watch.add_step(flops)
     if bad >= config.max_bad_steps:
         raise UserError(
             f'step {step}: {bad} steps in a row gave a loss or gradient that is not finite '
@@ -264,8 +274,10 @@ def _report(
         )
     if step % config.log_every == 0 or bad or step == config.steps:
         values = jax.device_get(metrics)
-        log.write(step, 'train', {**values, **watch.read(config.batch_size)})
-        log.progress(step, loss=float(values['loss']), lr=float(values['learning_rate']))
+        rates = watch.read()
+        log.write(step, 'train', {**values, **rates})
+        figures = {'loss': float(values['loss']), 'lr': float(values['learning_rate'])}
+        log.progress(step, **figures, **shown(rates))
     else:
         log.progress(step)
 

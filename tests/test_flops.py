@@ -133,3 +133,9 @@ def test_xla_counts_the_same_for_one_layer():
     counted = jax.jit(gradient).lower(*arguments).cost_analysis()['flops']
     analytic = flops.training_step(config, EXACT, BATCH, TEXT).total
     assert analytic == pytest.approx(counted, rel=0.08)
+
+
+def test_tokenizer_training_is_three_passes_both_ways():
+    config = tiny.TOKENIZER
+    passes = flops.tokenizer_encode(config, 32, 32, 4) + flops.tokenizer_decode(config, 32, 32, 4)
+    assert flops.tokenizer_training_step(config, 32, 32, 4) == 3 * passes.total

@@ -26,7 +26,7 @@ LAYERS = (
     ),
     (
         'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics', 'matcher',
-        'pictures', 'data', 'model_folder', 'part_weights', 'run_folder', 'torch_*',
+        'pictures', 'data', 'throughput', 'model_folder', 'part_weights', 'run_folder', 'torch_*',
         'perceptual_files', 'picture_metrics',
     ),
     (
