@@ -14,11 +14,12 @@ from infinity_jax.checkpoint import Checkpoints, starting_state
 from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.pipeline import Batches, training_batches
-from infinity_jax.metrics import RunLog, Stopwatch, plot_losses
+from infinity_jax.metrics import RunLog, plot_losses
 from infinity_jax.optimizer import OptimizerConfig, TrainState
 from infinity_jax.preemption import StopNotice, finishing
 from infinity_jax.run_folder import write_description
 from infinity_jax.sharding import MeshConfig, batch_sharding
+from infinity_jax.throughput import Stopwatch, mesh_peak, shown
 
 HELD_OUT_SEED = 1  # of the held-out pictures, whatever the run's own seed: figures stay comparable
 
@@ -63,6 +64,7 @@ class Task:
       from_model: makes a TrainState from `config.init_from`, or None.
       batches: this process's host batches; a step reads one.
       train_step: (state, batch) -> (state, metrics); jitted, state donated.
+      step_flops: batch -> model FLOP of the step that it makes, by `infinity_jax.flops`.
       evaluate: state -> held-out metrics.
       sample: (state, path) writes a picture of how things stand.
       export: (state, folder) writes the model folder.
@@ -73,6 +75,7 @@ class Task:
     from_model: Callable[[], TrainState] | None
     batches: Batches
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    step_flops: Callable[[Any], float]
     evaluate: Callable[[TrainState], dict[str, Any]]
     sample: Callable[[TrainState, pathlib.Path], None]
     export: Callable[[TrainState, pathlib.Path], None]
@@ -214,9 +217,9 @@ def _train(
     notice: StopNotice,
 ) -> TrainState:
     """The loop itself. Metrics are read one step late, so that the devices never wait for us."""
-    watch = Stopwatch()
+    watch = Stopwatch(config.batch_size, mesh_peak(mesh))
     pauses = (config.eval_every, config.sample_every, config.checkpoint_every)
-    late = None  # (step, metrics) of the step under way
+    late = None  # (step, metrics, FLOP) of the step under way
     for step in range(int(state.step) + 1, config.steps + 1):
         start = time.monotonic()
         batch = put_batch(next(task.batches), mesh)
@@ -224,7 +227,7 @@ def _train(
         state, metrics = task.train_step(state, batch)
         if late is not None:
             _report(config, log, watch, *late)
-        late = (step, metrics)
+        late = (step, metrics, task.step_flops(batch))
         last, stop = step == config.steps, notice.stops()
         if not (last or stop or any(step % every == 0 for every in pauses)):
             continue
@@ -237,10 +240,12 @@ def _train(
             checkpoints.wait()
             raise notice.stopped(step)
         if not last:
-            _look(config, task, state, step, log, checkpoints, notice)
-        watch = Stopwatch()  # the pause is not training time
+            with log.pause():
+                _look(config, task, state, step, log, checkpoints, notice)
+        watch.restart()
     # Also if all steps were taken before: the run may have been stopped while it looked.
-    _look(config, task, state, int(state.step), log, checkpoints, notice)
+    with log.pause():
+        _look(config, task, state, int(state.step), log, checkpoints, notice)
     return state
 
 
@@ -264,10 +269,16 @@ def _look(
 
 
 def _report(
-    config: RunConfig, log: RunLog, watch: Stopwatch, step: int, metrics: dict[str, jax.Array]
+    config: RunConfig,
+    log: RunLog,
+    watch: Stopwatch,
+    step: int,
+    metrics: dict[str, jax.Array],
+    flops: float,
 ) -> None:
     """Reads a finished step's metrics; stops the run when too many in a row were bad."""
-    bad = int(metrics['bad_in_a_row'])
+    bad = int(metrics['bad_in_a_row'])  # waits for the step
+    watch.add_step(flops)
     if bad >= config.max_bad_steps:
         raise UserError(
             f'step {step}: {bad} steps in a row gave a loss or gradient that is not finite '
@@ -277,9 +288,9 @@ def _report(
     loss = float(metrics['loss'])
     spike = log.spike(step, loss)
     if step % config.log_every == 0 or bad or spike or step == config.steps:
-        values = {**jax.device_get(metrics), **spike}
-        log.write(step, 'train', {**values, **watch.read(config.batch_size)})
-        log.progress(step, loss=loss, lr=float(values['learning_rate']))
+        values, rates = {**jax.device_get(metrics), **spike}, watch.read()
+        log.write(step, 'train', {**values, **rates})
+        log.progress(step, loss=loss, lr=float(values['learning_rate']), **shown(rates))
     else:
         log.progress(step)
 

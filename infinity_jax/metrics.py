@@ -1,11 +1,13 @@
 """What a run writes about itself: metrics.jsonl, TensorBoard, a progress bar, a loss plot."""
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -91,6 +93,16 @@ class RunLog:
                 self._bar.set_postfix({k: f'{v:.4g}' for k, v in shown.items()}, refresh=False)
             self._bar.update(step - self._bar.n)
 
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time inside is no training time: the bar's rate and time left do without it."""
+        start = time.monotonic()
+        yield
+        if self._bar is not None:
+            paused = time.monotonic() - start
+            self._bar.start_t += paused
+            self._bar.last_print_t += paused
+
     def say(self, text: str) -> None:
         """Prints a line without tearing the bar."""
         if self._bar is not None:
@@ -101,29 +113,6 @@ class RunLog:
             self._bar.close()
             self._file.close()
             self._board.close()
-
-
-class Stopwatch:
-    """Steps per second and seconds spent waiting for data since the last reading."""
-
-    def __init__(self):
-        self._start, self._steps, self._waited = time.monotonic(), 0, 0.0
-
-    def add_wait(self, seconds: float) -> None:
-        self._steps += 1
-        self._waited += seconds
-
-    def read(self, batch_size: int) -> dict[str, float]:
-        """Rates over the interval, which starts anew."""
-        elapsed = max(time.monotonic() - self._start, 1e-9)
-        steps = max(self._steps, 1)
-        rates = {
-            'step_seconds': elapsed / steps,
-            'pictures_per_second': self._steps * batch_size / elapsed,
-            'data_wait_seconds': self._waited / steps,
-        }
-        self.__init__()
-        return rates
 
 
 def read_metrics(folder: str | os.PathLike, split: str = 'train') -> list[dict[str, Any]]:

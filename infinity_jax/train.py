@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from infinity_jax import loop
+from infinity_jax import flops, loop
 from infinity_jax.losses import bit_loss
 from infinity_jax.matcher import contact_sheet
 from infinity_jax.model_folder import ModelBundle, save_model
@@ -245,12 +245,22 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         if jax.process_index() == 0:
             save_model(folder, complete)
 
+    def step_flops(batch: Any) -> float:
+        return flops.training_step(
+            config.transformer,
+            models.schedule_of(batch),
+            config.batch_size,
+            config.transformer.text_length,
+            trained_text=bundle.text_config if config.text.train else None,
+        ).total
+
     return loop.Task(
         init=from_scratch,
         abstract_state=loop.with_shardings(shapes, shardings),
         from_model=from_model if config.init_from else None,
         batches=loop.make_batches(config, 'train', **text),
         train_step=in_mesh(mesh, lambda state, batch: step(state, frozen, batch)),
+        step_flops=step_flops,
         evaluate=in_mesh(mesh, evaluate),
         sample=sample,
         export=export,

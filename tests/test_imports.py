@@ -26,7 +26,7 @@ LAYERS = (
     ),
     (
         'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics', 'matcher',
-        'pictures', 'data', 'model_folder', 'part_weights', 'run_folder', 'torch_*',
+        'pictures', 'data', 'throughput', 'model_folder', 'part_weights', 'run_folder', 'torch_*',
         'perceptual_files', 'picture_metrics', 'loss_level',
     ),
     (
@@ -35,7 +35,7 @@ LAYERS = (
     ),
     (
         'config', 'scales', 'sharding', 'compile_cache', 'host_memory', 'hub', 'processes',
-        'preemption',
+        'preemption', 'flops', 'device_peaks',
     ),
 )  # fmt: skip
 MAY_KNOW_TORCH = ('torch_*', 'convert_*', 'weight_files', 'check', 'check_*', 'cli')
