@@ -145,17 +145,38 @@ def from_first_process(texts: list[str]) -> list[str]:
     return json.loads(np.asarray(data, np.uint8).tobytes())
 
 
+def activation_spec(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:
+    """Where an activation lies on the current mesh, by its logical axes; of no mesh: nowhere.
+
+    An axis whose size the mesh axis does not divide is not split.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return PartitionSpec(*(None for _ in shape))
+    return _whole_shards(shape, nn.logical_to_mesh_axes(axes, RULES), mesh)
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Places an activation by its logical axes; a no-op without a mesh.
 
     An axis whose size the mesh axis does not divide is left to the compiler.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if jax.sharding.get_abstract_mesh().empty:
         return x
-    spec = nn.logical_to_mesh_axes(axes, RULES)
-    fitting = _whole_shards(x.shape, spec, mesh)
-    return jax.lax.with_sharding_constraint(x, fitting)
+    return jax.lax.with_sharding_constraint(x, activation_spec(x.shape, axes))
+
+
+def target_platform() -> str:
+    """'cpu', 'gpu' or 'tpu': what the program that is being traced will run on.
+
+    The current mesh tells, so that a host without a TPU can compile for one; without a mesh it is
+    the default device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        return mesh.abstract_device.platform
+    device = jax.config.jax_default_device
+    return device.platform if isinstance(device, jax.Device) else jax.default_backend()
 
 
 def _whole_shards(shape: tuple[int, ...], spec: PartitionSpec, mesh) -> PartitionSpec:

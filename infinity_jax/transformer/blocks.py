@@ -50,7 +50,7 @@ class Block(nn.Module):
     """One layer. The residual stream, norms and modulation are float32, products `config.dtype`."""
 
     config: TransformerConfig
-    implementation: str | None = None
+    implementation: str = 'auto'
 
     def setup(self):
         config = self.config

@@ -47,12 +47,11 @@ class Transformer(nn.Module):
 
     Attributes:
       config: sizes and the dtype of the blocks' products.
-      implementation: of `jax.nn.dot_product_attention` where no mask is needed; None is XLA's,
-        'cudnn' wants bfloat16 on a GPU.
+      implementation: of attention: 'auto', 'xla', 'cudnn' or 'splash', see `attention.choose`.
     """
 
     config: TransformerConfig
-    implementation: str | None = None
+    implementation: str = 'auto'
 
     def setup(self):
         config = self.config
