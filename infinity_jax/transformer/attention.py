@@ -25,6 +25,8 @@ MERGE_TOKENS = 128  # scales share one masked product up to this many queries
 MAX_LOG_SCALE = np.log(100.0).astype(np.float32)
 NORM_EPSILON = 1e-12
 HIGHEST = jax.lax.Precision.HIGHEST
+# An initializer of one value a channel: small, but not once all layers are stacked.
+VECTOR = functools.partial(nn.with_logical_partitioning, names=('vector',))
 
 
 def linear(features: int, axes: tuple[str | None, ...], std: float, dtype: Any, **options):
@@ -35,6 +37,7 @@ def linear(features: int, axes: tuple[str | None, ...], std: float, dtype: Any, 
         dtype=dtype,
         precision=HIGHEST if dtype == jnp.float32 else None,
         kernel_init=nn.with_logical_partitioning(init, axes),
+        bias_init=VECTOR(nn.initializers.zeros),
         **options,
     )
 
@@ -134,7 +137,8 @@ def prefix_attention(
 ) -> jax.Array:
     """Self-attention of a whole training sequence, each token seeing scales up to its own.
 
-    On TPU one call of splash attention serves all groups, and skips what none of them sees.
+    Tokens behind the last group only fill up the length; no other token sees them. On TPU one call
+    of splash attention serves all groups, and skips what none of them sees.
     """
     if choose(implementation, q_BLNH) == 'splash':
         return splash_attend(q_BLNH, k_BLNH, v_BLNH, ends_L=_key_ends(groups))
@@ -149,6 +153,9 @@ def prefix_attention(
         )
         for group in groups
     ]
+    fill = q_BLNH.shape[1] - groups[-1].end
+    if fill:
+        parts.append(jnp.zeros_like(q_BLNH[:, :fill]))
     attended = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
     return checkpoint_name(attended, ATTENDED)
 
@@ -182,8 +189,8 @@ class SelfAttention(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         std, width = (1 / (3 * config.width)) ** 0.5, config.width
         self.qkv = linear(3 * width, ('embed', 'heads'), std, dtype, use_bias=False)
-        self.query_bias = self.param('query_bias', nn.initializers.zeros, (width,))
-        self.value_bias = self.param('value_bias', nn.initializers.zeros, (width,))
+        self.query_bias = self.param('query_bias', VECTOR(nn.initializers.zeros), (width,))
+        self.value_bias = self.param('value_bias', VECTOR(nn.initializers.zeros), (width,))
         self.log_scale = self.param(
             'log_scale', nn.initializers.constant(np.log(4.0)), (config.num_heads,)
         )
@@ -219,7 +226,7 @@ class CrossAttention(nn.Module):
         std, width = (1 / (3 * config.width)) ** 0.5, config.width
         self.query = linear(width, ('embed', 'heads'), std, dtype)
         self.key_value = linear(2 * width, ('embed', 'heads'), std, dtype, use_bias=False)
-        self.value_bias = self.param('value_bias', nn.initializers.zeros, (width,))
+        self.value_bias = self.param('value_bias', VECTOR(nn.initializers.zeros), (width,))
         self.out = linear(width, ('heads', 'embed'), std / (2 * config.depth) ** 0.5, dtype)
 
     def keys_values(self, memory_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:

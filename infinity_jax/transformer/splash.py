@@ -20,7 +20,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 from jax.sharding import NamedSharding, PartitionSpec
 
-from infinity_jax.sharding import activation_spec, target_platform
+from infinity_jax.sharding import activation_spec, axis_size, target_platform
 
 SMALL_BLOCK = 128  # rows and columns of a block; the lanes of a TPU register
 BLOCK = 512  # the same for long sequences, where few larger blocks cost less
@@ -68,14 +68,15 @@ def splash_attend(
     sequence, where each device sees all keys. On CPU the kernel is interpreted, slowly.
 
     Args:
-      ends_L: query i sees the keys [0, ends[i]), at least one; None: all keys.
+      ends_L: query i sees the keys [0, ends[i]), at least one; a query without one sees all.
+        None: all see all.
       key_lengths_B: of padded keys, how many are real, at least one.
     """
     mesh = jax.sharding.get_abstract_mesh()
     batch, length, heads, width = q_BLNH.shape
     keys = k_BSNH.shape[1]
     block = BLOCK if max(length, keys) >= LONG else SMALL_BLOCK
-    parts = 1 if mesh.empty else mesh.shape['sequence']
+    parts = axis_size('sequence')
     filled, filled_keys = _multiple(length, block * parts), _multiple(keys, block)
     q_spec = activation_spec((batch, heads, filled, width), ('batch', 'heads', 'length', None))
     local_heads = heads // (mesh.shape[q_spec[1]] if q_spec[1] else 1)
