@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from infinity_jax import flops, loop
+from infinity_jax.accumulate import check_parts, mean_gradients
 from infinity_jax.losses import bit_loss
 from infinity_jax.matcher import contact_sheet
 from infinity_jax.model_folder import ModelBundle, save_model
@@ -26,7 +27,7 @@ from infinity_jax.pipeline import InfinityPipeline
 from infinity_jax.preemption import finishing
 from infinity_jax.run_folder import recipe
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.self_correction import corrupt
+from infinity_jax.self_correction import corrupt, draw_flips
 from infinity_jax.sharding import (
     from_first_process,
     in_mesh,
@@ -38,7 +39,15 @@ from infinity_jax.sharding import (
 )
 from infinity_jax.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.train_parts import T2IConfig, bucket_schedules, load_parts, load_start
+from infinity_jax.train_parts import (
+    T2IConfig,
+    bucket_schedules,
+    load_parts,
+    load_start,
+    place_frozen,
+    read_text,
+)
+from infinity_jax.transformer.drop_path import draw_kept
 from infinity_jax.transformer.model import Transformer, init_transformer
 
 SAMPLE_CAPTIONS = 16  # half from training pairs, half from held-out ones
@@ -74,27 +83,38 @@ class Models:
 def make_models(config: T2IConfig, bundle: ModelBundle) -> Models:
     """The networks of a bundle on the grids of the run's buckets."""
     return Models(
-        Transformer(bundle.transformer_config),
+        Transformer(bundle.transformer_config, config.attention, config.remat),
         Autoencoder(bundle.tokenizer_config),
         T5Encoder(bundle.text_config, jnp.dtype(bundle.transformer_config.dtype)),
         bucket_schedules(config, bundle),
     )
 
 
+def flips_of(key: jax.Array, batch: Any, models: Models, config: T2IConfig) -> tuple:
+    """The bits of a batch that self-correction flips."""
+    return draw_flips(
+        key,
+        batch['pixels_BYX3'].shape[0],
+        models.autoencoder.config.bits,
+        models.schedule_of(batch),
+        max_strength=config.self_correction.max_strength,
+        per_picture=config.self_correction.per_picture,
+        patchify=models.transformer.config.spatial_patchify,
+    )
+
+
 def encode_and_corrupt(
-    key: jax.Array, frozen: Any, batch: Any, models: Models, config: T2IConfig
+    flips: tuple, frozen: Any, batch: Any, models: Models
 ) -> tuple[jax.Array, jax.Array]:
     """Pictures to the transformer's inputs (B, L − 1, d) and target bits (B, L, d); no gradient."""
     pixels = from_uint8(batch['pixels_BYX3'])
     variables = {'params': frozen['tokenizer']}
     features = models.autoencoder.apply(variables, pixels, method=Autoencoder.encode)
     inputs, targets = corrupt(
-        key,
         features,
         models.schedule_of(batch),
-        max_strength=config.self_correction.max_strength,
-        per_picture=config.self_correction.per_picture,
-        patchify=config.transformer.spatial_patchify,
+        flips,
+        patchify=models.transformer.config.spatial_patchify,
     )
     return jax.lax.stop_gradient(inputs), targets
 
@@ -132,26 +152,30 @@ def bit_metrics(loss: jax.Array, parts: Any, schedule: ScaleSchedule) -> dict[st
 def train_step(
     state: TrainState, frozen: Any, batch: Any, *, models: Models, config: T2IConfig
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update. Pure: every random draw comes from the seed and `state.step`."""
+    """One update. Pure: every random draw comes from the seed and `state.step`.
+
+    All is drawn for the whole batch, so that parts of it see what the whole would.
+    """
     schedule = models.schedule_of(batch)
     key = loop.step_key(config.seed, state.step)
     corrupt_key, drop_key, path_key = jax.random.split(key, 3)
-    inputs, targets = encode_and_corrupt(corrupt_key, frozen, batch, models, config)
-    drop = jax.random.bernoulli(drop_key, config.condition_drop, batch['lengths_B'].shape)
+    shape = batch['lengths_B'].shape
+    draws = {
+        'flips': flips_of(corrupt_key, batch, models, config),
+        'drop_condition_B': jax.random.bernoulli(drop_key, config.condition_drop, shape),
+        'kept': draw_kept(path_key, models.transformer.config, *shape),
+    }
 
-    def loss_fn(params):
-        logits = predict(
-            {**frozen, **params},
-            batch,
-            inputs,
-            models,
-            drop_condition_B=drop,
-            deterministic=False,
-            rngs={'drop_path': path_key},
-        )
+    def loss_fn(params, rows):
+        batch, draws = rows
+        flips, options = draws['flips'], {n: x for n, x in draws.items() if n != 'flips'}
+        inputs, targets = encode_and_corrupt(flips, frozen, batch, models)
+        logits = predict({**frozen, **params}, batch, inputs, models, **options)
         return bit_loss(logits, targets, schedule, reweight=config.reweight_scales)
 
-    (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, parts), grads = mean_gradients(
+        loss_fn, state.params, (batch, draws), config.accumulate_steps
+    )
     learning_rate = make_schedule(config.optimizer, config.steps)(state.step - state.skipped)
     optimizer = make_optimizer(config.optimizer, config.steps)
     state, update = apply_gradients(state, grads, loss, optimizer, config.optimizer)
@@ -165,7 +189,8 @@ def evaluation_step(
     """Metrics of one held-out batch, its flips always the same ones, all captions kept."""
     schedule = models.schedule_of(batch)
     key = jax.random.fold_in(jax.random.key(loop.HELD_OUT_SEED), index)
-    inputs, targets = encode_and_corrupt(key, frozen, batch, models, config)
+    flips = flips_of(key, batch, models, config)
+    inputs, targets = encode_and_corrupt(flips, frozen, batch, models)
     logits = predict({**frozen, **params}, batch, inputs, models)
     loss, parts = bit_loss(logits, targets, schedule, reweight=config.reweight_scales)
     return bit_metrics(loss, parts, schedule)
@@ -173,7 +198,8 @@ def evaluation_step(
 
 def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     """Everything the loop needs, jitted and sharded here and nowhere else."""
-    bundle = load_parts(config)
+    check_parts(config.batch_size, config.accumulate_steps, mesh)
+    bundle = load_parts(config, mesh)
     models = make_models(config, bundle)
     optimizer = make_optimizer(config.optimizer, config.steps)
     start_text = bundle.text_params if config.text.train else None
@@ -190,12 +216,10 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         return state if start_text is None else start({**state.params, 'text': start_text})
 
     def from_model() -> TrainState:
-        return start(load_start(config, shapes.params))
+        return start(load_start(config, shapes.params, mesh))
 
-    frozen = {'tokenizer': bundle.tokenizer_params}
-    if not config.text.train:
-        frozen['text'] = bundle.text_params
-    frozen = jax.device_put(frozen, replicated(mesh))
+    frozen = place_frozen(config, bundle, mesh)
+    bundle.text_params = None  # the arrays that `place_frozen` cast are not needed twice
     common = {'models': models, 'config': config}
     step = jax.jit(
         functools.partial(train_step, **common),
@@ -220,11 +244,12 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         return jax.tree.map(lambda *x: sum(x) / len(x), *results)
 
     def full_bundle(state: TrainState) -> ModelBundle:
-        params = to_host({**frozen, **state.ema}, mesh)
+        params = to_host(state.ema, mesh)
         return dataclasses.replace(
             bundle,
             transformer_params=params['transformer'],
-            text_params=params['text'],
+            tokenizer_params=to_host(frozen['tokenizer'], mesh),
+            text_params=params.get('text'),
             extra={'run': recipe(config)},
         )
 
@@ -243,6 +268,8 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     def export(state: TrainState, folder: pathlib.Path) -> None:
         complete = full_bundle(state)
         if jax.process_index() == 0:
+            if not config.text.train:  # as it was read: on the devices it may be rounded
+                complete.text_params = read_text(config)
             save_model(folder, complete)
 
     def step_flops(batch: Any) -> float:
