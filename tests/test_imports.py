@@ -15,7 +15,8 @@ CONFIGS = PACKAGE.parent / 'configs'
 # A module imports from its own layer or lower ones, never in a circle. The lowest name that
 # matches says where a module stands.
 LAYERS = (
-    ('main', 'cli', '*_command', 'sampling_flags', 'config_flags', 'exits', 'supervisor'),
+    ('main', 'cli', '*_command', 'sampling_flags', 'model_flags', 'config_flags',
+      'exits', 'supervisor'),
     ('convert_from_torch', 'convert_to_torch'),
     (
         'train', 'train_*', 'loop', 'evaluate', 'evaluate_*', 'inspect_*', 'check', 'check_*',
@@ -23,6 +24,7 @@ LAYERS = (
     ),
     (
         'pipeline', 'generate', 'memory_estimate', 'picture_size', 'placement', 'prompt_encoder',
+        'ahead',
     ),
     (
         'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics', 'matcher',
@@ -35,7 +37,7 @@ LAYERS = (
     ),
     (
         'config', 'scales', 'sharding', 'compile_cache', 'host_memory', 'hub', 'processes',
-        'preemption', 'flops', 'device_peaks',
+        'preemption', 'flops', 'device_peaks', 'programs',
     ),
 )  # fmt: skip
 MAY_KNOW_TORCH = ('torch_*', 'convert_*', 'weight_files', 'check', 'check_*', 'cli')

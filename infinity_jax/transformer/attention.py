@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from infinity_jax.config import TransformerConfig, UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import target_platform
+from infinity_jax.transformer.query_chunks import chunked_attention
 from infinity_jax.transformer.rope import rotate
 from infinity_jax.transformer.splash import ATTENDED, SMALL_BLOCK, splash_attend
 
@@ -91,7 +92,7 @@ def attend(
         return splash_attend(q_BLNH, k_BSNH, v_BSNH, scale=scale, key_lengths_B=key_lengths_B)
     precision = 'highest' if q_BLNH.dtype == jnp.float32 else 'default'
     with jax.default_matmul_precision(precision):
-        return jax.nn.dot_product_attention(
+        return chunked_attention(
             q_BLNH,
             k_BSNH,
             v_BSNH,
