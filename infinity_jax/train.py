@@ -39,6 +39,7 @@ from infinity_jax.sharding import (
 )
 from infinity_jax.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.train_features import check_features
 from infinity_jax.train_parts import (
     T2IConfig,
     bucket_schedules,
@@ -67,7 +68,12 @@ class Models:
         stride = self.autoencoder.config.stride
         stride *= 2 if self.transformer.config.spatial_patchify else 1
         sizes = [schedule.picture_size(stride) for schedule in self.schedules]
-        return self.schedules[sizes.index(batch['pixels_BYX3'].shape[1:3])]
+        if 'features_Bhwd' in batch:
+            h, w = batch['features_Bhwd'].shape[1:3]
+            size = h * self.autoencoder.config.stride, w * self.autoencoder.config.stride
+        else:
+            size = batch['pixels_BYX3'].shape[1:3]
+        return self.schedules[sizes.index(size)]
 
     def init(self, key: jax.Array, train_text: bool) -> Any:
         """Boxed trained parameters: {'transformer'} and, when trained along, {'text'}."""
@@ -94,7 +100,7 @@ def flips_of(key: jax.Array, batch: Any, models: Models, config: T2IConfig) -> t
     """The bits of a batch that self-correction flips."""
     return draw_flips(
         key,
-        batch['pixels_BYX3'].shape[0],
+        batch['lengths_B'].shape[0],
         models.autoencoder.config.bits,
         models.schedule_of(batch),
         max_strength=config.self_correction.max_strength,
@@ -103,15 +109,22 @@ def flips_of(key: jax.Array, batch: Any, models: Models, config: T2IConfig) -> t
     )
 
 
+def encode(frozen: Any, batch: Any, models: Models) -> jax.Array:
+    """Tokenizer features (B, h, w, d) of a batch of pictures, or those that it brings along."""
+    if 'features_Bhwd' in batch:
+        return batch['features_Bhwd'].astype(jnp.float32)
+    pixels = from_uint8(batch['pixels_BYX3'])
+    return models.autoencoder.apply(
+        {'params': frozen['tokenizer']}, pixels, method=Autoencoder.encode
+    )
+
+
 def encode_and_corrupt(
     flips: tuple, frozen: Any, batch: Any, models: Models
 ) -> tuple[jax.Array, jax.Array]:
     """Pictures to the transformer's inputs (B, L − 1, d) and target bits (B, L, d); no gradient."""
-    pixels = from_uint8(batch['pixels_BYX3'])
-    variables = {'params': frozen['tokenizer']}
-    features = models.autoencoder.apply(variables, pixels, method=Autoencoder.encode)
     inputs, targets = corrupt(
-        features,
+        encode(frozen, batch, models),
         models.schedule_of(batch),
         flips,
         patchify=models.transformer.config.spatial_patchify,
@@ -123,9 +136,12 @@ def predict(
     params: Any, batch: Any, inputs_BLd: jax.Array, models: Models, **options: Any
 ) -> jax.Array:
     """Captions and inputs to logits (B, L, d, 2). `params` has 'transformer' and 'text'."""
-    text = models.text_encoder.apply(
-        {'params': params['text']}, batch['ids_BT'], batch['lengths_B']
-    )
+    if 'text_BTE' in batch:
+        text = batch['text_BTE'].astype(jnp.float32)
+    else:
+        text = models.text_encoder.apply(
+            {'params': params['text']}, batch['ids_BT'], batch['lengths_B']
+        )
     return models.transformer.apply(
         {'params': params['transformer']},
         text,
@@ -200,6 +216,7 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     """Everything the loop needs, jitted and sharded here and nowhere else."""
     check_parts(config.batch_size, config.accumulate_steps, mesh)
     bundle = load_parts(config, mesh)
+    check_features(config, bundle)
     models = make_models(config, bundle)
     optimizer = make_optimizer(config.optimizer, config.steps)
     start_text = bundle.text_params if config.text.train else None

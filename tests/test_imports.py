@@ -20,7 +20,7 @@ LAYERS = (
     ('convert_from_torch', 'convert_to_torch'),
     (
         'train', 'train_*', 'loop', 'evaluate', 'evaluate_*', 'inspect_*', 'check', 'check_*',
-        'bench_*', 'accumulate',
+        'bench_*', 'accumulate', 'precompute', 'precompute_*',
     ),
     (
         'pipeline', 'generate', 'memory_estimate', 'picture_size', 'placement', 'prompt_encoder',

@@ -6,6 +6,9 @@ A record is `{'pixels': uint8 (Y, X, 3), 'caption': str}`. Pixels stay uint8 unt
     {'pixels_BYX3': uint8 (B, Y, X, 3), 'captions': list of B str,
      'ids_BT': int32 (B, T), 'lengths_B': int32 (B,)}   # the last two with a text tokenizer
 
+Stored features come as `{'features': (h, w, d), 'caption': str}` and perhaps 'text': (T, E). Their
+batches have 'features_Bhwd' instead of pixels, and 'text_BTE' instead of ids where it was stored.
+
 Batch i of all hosts together follows from the configuration, the seed and i alone: the number of
 batches read is all that a run has to remember, and neither hosts nor workers change the order. A
 host reads its slice of every batch; the batch's bucket follows from i and the buckets' shares.
@@ -25,7 +28,9 @@ from infinity_jax.config import UserError
 from infinity_jax.data.buckets import Part, StoredSource, make_buckets
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.decode import decode
-from infinity_jax.data.records import BrokenRecord
+from infinity_jax.data.features import FeatureSource
+from infinity_jax.data.records import BrokenRecord, Place
+from infinity_jax.data.worker_signals import obey_parent_alone
 
 MAX_TRIES = 100  # broken records in a row that stop a run at once
 JUDGED_FROM = 1000  # records read before their broken share is judged by itself
@@ -58,18 +63,24 @@ class ReadRecord:
             record = self.records[(position + turn) % len(self.records)]
             place = tuple(self.stored.index.places[record].tolist())
             try:
-                raw = source.read(place)
-                caption = raw.captions.choose(rng, self.short_captions)
-                if not caption:
-                    raise BrokenRecord('its caption is empty')
-                pixels = decode(raw.open_picture(), self.size)
-                return {'pixels': pixels, 'caption': caption, 'broken': broken}
+                return {**self._item(place, rng), 'broken': broken}
             except (BrokenRecord, OSError) as error:
                 broken.append((f'{source.name}: {source.record_name(place)}', str(error)))
         raise UserError(
             f'{len(broken)} records in a row are broken, the last {broken[-1][0]}: '
             f'{broken[-1][1]}; see whether all of the data is still there'
         )
+
+    def _item(self, place: Place, rng: np.random.Generator) -> dict[str, Any]:
+        source = self.stored.source
+        record = source.read(place)
+        caption = record.captions.choose(rng, self.short_captions)
+        if not caption:
+            raise BrokenRecord('its caption is empty')
+        if not isinstance(source, FeatureSource):
+            return {'pixels': decode(record.open_picture(), self.size), 'caption': caption}
+        item = {'features': record.features, 'caption': caption}
+        return {**item, 'text': record.text(caption)} if source.info.text else item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +92,27 @@ class Collate:
 
     def __call__(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         texts = [record['caption'] for record in records]
-        batch = {'pixels_BYX3': np.stack([record['pixels'] for record in records])}
+        kind, name = ('pixels', 'pixels_BYX3')
+        if 'features' in records[0]:
+            kind, name = ('features', 'features_Bhwd')
+        batch: dict[str, Any] = {name: np.stack([record[kind] for record in records])}
         batch['captions'] = texts
-        if self.text_tokenizer is not None:
+        if 'text' in records[0]:
+            batch |= _padded([record['text'] for record in records], self.text_length)
+        elif self.text_tokenizer is not None:
             ids_BT, lengths_B = self.text_tokenizer(texts, self.text_length, self.text_length)
             batch['ids_BT'] = np.asarray(ids_BT, np.int32)
             batch['lengths_B'] = np.asarray(lengths_B, np.int32)
         batch['broken'] = [pair for record in records for pair in record.get('broken', ())]
         return batch
+
+
+def _padded(texts: list[np.ndarray], length: int) -> dict[str, np.ndarray]:
+    """Text features (T, E) of different T as rows of one array, zeros behind each."""
+    text_BTE = np.zeros((len(texts), length, texts[0].shape[1]), texts[0].dtype)
+    for row_TE, text_TE in zip(text_BTE, texts, strict=True):
+        row_TE[: len(text_TE)] = text_TE
+    return {'text_BTE': text_BTE, 'lengths_B': np.array([len(t) for t in texts], np.int32)}
 
 
 class CountBroken:
@@ -97,8 +121,9 @@ class CountBroken:
     Runs in the main process, whoever read the records.
     """
 
-    def __init__(self, max_share: float):
-        self.max_share = max_share
+    def __init__(self, max_share: float, fate: str = 'replaced'):
+        """max_share: of the records read; fate: what the log says became of a broken one."""
+        self.max_share, self.fate = max_share, fate
         self.read = self.broken = 0
         self._named: set[str] = set()
 
@@ -111,8 +136,8 @@ class CountBroken:
             if name not in self._named:
                 self._named.add(name)
                 logging.getLogger(__name__).warning(
-                    'broken record replaced: %s: %s (%d of %d read)',
-                    name, reason, self.broken, self.read,
+                    'broken record %s: %s: %s (%d of %d read)',
+                    self.fate, name, reason, self.broken, self.read,
                 )  # fmt: skip
         if self.broken > self.max_share * max(self.read, JUDGED_FROM):
             raise UserError(
@@ -162,7 +187,7 @@ class Batches(Iterator[dict[str, Any]]):
             if not flags.FLAGS.is_parsed():  # workers are started with them
                 flags.FLAGS.mark_as_parsed()
             workers = grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=2)
-            iterable = iterable.mp_prefetch(workers)
+            iterable = iterable.mp_prefetch(workers, obey_parent_alone)
         return iter(iterable)
 
     def close(self) -> None:
@@ -211,11 +236,12 @@ def training_batches(
     # Evaluation may see a picture twice; in training a bucket below a batch is a mistake.
     smallest = batch_size if split == 'train' else 1
     buckets = make_buckets(data, split, smallest=smallest, seed=seed)
-    collate = Collate(text_tokenizer, text_length)
     batched = []
     for bucket in buckets:
         parts = [_records(part, bucket.size, data, seed) for part in bucket.parts]
         mixed = _mix(parts, [part.share for part in bucket.parts])
+        stored_length = bucket.layout.text_length if bucket.layout else 0
+        collate = Collate(text_tokenizer, stored_length or text_length)
         # Nothing is read before an item is asked for, so other hosts' slices cost nothing. Sliced
         # before buckets are mixed, or hosts would see different shapes at the same step.
         slices = mixed.batch(batch_size // process_count, drop_remainder=True, batch_fn=collate)
