@@ -13,15 +13,129 @@ for 72 % of the emoji and all backgrounds; 18,000 more steps from there, 80 minu
 
     python -m infinity_jax.main --config=configs/t2i.py:shipped --config.init_from=FOLDER \
         --config.steps=18000 --config.optimizer.learning_rate=1.5e-3 --config.seed=2
+
+The sizes of the paper (125m, 361m, 940m, 2b, 5b, 8b, 20b), each at 256², 512² and 1024² with the
+paper's recipe, one after the other:
+
+    python -m infinity_jax.main --config=configs/t2i.py:2b_256 \
+        --config.tokenizer=FOLDER --config.text.folder=FLAN_T5_XL
+    python -m infinity_jax.main --config=configs/t2i.py:2b_512 \
+        --config.tokenizer=FOLDER --config.text.folder=FLAN_T5_XL \
+        --config.init_from=runs/t2i_2b_256/model
+
+and so on with 2b_1024. Tokenizer, text encoder and your own pictures: docs/presets.md. None of
+these was run. Chip-hours are computed, not measured: model FLOP of `infinity_jax.flops` at an
+assumed MFU of 40 %.
+
+    preset      steps x batch   TFLOP/picture  TPU slice  chip-hours    days
+    125m_256    150,000 x 4096         0.42     v5e 4x8           908     1.2
+    361m_256    150,000 x 4096         1.19     v5e 8x8         2,567     1.7
+    940m_256    150,000 x 4096         3.06     v5e 8x16        6,630     2.2
+    2b_256      150,000 x 4096         7.10     v5e 16x16      15,385     2.5
+    2b_512      110,000 x 4096        33.46     v5e 16x16      53,140     8.6
+    2b_1024      60,000 x 2048       177.60     v5e 16x16      76,930    12.5
+    5b_1024      60,000 x 2048       352.60     v5p 4x4x8      65,552    21.3
+    8b_512      110,000 x 4096       121.17     v5p 4x4x8      82,598    26.9
+    8b_1024      60,000 x 2048       584.47     v5p 4x4x8     108,659    35.4
+    20b_1024     60,000 x 2048      1333.09     v5p 8x8x8     247,836    20.2
+
+Frozen networks add 1.5 TFLOP a picture at 256², 2.3 at 512² and 5.4 at 1024², which for the small
+ones is more than their own: store their features first where you can.
 """
 
 from ml_collections import ConfigDict
 
+# Paper table 1, and the released 2B and 8B. The 5b is the paper's 4.7B. The 20B has the tokenizer
+# of the 8B, as its own is not known.
+STRIDE_16 = {'bits': 32, 'spatial_patchify': False, 'drop_path': 0.1}
+STRIDE_8 = {'bits': 14, 'spatial_patchify': True, 'drop_path': 0.1}  # 2x2 codes a token
+SIZES = {
+    '125m': {'depth': 12, 'width': 768, 'num_heads': 8, **STRIDE_16},
+    '361m': {'depth': 16, 'width': 1152, 'num_heads': 12, **STRIDE_16},
+    '940m': {'depth': 24, 'width': 1536, 'num_heads': 16, **STRIDE_16},
+    '2b': {'depth': 32, 'width': 2048, 'num_heads': 16, **STRIDE_16},
+    '5b': {'depth': 40, 'width': 2688, 'num_heads': 24, **STRIDE_16},
+    '8b': {'depth': 40, 'width': 3584, 'num_heads': 28, **STRIDE_8},
+    '20b': {'depth': 58, 'width': 4608, 'num_heads': 36, **STRIDE_8, 'drop_path': 0.25},
+}
+# Of a square picture's edge in pixels.
+STAGES = {
+    '256': {'steps': 150_000, 'batch_size': 4096, 'learning_rate': 6e-5},
+    '512': {'steps': 110_000, 'batch_size': 4096, 'learning_rate': 6e-5},
+    '1024': {'steps': 60_000, 'batch_size': 2048, 'learning_rate': 2e-5},
+}
+VARIANTS = ('demo', 'shipped', *(f'{size}_{edge}' for size in SIZES for edge in STAGES))
+
 
 def get_config(arg: str = 'demo') -> ConfigDict:
-    """`arg` names the variant: 'demo' or 'shipped'."""
-    if arg not in ('demo', 'shipped'):
-        raise ValueError(f'unknown variant {arg!r} of configs/t2i.py; known: demo, shipped')
+    """`arg` names the variant: 'demo', 'shipped', or '2b_256' and its like."""
+    if arg not in VARIANTS:
+        raise ValueError(f'unknown variant {arg!r} of configs/t2i.py; known: {", ".join(VARIANTS)}')
+    if arg in ('demo', 'shipped'):
+        return emoji(arg)
+    return paper(*arg.split('_'))
+
+
+def paper(size: str, edge: str) -> ConfigDict:
+    """A size of the paper at one stage of its recipe (paper 4; see the top of this file)."""
+    stage = STAGES[edge]
+    config = ConfigDict()
+    config.task = 't2i'
+    config.run_dir = f'runs/t2i_{size}_{edge}'
+    config.seed = 0
+    config.init_from = ''  # model folder of the stage before; '': random weights
+    config.tokenizer = ''  # model folder with the frozen tokenizer: wanted
+    config.steps = stage['steps']
+    config.batch_size = stage['batch_size']  # pictures, over all devices
+    config.transformer = ConfigDict(
+        {
+            **SIZES[size],
+            'mlp_ratio': 4.0,
+            'text_channels': 2048,  # of Flan-T5-XL
+            'text_length': 512,  # tokens that captions are padded to
+            'levels': 15,  # 13 are in use, at 1024²; the same table at every stage
+            'dtype': 'bfloat16',  # of products inside blocks
+        }
+    )
+    config.text = ConfigDict({'folder': '', 'train': False})  # Hugging Face folder: wanted
+    config.self_correction = ConfigDict({'max_strength': 0.3, 'per_picture': False})
+    config.condition_drop = 0.1
+    config.reweight_scales = True
+    config.data = ConfigDict(
+        {
+            'sources': (),  # your own pictures, see docs/data.md; (): emoji, as a stand-in
+            'subset': 'all',
+            'picture_size': int(edge),
+            'ratios': ('all',),
+            'num_workers': 16,
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            'learning_rate': stage['learning_rate'],
+            'warmup_steps': 0,
+            'decay': 'constant',
+            'beta1': 0.9,
+            'beta2': 0.97,
+            'weight_decay': 0.005,
+            'clip_norm': 5.0,
+            'ema_decay': 0.9999,
+        }
+    )
+    # One slice, all of it fsdp. Several: data = their number, so that weights stay inside one.
+    config.mesh = ConfigDict({'data': 1, 'fsdp': -1, 'tensor': 1, 'sequence': 1})
+    config.log_every = 10
+    config.eval_every = 1000
+    config.eval_batches = 1  # 2048 pictures or more
+    config.sample_every = 5000
+    config.checkpoint_every = 500
+    config.keep_checkpoints = 3
+    config.max_bad_steps = 20
+    return config
+
+
+def emoji(arg: str) -> ConfigDict:
+    """The demo, or with 'shipped' the model that the package ships."""
     config = ConfigDict()
     config.task = 't2i'
     config.run_dir = f'runs/t2i_{arg}'

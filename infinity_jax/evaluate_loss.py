@@ -14,6 +14,7 @@ from infinity_jax.config import UserError
 from infinity_jax.model_folder import load_model
 from infinity_jax.sharding import in_mesh, make_mesh, replicated
 from infinity_jax.train import evaluation_step, make_models
+from infinity_jax.train_features import check_features
 from infinity_jax.train_parts import T2IConfig
 
 
@@ -48,6 +49,7 @@ def evaluate_loss(
             f'{config.data.picture_size}; name the config that the model was trained with'
         )
     config = dataclasses.replace(config, transformer=bundle.transformer_config)
+    check_features(config, bundle)
     models = make_models(config, bundle)
     mesh = make_mesh(config.mesh)
     loop.check_batch(config, mesh)

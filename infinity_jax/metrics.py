@@ -1,15 +1,19 @@
 """What a run writes about itself: metrics.jsonl, TensorBoard, a progress bar, a loss plot."""
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+
+from infinity_jax.loss_level import LossLevel
 
 FILE_NAME = 'metrics.jsonl'
 
@@ -20,21 +24,24 @@ class RunLog:
     Args:
       folder: the run folder.
       start_step: step that the run goes on from. Lines beyond it, left by a run that was killed
-        after its last checkpoint, are dropped so that every step appears once.
-      num_steps: length of the run, for the progress bar.
+        after its last checkpoint, are dropped so that every step appears once. So is the last
+        evaluation of a finished run, which is made again.
+      num_steps: length of the run.
     """
 
     def __init__(self, folder: str | os.PathLike, start_step: int, num_steps: int):
         self.path = pathlib.Path(folder) / FILE_NAME
         self._active = jax.process_index() == 0
         self._bar = None
+        self._level = LossLevel()
         if not self._active:
             return
         # Imported here: reading metrics needs neither.
         import tensorboardX
         import tqdm
 
-        _drop_lines_after(self.path, start_step)
+        finished = start_step >= num_steps
+        _drop_lines(self.path, start_step, start_step - finished)
         self._file = self.path.open('a', encoding='utf-8')
         self._board = tensorboardX.SummaryWriter(
             str(self.path.parent / 'tensorboard'), purge_step=start_step + 1
@@ -67,12 +74,34 @@ class RunLog:
             else:
                 self._board.add_scalar(f'{split}/{name}', value, step)
 
+    def spike(self, step: int, loss: float) -> dict[str, float]:
+        """Told the loss of every step, says when one is far above its recent level.
+
+        Returns:
+          that level as `loss_level`, a metric that only such a step has; else nothing.
+        """
+        level = self._level.below(loss)
+        if level is None:
+            return {}
+        self.say(f'step {step}: loss {loss:.4g} is far above its recent level of {level:.4g}')
+        return {'loss_level': level}
+
     def progress(self, step: int, **shown: float) -> None:
         """Moves the bar to `step` and shows a few numbers beside rate and time left."""
         if self._bar is not None:
             if shown:
                 self._bar.set_postfix({k: f'{v:.4g}' for k, v in shown.items()}, refresh=False)
             self._bar.update(step - self._bar.n)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time inside is no training time: the bar's rate and time left do without it."""
+        start = time.monotonic()
+        yield
+        if self._bar is not None:
+            paused = time.monotonic() - start
+            self._bar.start_t += paused
+            self._bar.last_print_t += paused
 
     def say(self, text: str) -> None:
         """Prints a line without tearing the bar."""
@@ -84,29 +113,6 @@ class RunLog:
             self._bar.close()
             self._file.close()
             self._board.close()
-
-
-class Stopwatch:
-    """Steps per second and seconds spent waiting for data since the last reading."""
-
-    def __init__(self):
-        self._start, self._steps, self._waited = time.monotonic(), 0, 0.0
-
-    def add_wait(self, seconds: float) -> None:
-        self._steps += 1
-        self._waited += seconds
-
-    def read(self, batch_size: int) -> dict[str, float]:
-        """Rates over the interval, which starts anew."""
-        elapsed = max(time.monotonic() - self._start, 1e-9)
-        steps = max(self._steps, 1)
-        rates = {
-            'step_seconds': elapsed / steps,
-            'pictures_per_second': self._steps * batch_size / elapsed,
-            'data_wait_seconds': self._waited / steps,
-        }
-        self.__init__()
-        return rates
 
 
 def read_metrics(folder: str | os.PathLike, split: str = 'train') -> list[dict[str, Any]]:
@@ -157,14 +163,15 @@ def _series(records: list[dict[str, Any]], name: str) -> tuple[list[int], list[A
     return [s for s, _ in pairs], [v for _, v in pairs]
 
 
-def _drop_lines_after(path: pathlib.Path, step: int) -> None:
-    """Keeps the lines up to `step`, atomically; a line cut short by a kill is dropped as well."""
+def _drop_lines(path: pathlib.Path, step: int, heldout_step: int) -> None:
+    """Keeps the lines up to `step`, or `heldout_step`; also drops a line cut short by a kill."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding='utf-8').splitlines():
         try:
-            if json.loads(line)['step'] <= step:
+            record = json.loads(line)
+            if record['step'] <= (heldout_step if record['split'] == 'heldout' else step):
                 kept.append(line + '\n')
         except (json.JSONDecodeError, KeyError):
             continue

@@ -11,7 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from infinity_jax import loop
+from infinity_jax import flops, loop
 from infinity_jax.checkpoint import check_start
 from infinity_jax.generate import to_uint8
 from infinity_jax.matcher import contact_sheet
@@ -268,12 +268,17 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
         if jax.process_index() == 0:
             save_model(folder, bundle)
 
+    def step_flops(batch: Any) -> float:
+        height, width = batch['pixels_BYX3'].shape[1:3]
+        return flops.tokenizer_training_step(config.tokenizer, height, width, config.batch_size)
+
     return loop.Task(
         init=lambda key: init_sharded(init, mesh, key),
         abstract_state=loop.with_shardings(shapes, shardings),
         from_model=from_model if config.init_from else None,
         batches=loop.make_batches(config, 'train'),
         train_step=in_mesh(mesh, lambda state, batch: step(state, perceptual, batch)),
+        step_flops=step_flops,
         evaluate=in_mesh(mesh, evaluate),
         sample=in_mesh(mesh, sample),
         export=export,

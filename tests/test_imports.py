@@ -20,7 +20,7 @@ LAYERS = (
     ('convert_from_torch', 'convert_to_torch'),
     (
         'train', 'train_*', 'loop', 'evaluate', 'evaluate_*', 'inspect_*', 'check', 'check_*',
-        'bench_*',
+        'bench_*', 'accumulate', 'precompute', 'precompute_*',
     ),
     (
         'pipeline', 'generate', 'memory_estimate', 'picture_size', 'placement', 'prompt_encoder',
@@ -28,8 +28,8 @@ LAYERS = (
     ),
     (
         'economy', 'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics',
-        'matcher', 'pictures', 'data', 'model_folder', 'part_weights', 'run_folder', 'torch_*',
-        'perceptual_files', 'picture_metrics',
+        'matcher', 'pictures', 'data', 'throughput', 'model_folder', 'part_weights', 'run_folder',
+        'torch_*', 'perceptual_files', 'picture_metrics', 'loss_level',
     ),
     (
         'text', 't5', 't5_folder', 'tokenizer', 'transformer', 'weight_files', 'weight_writer',
@@ -37,7 +37,7 @@ LAYERS = (
     ),
     (
         'config', 'scales', 'sharding', 'compile_cache', 'host_memory', 'hub', 'processes',
-        'preemption', 'programs',
+        'preemption', 'flops', 'device_peaks', 'programs',
     ),
 )  # fmt: skip
 MAY_KNOW_TORCH = ('torch_*', 'convert_*', 'weight_files', 'check', 'check_*', 'cli')

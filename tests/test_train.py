@@ -11,7 +11,7 @@ import pytest
 from data_folders import jsonl_folder, tar_folder
 from PIL import Image
 
-from infinity_jax import loop, train
+from infinity_jax import flops, loop, train
 from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig, UserError
 from infinity_jax.convert_to_torch import to_torch_files
 from infinity_jax.data.config import SourceConfig
@@ -163,6 +163,9 @@ def test_a_bad_batch_is_skipped_and_many_stop_the_run(config):
                 batch['lengths_B'] = np.zeros_like(batch['lengths_B'])
             return batch
 
+        def move_to(self, number):
+            self.batches.move_to(number)
+
         def close(self):
             self.batches.close()
 
@@ -195,6 +198,14 @@ def test_the_run_folder_tells_what_was_run(config):
     assert (loop.pathlib.Path(config.run_dir) / 'losses.png').exists()
     (held_out,) = read_metrics(config.run_dir, 'heldout')
     assert len(held_out['accuracy_per_scale']) == len(held_out['majority_rate_per_scale']) == 3
+    (line,) = read_metrics(config.run_dir)
+    step = flops.training_step(
+        config.transformer, ScaleSchedule.free(GRIDS), 8, 16, trained_text=TEXT
+    )
+    told = line['model_tflops_per_second'] * 1e12 * line['step_seconds']
+    assert told == pytest.approx(step.total) and step.text_encoder > 0
+    assert line['pictures_per_second'] * line['step_seconds'] == pytest.approx(8)
+    assert 'mfu' not in line  # a CPU has no published peak
     # The finished model has that very loss, with nothing but its folder and the held-out data.
     again = evaluate_loss(folder, config, num_batches=config.eval_batches)
     for name in ('loss', 'accuracy_per_scale'):
@@ -259,9 +270,8 @@ def test_a_batch_is_trained_on_the_grids_of_its_shape(config, tmp_path):
         seen = []
 
         def step(params, frozen, batch, seen=seen):
-            inputs, targets = train.encode_and_corrupt(
-                jax.random.key(0), frozen, batch, models, config
-            )
+            flips = train.flips_of(jax.random.key(0), batch, models, config)
+            inputs, targets = train.encode_and_corrupt(flips, frozen, batch, models)
             seen.append(targets.shape[1])
             return train.predict({**frozen, **params}, batch, inputs, models)
 

@@ -11,7 +11,7 @@ from perceptual_weights import vgg_tensors
 from PIL import Image
 from tiny import tokenizer_variables
 
-from infinity_jax import loop, perceptual_files
+from infinity_jax import flops, loop, perceptual_files
 from infinity_jax.config import TokenizerConfig, UserError
 from infinity_jax.metrics import read_metrics
 from infinity_jax.model_folder import ModelBundle, load_model, save_model
@@ -55,6 +55,9 @@ def test_learns_resumes_and_exports(config, tmp_path):
     folder = run(config)
     whole = [record['loss'] for record in read_metrics(config.run_dir)]
     assert np.mean(whole[-3:]) < 0.8 * np.mean(whole[:3])
+    line = read_metrics(config.run_dir)[-1]
+    step = flops.tokenizer_training_step(config.tokenizer, 16, 16, config.batch_size)
+    assert line['model_tflops_per_second'] * 1e12 * line['step_seconds'] == pytest.approx(step)
     assert read_metrics(config.run_dir, 'heldout')[-1]['psnr'] > 8
     assert Image.open(tmp_path / 'run' / 'samples' / 'step_0000020.png').width > 100
     bundle = load_model(folder)

@@ -1,5 +1,6 @@
 """The dense layer of the transformer, whose kernel may come in 8 bits."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,8 @@ import jax.numpy as jnp
 from infinity_jax.transformer.int8 import SCALE
 
 HIGHEST = jax.lax.Precision.HIGHEST
+# An initializer of one value a channel: small, but not once all layers are stacked.
+VECTOR = functools.partial(nn.with_logical_partitioning, names=('vector',))
 
 
 class Linear(nn.Module):
@@ -42,7 +45,7 @@ class Linear(nn.Module):
             scale = self.get_variable('params', SCALE)
             y = (y * jnp.expand_dims(scale, range(y.ndim - 1))).astype(self.dtype)
         if self.use_bias:
-            bias = self.param('bias', nn.initializers.zeros, (self.features,))
+            bias = self.param('bias', VECTOR(nn.initializers.zeros), (self.features,))
             y = y + jnp.expand_dims(bias.astype(self.dtype), range(y.ndim - 1))
         return y
 

@@ -1,0 +1,71 @@
+"""How fast a run goes: steps, pictures, model FLOP/s, and the share of the devices' peak.
+
+Model FLOP/s are `infinity_jax.flops` of what is trained, forward and backward, over the time that
+the steps took. Frozen networks and whatever is computed again are not counted. MFU divides by the
+dense bfloat16 peak of all devices, whatever precision the run has.
+"""
+
+import time
+
+from jax.sharding import Mesh
+
+from infinity_jax.device_peaks import peak_of
+
+TERA = 1e12
+
+
+def mesh_peak(mesh: Mesh) -> float | None:
+    """bfloat16 FLOP/s of all devices together; None where the peak of one is not known."""
+    peak = peak_of(mesh.devices.flat[0].device_kind)
+    return None if peak is None else mesh.devices.size * peak.bf16_flops
+
+
+class Stopwatch:
+    """Rates over the steps that finished since the last reading.
+
+    Args:
+      batch_size: pictures a step, over all devices.
+      peak_flops: FLOP/s of all devices; None leaves MFU out.
+    """
+
+    def __init__(self, batch_size: int, peak_flops: float | None):
+        self._batch_size, self._peak = batch_size, peak_flops
+        self.restart()
+
+    def restart(self) -> None:
+        """Forgets what was counted: the time from here on is training time."""
+        self._start, self._steps, self._flops, self._waited = time.monotonic(), 0, 0.0, 0.0
+
+    def add_wait(self, seconds: float) -> None:
+        """Counts time in which the loop had no batch."""
+        self._waited += seconds
+
+    def add_step(self, flops: float) -> None:
+        """Counts a finished step of so many model FLOP."""
+        self._steps += 1
+        self._flops += flops
+
+    def read(self) -> dict[str, float]:
+        """Rates over the interval, at least one step long; the next one starts here."""
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        rate = self._flops / elapsed
+        rates = {
+            'step_seconds': elapsed / self._steps,
+            'pictures_per_second': self._steps * self._batch_size / elapsed,
+            'data_wait_seconds': self._waited / self._steps,
+            'model_tflops_per_second': rate / TERA,
+        }
+        if self._peak is not None:
+            rates['mfu'] = rate / self._peak
+        self.restart()
+        return rates
+
+
+def shown(rates: dict[str, float]) -> dict[str, float]:
+    """Those of `Stopwatch.read` that a progress bar has room for, by short names."""
+    short = {
+        'pictures_per_second': 'pictures/s',
+        'model_tflops_per_second': 'TFLOP/s',
+        'mfu': 'MFU',
+    }
+    return {short[name]: rate for name, rate in rates.items() if name in short}
