@@ -1,6 +1,7 @@
 """Prompts to pictures: `InfinityPipeline.from_pretrained(folder)(prompts).images`."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -12,7 +13,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from infinity_jax.config import UserError
-from infinity_jax.generate import controls, draw_pictures
+from infinity_jax.draw_steps import Mode, controls
+from infinity_jax.drawing import Drawing
 from infinity_jax.hub import local_folder
 from infinity_jax.memory_estimate import plan_memory
 from infinity_jax.model_folder import ModelBundle, load_model
@@ -21,7 +23,7 @@ from infinity_jax.placement import place, read_configs, share_batch
 from infinity_jax.prompt_encoder import PromptEncoder
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import MeshConfig, in_mesh, make_mesh, to_host
+from infinity_jax.sharding import MeshConfig, make_mesh, to_host
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
 
@@ -88,8 +90,13 @@ class InfinityPipeline:
         self._model = Transformer(config)
         self._autoencoder = Autoencoder(bundle.tokenizer_config)
         self._prompt_encoder = PromptEncoder(bundle, mesh, offload_text)
-        self._transformer = place(bundle.transformer_params, config.dtype, config, mesh)
-        self._tokenizer = place(bundle.tokenizer_params, 'float32', bundle.tokenizer_config, mesh)
+        self._drawing = Drawing(
+            self._model,
+            self._autoencoder,
+            place(bundle.transformer_params, config.dtype, config, mesh),
+            place(bundle.tokenizer_params, 'float32', bundle.tokenizer_config, mesh),
+            mesh,
+        )
 
     @classmethod
     def from_pretrained(
@@ -187,12 +194,12 @@ class InfinityPipeline:
           schedule: the token grids; by default those of the pipeline.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        prompts = [prompt for prompt in prompts for _ in range(num)]
-        if not prompts:
+        if not prompts or num < 1:
             raise UserError('no prompt given; write what the picture should show')
         batches = self.stream(
-            prompts, seed=seed, negative=negative, sampling=sampling, schedule=schedule
+            prompts, num=num, seed=seed, negative=negative, sampling=sampling, schedule=schedule
         )
+        prompts = [prompt for prompt in prompts for _ in range(num)]
         count = -(-len(prompts) // self._batch_size(len(prompts)))
         shown = tqdm(batches, 'drawing', count, unit='batch', disable=count == 1)
         seeds = tuple((seed, i) for i in range(len(prompts)))
@@ -202,48 +209,46 @@ class InfinityPipeline:
         self,
         prompts: Sequence[str],
         *,
+        num: int = 1,
         seed: int = 0,
         negative: str | None = None,
         sampling: SamplingConfig = SamplingConfig(),
         schedule: ScaleSchedule | None = None,
     ) -> Iterator[np.ndarray]:
-        """Draws one picture a prompt, yielding uint8 batches as they are ready."""
+        """Draws `num` pictures a prompt, yielding uint8 batches as they are ready.
+
+        Pictures of one prompt stand together and share its encoded text, as far as a batch holds
+        the same number of all its prompts.
+        """
         if not 0 <= seed < SEEDS:
             raise UserError(f'seed is {seed}; wanted a whole number from 0 to {SEEDS - 1}')
         schedule = schedule or self.schedule
         traced = controls(sampling, schedule)
-        guided = any(g != 1 for g in sampling.guidance)
+        mode = Mode(
+            any(g != 1 for g in sampling.guidance),
+            sampling.guidance_layer,
+            sampling.top_k,
+            sampling.top_p,
+        )
+        prompts = [prompt for prompt in prompts for _ in range(num)]
         rewritten = {prompt: self._rewrite(prompt) for prompt in dict.fromkeys(prompts)}
-        unwanted = self._rewrite(negative) if guided and negative is not None else None
+        unwanted = self._rewrite(negative) if mode.guided and negative is not None else None
         read = list(rewritten.values()) + ([] if unwanted is None else [unwanted])
         self._prompt_encoder.warn_of_cuts(read)
         size = self._batch_size(len(prompts))
         starts = range(0, len(prompts), size)
         # One shape, one compilation: the last batch is filled up with its last prompt.
         last = len(prompts) - 1
+        shared = 1 if self._mesh is not None else math.gcd(num, size)
         batches = [
-            [rewritten[prompts[min(i, last)]] for i in range(start, start + size)]
+            [rewritten[prompts[min(i, last)]] for i in range(start, start + size, shared)]
             for start in starts
         ]
-        draw = draw_pictures if self._mesh is None else in_mesh(self._mesh, draw_pictures)
         texts = self._prompt_encoder(batches, unwanted)
         for start, (text, negative_text) in zip(starts, texts, strict=True):
             indices_B = share_batch(np.arange(start, start + size), self._mesh)
-            pixels = draw(
-                self._model,
-                self._autoencoder,
-                {'params': self._transformer},
-                {'params': self._tokenizer},
-                picture_keys(np.uint32(seed), indices_B),
-                text,
-                traced,
-                schedule,
-                negative_text,
-                guided=guided,
-                guidance_layer=sampling.guidance_layer,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-            )
+            keys_B = picture_keys(np.uint32(seed), indices_B)
+            pixels = self._drawing(keys_B, text, traced, schedule, negative_text, mode)
             pixels = np.asarray(pixels if self._mesh is None else to_host(pixels, self._mesh))
             yield pixels[: len(prompts) - start]
 

@@ -19,10 +19,11 @@ LAYERS = (
     ('convert_from_torch', 'convert_to_torch'),
     (
         'train', 'train_*', 'loop', 'evaluate', 'evaluate_*', 'inspect_*', 'check', 'check_*',
-        'bench_*',
+        'bench', 'bench_*',
     ),
     (
-        'pipeline', 'generate', 'memory_estimate', 'picture_size', 'placement', 'prompt_encoder',
+        'pipeline', 'drawing', 'draw_layerwise', 'draw_steps', 'generate',
+        'memory_estimate', 'picture_size', 'placement', 'prompt_encoder',
     ),
     (
         'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics', 'matcher',
