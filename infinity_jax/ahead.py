@@ -1,14 +1,17 @@
 """The programs that a call will need, known from configurations before a weight is read."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from infinity_jax.draw_steps import Controls, Mode, Text
+from infinity_jax.drawing import drawing_static, goes_layerwise
 from infinity_jax.economy import Economy
-from infinity_jax.generate import Controls, Text, draw_pictures
+from infinity_jax.generate import draw_pictures
 from infinity_jax.model_folder import ModelBundle
 from infinity_jax.placement import drawing_half, placed_shapes
 from infinity_jax.prompt_encoder import encode
@@ -38,101 +41,87 @@ class Request:
     sampling: SamplingConfig = SamplingConfig()
 
 
-def is_guided(sampling: SamplingConfig) -> bool:
-    """Whether guidance does anything, so that the unconditional half must run."""
-    return any(g != 1 for g in sampling.guidance)
-
-
-def drawing_static(
-    model: Transformer,
-    autoencoder: Autoencoder,
-    schedule: ScaleSchedule,
-    sampling: SamplingConfig,
-    economy: Economy,
-) -> dict[str, Any]:
-    """The static arguments of `draw_pictures`."""
-    return {
-        'model': model,
-        'autoencoder': autoencoder,
-        'schedule': schedule,
-        'guided': is_guided(sampling),
-        'guidance_layer': sampling.guidance_layer,
-        'top_k': sampling.top_k,
-        'top_p': sampling.top_p,
-        'economy': economy,
-    }
+def mode_of(sampling: SamplingConfig, economy: Economy) -> Mode:
+    """What is static of these settings; a guidance of 1 everywhere needs no unconditional half."""
+    guided = any(g != 1 for g in sampling.guidance)
+    return Mode(guided, sampling.guidance_layer, sampling.top_k, sampling.top_p, economy)
 
 
 def calls_for(
     request: Request,
     bundle: ModelBundle,
     schedule: ScaleSchedule,
-    batch: int,
+    max_batch: int,
     tokenizer: TextTokenizer,
     economy: Economy = Economy(),
 ) -> list[Call]:
     """What the first batch of a request will call; see `calls_of`."""
     prompts = [prompt for prompt in request.prompts for _ in range(request.num)]
-    sampling = request.sampling
-    negative = request.negative if is_guided(sampling) else None
+    batch = min(len(prompts), max_batch)
+    mode = mode_of(request.sampling, economy)
+    negative = request.negative if mode.guided else None
     texts = prompts[:batch] + ([] if negative is None else [negative])
     length = common_length(tokenizer, texts, bundle.transformer_config.text_length)
-    size = min(len(prompts), batch)
-    return calls_of(bundle, schedule, sampling, size, length, negative is not None, economy)
+    return calls_of(bundle, schedule, mode, batch, request.num, length, negative is not None)
 
 
 def calls_of(
     bundle: ModelBundle,
     schedule: ScaleSchedule,
-    sampling: SamplingConfig,
+    mode: Mode,
     batch: int,
+    num: int,
     length: int,
     negative: bool = False,
-    economy: Economy = Economy(),
 ) -> list[Call]:
-    """What drawing one batch will call: the text encoder, then the drawing.
+    """What drawing one batch on one device will call: the text encoder, then the drawing.
+
+    The drawing is left out where many small programs draw, see `goes_layerwise`.
 
     Args:
       bundle: configurations; weights are not looked at.
       schedule: the token grids.
-      sampling: its numbers do not matter, except a guidance of 1 everywhere.
+      mode: what is static of the settings.
       batch: pictures.
+      num: pictures of each prompt, in all batches together.
       length: tokens that prompts are padded to, see `padded_length`.
       negative: whether a text replaces the unconditional one.
-      economy: what is saved.
     """
     config = bundle.transformer_config
 
     def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
+    texts = batch // math.gcd(num, batch)
     text = Text(
-        array((batch, length, config.text_channels), jnp.float32), array((batch,), jnp.int32)
+        array((texts, length, config.text_channels), jnp.float32), array((texts,), jnp.int32)
     )
     encoding = Call(
         encode,
         {'encoder': T5Encoder(bundle.text_config, jnp.dtype(config.dtype))},
         {
             'params': placed_shapes(bundle.text_config, config.dtype),
-            'ids_BT': array((batch, length), jnp.int32),
+            'ids_BT': array((texts, length), jnp.int32),
             'lengths_B': text.lengths_B,
         },
     )
+    params = placed_shapes(config, config.dtype, mode.economy)
+    if jax.default_backend() == 'cpu' and goes_layerwise(params, mode.economy):
+        return [encoding]
     model, autoencoder = Transformer(config), Autoencoder(bundle.tokenizer_config)
     numbers = array((len(schedule),), jnp.float32)
-    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
     drawing = Call(
         draw_pictures,
-        drawing_static(model, autoencoder, schedule, sampling, economy),
+        drawing_static(model, autoencoder, schedule, mode),
         {
-            'variables': {'params': placed_shapes(config, config.dtype, economy)},
+            'variables': {'params': params},
             'autoencoder_variables': {
                 'params': drawing_half(placed_shapes(bundle.tokenizer_config, 'float32'))
             },
-            'keys_B': keys,
+            'keys_B': jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)),
             'text': text,
             'controls': Controls(numbers, numbers),
-            'negative': text if negative and is_guided(sampling) else None,
+            'negative': text if negative else None,
         },
     )
     return [encoding, drawing]

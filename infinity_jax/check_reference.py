@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infinity_jax.config import UserError
-from infinity_jax.generate import Text
+from infinity_jax.draw_steps import Text
 from infinity_jax.model_folder import ModelBundle
 from infinity_jax.scales import RATIOS, ScaleSchedule, nearest_ratio
 from infinity_jax.torch_convert import load_torch_pair

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from infinity_jax.check_reference import Reference, Row, bit_row, relative_error
-from infinity_jax.generate import controls, draw_bits, to_uint8
+from infinity_jax.draw_steps import controls, to_uint8
+from infinity_jax.generate import draw_bits
 from infinity_jax.losses import bit_loss, token_losses
 from infinity_jax.sampling import SamplingConfig, keep_likely, sample_bits
 from infinity_jax.scales import RATIOS, ScaleSchedule, nearest_ratio

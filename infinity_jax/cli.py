@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import NoReturn
 
-from infinity_jax import compile_command, convert_command, generate_command
+from infinity_jax import bench_command, compile_command, convert_command, generate_command
 from infinity_jax.config import UserError
 from infinity_jax.data_command import add_data, add_loss, run_loss
 from infinity_jax.model_flags import add_saving_flags, economy_of
@@ -30,6 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     compile_command.add_flags(compiling)
     compiling.set_defaults(run=compile_command.run)
     _add_check(add('check', 'Compare every stage with reference arrays in a folder.'))
+    bench_command.add_flags(add('bench', 'Measure speed beside the limits of the device.'))
     _add_evaluate(add('evaluate', 'Measure how well a model draws.'))
     convert_command.add_arguments(add('convert', 'Read and write the released PyTorch files.'))
     add_data(add('data', 'Look at the data of a run.'))

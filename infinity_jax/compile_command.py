@@ -14,7 +14,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flags(parser)
     add_saving_flags(parser)
     add_sampling_flags(parser)
-    parser.add_argument('--num', type=int, default=1, help='pictures at once')
+    parser.add_argument('--num', type=int, default=1, help='pictures per prompt')
+    parser.add_argument('--prompts', type=int, default=1, metavar='N', help='how many at once')
+    parser.add_argument(
+        '--max-batch', type=int, metavar='N', help='pictures at once, at most; default: 16'
+    )
     parser.add_argument(
         '--tokens', type=int, default=1, metavar='N', help='of the longest prompt; default: few'
     )
@@ -22,14 +26,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compiles text encoder and drawing for one batch size and prints where they lie."""
-    for name in ('num', 'tokens'):
-        if getattr(args, name) < 1:
-            raise UserError(f'--{name} is {getattr(args, name)}; wanted 1 or more')
-    from infinity_jax.ahead import calls_of
+    """Compiles text encoder and drawing for one batch size and prints where they lie.
+
+    On a CPU a large model is drawn by many small programs; of it only the encoder's is stored.
+    """
+    for name in ('num', 'prompts', 'tokens', 'max_batch'):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f'--{name.replace("_", "-")} is {value}; wanted 1 or more')
+    from infinity_jax.ahead import calls_of, mode_of
     from infinity_jax.hub import local_folder
     from infinity_jax.picture_size import choose_schedule
-    from infinity_jax.pipeline import DEMO_FOLDER, check_complete
+    from infinity_jax.pipeline import DEMO_FOLDER, MAX_BATCH, check_complete
     from infinity_jax.placement import read_configs
     from infinity_jax.programs import Programs
     from infinity_jax.text import padded_length
@@ -49,8 +57,10 @@ def run(args: argparse.Namespace) -> None:
         size=picture_size_of(args),
     )
     length = padded_length(args.tokens, bundle.transformer_config.text_length)
-    sampling, economy = sampling_of(args), economy_of(args)
-    calls = calls_of(bundle, schedule, sampling, args.num, length, args.negative, economy)
+    mode = mode_of(sampling_of(args), economy_of(args))
+    negative = args.negative and mode.guided
+    batch = min(args.num * args.prompts, args.max_batch or MAX_BATCH)
+    calls = calls_of(bundle, schedule, mode, batch, args.num, length, negative)
     programs = Programs(folder)
     for call in calls:
         start = time.perf_counter()

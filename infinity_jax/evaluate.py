@@ -13,8 +13,8 @@ from infinity_jax.config import UserError
 from infinity_jax.data.captions import caption
 from infinity_jax.data.emoji import subset as emoji_subset
 from infinity_jax.data.render import render
+from infinity_jax.draw_steps import to_uint8
 from infinity_jax.economy import Economy
-from infinity_jax.generate import to_uint8
 from infinity_jax.matcher import contact_sheet, evaluation_specs, match
 from infinity_jax.model_folder import ModelBundle, load_model
 from infinity_jax.pictures import check_writable, from_uint8, save_png

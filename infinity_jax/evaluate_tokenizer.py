@@ -14,8 +14,8 @@ from infinity_jax.config import TokenizerConfig, UserError
 from infinity_jax.data.decode import decode
 from infinity_jax.data.records import BrokenRecord
 from infinity_jax.data.render import render
+from infinity_jax.draw_steps import to_uint8
 from infinity_jax.evaluate_tokenizer_report import BALANCED, write_report
-from infinity_jax.generate import to_uint8
 from infinity_jax.matcher import evaluation_specs
 from infinity_jax.model_folder import ModelBundle, load_model
 from infinity_jax.perceptual_files import perceptual_or_none

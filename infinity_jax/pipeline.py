@@ -1,6 +1,7 @@
 """Prompts to pictures: `InfinityPipeline.from_pretrained(folder)(prompts).images`."""
 
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,20 +13,21 @@ from jax.sharding import Mesh
 from PIL import Image
 from tqdm import tqdm
 
-from infinity_jax.ahead import Request, calls_for, drawing_static, is_guided
+from infinity_jax.ahead import Request, calls_for, mode_of
 from infinity_jax.config import UserError
+from infinity_jax.draw_steps import controls
+from infinity_jax.drawing import Drawing
 from infinity_jax.economy import Economy
-from infinity_jax.generate import controls, draw_pictures
 from infinity_jax.hub import local_folder
 from infinity_jax.memory_estimate import plan_memory
 from infinity_jax.model_folder import ModelBundle, load_model
 from infinity_jax.picture_size import choose_schedule, token_stride
 from infinity_jax.placement import drawing_half, economised, place, read_configs, share_batch
-from infinity_jax.programs import Programs, call_jitted
+from infinity_jax.programs import Programs
 from infinity_jax.prompt_encoder import PromptEncoder
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import MeshConfig, in_mesh, make_mesh, to_host
+from infinity_jax.sharding import MeshConfig, make_mesh, to_host
 from infinity_jax.text import TextTokenizer
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
@@ -98,13 +100,19 @@ class InfinityPipeline:
         self._max_batch = max_batch
         self._model = Transformer(config)
         self._autoencoder = Autoencoder(bundle.tokenizer_config)
-        self._programs = programs or Programs()
-        self._prompt_encoder = PromptEncoder(bundle, mesh, offload_text, self._programs)
+        self._prompt_encoder = PromptEncoder(bundle, mesh, offload_text, programs)
         self._economy = economy
         params = economised(bundle.transformer_params, economy, mesh)
-        self._transformer = place(params, config.dtype, config, mesh)
         decoder = drawing_half(bundle.tokenizer_params)
-        self._tokenizer = place(decoder, 'float32', bundle.tokenizer_config, mesh)
+        self._drawing = Drawing(
+            self._model,
+            self._autoencoder,
+            place(params, config.dtype, config, mesh),
+            place(decoder, 'float32', bundle.tokenizer_config, mesh),
+            mesh,
+            programs=programs,
+            economy=economy,
+        )
 
     @classmethod
     def from_pretrained(
@@ -217,12 +225,12 @@ class InfinityPipeline:
           schedule: the token grids; by default those of the pipeline.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        prompts = [prompt for prompt in prompts for _ in range(num)]
-        if not prompts:
+        if not prompts or num < 1:
             raise UserError('no prompt given; write what the picture should show')
         batches = self.stream(
-            prompts, seed=seed, negative=negative, sampling=sampling, schedule=schedule
+            prompts, num=num, seed=seed, negative=negative, sampling=sampling, schedule=schedule
         )
+        prompts = [prompt for prompt in prompts for _ in range(num)]
         count = -(-len(prompts) // self._batch_size(len(prompts)))
         ready, drawn = [time.perf_counter()], []
         for pixels in tqdm(batches, 'drawing', count, unit='batch', disable=count == 1):
@@ -237,44 +245,41 @@ class InfinityPipeline:
         self,
         prompts: Sequence[str],
         *,
+        num: int = 1,
         seed: int = 0,
         negative: str | None = None,
         sampling: SamplingConfig = SamplingConfig(),
         schedule: ScaleSchedule | None = None,
     ) -> Iterator[np.ndarray]:
-        """Draws one picture a prompt, yielding uint8 batches as they are ready."""
+        """Draws `num` pictures a prompt, yielding uint8 batches as they are ready.
+
+        Pictures of one prompt stand together and share its encoded text, as far as a batch holds
+        the same number of all its prompts.
+        """
         if not 0 <= seed < SEEDS:
             raise UserError(f'seed is {seed}; wanted a whole number from 0 to {SEEDS - 1}')
         schedule = schedule or self.schedule
         numbers = controls(sampling, schedule)
-        guided = is_guided(sampling)
+        mode = mode_of(sampling, self._economy)
+        prompts = [prompt for prompt in prompts for _ in range(num)]
         rewritten = {prompt: self._rewrite(prompt) for prompt in dict.fromkeys(prompts)}
-        unwanted = self._rewrite(negative) if guided and negative is not None else None
+        unwanted = self._rewrite(negative) if mode.guided and negative is not None else None
         read = list(rewritten.values()) + ([] if unwanted is None else [unwanted])
         self._prompt_encoder.warn_of_cuts(read)
         size = self._batch_size(len(prompts))
         starts = range(0, len(prompts), size)
         # One shape, one compilation: the last batch is filled up with its last prompt.
         last = len(prompts) - 1
+        shared = 1 if self._mesh is not None else math.gcd(num, size)
         batches = [
-            [rewritten[prompts[min(i, last)]] for i in range(start, start + size)]
+            [rewritten[prompts[min(i, last)]] for i in range(start, start + size, shared)]
             for start in starts
         ]
-        draw = self._programs.call if self._mesh is None else in_mesh(self._mesh, call_jitted)
-        parts = (self._model, self._autoencoder)
-        static = drawing_static(*parts, schedule, sampling, self._economy)
         texts = self._prompt_encoder(batches, unwanted)
         for start, (text, negative_text) in zip(starts, texts, strict=True):
             indices_B = share_batch(np.arange(start, start + size), self._mesh)
-            arrays = {
-                'variables': {'params': self._transformer},
-                'autoencoder_variables': {'params': self._tokenizer},
-                'keys_B': picture_keys(np.uint32(seed), indices_B),
-                'text': text,
-                'controls': numbers,
-                'negative': negative_text,
-            }
-            pixels = draw(draw_pictures, static, arrays)
+            keys_B = picture_keys(np.uint32(seed), indices_B)
+            pixels = self._drawing(keys_B, text, numbers, schedule, negative_text, mode)
             pixels = np.asarray(pixels if self._mesh is None else to_host(pixels, self._mesh))
             yield pixels[: len(prompts) - start]
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from infinity_jax.generate import Text
+from infinity_jax.draw_steps import Text
 from infinity_jax.model_folder import ModelBundle
 from infinity_jax.placement import hold, place, share_batch
 from infinity_jax.programs import Programs, call_jitted

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from infinity_jax import flops, loop
 from infinity_jax.checkpoint import check_start
-from infinity_jax.generate import to_uint8
+from infinity_jax.draw_steps import to_uint8
 from infinity_jax.matcher import contact_sheet
 from infinity_jax.model_folder import ModelBundle, load_model, save_model
 from infinity_jax.optimizer import (

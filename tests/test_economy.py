@@ -10,10 +10,14 @@ from test_generate import SCHEDULE, keys, settings
 from test_pipeline_api import bundle
 from tiny import QUICK_COMPILE, TRANSFORMER, text, transformer_variables
 
+from infinity_jax import drawing as drawing_module
 from infinity_jax.ahead import Request, calls_for
 from infinity_jax.config import UserError
+from infinity_jax.draw_layerwise import LayerWeights, draw_bits_layerwise
+from infinity_jax.draw_steps import Mode, Text
+from infinity_jax.drawing import goes_layerwise
 from infinity_jax.economy import Economy
-from infinity_jax.generate import Text, draw_bits, draw_pictures
+from infinity_jax.generate import draw_bits, draw_pictures
 from infinity_jax.model_flags import economy_of
 from infinity_jax.pipeline import InfinityPipeline
 from infinity_jax.transformer.model import Transformer
@@ -71,20 +75,47 @@ def test_more_unguided_scales_than_there_are_is_a_user_error():
         jax.eval_shape(run, **arrays)
 
 
-def test_a_pipeline_draws_as_it_was_told(monkeypatch):
-    economy = Economy(weights='int8', cache='int8', unguided_scales=2)
-    pipeline = InfinityPipeline(bundle(), max_batch=2, economy=economy)
-    calls = []
+def test_layer_by_layer_scales_without_guidance_are_the_same():
+    economy = Economy(unguided_scales=1)
+    _, arrays = drawing((2.0, 3.0, 5.0), economy)
+    variables = arrays.pop('variables')
+    weights = LayerWeights.of(variables['params'], TRANSFORMER.depth)
+    mode = Mode(top_p=1.0, economy=economy)
+    model = Transformer(TRANSFORMER)
+    drawn = draw_bits_layerwise(
+        model, weights, **arrays, schedule=SCHEDULE, mode=mode, keep_logits=True
+    )
+    for ours, wanted in zip(drawn.logits, logits((2.0, 3.0, 5.0), economy), strict=True):
+        np.testing.assert_allclose(ours, wanted, atol=2e-5 * np.abs(wanted).max())
 
-    def call(function, static, traced):
-        calls.append((function, static, traced))
+
+def test_a_cache_in_8_bits_is_not_drawn_layer_by_layer(monkeypatch):
+    monkeypatch.setattr(drawing_module, 'LAYERWISE_BYTES', 0)
+    params = transformer_variables()['params']
+    assert goes_layerwise(params, Economy()) and not goes_layerwise(params, Economy(cache='int8'))
+
+
+class Recorded:
+    """Programs that are not run."""
+
+    def __init__(self):
+        self.calls = []
+
+    def call(self, function, static, traced):
+        self.calls.append((function, static, traced))
         if function is draw_pictures:
             return np.zeros((2, 6, 4, 3), np.uint8)
         return jnp.zeros((*traced['ids_BT'].shape, TRANSFORMER.text_channels))
 
-    monkeypatch.setattr(pipeline._programs, 'call', call)
-    pipeline(['a ghost', 'a cat'])
-    request = Request(('a ghost', 'a cat'))
+
+@pytest.mark.parametrize(('prompts', 'num'), [(('a ghost', 'a cat'), 1), (('a ghost',), 2)])
+def test_a_pipeline_draws_as_it_was_told(prompts, num):
+    economy = Economy(weights='int8', cache='int8', unguided_scales=2)
+    recorded = Recorded()
+    pipeline = InfinityPipeline(bundle(), max_batch=2, economy=economy, programs=recorded)
+    calls = recorded.calls
+    pipeline(prompts, num=num)
+    request = Request(prompts, num)
     wanted = calls_for(request, bundle(), bundle().schedule, 2, bundle().text_tokenizer, economy)
 
     def shapes(tree):

@@ -16,7 +16,8 @@ from tiny import (
 )
 
 from infinity_jax.config import UserError
-from infinity_jax.generate import Controls, Text, controls, draw_bits, draw_pictures, to_uint8
+from infinity_jax.draw_steps import Controls, Text, controls, to_uint8
+from infinity_jax.generate import draw_bits, draw_pictures
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.self_correction import flatten_tokens

@@ -20,11 +20,11 @@ LAYERS = (
     ('convert_from_torch', 'convert_to_torch'),
     (
         'train', 'train_*', 'loop', 'evaluate', 'evaluate_*', 'inspect_*', 'check', 'check_*',
-        'bench_*', 'accumulate', 'precompute', 'precompute_*',
+        'bench', 'bench_*', 'accumulate', 'precompute', 'precompute_*',
     ),
     (
-        'pipeline', 'generate', 'memory_estimate', 'picture_size', 'placement', 'prompt_encoder',
-        'ahead',
+        'pipeline', 'drawing', 'draw_layerwise', 'draw_steps', 'generate', 'ahead',
+        'memory_estimate', 'picture_size', 'placement', 'prompt_encoder',
     ),
     (
         'economy', 'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics',

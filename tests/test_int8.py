@@ -12,8 +12,9 @@ from test_generate import SCHEDULE, keys, settings
 from tiny import QUICK_COMPILE, TRANSFORMER, text, transformer_variables
 
 from infinity_jax.config import UserError
+from infinity_jax.draw_steps import Text
 from infinity_jax.economy import Economy
-from infinity_jax.generate import Text, draw_bits
+from infinity_jax.generate import draw_bits
 from infinity_jax.placement import economised, place, placed_shapes
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.transformer.cache import KeyValueCache

@@ -160,7 +160,7 @@ def test_from_pretrained_takes_dtype_and_size(tmp_path):
     loaded = InfinityPipeline.from_pretrained(tmp_path / 'm', dtype='bfloat16', size=(120, 250))
     assert loaded.schedule == ScaleSchedule.for_picture(0.5, '0.06M')
     assert loaded.picture_size == (176, 352)
-    kernel = loaded._transformer['blocks']['ffn']['up']['kernel']
+    kernel = loaded._drawing.transformer_params['blocks']['ffn']['up']['kernel']
     assert kernel.dtype == jnp.bfloat16
     with pytest.raises(UserError, match='13 scales, transformer.levels is 7'):
         InfinityPipeline.from_pretrained(tmp_path / 'm')
@@ -178,7 +178,7 @@ def test_weights_in_bfloat16_draw_what_float32_ones_draw_there():
     config = dataclasses.replace(TRANSFORMER, dtype='bfloat16')
     narrow = InfinityPipeline(dataclasses.replace(bundle(), transformer_config=config))
     wide = InfinityPipeline(dataclasses.replace(bundle(), transformer_config=config))
-    wide._transformer = bundle().transformer_params
+    wide._drawing.transformer_params = bundle().transformer_params
     assert (narrow('a cat').pixels == wide('a cat').pixels).all()
 
 
@@ -227,7 +227,7 @@ def test_a_mesh_gets_its_weights_in_shards(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline_module, 'load_model', load_sharded)
     config = MeshConfig(data=2, fsdp=2, tensor=2)
     loaded = InfinityPipeline.from_pretrained(tmp_path / 'm', mesh=config, max_batch=2)
-    for leaf in jax.tree.leaves(loaded._transformer):
+    for leaf in jax.tree.leaves(loaded._drawing.transformer_params):
         assert len(leaf.sharding.device_set) == 8
     prompts = list(three().prompts)
     assert (loaded(prompts, seed=1).pixels == wanted(prompts, seed=1).pixels).all()

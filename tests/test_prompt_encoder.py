@@ -13,7 +13,8 @@ from tiny import TEXT, TRANSFORMER, lively, transformer_variables
 
 import infinity_jax
 from infinity_jax import prompt_encoder
-from infinity_jax.generate import Text, controls, draw_bits
+from infinity_jax.draw_steps import Text, controls
+from infinity_jax.generate import draw_bits
 from infinity_jax.model_folder import ModelBundle
 from infinity_jax.prompt_encoder import PromptEncoder, encode
 from infinity_jax.sampling import SamplingConfig

@@ -8,8 +8,15 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from infinity_jax.config import FALLBACK_GROUPS, TokenizerConfig
+from infinity_jax.tokenizer.upsample import UpsampleConv
 
 NORM_EPSILON = 1e-6
+
+
+KERNEL_INIT = nn.with_logical_partitioning(
+    nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
+    (None, None, 'conv_in', 'conv_out'),
+)
 
 
 def conv(features: int, size: int = 3, stride: int = 1, **options: Any) -> nn.Conv:
@@ -19,10 +26,7 @@ def conv(features: int, size: int = 3, stride: int = 1, **options: Any) -> nn.Co
         (size, size),
         strides=stride,
         padding=((0, 1), (0, 1)) if stride == 2 else 'SAME',
-        kernel_init=nn.with_logical_partitioning(
-            nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'),
-            (None, None, 'conv_in', 'conv_out'),
-        ),
+        kernel_init=KERNEL_INIT,
         **options,
     )
 
@@ -94,8 +98,7 @@ class Level(nn.Module):
         if self.change == 'downsample':
             x_Bhwc = conv(self.features, stride=2, **compute, name='downsample')(x_Bhwc)
         if self.change == 'upsample':
-            x_Bhwc = jnp.repeat(jnp.repeat(x_Bhwc, 2, axis=1), 2, axis=2)
-            x_Bhwc = conv(self.features, **compute, name='upsample')(x_Bhwc)
+            x_Bhwc = UpsampleConv(self.features, KERNEL_INIT, **compute, name='upsample')(x_Bhwc)
         return x_Bhwc
 
 

@@ -87,6 +87,7 @@ class Block(nn.Module):
         """Runs the layer on float32 x.
 
         Args:
+          text_keys_values, text_lengths_B: of the batch's prompts, which its rows share evenly.
           attend_self: (q, k, v) of these tokens to attended values; it knows what they may see.
           keep_2B: stochastic depth factors of self-attention and FFN: 0 or 1/(1 − rate).
 
@@ -102,8 +103,10 @@ class Block(nn.Module):
         update = self.self_attention.merge(attend_self(q, k, v))
         x_BLD = constrain(x_BLD + gate1[:, None] * update, 'batch', 'length', None)
 
-        update = self.cross_attention(self.cross_norm(x_BLD), *text_keys_values, text_lengths_B)
-        x_BLD = x_BLD + update.astype(jnp.float32)
+        # Pictures of one prompt lie side by side: joined, they share its keys and values.
+        joined_PMD = self.cross_norm(x_BLD).reshape(text_lengths_B.shape[0], -1, x_BLD.shape[-1])
+        update = self.cross_attention(joined_PMD, *text_keys_values, text_lengths_B)
+        x_BLD = x_BLD + update.reshape(x_BLD.shape).astype(jnp.float32)
 
         update = self.ffn(modulate(x_BLD, scale2, shift2))
         x_BLD = constrain(x_BLD + gate2[:, None] * update, 'batch', 'length', None)

@@ -236,7 +236,7 @@ class Transformer(nn.Module):
             if not last:
                 cache = cache.store(index, start, k, v)
             if hidden_guidance is not None:
-                mixed = _mix_halves(x_BLD, hidden_guidance.guidance)
+                mixed = mix_halves(x_BLD, hidden_guidance.guidance)
                 x_BLD = jnp.where(index == hidden_guidance.layer, mixed, x_BLD)
             return (x_BLD, cache, index + 1), None
 
@@ -260,7 +260,7 @@ def check_schedule(config: TransformerConfig, schedule: ScaleSchedule) -> None:
         )
 
 
-def _mix_halves(x_BLD: jax.Array, guidance: jax.Array) -> jax.Array:
+def mix_halves(x_BLD: jax.Array, guidance: jax.Array) -> jax.Array:
     """g·cond + (1−g)·uncond in both halves of the batch; untouched at g = 1, as released."""
     conditional, unconditional = jnp.split(x_BLD, 2)
     mixed = guidance * conditional + (1 - guidance) * unconditional
