@@ -12,6 +12,7 @@ import numpy as np
 from infinity_jax import loop
 from infinity_jax.config import UserError
 from infinity_jax.model_folder import load_model
+from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule, released_name
 from infinity_jax.sharding import in_mesh, make_mesh, replicated
 from infinity_jax.train import evaluation_step, make_models
 from infinity_jax.train_parts import T2IConfig
@@ -37,6 +38,10 @@ def evaluate_loss(
     if num_batches < 1:
         raise UserError(f'--batches is {num_batches}; wanted 1 or more')
     bundle = load_model(folder)
+    budget = BUDGET_OF_EDGE.get(config.data.picture_size)
+    if budget and (bundle.schedule is None or released_name(bundle.schedule)):
+        # A released model's folder names no grids, or those that it was last trained on.
+        bundle.schedule = ScaleSchedule.for_picture(1.0, budget)
     for part in ('transformer_params', 'tokenizer_params', 'text_params', 'schedule'):
         if getattr(bundle, part) is None:
             raise UserError(f'{folder} has no {part}; the loss needs a complete model folder')

@@ -153,7 +153,7 @@ def _drop_lines_after(path: pathlib.Path, step: int) -> None:
     kept = []
     for line in path.read_text(encoding='utf-8').splitlines():
         try:
-            if json.loads(line)['step'] <= step:
+            if json.loads(line)['step'] <= step and step:  # a run from step 0 starts anew
                 kept.append(line + '\n')
         except (json.JSONDecodeError, KeyError):
             continue

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from infinity_jax import flops, loop
+from infinity_jax.adapter_file import FILE_NAME, save_adapter
+from infinity_jax.lora import init_adapters, joined
 from infinity_jax.losses import bit_loss
 from infinity_jax.matcher import contact_sheet
 from infinity_jax.model_folder import ModelBundle, save_model
@@ -21,10 +23,11 @@ from infinity_jax.optimizer import (
     make_schedule,
     new_state,
 )
+from infinity_jax.part_weights import transformer_shapes
 from infinity_jax.pictures import from_uint8, save_png
 from infinity_jax.pipeline import InfinityPipeline
 from infinity_jax.run_folder import recipe
-from infinity_jax.scales import ScaleSchedule
+from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
 from infinity_jax.self_correction import corrupt
 from infinity_jax.sharding import (
     from_first_process,
@@ -37,7 +40,13 @@ from infinity_jax.sharding import (
 )
 from infinity_jax.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.train_parts import T2IConfig, bucket_schedules, load_parts, load_start
+from infinity_jax.train_parts import (
+    T2IConfig,
+    bucket_schedules,
+    load_base,
+    load_parts,
+    load_start,
+)
 from infinity_jax.transformer.model import Transformer, init_transformer
 
 SAMPLE_CAPTIONS = 16  # half from training pairs, half from held-out ones
@@ -140,7 +149,7 @@ def train_step(
 
     def loss_fn(params):
         logits = predict(
-            {**frozen, **params},
+            joined(frozen, params, config.lora),
             batch,
             inputs,
             models,
@@ -165,7 +174,7 @@ def evaluation_step(
     schedule = models.schedule_of(batch)
     key = jax.random.fold_in(jax.random.key(loop.HELD_OUT_SEED), index)
     inputs, targets = encode_and_corrupt(key, frozen, batch, models, config)
-    logits = predict({**frozen, **params}, batch, inputs, models)
+    logits = predict(joined(frozen, params, config.lora), batch, inputs, models)
     loss, parts = bit_loss(logits, targets, schedule, reweight=config.reweight_scales)
     return bit_metrics(loss, parts, schedule)
 
@@ -178,6 +187,9 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     start_text = bundle.text_params if config.text.train else None
 
     def init(key: jax.Array) -> TrainState:
+        if config.lora.rank:
+            boxed = transformer_shapes(config.transformer, boxed=True)
+            return new_state({'lora': init_adapters(key, boxed, config.lora)}, optimizer)
         return new_state(models.init(key, config.text.train), optimizer)
 
     boxed = jax.eval_shape(init, jax.random.key(0))
@@ -189,12 +201,16 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         return state if start_text is None else start({**state.params, 'text': start_text})
 
     def from_model() -> TrainState:
+        if config.lora.rank:  # that model is among the frozen parts
+            return from_scratch(loop.init_key(config.seed))
         return start(load_start(config, shapes.params))
 
     frozen = {'tokenizer': bundle.tokenizer_params}
     if not config.text.train:
         frozen['text'] = bundle.text_params
     frozen = jax.device_put(frozen, replicated(mesh))
+    if config.lora.rank:
+        frozen['transformer'] = load_base(config, mesh)
     common = {'models': models, 'config': config}
     step = jax.jit(
         functools.partial(train_step, **common),
@@ -219,7 +235,7 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         return jax.tree.map(lambda *x: sum(x) / len(x), *results)
 
     def full_bundle(state: TrainState) -> ModelBundle:
-        params = to_host({**frozen, **state.ema}, mesh)
+        params = to_host(joined(frozen, state.ema, config.lora), mesh)
         return dataclasses.replace(
             bundle,
             transformer_params=params['transformer'],
@@ -228,7 +244,7 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         )
 
     def sample(state: TrainState, path: pathlib.Path) -> None:
-        params = {**frozen, **state.ema}
+        params = joined(frozen, state.ema, config.lora)
         on_mesh = dataclasses.replace(
             bundle,
             transformer_params=params['transformer'],
@@ -241,8 +257,11 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
 
     def export(state: TrainState, folder: pathlib.Path) -> None:
         complete = full_bundle(state)
+        adapters = to_host(state.ema['lora'], mesh) if config.lora.rank else None
         if jax.process_index() == 0:
             save_model(folder, complete)
+            if adapters is not None:
+                save_adapter(folder.parent / FILE_NAME, adapters, config.lora)
 
     def step_flops(batch: Any) -> float:
         return flops.training_step(
@@ -270,7 +289,8 @@ def train(config: T2IConfig) -> pathlib.Path:
     """Runs the whole training; returns the folder of the exported model."""
     mesh = make_mesh(config.mesh)
     folder = loop.run(config, make_task(config, mesh), mesh)
-    if not config.data.sources and jax.process_index() == 0:
+    demo = not config.data.sources and config.data.picture_size not in BUDGET_OF_EDGE
+    if demo and jax.process_index() == 0:
         from infinity_jax.evaluate import evaluate_demo  # draws with the finished model
 
         evaluate_demo(folder, subset=config.data.subset, out=pathlib.Path(config.run_dir))

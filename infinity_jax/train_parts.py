@@ -4,20 +4,25 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from jax.sharding import Mesh
+
 from infinity_jax import loop
 from infinity_jax.checkpoint import check_start
 from infinity_jax.config import TextConfig, TransformerConfig, UserError
 from infinity_jax.data.buckets import SQUARE
+from infinity_jax.lora import LoraConfig
 from infinity_jax.model_folder import (
     ModelBundle,
     load_model,
     pairing_problems,
     read_description,
 )
+from infinity_jax.part_weights import transformer_shapes
 from infinity_jax.pipeline import DEMO_FOLDER
-from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
+from infinity_jax.scales import BUDGET_OF_EDGE, Grid, ScaleSchedule, released_name
 from infinity_jax.t5_folder import load_encoder
 from infinity_jax.text import TextTokenizer
+from infinity_jax.train_start import check_named, tokenizer_is_folded, with_model_fields
 from infinity_jax.transformer.model import check_schedule
 
 
@@ -40,7 +45,9 @@ class SelfCorrection:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T2IConfig(loop.RunConfig):
-    """Configuration of `configs/t2i.py`."""
+    """Configuration of `configs/t2i.py` and `configs/finetune.py`."""
+
+    filled_in = staticmethod(with_model_fields)  # before the fields are read
 
     transformer: TransformerConfig
     text: TextTraining
@@ -48,6 +55,17 @@ class T2IConfig(loop.RunConfig):
     self_correction: SelfCorrection = SelfCorrection()
     condition_drop: float = 0.1  # share of captions that the learned unconditional text replaces
     reweight_scales: bool = True  # tokens weigh 1/√(h·w) of their scale in the loss
+    lora: LoraConfig = LoraConfig()  # adapters are trained instead of the transformer
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.lora.rank and not self.init_from:
+            raise UserError(
+                f'lora.rank is {self.lora.rank} and config.init_from empty: name the model folder '
+                'whose weights the adapters are added to'
+            )
+        if self.lora.rank and self.text.train:
+            raise UserError('lora trains adapters alone; set text.train to False')
 
 
 def load_parts(config: T2IConfig) -> ModelBundle:
@@ -56,7 +74,14 @@ def load_parts(config: T2IConfig) -> ModelBundle:
     Raises:
       UserError: a folder is missing, or the parts do not fit the configuration.
     """
-    bundle = load_model(config.tokenizer or DEMO_FOLDER, parts=('tokenizer',))
+    check_named(
+        config.data.picture_size,
+        config.transformer,
+        tokenizer=bool(config.tokenizer),
+        text_encoder=bool(config.text.folder) or config.text.encoder is not None,
+    )
+    tokenizer = config.tokenizer or DEMO_FOLDER
+    bundle = load_model(tokenizer, parts=('tokenizer',))
     if bundle.tokenizer_params is None:
         raise UserError(f'{config.tokenizer}: holds no tokenizer; train one or name another folder')
     folder = config.text.folder or DEMO_FOLDER / 'text_encoder'
@@ -67,7 +92,11 @@ def load_parts(config: T2IConfig) -> ModelBundle:
         bundle.text_config = config.text.encoder
     bundle.transformer_config = config.transformer
     bundle.source = {**bundle.source, **_source_of(config.init_from)}
-    bundle.schedule = _run_schedule(config, bundle)
+    if bundle.schedule is not None and released_name(bundle.schedule) is None:
+        code_grids = bundle.schedule.code_grids(tokenizer_is_folded(tokenizer))
+    else:  # the model folder of another stage says what that stage drew, no more
+        code_grids = None
+    bundle.schedule = _run_schedule(config, code_grids)
     check_schedule(config.transformer, bundle.schedule)
     problems = pairing_problems(bundle)
     if config.text.encoder is not None and not config.text.train:
@@ -100,16 +129,16 @@ def _source_of(init_from: str) -> dict[str, Any]:
     return {name: value for name, value in source.items() if name == 'transformer'}
 
 
-def _run_schedule(config: T2IConfig, bundle: ModelBundle) -> ScaleSchedule:
+def _run_schedule(config: T2IConfig, code_grids: tuple[Grid, ...] | None) -> ScaleSchedule:
     """Token grids: from the code grids that the tokenizer was trained with, or as released."""
-    if bundle.schedule is not None:
+    if code_grids is not None:
         fold = 2 if config.transformer.spatial_patchify else 1
-        if any(n % fold for grid in bundle.schedule.grids for n in grid):
+        if any(n % fold for grid in code_grids for n in grid):
             raise UserError(
                 f'transformer.spatial_patchify folds 2x2 codes, but the tokenizer has grids '
-                f'{bundle.schedule.grids}; switch it off or use a tokenizer with even grids'
+                f'{code_grids}; switch it off or use a tokenizer with even grids'
             )
-        return ScaleSchedule.free((h // fold, w // fold) for h, w in bundle.schedule.grids)
+        return ScaleSchedule.free((h // fold, w // fold) for h, w in code_grids)
     if config.data.picture_size not in BUDGET_OF_EDGE:
         raise UserError(
             f'data.picture_size is {config.data.picture_size} and the tokenizer names no schedule '
@@ -150,3 +179,14 @@ def load_start(config: T2IConfig, wanted: Any) -> dict[str, Any]:
         params['text'] = given.text_params
     check_start(config.init_from, wanted, params)
     return params
+
+
+def load_base(config: T2IConfig, mesh: Mesh) -> Any:
+    """The frozen transformer of `config.init_from` under adapters, split over the mesh.
+
+    Raises:
+      UserError: it has other dimensions than the configuration.
+    """
+    given = load_model(config.init_from, parts=('transformer',), mesh=mesh).transformer_params
+    check_start(config.init_from, transformer_shapes(config.transformer), given or {})
+    return given

@@ -26,7 +26,8 @@ LAYERS = (
     ),
     (
         'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics', 'matcher',
-        'pictures', 'data', 'throughput', 'model_folder', 'part_weights', 'run_folder', 'torch_*',
+        'pictures', 'data', 'throughput', 'lora', 'adapter_file',
+        'model_folder', 'part_weights', 'run_folder', 'torch_*',
         'perceptual_files', 'picture_metrics',
     ),
     (
