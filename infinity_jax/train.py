@@ -288,9 +288,12 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
 def train(config: T2IConfig) -> pathlib.Path:
     """Runs the whole training; returns the folder of the exported model."""
     mesh = make_mesh(config.mesh)
+    on_emoji, first = not config.data.sources, jax.process_index() == 0
+    large = config.data.picture_size in BUDGET_OF_EDGE
+    if on_emoji and large and first:
+        print('data.sources is empty: the embedded emoji stand in, see docs/data.md')
     folder = loop.run(config, make_task(config, mesh), mesh)
-    demo = not config.data.sources and config.data.picture_size not in BUDGET_OF_EDGE
-    if demo and jax.process_index() == 0:
+    if on_emoji and not large and first:
         from infinity_jax.evaluate import evaluate_demo  # draws with the finished model
 
         evaluate_demo(folder, subset=config.data.subset, out=pathlib.Path(config.run_dir))
