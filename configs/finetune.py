@@ -19,7 +19,8 @@ average are 44 GB without activations; with adapters 27 GB. A 1024² picture is 
 On two CPU cores, the shipped demo:
 
     python -m infinity_jax.main --config=configs/finetune.py --config.init_from=infinity_jax/demo \\
-        --config.data.picture_size=64 --config.data.ratios="('1.000',)" --config.batch_size=16
+        --config.data.picture_size=64 --config.data.ratios="('1.000',)" --config.batch_size=16 \\
+        --config.accumulate_steps=1 --config.remat=none
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -41,6 +42,9 @@ def get_config(arg: str = 'full') -> ConfigDict:
     config.tokenizer = ''  # '': the one of init_from
     config.steps = 5000
     config.batch_size = 64  # pictures; 5000 · 64 = 320,000 pictures seen
+    config.accumulate_steps = 16  # 64 / 16 = 4 pictures at once: lower it with more devices
+    config.remat = 'full'  # blocks are computed again in the backward pass
+    config.attention = 'auto'
     # Of the transformer only what shall differ from the folder; placeholders: nothing.
     config.transformer = ConfigDict(
         {

@@ -1,4 +1,4 @@
-"""Checkpoints of a run: training state and data position together, through Orbax.
+"""Checkpoints of a run, through Orbax. The state's step is its position in the data, too.
 
 A save is written beside the others under a temporary name and renamed when whole, in the
 background; whatever interrupts it leaves the last good one as it was.
@@ -55,13 +55,12 @@ class Checkpoints:
         latest = self._checkpointer.latest
         return None if latest is None else latest.step
 
-    def save(self, step: int, state: Any, data: Any) -> None:
+    def save(self, step: int, state: Any) -> None:
         """Starts saving; waits first for a save still under way. A step saved before is left.
 
         Args:
           step: steps taken.
           state: pytree of arrays; copied to the host before this returns.
-          data: grain iterator, whose position is read before this returns.
 
         Raises:
           UserError: this or the previous save failed, for instance on a full disk.
@@ -70,9 +69,7 @@ class Checkpoints:
         if step == self.latest_step:
             return
         try:
-            self._response = self._checkpointer.save_checkpointables_async(
-                step, {'state': state, 'data': data}
-            )
+            self._response = self._checkpointer.save_checkpointables_async(step, {'state': state})
         except OSError as error:
             raise self._failure(error) from None
 
@@ -100,13 +97,12 @@ class Checkpoints:
             f'is {good}: free space or mend the folder, then start the same command again'
         )
 
-    def restore(self, step: int, abstract_state: Any, data: Any) -> Any:
-        """Reads a checkpoint onto the devices.
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """Reads a checkpoint onto the devices, whatever mesh it was saved from.
 
         Args:
           step: which one.
           abstract_state: tree of ShapeDtypeStructs with shardings.
-          data: fresh grain iterator, which is moved to the saved position.
 
         Returns:
           the state.
@@ -119,9 +115,7 @@ class Checkpoints:
             if not saved:
                 raise ValueError('its description is empty')
             self._compare_shapes(step, saved, _shapes(abstract_state))
-            return self._checkpointer.load_checkpointables(
-                step, {'state': abstract_state, 'data': data}
-            )['state']
+            return self._checkpointer.load_checkpointables(step, {'state': abstract_state})['state']
         except UserError:
             raise
         except (OSError, ValueError, KeyError) as error:
@@ -213,10 +207,10 @@ def load_weights(run_dir: str | os.PathLike, step: int | None, which: str) -> An
 def starting_state(
     checkpoints: Checkpoints,
     abstract_state: Any,
-    data: Any,
     *,
     from_scratch: Callable[[], Any],
     from_model: Callable[[], Any] | None,
+    init_from: str = '',
     say: Callable[[str], None] = print,
 ) -> Any:
     """The one place that says what wins at the start: resume, then initialise from, then scratch.
@@ -224,19 +218,22 @@ def starting_state(
     Args:
       checkpoints: of this run; if it holds any, the newest is resumed.
       abstract_state: tree of ShapeDtypeStructs with shardings.
-      data: fresh grain iterator; moved to where the resumed run stood.
       from_scratch: makes a new state with random weights.
       from_model: makes a new state with the weights of `config.init_from`; None when unset.
-      say: prints a line.
+      init_from: what `config.init_from` says, for the line.
+      say: prints a line; the first process does.
     """
+    if jax.process_index() != 0:
+        say = lambda _: None
     step = checkpoints.latest_step
     if step is not None:
-        say(f'resuming from {checkpoints.folder / str(step)}')
-        return checkpoints.restore(step, abstract_state, data)
+        instead = f', so not from config.init_from {init_from}' if init_from else ''
+        say(f'resuming from {checkpoints.folder / str(step)}{instead}')
+        return checkpoints.restore(step, abstract_state)
     if from_model is not None:
-        say('starting from the weights of config.init_from')
+        say(f'no checkpoint of this run yet: starting from the weights of {init_from}')
         return from_model()
-    say('starting from random weights')
+    say('no checkpoint of this run yet and no config.init_from: starting from random weights')
     return from_scratch()
 
 

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import NoReturn
 
-from infinity_jax import convert_command, generate_command
+from infinity_jax import compile_command, convert_command, generate_command
 from infinity_jax.config import UserError
 from infinity_jax.data_command import add_data, add_loss, run_loss
 from infinity_jax.sampling_flags import add_sampling_flags, sampling_of
@@ -25,6 +25,9 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     add = lambda name, text: commands.add_parser(name, help=text, description=text)
     _add_generate(add('generate', 'Draw pictures from prompts.'))
+    compiling = add('compile', "Store a model's compiled programs beside it, for quick starts.")
+    compile_command.add_flags(compiling)
+    compiling.set_defaults(run=compile_command.run)
     _add_check(add('check', 'Compare every stage with reference arrays in a folder.'))
     _add_evaluate(add('evaluate', 'Measure how well a model draws.'))
     convert_command.add_arguments(

@@ -1,11 +1,20 @@
 """The persistent compilation cache: the second start of a program skips the compiler."""
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import jax
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 MIN_COMPILE_SECONDS = 0.5
+
+
+def user_cache_folder() -> pathlib.Path:
+    """Where this user keeps what can be made again."""
+    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    return pathlib.Path(base) / 'infinity_jax'
 
 
 def use_compile_cache() -> None:
@@ -18,6 +27,21 @@ def use_compile_cache() -> None:
         return
     if jax.distributed.is_initialized() and jax.default_backend() == 'cpu':
         return
-    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    jax.config.update('jax_compilation_cache_dir', str(pathlib.Path(base) / 'infinity_jax'))
+    jax.config.update('jax_compilation_cache_dir', str(user_cache_folder()))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', MIN_COMPILE_SECONDS)
+
+
+@contextlib.contextmanager
+def without_compile_cache() -> Iterator[None]:
+    """Compiles anew what is to be serialized.
+
+    A program that XLA's CPU backend took from its cache loses functions when it is serialized.
+    """
+    enabled = jax.config.jax_enable_compilation_cache
+    jax.config.update('jax_enable_compilation_cache', False)
+    reset_cache()  # it remembers whether it is used
+    try:
+        yield
+    finally:
+        jax.config.update('jax_enable_compilation_cache', enabled)
+        reset_cache()

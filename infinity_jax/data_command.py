@@ -1,6 +1,7 @@
 """Arguments of `infinity-jax data …` and of `evaluate loss`; the work is done elsewhere."""
 
 import argparse
+import dataclasses
 from typing import Any
 
 from infinity_jax.config import UserError
@@ -16,7 +17,20 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     speed = commands.add_parser('speed', help='how fast pictures are read and cut')
     speed.add_argument('--batches', type=int, default=30, help='batches that are timed')
     speed.set_defaults(run=run_speed)
-    for command in (inspect, speed):
+    store = commands.add_parser(
+        'precompute', help='run the frozen tokenizer and text encoder once, store their features'
+    )
+    store.add_argument('--out', required=True, metavar='DIR', help='a folder for each source in it')
+    store.add_argument(
+        '--split', default='train', choices=('train', 'held_out'), help='whose sources'
+    )
+    store.add_argument('--dtype', default='float32', help='of tokenizer features (float32)')
+    store.add_argument('--text', default='', help='captions with features: all, whole or none')
+    store.add_argument('--text-dtype', default='', help="of text features (the transformer's)")
+    store.add_argument('--shard-records', type=int, default=1024, help='pictures a file (1024)')
+    store.add_argument('--batch-per-device', type=int, default=8, help='pictures a call (8)')
+    store.set_defaults(run=run_precompute)
+    for command in (inspect, speed, store):
         command.add_argument('config', metavar='FILE[:ARG]', help='such as configs/t2i.py:demo')
 
 
@@ -53,6 +67,24 @@ def run_speed(args: argparse.Namespace) -> None:
     from infinity_jax.inspect_data import measure_speed
 
     measure_speed(run_config(args.config), args.batches)
+
+
+def run_precompute(args: argparse.Namespace) -> None:
+    """Stores features; prints how a config names them."""
+    from infinity_jax.exits import one_line_endings
+    from infinity_jax.processes import join_processes
+
+    with one_line_endings():
+        config = run_config(args.config)
+        if config.task != 't2i':
+            raise UserError(f'{args.config} is of task {config.task}; wanted a t2i run')
+        join_processes()
+        from infinity_jax.precompute import Precompute, precompute
+
+        names = [field.name for field in dataclasses.fields(Precompute)]
+        options = Precompute(**{name: getattr(args, name) for name in names})
+        for folder in precompute(config, args.out, options):
+            print(f"{{'kind': 'features', 'path': '{folder}'}}")
 
 
 def run_loss(args: argparse.Namespace) -> None:

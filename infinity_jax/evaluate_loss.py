@@ -15,6 +15,7 @@ from infinity_jax.model_folder import load_model
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule, released_name
 from infinity_jax.sharding import in_mesh, make_mesh, replicated
 from infinity_jax.train import evaluation_step, make_models
+from infinity_jax.train_features import check_features
 from infinity_jax.train_parts import T2IConfig
 
 
@@ -53,6 +54,7 @@ def evaluate_loss(
             f'{config.data.picture_size}; name the config that the model was trained with'
         )
     config = dataclasses.replace(config, transformer=bundle.transformer_config)
+    check_features(config, bundle)
     models = make_models(config, bundle)
     mesh = make_mesh(config.mesh)
     loop.check_batch(config, mesh)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import jax
 
 from infinity_jax.config import UserError
-from infinity_jax.preemption import Preempted
+from infinity_jax.preemption import Preempted, Terminated
 from infinity_jax.supervisor import PEER_DIED, RESUME
 
 CRASHED = 1
@@ -33,6 +33,8 @@ def one_line_endings() -> Iterator[None]:
         sys.exit(PREEMPTED)
     except UserError as error:
         _end(f'error: {error}', REFUSED)
+    except Terminated as stop:
+        _end(str(stop), PREEMPTED)
     except KeyboardInterrupt:
         _end('stopped; the same command goes on from the last checkpoint', INTERRUPTED)
     except Exception as error:

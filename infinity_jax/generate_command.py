@@ -4,36 +4,27 @@ import argparse
 import contextlib
 import pathlib
 import sys
+import time
 import warnings
+from collections.abc import Sequence
 
 from infinity_jax.config import UserError
+from infinity_jax.model_flags import add_model_flags, picture_size_of
 from infinity_jax.sampling_flags import sampling_of
+
+STARTED = time.perf_counter()  # before the imports that take long
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `generate` alone; those of drawing in general are the caller's."""
+    add_model_flags(parser)
     parser.add_argument('prompts', nargs='*', help='what the pictures show')
     parser.add_argument('--prompts-file', metavar='FILE', help='one prompt a line')
     parser.add_argument('--num', type=int, default=1, help='pictures per prompt')
     parser.add_argument('--negative', metavar='TEXT', help='what the pictures should not show')
-    parser.add_argument('--ratio', metavar='R', help='height/width; the nearest of 15, default 1')
-    parser.add_argument('--budget', metavar='M', help='of pixels: 0.06M, 0.25M, 0.60M or 1M')
-    parser.add_argument('--height', type=int, metavar='Y', help='pixels, with --width instead')
-    parser.add_argument(
-        '--width',
-        type=int,
-        metavar='X',
-        help='of both; the nearest ratio is drawn, of as many pixels',
-    )
     parser.add_argument(
         '--out', default='picture.png', help='PNG file; several pictures get a number each'
     )
-    parser.add_argument(
-        '--dtype',
-        choices=['float32', 'bfloat16'],
-        help="of the transformer's and text encoder's products; default: the model's own",
-    )
-    parser.add_argument('--revision', help='of a Hugging Face repository: branch, tag or commit')
     parser.add_argument(
         '--max-batch', type=int, metavar='N', help='pictures at once, at most; default: 16'
     )
@@ -46,11 +37,10 @@ def run(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f'--{name.replace("_", "-")} is {value}; wanted 1 or more')
-    if (args.height is None) != (args.width is None):
-        raise UserError('only one of --height and --width is given; give both')
-    size = None if args.height is None else (args.height, args.width)
+    size = picture_size_of(args)
     pictures = len(prompts) * args.num
     paths = output_paths(args.out, pictures)
+    from infinity_jax.ahead import Request
     from infinity_jax.pictures import check_writable, save_png
     from infinity_jax.pipeline import DEMO_FOLDER, MAX_BATCH, InfinityPipeline
     from infinity_jax.scales import released_name
@@ -66,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
             budget=args.budget,
             size=size,
             max_batch=min(pictures, args.max_batch or MAX_BATCH),
+            request=Request(tuple(prompts), args.num, args.negative, sampling),
         )
         ratio, budget = released_name(pipeline.schedule) or ('', '')
         height, width = pipeline.picture_size
@@ -75,6 +66,7 @@ def run(args: argparse.Namespace) -> None:
         drawn = pipeline(
             prompts, num=args.num, seed=args.seed, negative=args.negative, sampling=sampling
         )
+        print(timing(drawn.batch_seconds, pictures), file=sys.stderr)
     for i, (path, image) in enumerate(zip(paths, drawn.images, strict=True)):
         metadata = {
             'prompt': drawn.prompts[i],
@@ -96,6 +88,17 @@ def run(args: argparse.Namespace) -> None:
         }
         save_png(path, image, metadata)
         print(path)
+
+
+def timing(batch_seconds: Sequence[float], pictures: int) -> str:
+    """One line: how long the first picture took from the start, and each one after that."""
+    first, *later = batch_seconds
+    since_start = time.perf_counter() - STARTED - sum(later)
+    line = f'time: {since_start:.2f} s to the first picture, {first:.2f} s of it drawing'
+    if not later:
+        return line
+    batch = -(-pictures // len(batch_seconds))
+    return f'{line}; then {sum(later) / max(pictures - batch, 1):.3f} s a picture'
 
 
 def read_prompts(args: argparse.Namespace) -> list[str]:

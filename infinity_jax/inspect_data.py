@@ -45,7 +45,7 @@ def inspect_data(config: loop.RunConfig, *, count: int, out: str | os.PathLike) 
     ]
     report['sources'] = [_source(source) for source in stored]
     buckets = make_buckets(
-        data, 'train', smallest=config.batch_size, num_hosts=1, seed=config.seed, stored=stored
+        data, 'train', smallest=config.batch_size, seed=config.seed, stored=stored
     )
     print(f'{"ratio":>8} {"pixels":>12} {"records":>12} {"share":>8}')
     report['buckets'] = [_bucket(bucket) for bucket in buckets]

@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 from infinity_jax.checkpoint import Checkpoints, starting_state
 from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig
-from infinity_jax.data.pipeline import training_batches
+from infinity_jax.data.pipeline import Batches, training_batches
 from infinity_jax.metrics import RunLog, plot_losses
 from infinity_jax.optimizer import OptimizerConfig, TrainState
-from infinity_jax.preemption import StopNotice
+from infinity_jax.preemption import StopNotice, finishing
 from infinity_jax.run_folder import write_description
 from infinity_jax.sharding import MeshConfig, batch_sharding
 from infinity_jax.throughput import Stopwatch, mesh_peak, shown
@@ -35,7 +35,7 @@ class RunConfig:
     data: DataConfig
     optimizer: OptimizerConfig
     seed: int = 0  # of weights, data order and every random draw
-    init_from: str = ''  # model folder whose weights to start from; '': random
+    init_from: str = ''  # model or run folder whose weights to start from; '': random
     mesh: MeshConfig = MeshConfig()
     log_every: int = 10  # steps between lines in metrics.jsonl
     eval_every: int = 200  # steps between held-out evaluations
@@ -47,16 +47,9 @@ class RunConfig:
 
     def __post_init__(self):
         for name in (
-            'steps',
-            'batch_size',
-            'log_every',
-            'eval_every',
-            'eval_batches',
-            'sample_every',
-            'checkpoint_every',
-            'keep_checkpoints',
-            'max_bad_steps',
-        ):
+            'steps', 'batch_size', 'log_every', 'eval_every', 'eval_batches', 'sample_every',
+            'checkpoint_every', 'keep_checkpoints', 'max_bad_steps',
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UserError(f'config field {name} is {getattr(self, name)}; wanted 1 or more')
 
@@ -69,7 +62,7 @@ class Task:
       init: key -> TrainState, jitted onto the mesh.
       abstract_state: tree of ShapeDtypeStructs with shardings.
       from_model: makes a TrainState from `config.init_from`, or None.
-      batches: grain iterator over this process's host batches.
+      batches: this process's host batches; a step reads one.
       train_step: (state, batch) -> (state, metrics); jitted, state donated.
       step_flops: batch -> model FLOP of the step that it makes, by `infinity_jax.flops`.
       evaluate: state -> held-out metrics.
@@ -80,7 +73,7 @@ class Task:
     init: Callable[[jax.Array], TrainState]
     abstract_state: Any
     from_model: Callable[[], TrainState] | None
-    batches: Any
+    batches: Batches
     train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
     step_flops: Callable[[Any], float]
     evaluate: Callable[[TrainState], dict[str, Any]]
@@ -94,8 +87,8 @@ def located_data(config: RunConfig) -> DataConfig:
     return dataclasses.replace(config.data, index_dir=folder)
 
 
-def make_batches(config: RunConfig, split: str, **text: Any) -> Any:
-    """Grain iterator over the batches of a split ('train' or 'held_out').
+def make_batches(config: RunConfig, split: str, **text: Any) -> Batches:
+    """The batches of a split ('train' or 'held_out').
 
     Args:
       text: `text_tokenizer` and `text_length`, for tasks that read captions.
@@ -187,10 +180,11 @@ def run(config: RunConfig, task: Task, mesh: Mesh) -> pathlib.Path:
     state = starting_state(
         checkpoints,
         task.abstract_state,
-        task.batches,
         from_scratch=lambda: task.init(init_key(config.seed)),
         from_model=task.from_model,
+        init_from=config.init_from,
     )
+    task.batches.move_to(int(state.step))
     # After the decision: a refused resume must leave the description of the run that is there.
     write_description(config, run_dir)
     log = RunLog(run_dir, int(state.step), config.steps)
@@ -208,7 +202,8 @@ def run(config: RunConfig, task: Task, mesh: Mesh) -> pathlib.Path:
         log.close()
         checkpoints.close()
     folder = run_dir / 'model'
-    task.export(state, folder)
+    with finishing():
+        task.export(state, folder)
     return folder
 
 
@@ -236,26 +231,44 @@ def _train(
         if late is not None:
             _report(config, log, watch, *late)
         late = (step, metrics, task.step_flops(batch))
-        last = step == config.steps
-        stop = notice.stops_after(step)
-        pause = last or stop or any(step % every == 0 for every in pauses)
-        if not pause:
+        last, stop = step == config.steps, notice.stops()
+        if not (last or stop or any(step % every == 0 for every in pauses)):
             continue
         _report(config, log, watch, *late)
         late = None
-        if stop:  # in time, so without what else is due
-            checkpoints.save(step, state, task.batches)
+        # First of all that is due, so that nothing is lost if the run ends meanwhile.
+        if last or stop or step % config.checkpoint_every == 0:
+            checkpoints.save(step, state)
+        if stop:
             checkpoints.wait()
             raise notice.stopped(step)
-        with log.pause():
-            if last or step % config.eval_every == 0:
-                _evaluate(config, task, state, step, log)
-            if last or step % config.sample_every == 0:
-                task.sample(state, _sample_path(config, step))
-            if last or step % config.checkpoint_every == 0:
-                checkpoints.save(step, state, task.batches)
+        if not last:
+            with log.pause():
+                _look(config, task, state, step, log, checkpoints, notice)
         watch.restart()
+    # Also if all steps were taken before: the run may have been stopped while it looked.
+    with log.pause():
+        _look(config, task, state, int(state.step), log, checkpoints, notice)
     return state
+
+
+def _look(
+    config: RunConfig,
+    task: Task,
+    state: TrainState,
+    step: int,
+    log: RunLog,
+    checkpoints: Checkpoints,
+    notice: StopNotice,
+) -> None:
+    """Evaluates and draws, if due after `step`; raises `Preempted` if SIGTERM came meanwhile."""
+    for every, look in ((config.eval_every, _evaluate), (config.sample_every, _draw)):
+        if step >= config.steps or step % every == 0:
+            look(config, task, state, step, log)
+            if notice.stops():
+                checkpoints.save(step, state)
+                checkpoints.wait()
+                raise notice.stopped(step)
 
 
 def _report(
@@ -275,12 +288,12 @@ def _report(
             f'(max_bad_steps {config.max_bad_steps}); lower config.optimizer.learning_rate, look '
             'at the data, and start again: the last checkpoint is resumed'
         )
-    if step % config.log_every == 0 or bad or step == config.steps:
-        values = jax.device_get(metrics)
-        rates = watch.read()
+    loss = float(metrics['loss'])
+    spike = log.spike(step, loss)
+    if step % config.log_every == 0 or bad or spike or step == config.steps:
+        values, rates = {**jax.device_get(metrics), **spike}, watch.read()
         log.write(step, 'train', {**values, **rates})
-        figures = {'loss': float(values['loss']), 'lr': float(values['learning_rate'])}
-        log.progress(step, **figures, **shown(rates))
+        log.progress(step, loss=loss, lr=float(values['learning_rate']), **shown(rates))
     else:
         log.progress(step)
 
@@ -294,7 +307,7 @@ def _evaluate(config: RunConfig, task: Task, state: TrainState, step: int, log: 
         plot_losses(config.run_dir)
 
 
-def _sample_path(config: RunConfig, step: int) -> pathlib.Path:
+def _draw(config: RunConfig, task: Task, state: TrainState, step: int, _: RunLog) -> None:
     folder = pathlib.Path(config.run_dir) / 'samples'
     folder.mkdir(exist_ok=True)
-    return folder / f'step_{step:07}.png'
+    task.sample(state, folder / f'step_{step:07}.png')

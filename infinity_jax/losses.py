@@ -10,15 +10,24 @@ from infinity_jax.scales import ScaleSchedule
 
 
 class BitMetrics(NamedTuple):
-    """Per scale, means over pictures, tokens and bits: each of shape (K,).
+    """Per scale, means over pictures and tokens, so that means of parts are those of a batch.
 
-    `majority_rate` is the accuracy of always guessing each bit's more frequent value in this
-    batch: where accuracy does not exceed it, the scale has told the model nothing.
+    Attributes:
+      loss, accuracy: (K,), means over bits too.
+      ones: (K, d), how often each bit is 1.
     """
 
     loss: jax.Array
     accuracy: jax.Array
-    majority_rate: jax.Array
+    ones: jax.Array
+
+    @property
+    def majority_rate(self) -> jax.Array:
+        """(K,) the accuracy of always guessing each bit's more frequent value in this batch.
+
+        Where accuracy does not exceed it, the scale has told the model nothing.
+        """
+        return jnp.maximum(self.ones, 1 - self.ones).mean(-1)
 
 
 def token_weights(schedule: ScaleSchedule, reweight: bool) -> np.ndarray:
@@ -59,6 +68,5 @@ def bit_loss(
     per_scale = []
     for start, end in schedule.spans:
         ones = targets_BLd[:, start:end].astype(jnp.float32).mean((0, 1))
-        majority = jnp.maximum(ones, 1 - ones).mean()
-        per_scale.append((losses_BL[:, start:end].mean(), right_BL[:, start:end].mean(), majority))
+        per_scale.append((losses_BL[:, start:end].mean(), right_BL[:, start:end].mean(), ones))
     return loss, BitMetrics(*(jnp.stack(column) for column in zip(*per_scale, strict=True)))

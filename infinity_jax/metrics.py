@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from infinity_jax.loss_level import LossLevel
+
 FILE_NAME = 'metrics.jsonl'
 
 
@@ -22,21 +24,24 @@ class RunLog:
     Args:
       folder: the run folder.
       start_step: step that the run goes on from. Lines beyond it, left by a run that was killed
-        after its last checkpoint, are dropped so that every step appears once.
-      num_steps: length of the run, for the progress bar.
+        after its last checkpoint, are dropped so that every step appears once. So are the last
+        evaluation of a finished run and the first of one that starts over, which are made again.
+      num_steps: length of the run.
     """
 
     def __init__(self, folder: str | os.PathLike, start_step: int, num_steps: int):
         self.path = pathlib.Path(folder) / FILE_NAME
         self._active = jax.process_index() == 0
         self._bar = None
+        self._level = LossLevel()
         if not self._active:
             return
         # Imported here: reading metrics needs neither.
         import tensorboardX
         import tqdm
 
-        _drop_lines_after(self.path, start_step)
+        again = start_step in (0, num_steps) or start_step > num_steps
+        _drop_lines(self.path, start_step, start_step - again)
         self._file = self.path.open('a', encoding='utf-8')
         self._board = tensorboardX.SummaryWriter(
             str(self.path.parent / 'tensorboard'), purge_step=start_step + 1
@@ -68,6 +73,18 @@ class RunLog:
                     self._board.add_scalar(f'{split}/{name}/{k:02}', entry, step)
             else:
                 self._board.add_scalar(f'{split}/{name}', value, step)
+
+    def spike(self, step: int, loss: float) -> dict[str, float]:
+        """Told the loss of every step, says when one is far above its recent level.
+
+        Returns:
+          that level as `loss_level`, a metric that only such a step has; else nothing.
+        """
+        level = self._level.below(loss)
+        if level is None:
+            return {}
+        self.say(f'step {step}: loss {loss:.4g} is far above its recent level of {level:.4g}')
+        return {'loss_level': level}
 
     def progress(self, step: int, **shown: float) -> None:
         """Moves the bar to `step` and shows a few numbers beside rate and time left."""
@@ -146,14 +163,15 @@ def _series(records: list[dict[str, Any]], name: str) -> tuple[list[int], list[A
     return [s for s, _ in pairs], [v for _, v in pairs]
 
 
-def _drop_lines_after(path: pathlib.Path, step: int) -> None:
-    """Keeps the lines up to `step`, atomically; a line cut short by a kill is dropped as well."""
+def _drop_lines(path: pathlib.Path, step: int, heldout_step: int) -> None:
+    """Keeps the lines up to `step`, or `heldout_step`; also drops a line cut short by a kill."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text(encoding='utf-8').splitlines():
         try:
-            if json.loads(line)['step'] <= step and step:  # a run from step 0 starts anew
+            record = json.loads(line)
+            if record['step'] <= (heldout_step if record['split'] == 'heldout' else step):
                 kept.append(line + '\n')
         except (json.JSONDecodeError, KeyError):
             continue

@@ -4,6 +4,7 @@ Names are our parameter paths joined by dots, layers stacked. Above 5 GB a part 
 with an index. Nothing here holds more than one tensor besides what it returns.
 """
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ Params = dict[str, Any]
 PartConfig = TransformerConfig | TokenizerConfig
 
 
+@functools.cache  # a trace costs as much as reading a small model
 def transformer_shapes(config: TransformerConfig, boxed: bool = False) -> Params:
     """The transformer's parameter tree as `ShapeDtypeStruct`s; boxed ones know their axes."""
     schedule = ScaleSchedule.free(((1, 1), (1, 1)))
@@ -41,6 +43,7 @@ def transformer_shapes(config: TransformerConfig, boxed: bool = False) -> Params
     return shapes if boxed else nn.unbox(shapes)
 
 
+@functools.cache
 def tokenizer_shapes(config: TokenizerConfig, boxed: bool = False) -> Params:
     """The tokenizer's parameter tree as `ShapeDtypeStruct`s; boxed ones know their axes."""
     pixels = jax.ShapeDtypeStruct((1, config.stride, config.stride, 3), jnp.float32)

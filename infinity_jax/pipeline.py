@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from jax.sharding import Mesh
 from PIL import Image
 from tqdm import tqdm
 
+from infinity_jax.ahead import Request, calls_for, drawing_static, is_guided
 from infinity_jax.config import UserError
 from infinity_jax.generate import controls, draw_pictures
 from infinity_jax.hub import local_folder
@@ -18,10 +20,12 @@ from infinity_jax.memory_estimate import plan_memory
 from infinity_jax.model_folder import ModelBundle, load_model
 from infinity_jax.picture_size import choose_schedule, token_stride
 from infinity_jax.placement import place, read_configs, share_batch
+from infinity_jax.programs import Programs, call_jitted
 from infinity_jax.prompt_encoder import PromptEncoder
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, in_mesh, make_mesh, to_host
+from infinity_jax.text import TextTokenizer
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
 
@@ -38,11 +42,13 @@ class Pictures:
       pixels: uint8 (pictures, Y, X, 3).
       prompts: the prompt of each picture.
       seeds: (seed, index) of each: together with the settings they draw the same picture again.
+      batch_seconds: what each program call took, text included, and compiling where it was needed.
     """
 
     pixels: np.ndarray
     prompts: tuple[str, ...]
     seeds: tuple[tuple[int, int], ...]
+    batch_seconds: tuple[float, ...]
 
     @property
     def images(self) -> list[Image.Image]:
@@ -66,6 +72,7 @@ class InfinityPipeline:
         rewrite_prompt: Callable[[str], str] | None = None,
         max_batch: int = MAX_BATCH,
         offload_text: bool = False,
+        programs: Programs | None = None,
     ):
         """Takes the parts of a model.
 
@@ -76,6 +83,7 @@ class InfinityPipeline:
           rewrite_prompt: applied to every prompt before it is tokenized.
           max_batch: pictures per program call.
           offload_text: keep the text encoder on the host between calls, see `PromptEncoder`.
+          programs: where compiled ones are kept; None: nowhere.
         """
         check_complete(
             bundle, ('transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer')
@@ -87,7 +95,8 @@ class InfinityPipeline:
         self._max_batch = max_batch
         self._model = Transformer(config)
         self._autoencoder = Autoencoder(bundle.tokenizer_config)
-        self._prompt_encoder = PromptEncoder(bundle, mesh, offload_text)
+        self._programs = programs or Programs()
+        self._prompt_encoder = PromptEncoder(bundle, mesh, offload_text, self._programs)
         self._transformer = place(bundle.transformer_params, config.dtype, config, mesh)
         self._tokenizer = place(bundle.tokenizer_params, 'float32', bundle.tokenizer_config, mesh)
 
@@ -104,6 +113,7 @@ class InfinityPipeline:
         budget: str | None = None,
         size: tuple[int, int] | None = None,
         max_batch: int = MAX_BATCH,
+        request: Request | None = None,
         **options: Any,
     ) -> 'InfinityPipeline':
         """Loads a model folder; without one, the demo that ships with the package.
@@ -118,6 +128,8 @@ class InfinityPipeline:
           mesh: the devices that share the work; None: the default device.
           ratio, budget, size: what to draw unless a call says otherwise, see `choose_schedule`.
           max_batch: pictures per program call, at most.
+          request: what will be drawn first: its programs are loaded, or compiled, while the weights
+            are read.
           options: of the constructor.
 
         Raises:
@@ -136,6 +148,11 @@ class InfinityPipeline:
         devices = None if mesh is None else make_mesh(mesh)
         plan = plan_memory(bundle, max_batch, devices)
         where = {} if devices is None else {'mesh': devices}
+        tokenizer = TextTokenizer.from_folder(folder / 'text_encoder')
+        programs = Programs(folder if devices is None else None)
+        if request is not None and devices is None:
+            for call in calls_for(request, bundle, bundle.schedule, plan.batch, tokenizer):
+                programs.prepare(*call)
 
         def load(part: str) -> ModelBundle:
             return load_model(folder, dtype=None, parts=(part,), **where)
@@ -147,9 +164,9 @@ class InfinityPipeline:
         bundle.tokenizer_params = place(
             load('tokenizer').tokenizer_params, 'float32', configs[1], devices
         )
-        text = load('text_encoder')
-        bundle.text_params, bundle.text_tokenizer = text.text_params, text.text_tokenizer
-        options = {'offload_text': plan.offload_text, **options}
+        bundle.text_params = load('text_encoder').text_params
+        bundle.text_tokenizer = tokenizer
+        options = {'offload_text': plan.offload_text, 'programs': programs, **options}
         return cls(bundle, mesh=devices, max_batch=plan.batch, **options)
 
     @property
@@ -194,9 +211,14 @@ class InfinityPipeline:
             prompts, seed=seed, negative=negative, sampling=sampling, schedule=schedule
         )
         count = -(-len(prompts) // self._batch_size(len(prompts)))
-        shown = tqdm(batches, 'drawing', count, unit='batch', disable=count == 1)
+        ready, drawn = [time.perf_counter()], []
+        for pixels in tqdm(batches, 'drawing', count, unit='batch', disable=count == 1):
+            drawn.append(pixels)
+            ready.append(time.perf_counter())
         seeds = tuple((seed, i) for i in range(len(prompts)))
-        return Pictures(np.concatenate(list(shown)), tuple(prompts), seeds)
+        return Pictures(
+            np.concatenate(drawn), tuple(prompts), seeds, tuple(np.diff(ready).tolist())
+        )
 
     def stream(
         self,
@@ -211,8 +233,8 @@ class InfinityPipeline:
         if not 0 <= seed < SEEDS:
             raise UserError(f'seed is {seed}; wanted a whole number from 0 to {SEEDS - 1}')
         schedule = schedule or self.schedule
-        traced = controls(sampling, schedule)
-        guided = any(g != 1 for g in sampling.guidance)
+        numbers = controls(sampling, schedule)
+        guided = is_guided(sampling)
         rewritten = {prompt: self._rewrite(prompt) for prompt in dict.fromkeys(prompts)}
         unwanted = self._rewrite(negative) if guided and negative is not None else None
         read = list(rewritten.values()) + ([] if unwanted is None else [unwanted])
@@ -225,25 +247,20 @@ class InfinityPipeline:
             [rewritten[prompts[min(i, last)]] for i in range(start, start + size)]
             for start in starts
         ]
-        draw = draw_pictures if self._mesh is None else in_mesh(self._mesh, draw_pictures)
+        draw = self._programs.call if self._mesh is None else in_mesh(self._mesh, call_jitted)
+        static = drawing_static(self._model, self._autoencoder, schedule, sampling)
         texts = self._prompt_encoder(batches, unwanted)
         for start, (text, negative_text) in zip(starts, texts, strict=True):
             indices_B = share_batch(np.arange(start, start + size), self._mesh)
-            pixels = draw(
-                self._model,
-                self._autoencoder,
-                {'params': self._transformer},
-                {'params': self._tokenizer},
-                picture_keys(np.uint32(seed), indices_B),
-                text,
-                traced,
-                schedule,
-                negative_text,
-                guided=guided,
-                guidance_layer=sampling.guidance_layer,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-            )
+            arrays = {
+                'variables': {'params': self._transformer},
+                'autoencoder_variables': {'params': self._tokenizer},
+                'keys_B': picture_keys(np.uint32(seed), indices_B),
+                'text': text,
+                'controls': numbers,
+                'negative': negative_text,
+            }
+            pixels = draw(draw_pictures, static, arrays)
             pixels = np.asarray(pixels if self._mesh is None else to_host(pixels, self._mesh))
             yield pixels[: len(prompts) - start]
 

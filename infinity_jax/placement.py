@@ -1,5 +1,6 @@
 """A model's weights, from its folder to the devices that draw."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,17 @@ def place(params: Params, product_dtype: Any, config: Config, mesh: Mesh | None 
     return unflatten_dict({path: put(path, flat.pop(path)) for path in tuple(flat)})
 
 
+def placed_shapes(config: Config, product_dtype: Any) -> Params:
+    """Shapes and dtypes of a part's parameters once `place` has put them on a device."""
+    flat = flatten_dict(_shapes_of(config)(config)).items()
+    return unflatten_dict(
+        {
+            path: jax.ShapeDtypeStruct(leaf.shape, device_dtype(path, product_dtype))
+            for path, leaf in flat
+        }
+    )
+
+
 def hold(params: Params, product_dtype: Any) -> Params:
     """Parameters as `place` would have them on a device, but as numpy arrays on the host."""
     flat = flatten_dict(params).items()
@@ -103,5 +115,8 @@ def share_batch(rows: Any, mesh: Mesh | None) -> jax.Array:
 
 def _shardings(config: Config, mesh: Mesh) -> Params:
     """Where each parameter of a part lies, from its logical axes."""
-    shapes = encoder_shapes if isinstance(config, TextConfig) else part_shapes
-    return shardings_of(shapes(config, boxed=True), mesh)
+    return shardings_of(_shapes_of(config)(config, boxed=True), mesh)
+
+
+def _shapes_of(config: Config) -> Callable[..., Params]:
+    return encoder_shapes if isinstance(config, TextConfig) else part_shapes

@@ -12,9 +12,10 @@ from jax.sharding import Mesh
 from infinity_jax.generate import Text
 from infinity_jax.model_folder import ModelBundle
 from infinity_jax.placement import hold, place, share_batch
+from infinity_jax.programs import Programs, call_jitted
 from infinity_jax.sharding import in_mesh
 from infinity_jax.t5 import T5Encoder
-from infinity_jax.text import padded_length
+from infinity_jax.text import common_length
 
 Pair = tuple[Text, Text | None]  # prompts and what replaces the unconditional text, equally long
 
@@ -28,7 +29,13 @@ def encode(encoder: T5Encoder, params: Any, ids_BT: jax.Array, lengths_B: jax.Ar
 class PromptEncoder:
     """The text encoder of a pipeline, compiled once per batch size and padded length."""
 
-    def __init__(self, bundle: ModelBundle, mesh: Mesh | None = None, offload: bool = False):
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        mesh: Mesh | None = None,
+        offload: bool = False,
+        programs: Programs | None = None,
+    ):
         """Takes the text parts of a model.
 
         Args:
@@ -36,10 +43,12 @@ class PromptEncoder:
           mesh: the devices that share the work; None: the default device.
           offload: keep the weights on the host. Each call puts them on the device, encodes all its
             prompts and frees the room again.
+          programs: where compiled ones are kept; None: nowhere.
         """
         config = bundle.transformer_config
         self._limit = config.text_length
         self._mesh = mesh
+        self._programs = programs or Programs()
         self._tokenizer = bundle.text_tokenizer
         # In the transformer's dtype as in training, so that samples there and here agree.
         self._encoder = T5Encoder(bundle.text_config, jnp.dtype(config.dtype))
@@ -77,13 +86,13 @@ class PromptEncoder:
 
     def _encode(self, params: Any, prompts: Sequence[str], negative: str | None) -> Pair:
         unwanted = [] if negative is None else [negative]
-        longest = max(self._tokenizer.token_counts([*prompts, *unwanted]))
-        length = padded_length(longest, self._limit)
-        run = encode if self._mesh is None else in_mesh(self._mesh, encode)
+        length = common_length(self._tokenizer, [*prompts, *unwanted], self._limit)
+        run = self._programs.call if self._mesh is None else in_mesh(self._mesh, call_jitted)
 
         def features(texts: Sequence[str]) -> Text:
             rows = self._tokenizer(list(texts), self._limit, length)
             ids_BT, lengths_B = (share_batch(each, self._mesh) for each in rows)
-            return Text(run(self._encoder, params, ids_BT, lengths_B), lengths_B)
+            traced = {'params': params, 'ids_BT': ids_BT, 'lengths_B': lengths_B}
+            return Text(run(encode, {'encoder': self._encoder}, traced), lengths_B)
 
         return features(prompts), features(unwanted * len(prompts)) if unwanted else None

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from infinity_jax.scales import ScaleSchedule
+from infinity_jax.scales import Grid, ScaleSchedule
 from infinity_jax.tokenizer.patchify import fold
 from infinity_jax.tokenizer.quantizer import (
     accumulate,
@@ -60,32 +60,46 @@ def correct(
     return jnp.concatenate(inputs, axis=1), jnp.concatenate(targets, axis=1)
 
 
-def corrupt(
+def draw_flips(
     key: jax.Array,
-    features_Bhwd: jax.Array,
+    batch: int,
+    bits: int,
     schedule: ScaleSchedule,
     *,
     max_strength: float = 0.3,
     per_picture: bool = False,
     patchify: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-    """Self-correction inputs and targets with random flips.
+) -> tuple[jax.Array, ...]:
+    """Which bits flip: bool (B, h, w, d) for every scale but the last, whose reach no input.
 
     At each scale a strength is drawn uniformly from {0, 0.01, …, `max_strength`}, once for the
-    whole batch as released or once per picture, and every bit flips with that probability. The
-    last scale's flips would reach no input and are not drawn. `max_strength` 0 is teacher forcing.
+    whole batch as released or once per picture, and every bit flips with that probability.
 
-    Returns:
-      inputs_BLd and targets_BLd of `correct`.
+    Args:
+      bits: d of the tokenizer.
     """
     steps = round(max_strength / STRENGTH_STEP)
 
-    def flip(scale: int, bits_Bhwd: jax.Array) -> jax.Array:
-        if steps == 0 or scale == len(schedule) - 1:
-            return bits_Bhwd
+    def of_scale(scale: int, grid: Grid) -> jax.Array:
         strength_key, bit_key = jax.random.split(jax.random.fold_in(key, scale))
-        draws = (bits_Bhwd.shape[0] if per_picture else 1, 1, 1, 1)
+        draws = (batch if per_picture else 1, 1, 1, 1)
         strength = jax.random.randint(strength_key, draws, 0, steps + 1) * STRENGTH_STEP
-        return bits_Bhwd ^ (jax.random.uniform(bit_key, bits_Bhwd.shape) < strength)
+        return jax.random.uniform(bit_key, (batch, *grid, bits)) < strength
+
+    grids = schedule.code_grids(patchify)[:-1]
+    return tuple(of_scale(scale, grid) for scale, grid in enumerate(grids))
+
+
+def corrupt(
+    features_Bhwd: jax.Array,
+    schedule: ScaleSchedule,
+    flips: tuple[jax.Array, ...],
+    *,
+    patchify: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Self-correction inputs and targets: `correct` with the bits of `draw_flips` flipped."""
+
+    def flip(scale: int, bits_Bhwd: jax.Array) -> jax.Array:
+        return bits_Bhwd ^ flips[scale] if scale < len(flips) else bits_Bhwd
 
     return correct(features_Bhwd, schedule, flip, patchify=patchify)

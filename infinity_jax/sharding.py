@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from infinity_jax.config import UserError
@@ -31,6 +31,7 @@ RULES: tuple[tuple[str, Any], ...] = (
     ('batch', ('data', 'fsdp')),
     ('length', 'sequence'),
     ('embed', 'fsdp'),  # the width on a parameter's input side
+    ('vector', 'fsdp'),  # biases, norms and modulation, one value a channel
     ('heads', 'tensor'),
     ('mlp', 'tensor'),
     ('vocab', 'tensor'),
@@ -45,8 +46,12 @@ RULES: tuple[tuple[str, Any], ...] = (
 def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
     """A mesh with the axes data, fsdp, tensor and sequence over all (or the given) devices.
 
+    Where devices form several slices with slow links between them, these lie along the data axis:
+    parameters are split inside a slice and copied across slices.
+
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: the axes do not multiply to the number of devices, or a copy of the parameters
+        would span TPU slices.
     """
     devices = np.asarray(jax.devices() if devices is None else devices).ravel()
     sizes = dataclasses.asdict(config)
@@ -60,23 +65,37 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
         )
     for name in free:
         sizes[name] = devices.size // fixed
-    return jax.make_mesh(
-        tuple(sizes.values()),
-        tuple(sizes),
-        axis_types=(AxisType.Auto,) * len(sizes),
-        devices=devices,
-    )
+    return Mesh(device_grid(sizes, devices), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def device_grid(sizes: dict[str, int], devices: np.ndarray) -> np.ndarray:
+    """Devices as an array with these axes, neighbours close together; slices along 'data'."""
+    shape = tuple(sizes.values())
+    slices = len({getattr(device, 'slice_index', 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices)
+    if sizes['data'] % slices == 0:
+        across = tuple(slices if name == 'data' else 1 for name in sizes)
+        inside = tuple(n // m for n, m in zip(shape, across, strict=True))
+        return mesh_utils.create_hybrid_device_mesh(inside, across, devices)
+    if devices[0].platform == 'tpu':
+        raise UserError(
+            f'mesh.data is {sizes["data"]} on {slices} TPU slices; make it a multiple of {slices}, '
+            'so that fsdp, tensor and sequence stay inside a slice'
+        )
+    return devices.reshape(shape)
 
 
 def shardings_of(boxed_shapes: Any, mesh: Mesh) -> Any:
     """Shardings of a tree of (possibly boxed) shapes, from their logical axes.
 
-    An axis whose size the mesh axis does not divide is left whole.
+    A mesh axis that does not divide its dimension splits the last one instead that it divides; if
+    there is none, the array is whole along that mesh axis.
     """
     specs = nn.logical_to_mesh(nn.get_partition_spec(boxed_shapes), RULES)
 
     def place(shape, spec):
-        return NamedSharding(mesh, _whole_shards(shape.shape, spec, mesh))
+        return NamedSharding(mesh, _moved_shards(shape.shape, spec, mesh))
 
     return jax.tree.map(place, nn.unbox(boxed_shapes), specs)
 
@@ -130,8 +149,12 @@ def in_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def to_host(tree: Any, mesh: Mesh) -> Any:
-    """Numpy copies of arrays that may be split over the devices of several processes."""
-    return jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree))
+    """Numpy copies of arrays that may be split over the devices of several processes.
+
+    One leaf at a time is whole on the devices: a whole model might not fit there.
+    """
+    gather = jax.jit(lambda x: x, out_shardings=replicated(mesh))
+    return jax.tree.map(lambda leaf: jax.device_get(gather(leaf)), tree)
 
 
 def from_first_process(texts: list[str]) -> list[str]:
@@ -145,23 +168,68 @@ def from_first_process(texts: list[str]) -> list[str]:
     return json.loads(np.asarray(data, np.uint8).tobytes())
 
 
+def activation_spec(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:
+    """Where an activation lies on the current mesh, by its logical axes; of no mesh: nowhere.
+
+    An axis whose size the mesh axis does not divide is not split.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return PartitionSpec(*(None for _ in shape))
+    return _whole_shards(shape, nn.logical_to_mesh_axes(axes, RULES), mesh)
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Places an activation by its logical axes; a no-op without a mesh.
 
     An axis whose size the mesh axis does not divide is left to the compiler.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    if jax.sharding.get_abstract_mesh().empty:
         return x
-    spec = nn.logical_to_mesh_axes(axes, RULES)
-    fitting = _whole_shards(x.shape, spec, mesh)
-    return jax.lax.with_sharding_constraint(x, fitting)
+    return jax.lax.with_sharding_constraint(x, activation_spec(x.shape, axes))
 
 
-def _whole_shards(shape: tuple[int, ...], spec: PartitionSpec, mesh) -> PartitionSpec:
+def axis_size(name: str) -> int:
+    """Devices along an axis of the current mesh; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape[name]
+
+
+def target_platform() -> str:
+    """'cpu', 'gpu' or 'tpu': what the program that is being traced will run on.
+
+    The current mesh tells, so that a host without a TPU can compile for one; without a mesh it is
+    the default device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        return mesh.abstract_device.platform
+    device = jax.config.jax_default_device
+    return device.platform if isinstance(device, jax.Device) else jax.default_backend()
+
+
+def _parts(axis: Any, mesh: Any) -> int:
+    """Into how many parts a PartitionSpec's entry cuts a dimension."""
+    names = (axis,) if isinstance(axis, str) else (axis or ())
+    return math.prod(mesh.shape[name] for name in names)
+
+
+def _whole_shards(shape: tuple[int, ...], spec: PartitionSpec, mesh: Any) -> PartitionSpec:
     """`spec` without the mesh axes that do not divide their dimension."""
-    axes = []
-    for size, axis in zip(shape, tuple(spec) + (None,) * (len(shape) - len(spec)), strict=True):
-        names = (axis,) if isinstance(axis, str) else (axis or ())
-        axes.append(axis if size % math.prod(mesh.shape[n] for n in names) == 0 else None)
+    axes = tuple(spec) + (None,) * (len(shape) - len(spec))
+    return PartitionSpec(
+        *(x if n % _parts(x, mesh) == 0 else None for n, x in zip(shape, axes, strict=True))
+    )
+
+
+def _moved_shards(shape: tuple[int, ...], spec: PartitionSpec, mesh: Any) -> PartitionSpec:
+    """`spec` with the mesh axes that do not divide their dimension on the last one that they do."""
+    axes = list(_whole_shards(shape, spec, mesh))
+    for wanted, kept in zip(spec, tuple(axes), strict=False):
+        if wanted == kept:
+            continue
+        for i in reversed(range(len(shape))):
+            if _parts(axes[i], mesh) == 1 and shape[i] % _parts(wanted, mesh) == 0:
+                axes[i] = wanted
+                break
     return PartitionSpec(*axes)

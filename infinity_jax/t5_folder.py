@@ -1,6 +1,7 @@
 """T5 encoders as ordinary Hugging Face folders: read, placed, written and copied."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ LAYER_NAMES = {
 }
 
 
+@functools.cache
 def encoder_shapes(config: TextConfig, boxed: bool = False) -> Params:
     """The encoder's parameter tree as `ShapeDtypeStruct`s; boxed ones know their axes."""
     ids = jax.ShapeDtypeStruct((1, 1), np.int32)

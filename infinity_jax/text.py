@@ -30,6 +30,11 @@ def padded_length(longest: int, limit: int) -> int:
     return next((n for n in PADDED_LENGTHS if longest <= n < limit), limit)
 
 
+def common_length(tokenizer: 'TextTokenizer', texts: list[str], limit: int) -> int:
+    """`padded_length` of texts that make one batch."""
+    return padded_length(max(tokenizer.token_counts(texts)), limit)
+
+
 class TextTokenizer:
     """Cuts prompts into the ids of a Hugging Face tokenizer, always ending in the end token."""
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from infinity_jax import flops, loop
+from infinity_jax.accumulate import check_parts, mean_gradients
 from infinity_jax.adapter_file import FILE_NAME, save_adapter
 from infinity_jax.lora import init_adapters, joined
 from infinity_jax.losses import bit_loss
@@ -26,9 +27,10 @@ from infinity_jax.optimizer import (
 from infinity_jax.part_weights import transformer_shapes
 from infinity_jax.pictures import from_uint8, save_png
 from infinity_jax.pipeline import InfinityPipeline
+from infinity_jax.preemption import finishing
 from infinity_jax.run_folder import recipe
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
-from infinity_jax.self_correction import corrupt
+from infinity_jax.self_correction import corrupt, draw_flips
 from infinity_jax.sharding import (
     from_first_process,
     in_mesh,
@@ -40,13 +42,16 @@ from infinity_jax.sharding import (
 )
 from infinity_jax.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.train_features import check_features
 from infinity_jax.train_parts import (
     T2IConfig,
     bucket_schedules,
-    load_base,
     load_parts,
     load_start,
+    place_frozen,
+    read_text,
 )
+from infinity_jax.transformer.drop_path import draw_kept
 from infinity_jax.transformer.model import Transformer, init_transformer
 
 SAMPLE_CAPTIONS = 16  # half from training pairs, half from held-out ones
@@ -66,7 +71,12 @@ class Models:
         stride = self.autoencoder.config.stride
         stride *= 2 if self.transformer.config.spatial_patchify else 1
         sizes = [schedule.picture_size(stride) for schedule in self.schedules]
-        return self.schedules[sizes.index(batch['pixels_BYX3'].shape[1:3])]
+        if 'features_Bhwd' in batch:
+            h, w = batch['features_Bhwd'].shape[1:3]
+            size = h * self.autoencoder.config.stride, w * self.autoencoder.config.stride
+        else:
+            size = batch['pixels_BYX3'].shape[1:3]
+        return self.schedules[sizes.index(size)]
 
     def init(self, key: jax.Array, train_text: bool) -> Any:
         """Boxed trained parameters: {'transformer'} and, when trained along, {'text'}."""
@@ -82,27 +92,45 @@ class Models:
 def make_models(config: T2IConfig, bundle: ModelBundle) -> Models:
     """The networks of a bundle on the grids of the run's buckets."""
     return Models(
-        Transformer(bundle.transformer_config),
+        Transformer(bundle.transformer_config, config.attention, config.remat),
         Autoencoder(bundle.tokenizer_config),
         T5Encoder(bundle.text_config, jnp.dtype(bundle.transformer_config.dtype)),
         bucket_schedules(config, bundle),
     )
 
 
-def encode_and_corrupt(
-    key: jax.Array, frozen: Any, batch: Any, models: Models, config: T2IConfig
-) -> tuple[jax.Array, jax.Array]:
-    """Pictures to the transformer's inputs (B, L − 1, d) and target bits (B, L, d); no gradient."""
-    pixels = from_uint8(batch['pixels_BYX3'])
-    variables = {'params': frozen['tokenizer']}
-    features = models.autoencoder.apply(variables, pixels, method=Autoencoder.encode)
-    inputs, targets = corrupt(
+def flips_of(key: jax.Array, batch: Any, models: Models, config: T2IConfig) -> tuple:
+    """The bits of a batch that self-correction flips."""
+    return draw_flips(
         key,
-        features,
+        batch['lengths_B'].shape[0],
+        models.autoencoder.config.bits,
         models.schedule_of(batch),
         max_strength=config.self_correction.max_strength,
         per_picture=config.self_correction.per_picture,
-        patchify=config.transformer.spatial_patchify,
+        patchify=models.transformer.config.spatial_patchify,
+    )
+
+
+def encode(frozen: Any, batch: Any, models: Models) -> jax.Array:
+    """Tokenizer features (B, h, w, d) of a batch of pictures, or those that it brings along."""
+    if 'features_Bhwd' in batch:
+        return batch['features_Bhwd'].astype(jnp.float32)
+    pixels = from_uint8(batch['pixels_BYX3'])
+    return models.autoencoder.apply(
+        {'params': frozen['tokenizer']}, pixels, method=Autoencoder.encode
+    )
+
+
+def encode_and_corrupt(
+    flips: tuple, frozen: Any, batch: Any, models: Models
+) -> tuple[jax.Array, jax.Array]:
+    """Pictures to the transformer's inputs (B, L − 1, d) and target bits (B, L, d); no gradient."""
+    inputs, targets = corrupt(
+        encode(frozen, batch, models),
+        models.schedule_of(batch),
+        flips,
+        patchify=models.transformer.config.spatial_patchify,
     )
     return jax.lax.stop_gradient(inputs), targets
 
@@ -111,9 +139,12 @@ def predict(
     params: Any, batch: Any, inputs_BLd: jax.Array, models: Models, **options: Any
 ) -> jax.Array:
     """Captions and inputs to logits (B, L, d, 2). `params` has 'transformer' and 'text'."""
-    text = models.text_encoder.apply(
-        {'params': params['text']}, batch['ids_BT'], batch['lengths_B']
-    )
+    if 'text_BTE' in batch:
+        text = batch['text_BTE'].astype(jnp.float32)
+    else:
+        text = models.text_encoder.apply(
+            {'params': params['text']}, batch['ids_BT'], batch['lengths_B']
+        )
     return models.transformer.apply(
         {'params': params['transformer']},
         text,
@@ -140,26 +171,30 @@ def bit_metrics(loss: jax.Array, parts: Any, schedule: ScaleSchedule) -> dict[st
 def train_step(
     state: TrainState, frozen: Any, batch: Any, *, models: Models, config: T2IConfig
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update. Pure: every random draw comes from the seed and `state.step`."""
+    """One update. Pure: every random draw comes from the seed and `state.step`.
+
+    All is drawn for the whole batch, so that parts of it see what the whole would.
+    """
     schedule = models.schedule_of(batch)
     key = loop.step_key(config.seed, state.step)
     corrupt_key, drop_key, path_key = jax.random.split(key, 3)
-    inputs, targets = encode_and_corrupt(corrupt_key, frozen, batch, models, config)
-    drop = jax.random.bernoulli(drop_key, config.condition_drop, batch['lengths_B'].shape)
+    shape = batch['lengths_B'].shape
+    draws = {
+        'flips': flips_of(corrupt_key, batch, models, config),
+        'drop_condition_B': jax.random.bernoulli(drop_key, config.condition_drop, shape),
+        'kept': draw_kept(path_key, models.transformer.config, *shape),
+    }
 
-    def loss_fn(params):
-        logits = predict(
-            joined(frozen, params, config.lora),
-            batch,
-            inputs,
-            models,
-            drop_condition_B=drop,
-            deterministic=False,
-            rngs={'drop_path': path_key},
-        )
+    def loss_fn(params, rows):
+        batch, draws = rows
+        flips, options = draws['flips'], {n: x for n, x in draws.items() if n != 'flips'}
+        inputs, targets = encode_and_corrupt(flips, frozen, batch, models)
+        logits = predict(joined(frozen, params, config.lora), batch, inputs, models, **options)
         return bit_loss(logits, targets, schedule, reweight=config.reweight_scales)
 
-    (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    (loss, parts), grads = mean_gradients(
+        loss_fn, state.params, (batch, draws), config.accumulate_steps
+    )
     learning_rate = make_schedule(config.optimizer, config.steps)(state.step - state.skipped)
     optimizer = make_optimizer(config.optimizer, config.steps)
     state, update = apply_gradients(state, grads, loss, optimizer, config.optimizer)
@@ -173,7 +208,8 @@ def evaluation_step(
     """Metrics of one held-out batch, its flips always the same ones, all captions kept."""
     schedule = models.schedule_of(batch)
     key = jax.random.fold_in(jax.random.key(loop.HELD_OUT_SEED), index)
-    inputs, targets = encode_and_corrupt(key, frozen, batch, models, config)
+    flips = flips_of(key, batch, models, config)
+    inputs, targets = encode_and_corrupt(flips, frozen, batch, models)
     logits = predict(joined(frozen, params, config.lora), batch, inputs, models)
     loss, parts = bit_loss(logits, targets, schedule, reweight=config.reweight_scales)
     return bit_metrics(loss, parts, schedule)
@@ -181,7 +217,9 @@ def evaluation_step(
 
 def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     """Everything the loop needs, jitted and sharded here and nowhere else."""
-    bundle = load_parts(config)
+    check_parts(config.batch_size, config.accumulate_steps, mesh)
+    bundle = load_parts(config, mesh)
+    check_features(config, bundle)
     models = make_models(config, bundle)
     optimizer = make_optimizer(config.optimizer, config.steps)
     start_text = bundle.text_params if config.text.train else None
@@ -203,14 +241,10 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     def from_model() -> TrainState:
         if config.lora.rank:  # that model is among the frozen parts
             return from_scratch(loop.init_key(config.seed))
-        return start(load_start(config, shapes.params))
+        return start(load_start(config, shapes.params, mesh))
 
-    frozen = {'tokenizer': bundle.tokenizer_params}
-    if not config.text.train:
-        frozen['text'] = bundle.text_params
-    frozen = jax.device_put(frozen, replicated(mesh))
-    if config.lora.rank:
-        frozen['transformer'] = load_base(config, mesh)
+    frozen = place_frozen(config, bundle, mesh)
+    bundle.text_params = None  # the arrays that `place_frozen` cast are not needed twice
     common = {'models': models, 'config': config}
     step = jax.jit(
         functools.partial(train_step, **common),
@@ -235,11 +269,12 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         return jax.tree.map(lambda *x: sum(x) / len(x), *results)
 
     def full_bundle(state: TrainState) -> ModelBundle:
-        params = to_host(joined(frozen, state.ema, config.lora), mesh)
+        params = joined(frozen, state.ema, config.lora)
         return dataclasses.replace(
             bundle,
-            transformer_params=params['transformer'],
-            text_params=params['text'],
+            transformer_params=to_host(params['transformer'], mesh),
+            tokenizer_params=to_host(params['tokenizer'], mesh),
+            text_params=to_host(params['text'], mesh) if config.text.train else None,
             extra={'run': recipe(config)},
         )
 
@@ -259,6 +294,8 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         complete = full_bundle(state)
         adapters = to_host(state.ema['lora'], mesh) if config.lora.rank else None
         if jax.process_index() == 0:
+            if not config.text.train:  # as it was read: on the devices it may be rounded
+                complete.text_params = read_text(config)
             save_model(folder, complete)
             if adapters is not None:
                 save_adapter(folder.parent / FILE_NAME, adapters, config.lora)
@@ -296,5 +333,6 @@ def train(config: T2IConfig) -> pathlib.Path:
     if on_emoji and not large and first:
         from infinity_jax.evaluate import evaluate_demo  # draws with the finished model
 
-        evaluate_demo(folder, subset=config.data.subset, out=pathlib.Path(config.run_dir))
+        with finishing():
+            evaluate_demo(folder, subset=config.data.subset, out=pathlib.Path(config.run_dir))
     return folder

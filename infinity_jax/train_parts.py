@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import numpy as np
 from jax.sharding import Mesh
 
 from infinity_jax import loop
@@ -19,11 +20,14 @@ from infinity_jax.model_folder import (
 )
 from infinity_jax.part_weights import transformer_shapes
 from infinity_jax.pipeline import DEMO_FOLDER
+from infinity_jax.placement import place
 from infinity_jax.scales import BUDGET_OF_EDGE, Grid, ScaleSchedule, released_name
 from infinity_jax.t5_folder import load_encoder
 from infinity_jax.text import TextTokenizer
 from infinity_jax.train_start import check_named, tokenizer_is_folded, with_model_fields
+from infinity_jax.transformer.attention import IMPLEMENTATIONS
 from infinity_jax.transformer.model import check_schedule
+from infinity_jax.transformer.remat import check_remat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +59,16 @@ class T2IConfig(loop.RunConfig):
     self_correction: SelfCorrection = SelfCorrection()
     condition_drop: float = 0.1  # share of captions that the learned unconditional text replaces
     reweight_scales: bool = True  # tokens weigh 1/√(h·w) of their scale in the loss
+    attention: str = 'auto'  # 'auto', 'xla', 'cudnn' or 'splash', see docs/scaling.md
+    remat: str = 'none'  # recompute in the backward pass: 'none', 'dots', 'attention', 'full'
+    accumulate_steps: int = 1  # parts of a batch that are worked on one after the other
     lora: LoraConfig = LoraConfig()  # adapters are trained instead of the transformer
 
     def __post_init__(self):
         super().__post_init__()
+        check_remat(self.remat)
+        if self.attention not in IMPLEMENTATIONS:
+            raise UserError(f'attention is {self.attention!r}; wanted {", ".join(IMPLEMENTATIONS)}')
         if self.lora.rank and not self.init_from:
             raise UserError(
                 f'lora.rank is {self.lora.rank} and config.init_from empty: name the model folder '
@@ -68,8 +78,11 @@ class T2IConfig(loop.RunConfig):
             raise UserError('lora trains adapters alone; set text.train to False')
 
 
-def load_parts(config: T2IConfig) -> ModelBundle:
+def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> ModelBundle:
     """The parts that a run starts from: tokenizer, vocabulary and perhaps a text encoder.
+
+    Args:
+      mesh: the devices whose shards are read one by one; None gives numpy arrays.
 
     Raises:
       UserError: a folder is missing, or the parts do not fit the configuration.
@@ -81,13 +94,15 @@ def load_parts(config: T2IConfig) -> ModelBundle:
         text_encoder=bool(config.text.folder) or config.text.encoder is not None,
     )
     tokenizer = config.tokenizer or DEMO_FOLDER
-    bundle = load_model(tokenizer, parts=('tokenizer',))
+    bundle = load_model(tokenizer, parts=('tokenizer',), mesh=mesh)
     if bundle.tokenizer_params is None:
         raise UserError(f'{config.tokenizer}: holds no tokenizer; train one or name another folder')
-    folder = config.text.folder or DEMO_FOLDER / 'text_encoder'
+    folder = _text_folder(config)
     bundle.text_tokenizer = TextTokenizer.from_folder(folder)
     if config.text.encoder is None:
-        bundle.text_config, bundle.text_params = load_encoder(folder)
+        # What is only read keeps the file's dtype until `place_frozen` casts its shards.
+        dtype = np.float32 if config.text.train else None
+        bundle.text_config, bundle.text_params = load_encoder(folder, dtype, mesh)
     else:
         bundle.text_config = config.text.encoder
     bundle.transformer_config = config.transformer
@@ -116,6 +131,30 @@ def load_parts(config: T2IConfig) -> ModelBundle:
     if problems:
         raise UserError('; '.join(problems))
     return bundle
+
+
+def place_frozen(config: T2IConfig, bundle: ModelBundle, mesh: Mesh) -> dict[str, Any]:
+    """The parameters that no step changes, split over the mesh: {'tokenizer'} and perhaps {'text'}.
+
+    The tokenizer is float32, since signs decide bits; the text encoder's matrices have the dtype of
+    the transformer's products. Under adapters the transformer, float32, is frozen as well.
+    """
+    frozen = {'tokenizer': place(bundle.tokenizer_params, 'float32', bundle.tokenizer_config, mesh)}
+    if not config.text.train:
+        dtype = config.transformer.dtype
+        frozen['text'] = place(bundle.text_params, dtype, bundle.text_config, mesh)
+    if config.lora.rank:
+        frozen['transformer'] = _load_base(config, mesh)
+    return frozen
+
+
+def read_text(config: T2IConfig) -> dict[str, Any]:
+    """The weights of a frozen text encoder as numpy arrays, float32."""
+    return load_encoder(_text_folder(config))[1]
+
+
+def _text_folder(config: T2IConfig) -> pathlib.Path:
+    return pathlib.Path(config.text.folder or DEMO_FOLDER / 'text_encoder')
 
 
 def _source_of(init_from: str) -> dict[str, Any]:
@@ -164,16 +203,17 @@ def bucket_schedules(config: T2IConfig, bundle: ModelBundle) -> tuple[ScaleSched
     return tuple(ScaleSchedule.for_picture(name, budget) for name in names)
 
 
-def load_start(config: T2IConfig, wanted: Any) -> dict[str, Any]:
+def load_start(config: T2IConfig, wanted: Any, mesh: Mesh) -> dict[str, Any]:
     """The weights of `config.init_from`: {'transformer'} and, when trained along, {'text'}.
 
     Args:
       wanted: the configured tree of shapes.
+      mesh: where the weights go, each device's shards read on their own.
 
     Raises:
       UserError: they have other shapes; the first that differs is named.
     """
-    given = load_model(config.init_from, parts=('transformer', 'text_encoder'))
+    given = load_model(config.init_from, parts=('transformer', 'text_encoder'), mesh=mesh)
     params = {'transformer': given.transformer_params}
     if config.text.train:
         params['text'] = given.text_params
@@ -181,7 +221,7 @@ def load_start(config: T2IConfig, wanted: Any) -> dict[str, Any]:
     return params
 
 
-def load_base(config: T2IConfig, mesh: Mesh) -> Any:
+def _load_base(config: T2IConfig, mesh: Mesh) -> Any:
     """The frozen transformer of `config.init_from` under adapters, split over the mesh.
 
     Raises:

@@ -107,6 +107,11 @@ def released_schedule(picture: tuple[int, int]) -> ScaleSchedule:
 def check(config: TokenizerRunConfig) -> None:
     """Raises `UserError` where schedule, stride and picture size disagree."""
     size = config.data.picture_size
+    if any(source.kind == 'features' for source in config.data.sources + config.data.held_out):
+        raise UserError(
+            'data.sources has one of kind features, but tokenizers are trained on pictures; name '
+            'the source that these were made of'
+        )
     config.code_grids((size, size))
     if config.grids and config.data.bucket_names != (SQUARE,):
         raise UserError(

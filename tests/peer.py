@@ -30,5 +30,5 @@ with one_line_endings():
             x.block_until_ready()
             if i == 0:
                 print('running', flush=True)
-            if notice.stops_after(i):
+            if notice.stops():
                 raise notice.stopped(i)

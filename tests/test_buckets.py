@@ -42,7 +42,7 @@ def test_target_sizes():
 
 def test_pictures_fall_into_the_bucket_of_their_own_size(tmp_path):
     config = data(tmp_path, 'jsonl', 'tar', ratios=('all',))
-    buckets = make_buckets(config, 'train', smallest=1, num_hosts=1)
+    buckets = make_buckets(config, 'train', smallest=1)
     counts = {b.ratio: [(p.number, len(p.records)) for p in b.parts] for b in buckets}
     # The truncated picture counts: only decoding tells.
     assert counts == {'1.000': [(0, 7), (1, 6)], '2.000': [(1, 4)], '0.500': [(0, 6)]}
@@ -53,32 +53,32 @@ def test_pictures_fall_into_the_bucket_of_their_own_size(tmp_path):
 
 def test_weights_of_ratios_leave_those_of_sources(tmp_path):
     config = data(tmp_path, 'tar', ratios=('1.000', '2.000'), ratio_weights=(1.0, 3.0))
-    square, tall = make_buckets(config, 'train', smallest=1, num_hosts=1)
+    square, tall = make_buckets(config, 'train', smallest=1)
     assert square.share == pytest.approx(1 / 3) and tall.share == pytest.approx(2 / 3)
     both = data(tmp_path, 'jsonl', 'tar', ratios=('1.000', '2.000'), ratio_weights=(1.0, 3.0))
-    buckets = make_buckets(both, 'train', smallest=1, num_hosts=1)
+    buckets = make_buckets(both, 'train', smallest=1)
     of_jsonl = sum(p.share for b in buckets for p in b.parts if p.number == 0)
     assert of_jsonl == pytest.approx(0.75)
 
 
 def test_emoji_are_squares_without_end(tmp_path):
     config = data(tmp_path, 'emoji', 'tar', ratios=('1.000', '2.000'))
-    square, tall = make_buckets(config, 'train', smallest=1, num_hosts=1)
+    square, tall = make_buckets(config, 'train', smallest=1)
     assert [p.records is None for p in square.parts] == [True, False]
     assert square.share == pytest.approx(0.5 + 0.5 * 0.6)
     with pytest.raises(UserError, match='source emoji .*none in a bucket'):
-        make_buckets(data(tmp_path, 'emoji', ratios=('2.000',)), 'train', smallest=1, num_hosts=1)
+        make_buckets(data(tmp_path, 'emoji', ratios=('2.000',)), 'train', smallest=1)
 
 
 def test_small_buckets_are_left_out_and_said(tmp_path, caplog):
     config = data(tmp_path, 'tar', ratios=('all',))
-    (square,) = make_buckets(config, 'train', smallest=5, num_hosts=1)
+    (square,) = make_buckets(config, 'train', smallest=5)
     assert square.ratio == '1.000' and square.share == 1
     assert 'ratio 2.000: 4 of 4 records' in caplog.text
     with pytest.raises(
         UserError, match='tar has 10 records.*bucket of 7 or more: lower batch_size'
     ):
-        make_buckets(config, 'train', smallest=7, num_hosts=1)
+        make_buckets(config, 'train', smallest=7)
 
 
 def test_too_many_broken_records_stop_the_run_and_few_are_named(tmp_path, caplog):

@@ -71,6 +71,7 @@ def fields(folder, tmp_path, variant='full'):
     config.init_from, config.run_dir = str(folder), str(tmp_path / 'run')
     config.data.picture_size, config.data.ratios, config.data.num_workers = 16, ('1.000',), 0
     config.batch_size, config.eval_batches, config.steps = 8, 1, 2
+    config.accumulate_steps, config.remat = 1, 'none'  # quicker to compile
     return config
 
 

@@ -15,20 +15,21 @@ CONFIGS = PACKAGE.parent / 'configs'
 # A module imports from its own layer or lower ones, never in a circle. The lowest name that
 # matches says where a module stands.
 LAYERS = (
-    ('main', 'cli', '*_command', 'sampling_flags', 'config_flags', 'exits', 'supervisor'),
+    ('main', 'cli', '*_command', 'sampling_flags', 'model_flags', 'config_flags',
+      'exits', 'supervisor'),
     ('convert_from_torch', 'convert_to_torch'),
     (
         'train', 'train_*', 'loop', 'evaluate', 'evaluate_*', 'inspect_*', 'check', 'check_*',
-        'bench_*',
+        'bench_*', 'accumulate', 'precompute', 'precompute_*',
     ),
     (
         'pipeline', 'generate', 'memory_estimate', 'picture_size', 'placement', 'prompt_encoder',
+        'ahead',
     ),
     (
         'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics', 'matcher',
-        'pictures', 'data', 'throughput', 'lora', 'adapter_file',
-        'model_folder', 'part_weights', 'run_folder', 'torch_*',
-        'perceptual_files', 'picture_metrics',
+        'pictures', 'data', 'throughput', 'lora', 'adapter_file', 'model_folder', 'part_weights',
+        'run_folder', 'torch_*', 'perceptual_files', 'picture_metrics', 'loss_level',
     ),
     (
         'text', 't5', 't5_folder', 'tokenizer', 'transformer', 'weight_files', 'weight_writer',
@@ -36,7 +37,7 @@ LAYERS = (
     ),
     (
         'config', 'scales', 'sharding', 'compile_cache', 'host_memory', 'hub', 'processes',
-        'preemption', 'flops', 'device_peaks',
+        'preemption', 'flops', 'device_peaks', 'programs',
     ),
 )  # fmt: skip
 MAY_KNOW_TORCH = ('torch_*', 'convert_*', 'weight_files', 'check', 'check_*', 'cli')

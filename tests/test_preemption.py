@@ -79,9 +79,9 @@ def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(tmp_path):
 def test_a_notice_is_kept_until_asked_and_the_handler_given_back():
     before = signal.getsignal(signal.SIGTERM)
     with StopNotice() as notice:
-        assert not notice.stops_after(1)
+        assert not notice.stops()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert notice.stops_after(2)
+        assert notice.stops()
         assert str(notice.stopped(2)).startswith('stopped by SIGTERM after step 2, saved in 0.0 s')
     assert signal.getsignal(signal.SIGTERM) == before
 
@@ -91,7 +91,7 @@ def test_training_outside_the_main_thread_needs_no_handler():
 
     def ask():
         with StopNotice() as notice:
-            answers.append(notice.stops_after(1))
+            answers.append(notice.stops())
 
     thread = threading.Thread(target=ask)
     thread.start()

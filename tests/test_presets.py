@@ -129,7 +129,9 @@ def test_the_table_of_costs_is_what_the_arithmetic_gives():
         hours = cost * config.steps * config.batch_size / PEAKS[kind].bf16_flops / 3600
         assert int(chip_hours.replace(',', '')) == round(hours / ASSUMED_MFU)
         assert float(days) == round(hours / ASSUMED_MFU / 24 / chips, 1)
-        assert config.batch_size % chips == 0
+        assert chips == T2I['CHIPS'][name.split('_')[0]] and config.remat == 'full'
+        part, rest = divmod(config.batch_size, config.accumulate_steps)
+        assert rest == 0 and part % chips == 0
 
 
 def test_frozen_networks_cost_what_the_table_says():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.self_correction import correct, corrupt, flatten_tokens
+from infinity_jax.self_correction import correct, corrupt, draw_flips, flatten_tokens
 from infinity_jax.tokenizer.quantizer import (
     accumulate,
     codes_from_bits,
@@ -26,14 +26,16 @@ def features(batch, d, schedule=SCHEDULE, patchify=False, seed=0):
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def compiled(key, f, schedule, max_strength, per_picture, patchify):
-    return corrupt(
+    flips = draw_flips(
         key,
-        f,
+        f.shape[0],
+        f.shape[-1],
         schedule,
         max_strength=max_strength,
         per_picture=per_picture,
         patchify=patchify,
     )
+    return corrupt(f, schedule, flips, patchify=patchify)
 
 
 def run(key, f, schedule=SCHEDULE, max_strength=0.3, per_picture=False, patchify=False):

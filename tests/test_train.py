@@ -163,6 +163,9 @@ def test_a_bad_batch_is_skipped_and_many_stop_the_run(config):
                 batch['lengths_B'] = np.zeros_like(batch['lengths_B'])
             return batch
 
+        def move_to(self, number):
+            self.batches.move_to(number)
+
         def close(self):
             self.batches.close()
 
@@ -267,9 +270,8 @@ def test_a_batch_is_trained_on_the_grids_of_its_shape(config, tmp_path):
         seen = []
 
         def step(params, frozen, batch, seen=seen):
-            inputs, targets = train.encode_and_corrupt(
-                jax.random.key(0), frozen, batch, models, config
-            )
+            flips = train.flips_of(jax.random.key(0), batch, models, config)
+            inputs, targets = train.encode_and_corrupt(flips, frozen, batch, models)
             seen.append(targets.shape[1])
             return train.predict({**frozen, **params}, batch, inputs, models)
 

@@ -209,7 +209,7 @@ def test_resume_in_the_adversarial_phase_is_exact_and_the_export_has_no_discrimi
     for config in (whole, cut):
         task = make_task(config, make_mesh(devices=jax.devices()[:1]))
         checkpoints = Checkpoints(config.run_dir, 2)
-        states.append(checkpoints.restore(CONFIG.steps, task.abstract_state, task.batches))
+        states.append(checkpoints.restore(CONFIG.steps, task.abstract_state))
         checkpoints.close()
         task.batches.close()
     assert same(*states)

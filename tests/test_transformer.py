@@ -13,6 +13,7 @@ from infinity_jax.config import PRESETS, UserError
 from infinity_jax.part_weights import transformer_shapes
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.attention import query_groups
+from infinity_jax.transformer.drop_path import draw_kept
 from infinity_jax.transformer.model import Transformer, check_schedule, init_transformer
 
 # The last scale stands alone in attention, the others under one mask.
@@ -36,7 +37,7 @@ def inputs(schedule=SCHEDULE, batch=3, d=4, seed=0):
     return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
 
 
-def uncompiled(config=TRANSFORMER, schedule=SCHEDULE, deterministic=True):
+def uncompiled(config=TRANSFORMER, schedule=SCHEDULE):
     """A function of variables, text features, lengths, inputs, dropped and key, to logits."""
 
     def run(variables, text_BTE, lengths_B, inputs_BLd, dropped_B=None, key=None):
@@ -47,16 +48,15 @@ def uncompiled(config=TRANSFORMER, schedule=SCHEDULE, deterministic=True):
             inputs_BLd,
             schedule,
             drop_condition_B=dropped_B,
-            deterministic=deterministic,
-            rngs=None if key is None else {'drop_path': key},
+            kept=None if key is None else draw_kept(key, config, inputs_BLd.shape[0]),
         )
 
     return run
 
 
 @functools.cache
-def forward(config=TRANSFORMER, schedule=SCHEDULE, deterministic=True):
-    return jax.jit(uncompiled(config, schedule, deterministic), compiler_options=QUICK_COMPILE)
+def forward(config=TRANSFORMER, schedule=SCHEDULE):
+    return jax.jit(uncompiled(config, schedule), compiler_options=QUICK_COMPILE)
 
 
 @pytest.mark.parametrize('schedule', [SCHEDULE, LONG_SCHEDULE])
@@ -125,7 +125,7 @@ def test_stochastic_depth_spares_block_zero_and_draws_per_picture():
     config = dataclasses.replace(TRANSFORMER, drop_path=0.5)
     variables, (features, lengths) = transformer_variables(), text(1)
     same = [jnp.repeat(x, 24, 0) for x in (features, lengths, inputs(batch=1))]
-    run = forward(config, deterministic=False)
+    run = forward(config)
     drawn = np.asarray(run(variables, *same, None, jax.random.key(0)))
     plain = np.asarray(forward(config)(variables, *same))[0]
     kinds = np.unique(np.round(drawn.reshape(24, -1), 3), axis=0)
@@ -140,7 +140,7 @@ def test_stochastic_depth_drops_whole_updates_and_scales_kept_ones():
     config = dataclasses.replace(TRANSFORMER, drop_path=0.5)
     variables, (features, lengths) = transformer_variables(), text(1)
     same = [jnp.repeat(x, 24, 0) for x in (features, lengths, inputs(batch=1))]
-    run = forward(config, deterministic=False)
+    run = forward(config)
     drawn = np.asarray(run(variables, *same, None, jax.random.key(0)))
     params = dict(variables['params'])
     blocks = dict(params['blocks'])
@@ -156,12 +156,8 @@ def test_stochastic_depth_drops_whole_updates_and_scales_kept_ones():
     assert (errors < 1e-4 * np.abs(doubled).max()).any()
 
 
-def test_without_drop_path_training_mode_changes_nothing():
-    config = dataclasses.replace(TRANSFORMER, drop_path=0.0)
-    variables, (features, lengths) = transformer_variables(), text()
-    run = forward(config, deterministic=False)
-    plain = forward()(variables, features, lengths, inputs())
-    np.testing.assert_allclose(run(variables, features, lengths, inputs()), plain, atol=1e-5)
+def test_without_drop_path_nothing_is_drawn():
+    assert draw_kept(jax.random.key(0), dataclasses.replace(TRANSFORMER, drop_path=0.0), 3) is None
 
 
 def test_trace_shows_every_block_and_the_same_logits():

@@ -10,6 +10,7 @@ import numpy as np
 from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig, SourceConfig
 from infinity_jax.data.emoji_source import ENDLESS, EmojiSource
+from infinity_jax.data.features import FeatureSource, Layout
 from infinity_jax.data.index import Index, load_index
 from infinity_jax.data.records import Source
 from infinity_jax.data.sources import open_source
@@ -23,9 +24,14 @@ NAMED = 20  # broken records of a source that are named in the log
 class StoredSource:
     """A source, its index, and which of its records a split may use."""
 
-    source: Source
+    source: Source | FeatureSource
     index: Index
     usable: np.ndarray  # bool (N,)
+
+    @property
+    def layout(self) -> Layout | None:
+        """Of stored features; None for pictures."""
+        return self.source.info.layout if isinstance(self.source, FeatureSource) else None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -47,16 +53,18 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bucket:
-    """Pictures of one shape; a batch never mixes two.
+    """Pictures of one shape, or features of such; a batch never mixes two.
 
     Attributes:
       ratio: name of height/width.
       size: (Y, X) in pixels.
+      layout: of stored features; None for pictures.
       parts: one or more, of different sources.
     """
 
     ratio: str
     size: tuple[int, int]
+    layout: Layout | None
     parts: tuple[Part, ...]
 
     @property
@@ -143,7 +151,6 @@ def make_buckets(
     split: str,
     *,
     smallest: int,
-    num_hosts: int,
     seed: int = 0,
     stored: Sequence[StoredSource | None] | None = None,
 ) -> list[Bucket]:
@@ -155,8 +162,7 @@ def make_buckets(
     Args:
       data: sources, ratios, weights.
       split: 'train' or 'held_out'.
-      smallest: buckets of fewer records are left out, and so is a source's share of a bucket that
-        has not a record for each of `num_hosts` hosts.
+      smallest: buckets of fewer records are left out.
       seed: of drawn pictures.
       stored: the opened sources, None for emoji; by default `open_all`.
 
@@ -169,10 +175,14 @@ def make_buckets(
         stored = open_all(data, split)
     emoji = [EmojiSource(c.subset, split, data.picture_size, seed, c.placed_rate) for c in configs]
     sources = [e if s is None else s for e, s in zip(emoji, stored, strict=True)]
-    records = [_records(source, names) for source in sources]
+    layouts = [None if s is None else s.layout for s in stored]
+    columns = [(b, layout) for b in range(len(names)) for layout in dict.fromkeys(layouts)]
+    records = [
+        _records(source, names, layout, columns)
+        for source, layout in zip(sources, layouts, strict=True)
+    ]
     counts = np.array([[ENDLESS if r is None else len(r) for r in row] for row in records])
-    kept = np.where(counts >= num_hosts, counts, 0)
-    kept[:, kept.sum(0) < smallest] = 0
+    kept = np.where(counts.sum(0) < smallest, 0, counts)
     for config, had, has in zip(configs, counts, kept, strict=True):
         if not has.any():
             raise UserError(
@@ -180,17 +190,18 @@ def make_buckets(
                 f'split, but none in a bucket of {smallest} or more: lower batch_size, name fewer '
                 'data.ratios, or add data'
             )
-    _say_left_out(counts, kept, names, smallest)
-    shares = _shares(kept, [c.weight for c in configs], data.ratio_weights)
+    _say_left_out(counts, kept, [names[b] for b, _ in columns], smallest)
+    ratio_weights = data.ratio_weights or (1.0,) * len(names)
+    shares = _shares(kept, [c.weight for c in configs], [ratio_weights[b] for b, _ in columns])
     buckets = []
-    for b, (name, size) in enumerate(zip(names, sizes, strict=True)):
+    for column, (b, layout) in enumerate(columns):
         parts = tuple(
-            Part(s, source, records[s][b], float(shares[s, b]))
+            Part(s, source, records[s][column], float(shares[s, column]))
             for s, source in enumerate(sources)
-            if kept[s, b]
+            if kept[s, column]
         )
         if parts:
-            buckets.append(Bucket(name, size, parts))
+            buckets.append(Bucket(names[b], sizes[b], layout, parts))
     return buckets
 
 
@@ -209,20 +220,26 @@ def open_all(data: DataConfig, split: str) -> list[StoredSource | None]:
     return stored
 
 
-def _records(source: StoredSource | EmojiSource, names: Sequence[str]) -> list[np.ndarray | None]:
-    """Of each ratio the source's record numbers; None: endless."""
+def _records(
+    source: StoredSource | EmojiSource,
+    names: Sequence[str],
+    own: Layout | None,
+    columns: Sequence[tuple[int, Layout | None]],
+) -> list[np.ndarray | None]:
+    """Of each column (ratio, layout) the source's record numbers; None: endless."""
     if isinstance(source, EmojiSource):
-        return [None if name == SQUARE else np.zeros(0, np.int64) for name in names]
-    ratio_N = np.where(source.usable, nearest_ratios(source.index.sizes, names), -1)
-    return [np.flatnonzero(ratio_N == b) for b in range(len(names))]
+        of_ratio = [None if name == SQUARE else np.zeros(0, np.int64) for name in names]
+    else:
+        ratio_N = np.where(source.usable, nearest_ratios(source.index.sizes, names), -1)
+        of_ratio = [np.flatnonzero(ratio_N == b) for b in range(len(names))]
+    return [of_ratio[b] if layout == own else np.zeros(0, np.int64) for b, layout in columns]
 
 
 def _shares(
     counts: np.ndarray, source_weights: Sequence[float], ratio_weights: Sequence[float]
 ) -> np.ndarray:
-    """Of all pictures, the share of each source and ratio; counts are of the same shape."""
-    of_ratio = np.array(ratio_weights or [1.0] * counts.shape[1])
-    weights = counts * of_ratio[None]
+    """Of all pictures, the share of each source and column; counts are of the same shape."""
+    weights = counts * np.array(ratio_weights)[None]
     weights = weights / weights.sum(1, keepdims=True) * np.array(source_weights)[:, None]
     return weights / weights.sum()
 

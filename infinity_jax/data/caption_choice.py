@@ -40,13 +40,31 @@ class RecordCaptions:
         lead to all. The lead, one sentence if that is long and else two, stands in for a missing
         short caption. Where one kind is empty the other is used.
         """
+        shorts, longs = self._choices()
+        long = longs[rng.integers(len(longs))] if longs else ''
+        if shorts and (not long or rng.random() < short_probability):
+            return shorts[rng.integers(len(shorts))]
+        return long
+
+    def every(self) -> tuple[str, ...]:
+        """Each caption that `choose` may give, once, in a fixed order."""
+        shorts, longs = self._choices()
+        return tuple(dict.fromkeys((*shorts, *longs)))
+
+    def uncut(self) -> 'RecordCaptions':
+        """The same with its long caption always whole; `choose` gives few different ones then."""
+        shorts, longs = self._choices()
+        return RecordCaptions(tuple(shorts), longs[-1] if longs else '')
+
+    def _choices(self) -> tuple[list[str], list[str]]:
+        """Short captions, and long ones from the shortest cut to the whole."""
         shorts, long = [text for text in map(cut, self.short) if text], cut(self.long)
+        longs = [long] if long else []
         if self.machine_written and long:
             sentences = _SENTENCE_END.split(long)
             lead = 1 if len(sentences[0].split()) >= LONG_SENTENCE else 2
             shorts = shorts or [' '.join(sentences[:lead])]
             if len(sentences) > lead:
-                long = ' '.join(sentences[: rng.integers(lead + 1, len(sentences) + 1)])
-        if shorts and (not long or rng.random() < short_probability):
-            return shorts[rng.integers(len(shorts))]
-        return long
+                counts = range(lead + 1, len(sentences) + 1)
+                longs = [' '.join(sentences[:count]) for count in counts]
+        return shorts, longs

@@ -6,7 +6,7 @@ from infinity_jax.config import UserError
 from infinity_jax.data.captions import PLACED_RATE
 from infinity_jax.scales import RATIOS
 
-KINDS = ('emoji', 'jsonl', 'tar', 'tfds')
+KINDS = ('emoji', 'features', 'jsonl', 'tar', 'tfds')
 SPLITS = ('train', 'held_out')
 
 
@@ -14,8 +14,8 @@ SPLITS = ('train', 'held_out')
 class SourceConfig:
     """One source of pictures and captions."""
 
-    kind: str  # 'jsonl', 'tar', 'tfds' or 'emoji'
-    path: str = ''  # folder of *.jsonl or *.tar; tfds: of the data set, or where `name` lies
+    kind: str  # 'jsonl', 'tar', 'tfds', 'emoji', or 'features' made of one of the first three
+    path: str = ''  # folder of *.jsonl, *.tar or features; tfds: of the data set, or of `name`
     pictures: str = ''  # jsonl: folder that relative picture paths start from; '': `path`
     name: str = ''  # tfds: for instance 'coco_captions:1.1.0'; '': `path` is the data set itself
     split: str = 'train'  # tfds: of the stored data set, for instance 'train[:90%]'

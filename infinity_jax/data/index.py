@@ -26,6 +26,7 @@ import tqdm
 
 from infinity_jax.config import UserError
 from infinity_jax.data.decode import upright_size
+from infinity_jax.data.features import FeatureSource
 from infinity_jax.data.records import BrokenRecord, Place, Source
 
 VERSION = 1  # of what is stored
@@ -63,7 +64,7 @@ class Index:
         return Index, (self.folder,)  # a worker process maps the arrays itself
 
 
-def load_index(source: Source, folder: str | os.PathLike) -> Index:
+def load_index(source: Source | FeatureSource, folder: str | os.PathLike) -> Index:
     """The index of a source, made where `folder` holds none of its present files.
 
     Raises:
@@ -91,7 +92,7 @@ def load_index(source: Source, folder: str | os.PathLike) -> Index:
     return Index(target)
 
 
-def _digest(source: Source) -> str:
+def _digest(source: Source | FeatureSource) -> str:
     files = []
     for path in source.files():
         try:
@@ -102,7 +103,20 @@ def _digest(source: Source) -> str:
     return hashlib.sha256(repr((VERSION, source, files)).encode()).hexdigest()[:16]
 
 
-def _write(folder: pathlib.Path, source: Source) -> None:
+def _write(folder: pathlib.Path, source: Source | FeatureSource) -> None:
+    if isinstance(source, FeatureSource):  # looked at when they were made
+        columns, broken = source.table(), []
+    else:
+        columns, broken = _scanned(source)
+    if not len(columns['sizes']):
+        raise UserError(f'{source.name} holds no record; name another folder')
+    for name, array in columns.items():
+        np.save(folder / f'{name}.npy', array)
+    (folder / 'broken.json').write_text(json.dumps(broken))
+
+
+def _scanned(source: Source) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
+    """The index's columns and the broken records; reads every record, of pictures the headers."""
     columns: dict[str, list[np.ndarray]] = {'places': [], 'sizes': [], 'keys': []}
     broken = []
     places = iter(tqdm.tqdm(source.places(), f'index of {source.name}', unit='', disable=None))
@@ -115,11 +129,8 @@ def _write(folder: pathlib.Path, source: Source) -> None:
             columns['keys'].append(np.array([zlib.crc32(n.encode()) for n in names], np.uint32))
             pairs = zip(names, reasons, strict=True)
             broken += [(name, reason) for name, reason in pairs if reason]
-    if not columns['sizes']:
-        raise UserError(f'{source.name} holds no record; name another folder')
-    for name, arrays in columns.items():
-        np.save(folder / f'{name}.npy', np.concatenate(arrays))
-    (folder / 'broken.json').write_text(json.dumps(broken))
+    empty = [np.zeros(0, np.int64)]
+    return {name: np.concatenate(arrays or empty) for name, arrays in columns.items()}, broken
 
 
 def _scan(source: Source, place: Place) -> tuple[str, Any, str]:

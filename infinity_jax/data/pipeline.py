@@ -6,13 +6,17 @@ A record is `{'pixels': uint8 (Y, X, 3), 'caption': str}`. Pixels stay uint8 unt
     {'pixels_BYX3': uint8 (B, Y, X, 3), 'captions': list of B str,
      'ids_BT': int32 (B, T), 'lengths_B': int32 (B,)}   # the last two with a text tokenizer
 
-Batch i follows from the configuration, the seed and i alone. Its bucket follows from i and the
-buckets' shares, which are the same on all hosts; each host fills it from records of its own.
+Stored features come as `{'features': (h, w, d), 'caption': str}` and perhaps 'text': (T, E). Their
+batches have 'features_Bhwd' instead of pixels, and 'text_BTE' instead of ids where it was stored.
+
+Batch i of all hosts together follows from the configuration, the seed and i alone: the number of
+batches read is all that a run has to remember, and neither hosts nor workers change the order. A
+host reads its slice of every batch; the batch's bucket follows from i and the buckets' shares.
 """
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -24,7 +28,9 @@ from infinity_jax.config import UserError
 from infinity_jax.data.buckets import Part, StoredSource, make_buckets
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.decode import decode
-from infinity_jax.data.records import BrokenRecord
+from infinity_jax.data.features import FeatureSource
+from infinity_jax.data.records import BrokenRecord, Place
+from infinity_jax.data.worker_signals import obey_parent_alone
 
 MAX_TRIES = 100  # broken records in a row that stop a run at once
 JUDGED_FROM = 1000  # records read before their broken share is judged by itself
@@ -41,7 +47,7 @@ class ReadRecord:
 
     Attributes:
       stored: the source.
-      records: int64, this host's records of the bucket.
+      records: int64, the bucket's.
       size: (Y, X) of the pictures.
       short_captions: probability of a short caption.
     """
@@ -57,18 +63,24 @@ class ReadRecord:
             record = self.records[(position + turn) % len(self.records)]
             place = tuple(self.stored.index.places[record].tolist())
             try:
-                raw = source.read(place)
-                caption = raw.captions.choose(rng, self.short_captions)
-                if not caption:
-                    raise BrokenRecord('its caption is empty')
-                pixels = decode(raw.open_picture(), self.size)
-                return {'pixels': pixels, 'caption': caption, 'broken': broken}
+                return {**self._item(place, rng), 'broken': broken}
             except (BrokenRecord, OSError) as error:
                 broken.append((f'{source.name}: {source.record_name(place)}', str(error)))
         raise UserError(
             f'{len(broken)} records in a row are broken, the last {broken[-1][0]}: '
             f'{broken[-1][1]}; see whether all of the data is still there'
         )
+
+    def _item(self, place: Place, rng: np.random.Generator) -> dict[str, Any]:
+        source = self.stored.source
+        record = source.read(place)
+        caption = record.captions.choose(rng, self.short_captions)
+        if not caption:
+            raise BrokenRecord('its caption is empty')
+        if not isinstance(source, FeatureSource):
+            return {'pixels': decode(record.open_picture(), self.size), 'caption': caption}
+        item = {'features': record.features, 'caption': caption}
+        return {**item, 'text': record.text(caption)} if source.info.text else item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,14 +92,27 @@ class Collate:
 
     def __call__(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
         texts = [record['caption'] for record in records]
-        batch = {'pixels_BYX3': np.stack([record['pixels'] for record in records])}
+        kind, name = ('pixels', 'pixels_BYX3')
+        if 'features' in records[0]:
+            kind, name = ('features', 'features_Bhwd')
+        batch: dict[str, Any] = {name: np.stack([record[kind] for record in records])}
         batch['captions'] = texts
-        if self.text_tokenizer is not None:
+        if 'text' in records[0]:
+            batch |= _padded([record['text'] for record in records], self.text_length)
+        elif self.text_tokenizer is not None:
             ids_BT, lengths_B = self.text_tokenizer(texts, self.text_length, self.text_length)
             batch['ids_BT'] = np.asarray(ids_BT, np.int32)
             batch['lengths_B'] = np.asarray(lengths_B, np.int32)
         batch['broken'] = [pair for record in records for pair in record.get('broken', ())]
         return batch
+
+
+def _padded(texts: list[np.ndarray], length: int) -> dict[str, np.ndarray]:
+    """Text features (T, E) of different T as rows of one array, zeros behind each."""
+    text_BTE = np.zeros((len(texts), length, texts[0].shape[1]), texts[0].dtype)
+    for row_TE, text_TE in zip(text_BTE, texts, strict=True):
+        row_TE[: len(text_TE)] = text_TE
+    return {'text_BTE': text_BTE, 'lengths_B': np.array([len(t) for t in texts], np.int32)}
 
 
 class CountBroken:
@@ -96,8 +121,9 @@ class CountBroken:
     Runs in the main process, whoever read the records.
     """
 
-    def __init__(self, max_share: float):
-        self.max_share = max_share
+    def __init__(self, max_share: float, fate: str = 'replaced'):
+        """max_share: of the records read; fate: what the log says became of a broken one."""
+        self.max_share, self.fate = max_share, fate
         self.read = self.broken = 0
         self._named: set[str] = set()
 
@@ -110,8 +136,8 @@ class CountBroken:
             if name not in self._named:
                 self._named.add(name)
                 logging.getLogger(__name__).warning(
-                    'broken record replaced: %s: %s (%d of %d read)',
-                    name, reason, self.broken, self.read,
+                    'broken record %s: %s: %s (%d of %d read)',
+                    self.fate, name, reason, self.broken, self.read,
                 )  # fmt: skip
         if self.broken > self.max_share * max(self.read, JUDGED_FROM):
             raise UserError(
@@ -122,20 +148,61 @@ class CountBroken:
         return batch
 
 
-def endless(
-    source: Sequence[Any],
-    seed: int,
-    *,
-    shuffle: bool = True,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> grain.MapDataset:
-    """The items of a random-access source that no other host reads, again and again.
+class Batches(Iterator[dict[str, Any]]):
+    """An endless iterator over batches, which can be moved to any of them.
+
+    Args:
+      dataset: batch by number.
+      num_workers: processes that read beside the main one; 0: two threads of it.
+      check: called with every batch in the main process; what it returns is given out.
+    """
+
+    def __init__(
+        self,
+        dataset: grain.MapDataset,
+        num_workers: int,
+        check: Callable[[dict[str, Any]], dict[str, Any]],
+    ):
+        self._dataset, self._num_workers, self._check = dataset, num_workers, check
+        self._start = 0
+        self._reading: grain.DatasetIterator | None = None
+
+    def move_to(self, number: int) -> None:
+        """Has batch `number`, from 0, come next."""
+        self.close()
+        self._start = number
+
+    def __next__(self) -> dict[str, Any]:
+        if self._reading is None:
+            self._reading = self._read()
+        return self._check(next(self._reading))
+
+    def _read(self) -> grain.DatasetIterator:
+        # A thread makes a whole batch, so a few batches ahead are enough.
+        options = grain.ReadOptions(
+            num_threads=1 if self._num_workers else 2, prefetch_buffer_size=4
+        )
+        iterable = self._dataset[self._start :].to_iter_dataset(options)
+        if self._num_workers:
+            if not flags.FLAGS.is_parsed():  # workers are started with them
+                flags.FLAGS.mark_as_parsed()
+            workers = grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=2)
+            iterable = iterable.mp_prefetch(workers, obey_parent_alone)
+        return iter(iterable)
+
+    def close(self) -> None:
+        """Ends worker processes."""
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
+
+
+def endless(source: Sequence[Any], seed: int, *, shuffle: bool = True) -> grain.MapDataset:
+    """The items of a random-access source, again and again.
 
     Every epoch has its own order, unless the source is drawn in its own (`shuffle` False).
     """
-    # By host before anything else: later stages may group records, and hosts must not overlap.
-    dataset = grain.MapDataset.source(source).seed(seed)[process_index::process_count]
+    dataset = grain.MapDataset.source(source).seed(seed)
     return (dataset.shuffle() if shuffle else dataset).repeat(None)
 
 
@@ -149,12 +216,12 @@ def training_batches(
     text_length: int = 32,
     process_index: int | None = None,
     process_count: int | None = None,
-) -> grain.DatasetIterator:
-    """An endless, checkpointable iterator over the batches of a split.
+) -> Batches:
+    """An endless iterator over the batches of a split.
 
-    `batch_size` counts all hosts together; this host gets its share of it. `get_state` and
-    `set_state` are exact, and a state wants the `num_workers` that it was saved with. Worker
-    processes need a `__main__` guard.
+    `batch_size` counts all hosts together; this host gets its slice: those of all hosts, one after
+    the other, are what a single host would read. To resume, move to where the run stood, on any
+    number of hosts and workers. Worker processes need a `__main__` guard.
 
     Raises:
       UserError: the data cannot be used as configured; later, too many records are broken.
@@ -167,45 +234,29 @@ def training_batches(
             f'use a multiple of {process_count}'
         )
     # Evaluation may see a picture twice; in training a bucket below a batch is a mistake.
-    smallest = batch_size if split == 'train' else process_count
-    buckets = make_buckets(data, split, smallest=smallest, num_hosts=process_count, seed=seed)
-    collate = Collate(text_tokenizer, text_length)
+    smallest = batch_size if split == 'train' else 1
+    buckets = make_buckets(data, split, smallest=smallest, seed=seed)
     batched = []
     for bucket in buckets:
-        hosts = {'process_index': process_index, 'process_count': process_count}
-        parts = [_records(part, bucket.size, data, seed, **hosts) for part in bucket.parts]
+        parts = [_records(part, bucket.size, data, seed) for part in bucket.parts]
         mixed = _mix(parts, [part.share for part in bucket.parts])
-        share_of_host = batch_size // process_count
-        batched.append(mixed.batch(share_of_host, drop_remainder=True, batch_fn=collate))
+        stored_length = bucket.layout.text_length if bucket.layout else 0
+        collate = Collate(text_tokenizer, stored_length or text_length)
+        # Nothing is read before an item is asked for, so other hosts' slices cost nothing. Sliced
+        # before buckets are mixed, or hosts would see different shapes at the same step.
+        slices = mixed.batch(batch_size // process_count, drop_remainder=True, batch_fn=collate)
+        batched.append(slices[process_index::process_count])
     dataset = _mix(batched, [bucket.share for bucket in buckets])
-    # A thread makes a whole batch, so a few batches ahead are enough.
-    options = grain.ReadOptions(num_threads=1 if data.num_workers else 2, prefetch_buffer_size=4)
-    iterable = dataset.to_iter_dataset(options)
-    if data.num_workers:
-        if not flags.FLAGS.is_parsed():  # workers are started with them
-            flags.FLAGS.mark_as_parsed()
-        workers = grain.MultiprocessingOptions(data.num_workers, per_worker_buffer_size=2)
-        iterable = iterable.mp_prefetch(workers)
-    return iter(iterable.map(CountBroken(data.max_broken_share)))
+    return Batches(dataset, data.num_workers, CountBroken(data.max_broken_share))
 
 
-def _records(
-    part: Part,
-    size: tuple[int, int],
-    data: DataConfig,
-    seed: int,
-    *,
-    process_index: int,
-    process_count: int,
-) -> grain.MapDataset:
-    """A part's records on one host, read and decoded."""
-    hosts = {'process_index': process_index, 'process_count': process_count}
+def _records(part: Part, size: tuple[int, int], data: DataConfig, seed: int) -> grain.MapDataset:
+    """A part's records, read and decoded when asked for."""
     if part.records is None:  # pictures drawn in an order of their own, anew every epoch
-        return endless(part.source, seed, shuffle=False, **hosts)
-    own = part.records[process_index::process_count]
-    words = np.random.SeedSequence((seed, part.number, process_index, *size)).generate_state(1)
-    order = endless(range(len(own)), int(words[0]))
-    return order.random_map(ReadRecord(part.source, own, size, data.short_captions))
+        return endless(part.source, seed, shuffle=False)
+    words = np.random.SeedSequence((seed, part.number, *size)).generate_state(1)
+    order = endless(range(len(part.records)), int(words[0]))
+    return order.random_map(ReadRecord(part.source, part.records, size, data.short_captions))
 
 
 def _mix(datasets: list[grain.MapDataset], shares: list[float]) -> grain.MapDataset:

@@ -2,15 +2,16 @@
 
 from infinity_jax.config import UserError
 from infinity_jax.data.config import SourceConfig
+from infinity_jax.data.features import FeatureSource
 from infinity_jax.data.jsonl import JsonlSource
 from infinity_jax.data.records import Source
 from infinity_jax.data.tar_shards import TarSource
 from infinity_jax.data.tfds_records import TfdsSource
 
-STORED = {'jsonl': JsonlSource, 'tar': TarSource, 'tfds': TfdsSource}
+STORED = {'features': FeatureSource, 'jsonl': JsonlSource, 'tar': TarSource, 'tfds': TfdsSource}
 
 
-def open_source(config: SourceConfig) -> Source:
+def open_source(config: SourceConfig) -> Source | FeatureSource:
     """A source of any kind but emoji, whose pictures are drawn and need no index.
 
     Raises:

@@ -11,15 +11,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
-from infinity_jax.config import TransformerConfig
+from infinity_jax.config import TransformerConfig, UserError
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import target_platform
+from infinity_jax.transformer.query_chunks import chunked_attention
 from infinity_jax.transformer.rope import rotate
+from infinity_jax.transformer.splash import ATTENDED, SMALL_BLOCK, splash_attend
 
+IMPLEMENTATIONS = ('auto', 'xla', 'cudnn', 'splash')
+CUDNN_MAX_WIDTH = 128  # of a head; Hopper would take 256
 MERGE_TOKENS = 128  # scales share one masked product up to this many queries
 MAX_LOG_SCALE = np.log(100.0).astype(np.float32)
 NORM_EPSILON = 1e-12
 HIGHEST = jax.lax.Precision.HIGHEST
+# An initializer of one value a channel: small, but not once all layers are stacked.
+VECTOR = functools.partial(nn.with_logical_partitioning, names=('vector',))
 
 
 def linear(features: int, axes: tuple[str | None, ...], std: float, dtype: Any, **options):
@@ -30,8 +38,39 @@ def linear(features: int, axes: tuple[str | None, ...], std: float, dtype: Any, 
         dtype=dtype,
         precision=HIGHEST if dtype == jnp.float32 else None,
         kernel_init=nn.with_logical_partitioning(init, axes),
+        bias_init=VECTOR(nn.initializers.zeros),
         **options,
     )
+
+
+def choose(implementation: str, q_BLNH: jax.Array) -> str:
+    """The implementation that serves these queries: 'xla', 'cudnn' or 'splash'.
+
+    'auto' goes by the platform that the program is compiled for. cuDNN wants 16 bits; splash
+    attention on so few queries as the first scales have would mostly compute padding.
+
+    Raises:
+      UserError: the named one does not run there, or not on this dtype or head width.
+    """
+    platform, width = target_platform(), q_BLNH.shape[-1]
+    half = q_BLNH.dtype in (jnp.bfloat16, jnp.float16)
+    fits_cudnn = half and width % 8 == 0 and width <= CUDNN_MAX_WIDTH
+    if implementation == 'auto':
+        on_gpu = 'cudnn' if fits_cudnn else 'xla'
+        implementation = {'tpu': 'splash', 'gpu': on_gpu}.get(platform, 'xla')
+    if implementation not in IMPLEMENTATIONS:
+        raise UserError(f'attention is {implementation!r}; wanted {", ".join(IMPLEMENTATIONS)}')
+    if implementation == 'cudnn' and not (fits_cudnn and platform == 'gpu'):
+        raise UserError(
+            f"attention is 'cudnn', but it would run in {q_BLNH.dtype} with heads of {width} on "
+            f'{platform}; it wants a GPU, 16 bits and heads of a multiple of 8 up to '
+            f"{CUDNN_MAX_WIDTH}: set attention to 'auto', or transformer.dtype to bfloat16"
+        )
+    if implementation == 'splash' and platform == 'gpu':
+        raise UserError("attention is 'splash', which is for TPU; on a GPU set 'auto' or 'cudnn'")
+    if implementation == 'splash' and q_BLNH.shape[1] < SMALL_BLOCK:
+        return 'xla'
+    return implementation
 
 
 def attend(
@@ -42,22 +81,25 @@ def attend(
     scale: float,
     key_lengths_B: jax.Array | None = None,
     mask_LS: np.ndarray | None = None,
-    implementation: str | None = None,
+    implementation: str = 'auto',
 ) -> jax.Array:
     """softmax(scale · q·k) v, (B, L, N, H), with padded keys or masked pairs left out.
 
-    `implementation` is that of `jax.nn.dot_product_attention`; 'cudnn' takes no mask here.
+    `implementation` is as in `choose`; a mask is for XLA, whatever it says.
     """
+    chosen = choose(implementation, q_BLNH)
+    if chosen == 'splash' and mask_LS is None:
+        return splash_attend(q_BLNH, k_BSNH, v_BSNH, scale=scale, key_lengths_B=key_lengths_B)
     precision = 'highest' if q_BLNH.dtype == jnp.float32 else 'default'
     with jax.default_matmul_precision(precision):
-        return jax.nn.dot_product_attention(
+        return chunked_attention(
             q_BLNH,
             k_BSNH,
             v_BSNH,
             scale=scale,
             mask=None if mask_LS is None else jnp.asarray(mask_LS)[None, None],
             key_value_seq_lengths=key_lengths_B,
-            implementation=None if mask_LS is not None else implementation,
+            implementation='cudnn' if chosen == 'cudnn' and mask_LS is None else 'xla',
         )
 
 
@@ -92,9 +134,15 @@ def prefix_attention(
     k_BLNH: jax.Array,
     v_BLNH: jax.Array,
     groups: tuple[Group, ...],
-    implementation: str | None = None,
+    implementation: str = 'auto',
 ) -> jax.Array:
-    """Self-attention of a whole training sequence, each token seeing scales up to its own."""
+    """Self-attention of a whole training sequence, each token seeing scales up to its own.
+
+    Tokens behind the last group only fill up the length; no other token sees them. On TPU one call
+    of splash attention serves all groups, and skips what none of them sees.
+    """
+    if choose(implementation, q_BLNH) == 'splash':
+        return splash_attend(q_BLNH, k_BLNH, v_BLNH, ends_L=_key_ends(groups))
     parts = [
         attend(
             q_BLNH[:, group.start : group.end],
@@ -106,7 +154,20 @@ def prefix_attention(
         )
         for group in groups
     ]
-    return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+    fill = q_BLNH.shape[1] - groups[-1].end
+    if fill:
+        parts.append(jnp.zeros_like(q_BLNH[:, :fill]))
+    attended = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+    return checkpoint_name(attended, ATTENDED)
+
+
+def _key_ends(groups: tuple[Group, ...]) -> np.ndarray:
+    """(L,) how many keys each query sees."""
+    ends = [
+        np.full(group.end - group.start, group.end) if group.mask is None else group.mask.sum(1)
+        for group in groups
+    ]
+    return np.concatenate(ends)
 
 
 def _unit(x: jax.Array) -> jax.Array:
@@ -129,8 +190,8 @@ class SelfAttention(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         std, width = (1 / (3 * config.width)) ** 0.5, config.width
         self.qkv = linear(3 * width, ('embed', 'heads'), std, dtype, use_bias=False)
-        self.query_bias = self.param('query_bias', nn.initializers.zeros, (width,))
-        self.value_bias = self.param('value_bias', nn.initializers.zeros, (width,))
+        self.query_bias = self.param('query_bias', VECTOR(nn.initializers.zeros), (width,))
+        self.value_bias = self.param('value_bias', VECTOR(nn.initializers.zeros), (width,))
         self.log_scale = self.param(
             'log_scale', nn.initializers.constant(np.log(4.0)), (config.num_heads,)
         )
@@ -159,14 +220,14 @@ class CrossAttention(nn.Module):
     """Attention from tokens to the projected text; padding is masked by length."""
 
     config: TransformerConfig
-    implementation: str | None = None
+    implementation: str = 'auto'
 
     def setup(self):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         std, width = (1 / (3 * config.width)) ** 0.5, config.width
         self.query = linear(width, ('embed', 'heads'), std, dtype)
         self.key_value = linear(2 * width, ('embed', 'heads'), std, dtype, use_bias=False)
-        self.value_bias = self.param('value_bias', nn.initializers.zeros, (width,))
+        self.value_bias = self.param('value_bias', VECTOR(nn.initializers.zeros), (width,))
         self.out = linear(width, ('heads', 'embed'), std / (2 * config.depth) ** 0.5, dtype)
 
     def keys_values(self, memory_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:

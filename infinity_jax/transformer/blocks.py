@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.sharding import constrain
-from infinity_jax.transformer.attention import CrossAttention, SelfAttention, linear
+from infinity_jax.transformer.attention import VECTOR, CrossAttention, SelfAttention, linear
 
 NORM_EPSILON = 1e-6
 
@@ -50,14 +50,22 @@ class Block(nn.Module):
     """One layer. The residual stream, norms and modulation are float32, products `config.dtype`."""
 
     config: TransformerConfig
-    implementation: str | None = None
+    implementation: str = 'auto'
 
     def setup(self):
         config = self.config
-        self.modulation_table = self.param('modulation_table', _table_init, (6, config.width))
+        self.modulation_table = self.param(
+            'modulation_table',
+            nn.with_logical_partitioning(_table_init, (None, 'vector')),
+            (6, config.width),
+        )
         self.self_attention = SelfAttention(config)
         self.cross_norm = nn.LayerNorm(
-            epsilon=NORM_EPSILON, dtype=jnp.float32, use_fast_variance=False
+            epsilon=NORM_EPSILON,
+            dtype=jnp.float32,
+            use_fast_variance=False,
+            scale_init=VECTOR(nn.initializers.ones),
+            bias_init=VECTOR(nn.initializers.zeros),
         )
         self.cross_attention = CrossAttention(config, self.implementation)
         self.ffn = FeedForward(config)

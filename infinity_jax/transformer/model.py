@@ -13,10 +13,12 @@ import numpy as np
 
 from infinity_jax.config import TransformerConfig, UserError
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import axis_size, constrain
 from infinity_jax.transformer.attention import attend, linear, prefix_attention, query_groups
 from infinity_jax.transformer.blocks import Block, modulate
 from infinity_jax.transformer.cache import KeyValueCache
 from infinity_jax.transformer.condition import Condition, TextConditioner
+from infinity_jax.transformer.remat import remat
 from infinity_jax.transformer.rope import rope_table
 
 
@@ -47,12 +49,13 @@ class Transformer(nn.Module):
 
     Attributes:
       config: sizes and the dtype of the blocks' products.
-      implementation: of `jax.nn.dot_product_attention` where no mask is needed; None is XLA's,
-        'cudnn' wants bfloat16 on a GPU.
+      implementation: of attention: 'auto', 'xla', 'cudnn' or 'splash', see `attention.choose`.
+      remat: what the gradient recomputes, see `remat.POLICIES`.
     """
 
     config: TransformerConfig
-    implementation: str | None = None
+    implementation: str = 'auto'
+    remat: str = 'none'
 
     def setup(self):
         config = self.config
@@ -72,7 +75,7 @@ class Transformer(nn.Module):
         return nn.scan(
             body,
             variable_axes={'params': 0},
-            split_rngs={'params': True, 'drop_path': True},
+            split_rngs={'params': True},
             length=self.config.depth,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )(self.blocks, carry, per_layer)
@@ -115,7 +118,7 @@ class Transformer(nn.Module):
         schedule: ScaleSchedule,
         *,
         drop_condition_B: jax.Array | None = None,
-        deterministic: bool = True,
+        kept: jax.Array | None = None,
     ) -> jax.Array:
         """Training forward over all scales at once.
 
@@ -125,7 +128,7 @@ class Transformer(nn.Module):
           inputs_BLd: inputs of all scales but the first, (B, L − 1, d) from self-correction.
           schedule: the token grids.
           drop_condition_B: which texts the learned unconditional one replaces.
-          deterministic: without stochastic depth; otherwise a 'drop_path' key is needed.
+          kept: factors of stochastic depth, (B, layers, 2) from `drop_path.draw_kept`.
 
         Returns:
           Logits (B, L, d, 2), float32.
@@ -136,7 +139,7 @@ class Transformer(nn.Module):
             inputs_BLd,
             schedule,
             drop_condition_B=drop_condition_B,
-            deterministic=deterministic,
+            kept=kept,
             keep_blocks=False,
         ).logits
 
@@ -148,7 +151,7 @@ class Transformer(nn.Module):
         schedule: ScaleSchedule,
         *,
         drop_condition_B=None,
-        deterministic: bool = True,
+        kept=None,
         keep_blocks: bool = True,
     ) -> Trace:
         """`__call__` with views of the inside; `keep_blocks` stacks every block's output."""
@@ -156,17 +159,14 @@ class Transformer(nn.Module):
             dropped = drop_condition_B[:, None, None]
             text_BTE = jnp.where(dropped, self.unconditional_text(text_BTE), text_BTE)
         condition = self.encode_text(text_BTE, lengths_B)
-        rope = rope_table(schedule, self.config.head_dim)
-        groups = query_groups(schedule)
-        stochastic = not deterministic and self.config.drop_path > 0
+        groups, length = query_groups(schedule), schedule.num_tokens
+        # Filled up, so that the mesh's sequence axis divides it; no real token sees the rest.
+        fill = -length % axis_size('sequence')
+        rope = np.pad(rope_table(schedule, self.config.head_dim), ((0, 0), (0, fill), (0, 0)))
+        x_BLD = self.embed(condition, inputs_BLd, schedule)
+        x_BLD = constrain(jnp.pad(x_BLD, ((0, 0), (0, fill), (0, 0))), 'batch', 'length', None)
 
-        def layer(block: Block, x_BLD, drop_rate):
-            keep = None
-            if stochastic:
-                kept = jax.random.bernoulli(
-                    block.make_rng('drop_path'), 1 - drop_rate, (2, x_BLD.shape[0])
-                )
-                keep = kept / (1 - drop_rate)
+        def layer(block: Block, x_BLD, keep_2B):
             x_BLD, _ = block(
                 x_BLD,
                 condition.modulation_B6D,
@@ -174,15 +174,14 @@ class Transformer(nn.Module):
                 block.text_keys_values(condition.memory_BTD),
                 condition.lengths_B,
                 lambda q, k, v: prefix_attention(q, k, v, groups, self.implementation),
-                keep,
+                keep_2B,
             )
-            return x_BLD, x_BLD if keep_blocks else None
+            return x_BLD, x_BLD[:, :length] if keep_blocks else None
 
-        rates = np.linspace(0, self.config.drop_path, self.config.depth, dtype=np.float32)
-        x_BLD, blocks = self._scan(layer, self.embed(condition, inputs_BLd, schedule), rates)
-        return Trace(
-            condition.pooled_BD, condition.memory_BTD, blocks, self.logits(x_BLD, condition)
-        )
+        keep = None if kept is None else kept.transpose(1, 2, 0)
+        x_BLD, blocks = self._scan(remat(layer, self.remat), x_BLD, keep)
+        logits = self.logits(x_BLD, condition)[:, :length]
+        return Trace(condition.pooled_BD, condition.memory_BTD, blocks, logits)
 
     def text_keys_values(self, memory_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Cross-attention keys and values of all layers, (layers, B, T, N, H), once a prompt."""

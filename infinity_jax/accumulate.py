@@ -1,0 +1,62 @@
+"""Gradients of a batch from parts of it, one after the other, for batches that do not fit."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from infinity_jax.config import UserError
+from infinity_jax.sharding import constrain
+
+
+def check_parts(batch_size: int, count: int, mesh: Mesh) -> None:
+    """Raises `UserError` unless every part of a batch splits evenly over data and fsdp."""
+    shares = mesh.shape['data'] * mesh.shape['fsdp']
+    if count < 1 or batch_size % (count * shares):
+        raise UserError(
+            f'accumulate_steps is {count}: batch_size {batch_size} does not divide over that many '
+            f'parts x {shares} shares of data x fsdp; change one of them'
+        )
+
+
+def batch_parts(batch: Any, count: int) -> Any:
+    """Every array (B, …) as (count, B/count, …), still split over data and fsdp.
+
+    Part i has every count-th row from row i on: so each device keeps its own rows, and nothing is
+    sent.
+    """
+
+    def cut(x: jax.Array) -> jax.Array:
+        parts = x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1)
+        return constrain(parts, None, 'batch', *(None,) * (x.ndim - 1))
+
+    return jax.tree.map(cut, batch)
+
+
+def mean_gradients(
+    loss_fn: Callable[[Any, Any], tuple[jax.Array, Any]], params: Any, batch: Any, count: int
+) -> tuple[tuple[jax.Array, Any], Any]:
+    """`jax.value_and_grad` of a loss that is a mean over rows, with the memory of one part.
+
+    Args:
+      loss_fn: (params, rows) -> (loss, aux), both means over the rows.
+      batch: tree of arrays (B, …), the same rows in all.
+      count: parts.
+
+    Returns:
+      ((loss, aux), gradients), averaged in float32.
+    """
+    of_part = jax.value_and_grad(loss_fn, has_aux=True)
+    if count == 1:
+        return of_part(params, batch)
+
+    def add(total: Any, part: Any) -> tuple[Any, None]:
+        result = of_part(params, part)
+        return jax.tree.map(lambda t, x: t + x.astype(jnp.float32) / count, total, result), None
+
+    parts = batch_parts(batch, count)
+    shapes = jax.eval_shape(of_part, params, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
+    return jax.lax.scan(add, zeros, parts)[0]

@@ -1,0 +1,57 @@
+"""The command `infinity-jax compile`: stores the programs of `generate` beside a checkpoint."""
+
+import argparse
+import dataclasses
+import time
+
+from infinity_jax.config import UserError
+from infinity_jax.model_flags import add_model_flags, picture_size_of
+from infinity_jax.sampling_flags import add_sampling_flags, sampling_of
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Of `generate`, the flags that change the program."""
+    add_model_flags(parser)
+    add_sampling_flags(parser)
+    parser.add_argument('--num', type=int, default=1, help='pictures at once')
+    parser.add_argument(
+        '--tokens', type=int, default=1, metavar='N', help='of the longest prompt; default: few'
+    )
+    parser.add_argument('--negative', action='store_true', help='for calls with --negative')
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compiles text encoder and drawing for one batch size and prints where they lie."""
+    for name in ('num', 'tokens'):
+        if getattr(args, name) < 1:
+            raise UserError(f'--{name} is {getattr(args, name)}; wanted 1 or more')
+    from infinity_jax.ahead import calls_of
+    from infinity_jax.hub import local_folder
+    from infinity_jax.picture_size import choose_schedule
+    from infinity_jax.pipeline import DEMO_FOLDER, check_complete
+    from infinity_jax.placement import read_configs
+    from infinity_jax.programs import Programs
+    from infinity_jax.text import padded_length
+
+    folder = local_folder(args.checkpoint or DEMO_FOLDER, args.revision)
+    bundle = read_configs(folder)
+    check_complete(bundle, ('transformer_config', 'tokenizer_config', 'text_config'))
+    if args.dtype is not None:
+        config = dataclasses.replace(bundle.transformer_config, dtype=args.dtype)
+        bundle.transformer_config = config
+    schedule = choose_schedule(
+        bundle.transformer_config,
+        bundle.tokenizer_config,
+        bundle.schedule,
+        ratio=args.ratio,
+        budget=args.budget,
+        size=picture_size_of(args),
+    )
+    length = padded_length(args.tokens, bundle.transformer_config.text_length)
+    calls = calls_of(bundle, schedule, sampling_of(args), args.num, length, args.negative)
+    programs = Programs(folder)
+    for call in calls:
+        start = time.perf_counter()
+        path = programs.store(*call)
+        size = path.stat().st_size / 1e6
+        print(f'{path}: {size:.1f} MB in {time.perf_counter() - start:.1f} s')
