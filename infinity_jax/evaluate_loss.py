@@ -11,6 +11,7 @@ import numpy as np
 
 from infinity_jax import loop
 from infinity_jax.config import UserError
+from infinity_jax.lora import LoraConfig
 from infinity_jax.model_folder import load_model
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule, released_name
 from infinity_jax.sharding import in_mesh, make_mesh, replicated
@@ -53,7 +54,8 @@ def evaluate_loss(
             f'{folder} draws pictures of {size}, but data.picture_size is '
             f'{config.data.picture_size}; name the config that the model was trained with'
         )
-    config = dataclasses.replace(config, transformer=bundle.transformer_config)
+    # Adapters of the run that is described are none of this model's.
+    config = dataclasses.replace(config, transformer=bundle.transformer_config, lora=LoraConfig())
     check_features(config, bundle)
     models = make_models(config, bundle)
     mesh = make_mesh(config.mesh)
