@@ -30,7 +30,9 @@ def build_parser() -> argparse.ArgumentParser:
     compiling.set_defaults(run=compile_command.run)
     _add_check(add('check', 'Compare every stage with reference arrays in a folder.'))
     _add_evaluate(add('evaluate', 'Measure how well a model draws.'))
-    convert_command.add_arguments(add('convert', 'Read and write the released PyTorch files.'))
+    convert_command.add_arguments(
+        add('convert', 'Read and write PyTorch files, merge LoRA adapters.')
+    )
     add_data(add('data', 'Look at the data of a run.'))
     train = add('train', 'Train what a config file says; same as python -m infinity_jax.main.')
     train.add_argument('flags', nargs=argparse.REMAINDER, help='--config=FILE --config.FIELD=VALUE')

@@ -133,13 +133,16 @@ def from_mapping(cls: type[T], fields: Mapping[str, Any], where: str = '') -> T:
     """Builds the dataclass `cls` from a `ConfigDict` or parsed JSON object.
 
     Args:
-      cls: a dataclass type; fields that are dataclasses themselves are built in turn.
+      cls: a dataclass type; fields that are dataclasses themselves are built in turn. Where it has
+        a static method `filled_in`, that adds what it can find out by itself first.
       fields: name to value. Lists become tuples.
       where: dotted path of `fields` in the whole configuration, for messages.
 
     Raises:
       UserError: a field is unknown (the nearest known name is suggested), missing or mistyped.
     """
+    if hasattr(cls, 'filled_in'):
+        fields = cls.filled_in(fields)
     known = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     prefix = f'{where}.' if where else ''

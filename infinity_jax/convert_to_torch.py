@@ -250,6 +250,11 @@ def _parts_of_run(run_dir: Path, step: int | None, ema: bool) -> tuple[list[Part
         config = from_mapping(TokenizerRunConfig, fields)
         return [_in_memory('tokenizer', config.tokenizer, weights, {})], lambda *_: None
     config = from_mapping(T2IConfig, fields)
+    if config.lora.rank:
+        raise UserError(
+            f'{run_dir}: its checkpoints hold LoRA adapters alone; name the finished model, '
+            f'{run_dir / "model"}, or one of infinity-jax convert merge-lora'
+        )
     bundle = load_parts(config)
     parts = [
         _in_memory(name, part_config, params, bundle.source.get(name, {}))

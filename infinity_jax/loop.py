@@ -217,6 +217,9 @@ def _train(
     notice: StopNotice,
 ) -> TrainState:
     """The loop itself. Metrics are read one step late, so that the devices never wait for us."""
+    if config.init_from and int(state.step) == 0:
+        with log.pause():
+            _evaluate(config, task, state, 0, log)  # what the model could do before
     watch = Stopwatch(config.batch_size, mesh_peak(mesh))
     pauses = (config.eval_every, config.sample_every, config.checkpoint_every)
     late = None  # (step, metrics, FLOP) of the step under way
