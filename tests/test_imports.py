@@ -27,9 +27,9 @@ LAYERS = (
         'ahead',
     ),
     (
-        'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics', 'matcher',
-        'pictures', 'data', 'throughput', 'lora', 'adapter_file', 'model_folder', 'part_weights',
-        'run_folder', 'torch_*', 'perceptual_files', 'picture_metrics', 'loss_level',
+        'economy', 'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics',
+        'matcher', 'pictures', 'data', 'throughput', 'lora', 'adapter_file', 'model_folder',
+        'part_weights', 'run_folder', 'torch_*', 'perceptual_files', 'picture_metrics', 'loss_level',
     ),
     (
         'text', 't5', 't5_folder', 'tokenizer', 'transformer', 'weight_files', 'weight_writer',

@@ -5,7 +5,7 @@ together, under one small mask; large ones go alone, each to its own slice of th
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from infinity_jax.config import TransformerConfig, UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import target_platform
+from infinity_jax.transformer.linear import VECTOR, linear
 from infinity_jax.transformer.query_chunks import chunked_attention
 from infinity_jax.transformer.rope import rotate
 from infinity_jax.transformer.splash import ATTENDED, SMALL_BLOCK, splash_attend
@@ -25,22 +26,6 @@ CUDNN_MAX_WIDTH = 128  # of a head; Hopper would take 256
 MERGE_TOKENS = 128  # scales share one masked product up to this many queries
 MAX_LOG_SCALE = np.log(100.0).astype(np.float32)
 NORM_EPSILON = 1e-12
-HIGHEST = jax.lax.Precision.HIGHEST
-# An initializer of one value a channel: small, but not once all layers are stacked.
-VECTOR = functools.partial(nn.with_logical_partitioning, names=('vector',))
-
-
-def linear(features: int, axes: tuple[str | None, ...], std: float, dtype: Any, **options):
-    """A dense layer with logical axes; float32 means the highest product precision."""
-    init = nn.initializers.normal(std) if std else nn.initializers.zeros
-    return nn.Dense(
-        features,
-        dtype=dtype,
-        precision=HIGHEST if dtype == jnp.float32 else None,
-        kernel_init=nn.with_logical_partitioning(init, axes),
-        bias_init=VECTOR(nn.initializers.zeros),
-        **options,
-    )
 
 
 def choose(implementation: str, q_BLNH: jax.Array) -> str:
