@@ -228,6 +228,7 @@ def _train(
         batch = put_batch(next(task.batches), mesh)
         watch.add_wait(time.monotonic() - start)
         state, metrics = task.train_step(state, batch)
+        del batch  # it may be memory shared with workers, which an error raised below would keep
         if late is not None:
             _report(config, log, watch, *late)
         late = (step, metrics, task.step_flops(batch))
