@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from infinity_jax import flops, loop
-from infinity_jax.checkpoint import check_start
+from infinity_jax.checkpoint import check_start, load_weights
 from infinity_jax.generate import to_uint8
 from infinity_jax.matcher import contact_sheet
 from infinity_jax.model_folder import ModelBundle, load_model, save_model
@@ -25,7 +25,7 @@ from infinity_jax.optimizer import (
 )
 from infinity_jax.perceptual_files import perceptual_or_none
 from infinity_jax.pictures import from_uint8, save_png
-from infinity_jax.run_folder import recipe
+from infinity_jax.run_folder import recipe, run_named
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import (
     in_mesh,
@@ -187,19 +187,23 @@ def evaluation_step(
 
 
 def starting_params(init_from: str, fresh: Any) -> Any:
-    """The weights of a model folder; where it has another number of bits, all but those layers.
+    """The weights of `init_from`; where it has another number of bits, all but those layers.
 
     So a tokenizer of another d, or a continuous autoencoder, can be trained on: the convolutions
     next to the quantizer start anew, which is said in one line.
 
     Args:
-      init_from: the folder.
+      init_from: a model folder, or a run's or checkpoint's, which gives averaged weights.
       fresh: parameters at the start of a new run, as arrays.
 
     Raises:
       UserError: no such folder, or other layers differ.
     """
-    given = load_model(init_from, parts=('tokenizer',)).tokenizer_params
+    run_dir, step = run_named(init_from)
+    if run_dir is None:
+        given = load_model(init_from, parts=('tokenizer',)).tokenizer_params
+    else:
+        given = jax.device_get(load_weights(run_dir, step, 'ema'))
     given, fresh = flatten_dict(given or {}, sep='.'), flatten_dict(fresh, sep='.')
     other = [n for n in BIT_LAYERS if n in given and np.shape(given[n]) != np.shape(fresh[n])]
     merged = {**given, **{name: fresh[name] for name in other}}

@@ -114,6 +114,12 @@ def test_resuming_continues_bit_for_bit_and_exports(config, tmp_path):
     jax.tree.map(
         np.testing.assert_array_equal, state.params['transformer'], ours.transformer_params
     )
+    # So is a run that never finished: its newest checkpoint, or the named one.
+    for name in ('run', 'cut/checkpoints/6'):
+        from_run = dataclasses.replace(start, init_from=str(tmp_path / name))
+        params = make_task(from_run, make_mesh()).from_model().params
+        jax.tree.map(np.testing.assert_array_equal, params['transformer'], ours.transformer_params)
+        jax.tree.map(np.testing.assert_array_equal, params['text'], ours.text_params)
     wrong = dataclasses.replace(start, transformer=dataclasses.replace(config.transformer, depth=3))
     with pytest.raises(UserError, match='init_from.*but the config wants'):
         make_task(wrong, make_mesh(devices=jax.devices()[:1])).from_model()
