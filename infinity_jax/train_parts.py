@@ -49,6 +49,15 @@ class T2IConfig(loop.RunConfig):
     condition_drop: float = 0.1  # share of captions that the learned unconditional text replaces
     reweight_scales: bool = True  # tokens weigh 1/√(h·w) of their scale in the loss
 
+    def __post_init__(self):
+        super().__post_init__()
+        for source in (*self.data.sources, *self.data.held_out):
+            if source.kind == 'folder':
+                raise UserError(
+                    f'data source folder {source.path} has no captions, which this task reads; '
+                    'wanted jsonl, tar, tfds or emoji'
+                )
+
 
 def load_parts(config: T2IConfig) -> ModelBundle:
     """The parts that a run starts from: tokenizer, vocabulary and perhaps a text encoder.

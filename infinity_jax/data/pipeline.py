@@ -23,8 +23,8 @@ from absl import flags
 from infinity_jax.config import UserError
 from infinity_jax.data.buckets import Part, StoredSource, make_buckets
 from infinity_jax.data.config import DataConfig
-from infinity_jax.data.decode import decode
-from infinity_jax.data.records import BrokenRecord
+from infinity_jax.data.decode import Crop, decode
+from infinity_jax.data.records import BrokenRecord, RawRecord
 
 MAX_TRIES = 100  # broken records in a row that stop a run at once
 JUDGED_FROM = 1000  # records read before their broken share is judged by itself
@@ -44,12 +44,14 @@ class ReadRecord:
       records: int64, this host's records of the bucket.
       size: (Y, X) of the pictures.
       short_captions: probability of a short caption.
+      smallest_crop: share of the largest crop's edge; 1: that crop, at the centre.
     """
 
     stored: StoredSource
     records: np.ndarray
     size: tuple[int, int]
     short_captions: float
+    smallest_crop: float = 1.0
 
     def __call__(self, position: int, rng: np.random.Generator) -> dict[str, Any]:
         source, broken = self.stored.source, []
@@ -58,10 +60,8 @@ class ReadRecord:
             place = tuple(self.stored.index.places[record].tolist())
             try:
                 raw = source.read(place)
-                caption = raw.captions.choose(rng, self.short_captions)
-                if not caption:
-                    raise BrokenRecord('its caption is empty')
-                pixels = decode(raw.open_picture(), self.size)
+                caption = self._caption(raw, rng)
+                pixels = decode(raw.open_picture(), self.size, self._crop(rng))
                 return {'pixels': pixels, 'caption': caption, 'broken': broken}
             except (BrokenRecord, OSError) as error:
                 broken.append((f'{source.name}: {source.record_name(place)}', str(error)))
@@ -69,6 +69,19 @@ class ReadRecord:
             f'{len(broken)} records in a row are broken, the last {broken[-1][0]}: '
             f'{broken[-1][1]}; see whether all of the data is still there'
         )
+
+    def _caption(self, raw: RawRecord, rng: np.random.Generator) -> str:
+        if raw.captions is None:
+            return ''
+        caption = raw.captions.choose(rng, self.short_captions)
+        if not caption:
+            raise BrokenRecord('its caption is empty')
+        return caption
+
+    def _crop(self, rng: np.random.Generator) -> Crop | None:
+        if self.smallest_crop == 1:
+            return None
+        return Crop(rng.uniform(self.smallest_crop, 1), rng.random(), rng.random())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,7 +218,8 @@ def _records(
     own = part.records[process_index::process_count]
     words = np.random.SeedSequence((seed, part.number, process_index, *size)).generate_state(1)
     order = endless(range(len(own)), int(words[0]))
-    return order.random_map(ReadRecord(part.source, own, size, data.short_captions))
+    read = ReadRecord(part.source, own, size, data.short_captions, data.smallest_crop)
+    return order.random_map(read)
 
 
 def _mix(datasets: list[grain.MapDataset], shares: list[float]) -> grain.MapDataset:
