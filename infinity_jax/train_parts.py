@@ -78,6 +78,12 @@ class T2IConfig(loop.RunConfig):
             )
         if self.lora.rank and self.text.train:
             raise UserError('lora trains adapters alone; set text.train to False')
+        for source in (*self.data.sources, *self.data.held_out):
+            if source.kind == 'folder':
+                raise UserError(
+                    f'data source folder {source.path} has no captions, which this task reads; '
+                    'wanted jsonl, tar, tfds or emoji'
+                )
 
 
 def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> ModelBundle:
