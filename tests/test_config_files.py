@@ -70,7 +70,7 @@ def test_released_tokenizers(arg):
     assert config.adversarial.start_step < config.steps
 
 
-@pytest.mark.parametrize('name', ['t2i', 'tokenizer'])
+@pytest.mark.parametrize('name', ['t2i', 'tokenizer', 'finetune'])
 def test_unknown_variant(name):
     with pytest.raises(ValueError, match='unknown variant'):
         load(name).get_config('huge')
