@@ -196,6 +196,9 @@ def emoji(arg: str) -> ConfigDict:
     )
     config.condition_drop = 0.1  # share of captions dropped, for guidance
     config.reweight_scales = True  # tokens weigh 1/√(h·w) in the loss
+    config.attention = 'auto'  # by platform; 'xla', 'cudnn' or 'splash', see docs/scaling.md
+    config.remat = 'none'  # what the backward pass recomputes: 'none', 'dots', 'attention', 'full'
+    config.accumulate_steps = 1  # parts of a batch worked on in turn; same loss, less memory
 
     config.data = ConfigDict(
         {

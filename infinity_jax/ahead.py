@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from infinity_jax.economy import Economy
 from infinity_jax.generate import Controls, Text, draw_pictures
 from infinity_jax.model_folder import ModelBundle
-from infinity_jax.placement import placed_shapes
+from infinity_jax.placement import drawing_half, placed_shapes
 from infinity_jax.prompt_encoder import encode
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
@@ -43,7 +44,11 @@ def is_guided(sampling: SamplingConfig) -> bool:
 
 
 def drawing_static(
-    model: Transformer, autoencoder: Autoencoder, schedule: ScaleSchedule, sampling: SamplingConfig
+    model: Transformer,
+    autoencoder: Autoencoder,
+    schedule: ScaleSchedule,
+    sampling: SamplingConfig,
+    economy: Economy,
 ) -> dict[str, Any]:
     """The static arguments of `draw_pictures`."""
     return {
@@ -54,6 +59,7 @@ def drawing_static(
         'guidance_layer': sampling.guidance_layer,
         'top_k': sampling.top_k,
         'top_p': sampling.top_p,
+        'economy': economy,
     }
 
 
@@ -63,6 +69,7 @@ def calls_for(
     schedule: ScaleSchedule,
     batch: int,
     tokenizer: TextTokenizer,
+    economy: Economy = Economy(),
 ) -> list[Call]:
     """What the first batch of a request will call; see `calls_of`."""
     prompts = [prompt for prompt in request.prompts for _ in range(request.num)]
@@ -71,7 +78,7 @@ def calls_for(
     texts = prompts[:batch] + ([] if negative is None else [negative])
     length = common_length(tokenizer, texts, bundle.transformer_config.text_length)
     size = min(len(prompts), batch)
-    return calls_of(bundle, schedule, sampling, size, length, negative is not None)
+    return calls_of(bundle, schedule, sampling, size, length, negative is not None, economy)
 
 
 def calls_of(
@@ -81,6 +88,7 @@ def calls_of(
     batch: int,
     length: int,
     negative: bool = False,
+    economy: Economy = Economy(),
 ) -> list[Call]:
     """What drawing one batch will call: the text encoder, then the drawing.
 
@@ -91,6 +99,7 @@ def calls_of(
       batch: pictures.
       length: tokens that prompts are padded to, see `padded_length`.
       negative: whether a text replaces the unconditional one.
+      economy: what is saved.
     """
     config = bundle.transformer_config
 
@@ -114,10 +123,12 @@ def calls_of(
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
     drawing = Call(
         draw_pictures,
-        drawing_static(model, autoencoder, schedule, sampling),
+        drawing_static(model, autoencoder, schedule, sampling, economy),
         {
-            'variables': {'params': placed_shapes(config, config.dtype)},
-            'autoencoder_variables': {'params': placed_shapes(bundle.tokenizer_config, 'float32')},
+            'variables': {'params': placed_shapes(config, config.dtype, economy)},
+            'autoencoder_variables': {
+                'params': drawing_half(placed_shapes(bundle.tokenizer_config, 'float32'))
+            },
             'keys_B': keys,
             'text': text,
             'controls': Controls(numbers, numbers),

@@ -7,6 +7,7 @@ from typing import NoReturn
 from infinity_jax import compile_command, convert_command, generate_command
 from infinity_jax.config import UserError
 from infinity_jax.data_command import add_data, add_loss, run_loss
+from infinity_jax.model_flags import add_saving_flags, economy_of
 from infinity_jax.sampling_flags import add_sampling_flags, sampling_of
 
 
@@ -62,6 +63,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--out', default='.', help='folder for tables (JSON) and pictures')
     add_sampling_flags(parser)
     add_loss(parser)
+    add_saving_flags(parser)
     only = parser.add_argument_group('tokenizer only')
     only.add_argument('--data', default='emoji', help='emoji, or a folder of pictures')
     only.add_argument('--size', type=int, default=0, metavar='N', help='pixels of an edge')
@@ -96,6 +98,7 @@ def run_evaluate(args: argparse.Namespace) -> None:
         subset=args.subset,
         seed=args.seed,
         sampling=sampling_of(args),
+        economy=economy_of(args),
         out=args.out,
     )
 

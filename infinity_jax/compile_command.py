@@ -5,13 +5,14 @@ import dataclasses
 import time
 
 from infinity_jax.config import UserError
-from infinity_jax.model_flags import add_model_flags, picture_size_of
+from infinity_jax.model_flags import add_model_flags, add_saving_flags, economy_of, picture_size_of
 from infinity_jax.sampling_flags import add_sampling_flags, sampling_of
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Of `generate`, the flags that change the program."""
     add_model_flags(parser)
+    add_saving_flags(parser)
     add_sampling_flags(parser)
     parser.add_argument('--num', type=int, default=1, help='pictures at once')
     parser.add_argument(
@@ -48,7 +49,8 @@ def run(args: argparse.Namespace) -> None:
         size=picture_size_of(args),
     )
     length = padded_length(args.tokens, bundle.transformer_config.text_length)
-    calls = calls_of(bundle, schedule, sampling_of(args), args.num, length, args.negative)
+    sampling, economy = sampling_of(args), economy_of(args)
+    calls = calls_of(bundle, schedule, sampling, args.num, length, args.negative, economy)
     programs = Programs(folder)
     for call in calls:
         start = time.perf_counter()

@@ -27,7 +27,8 @@ class TokenizerConfig:
     bits: int = 32  # d: bits per code; the vocabulary is 2^d and appears nowhere
     base_channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)  # one per resolution, finest first
-    residual_blocks: int = 2  # per encoder level; the decoder has one more
+    residual_blocks: int = 2  # per encoder level
+    decoder_blocks: int = 0  # per decoder level; 0: residual_blocks + 1, as released
     unshuffle: int = 1  # pixel-unshuffle factor before the first and after the last convolution
     norm_groups: int = 32  # 24 where this does not divide the width
 

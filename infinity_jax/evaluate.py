@@ -13,6 +13,7 @@ from infinity_jax.config import UserError
 from infinity_jax.data.captions import caption
 from infinity_jax.data.emoji import subset as emoji_subset
 from infinity_jax.data.render import render
+from infinity_jax.economy import Economy
 from infinity_jax.generate import to_uint8
 from infinity_jax.matcher import contact_sheet, evaluation_specs, match
 from infinity_jax.model_folder import ModelBundle, load_model
@@ -60,6 +61,7 @@ def evaluate_demo(
     subset: str | None = None,
     seed: int = 0,
     sampling: SamplingConfig = SamplingConfig(),
+    economy: Economy = Economy(),
     out: str | os.PathLike = '.',
 ) -> dict[str, Any]:
     """Draws captions of trained and of held-out pairs and counts what the matcher recognises.
@@ -74,6 +76,7 @@ def evaluate_demo(
       subset: emoji asked for and to choose among; None: those the model was trained on.
       seed: of captions and drawing.
       sampling: guidance, temperature, top-k, top-p.
+      economy: what is saved while drawing.
       out: where the files go.
     """
     if count < 1:
@@ -81,7 +84,7 @@ def evaluate_demo(
     out = pathlib.Path(out)
     check_writable(out / 'evaluation.png')
     bundle = load_model(folder)
-    pipeline = InfinityPipeline(bundle, max_batch=min(count, BATCH))
+    pipeline = InfinityPipeline(bundle, max_batch=min(count, BATCH), economy=economy)
     subset = subset or bundle.extra.get('run', {}).get('data', {}).get('subset', 'all')
     candidates = [each.name for each in emoji_subset(subset)]
     code_grids = pipeline.schedule.code_grids(bundle.transformer_config.spatial_patchify)
@@ -93,6 +96,7 @@ def evaluate_demo(
         'count': count,
         'seed': seed,
         'sampling': dataclasses.asdict(sampling),
+        'economy': dataclasses.asdict(economy),
     }
     shown, titles, marks = [], [], []
     for kind in PAIRS:

@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from infinity_jax.config import UserError
+from infinity_jax.economy import Economy
 from infinity_jax.sampling import SamplingConfig, keep_likely, sample_bits
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.self_correction import flatten_tokens
 from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.tokenizer.decode import decode
 from infinity_jax.tokenizer.patchify import unfold
 from infinity_jax.tokenizer.quantizer import accumulate, codes_from_bits, next_input
 from infinity_jax.transformer.cache import KeyValueCache
@@ -69,6 +71,7 @@ def draw_bits(
     guidance_layer: int = 0,
     top_k: int = 0,
     top_p: float = 0.97,
+    economy: Economy = Economy(),
     forced_bits: Sequence[jax.Array] | None = None,
     keep_logits: bool = False,
 ) -> Drawn:
@@ -81,6 +84,7 @@ def draw_bits(
       negative: replaces the learned unconditional text; padded to the same length as `text`.
       guided: whether the unconditional half runs at all.
       guidance_layer: 0 guides logits, −n hidden states after zero-based block depth − n.
+      economy: of its cache, and which scales run unguided.
       forced_bits: per scale (B, h, w, d): accumulated instead of the drawn bits, for parity
         checks that must not drift.
       keep_logits: return each scale's logits as well.
@@ -91,6 +95,11 @@ def draw_bits(
     if on_hidden and config.depth + guidance_layer < 0:
         raise UserError(
             f'guidance layer {guidance_layer} does not exist; the model has {config.depth} layers'
+        )
+
+    if economy.unguided_scales > len(schedule):
+        raise UserError(
+            f'unguided_scales is {economy.unguided_scales}; the picture has {len(schedule)} scales'
         )
 
     def apply(method, *args):
@@ -104,12 +113,21 @@ def draw_bits(
     head_condition = condition
     if not guided or on_hidden:
         head_condition = jax.tree.map(lambda x: x[:batch], condition)
-    cache = KeyValueCache.empty(config, schedule, condition.lengths_B.shape[0])
+    rows = condition.lengths_B.shape[0]
+    cache = KeyValueCache.empty(config, schedule, rows, economy.cache == 'int8')
     grids = schedule.code_grids(config.spatial_patchify)
     total = jnp.zeros((batch, *grids[-1], config.bits), jnp.float32)
     all_bits, all_logits = [], []
     for scale, grid in enumerate(grids):
         guidance = controls.guidance_K[scale]
+        if scale == len(grids) - economy.unguided_scales:
+            # Nothing reads the unconditional half any more; no such scale has another guided one
+            # behind it, which would miss its keys.
+            guided = on_hidden = False
+            condition, head_condition = (
+                jax.tree.map(lambda x: x[:batch], each) for each in (condition, head_condition)
+            )
+            text_keys_values = jax.tree.map(lambda x: x[:, :batch], text_keys_values)
         tokens = None
         if scale:
             tokens = flatten_tokens(next_input(total, grid), config.spatial_patchify)
@@ -173,6 +191,7 @@ def to_uint8(pixels_BYX3: jax.Array) -> jax.Array:
         'guidance_layer',
         'top_k',
         'top_p',
+        'economy',
     ),
 )
 def draw_pictures(
@@ -189,6 +208,7 @@ def draw_pictures(
     guidance_layer: int = 0,
     top_k: int = 0,
     top_p: float = 0.97,
+    economy: Economy = Economy(),
 ) -> jax.Array:
     """Text features to uint8 pictures (B, Y, X, 3) in one compiled call; see `draw_bits`."""
     drawn = draw_bits(
@@ -203,6 +223,6 @@ def draw_pictures(
         guidance_layer=guidance_layer,
         top_k=top_k,
         top_p=top_p,
+        economy=economy,
     )
-    pixels = autoencoder.apply(autoencoder_variables, drawn.total_Bhwd, method=Autoencoder.decode)
-    return to_uint8(pixels)
+    return to_uint8(decode(autoencoder, autoencoder_variables, drawn.total_Bhwd))

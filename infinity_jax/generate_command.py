@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 
 from infinity_jax.config import UserError
-from infinity_jax.model_flags import add_model_flags, picture_size_of
+from infinity_jax.model_flags import add_model_flags, add_saving_flags, economy_of, picture_size_of
 from infinity_jax.sampling_flags import sampling_of
 
 STARTED = time.perf_counter()  # before the imports that take long
@@ -18,6 +18,7 @@ STARTED = time.perf_counter()  # before the imports that take long
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `generate` alone; those of drawing in general are the caller's."""
     add_model_flags(parser)
+    add_saving_flags(parser)
     parser.add_argument('prompts', nargs='*', help='what the pictures show')
     parser.add_argument('--prompts-file', metavar='FILE', help='one prompt a line')
     parser.add_argument('--num', type=int, default=1, help='pictures per prompt')
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.scales import released_name
 
     check_writable(paths[0])
-    sampling = sampling_of(args)
+    sampling, economy = sampling_of(args), economy_of(args)
     with plain_warnings():
         pipeline = InfinityPipeline.from_pretrained(
             args.checkpoint or DEMO_FOLDER,
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> None:
             budget=args.budget,
             size=size,
             max_batch=min(pictures, args.max_batch or MAX_BATCH),
+            economy=economy,
             request=Request(tuple(prompts), args.num, args.negative, sampling),
         )
         ratio, budget = released_name(pipeline.schedule) or ('', '')
@@ -83,6 +85,9 @@ def run(args: argparse.Namespace) -> None:
             'top_p': sampling.top_p,
             'guidance_layer': sampling.guidance_layer,
             'dtype': args.dtype or '',
+            'weights': economy.weights,
+            'cache': economy.cache,
+            'unguided_scales': economy.unguided_scales,
             'model': args.checkpoint or 'demo',
             'revision': args.revision or '',
         }

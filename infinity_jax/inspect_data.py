@@ -91,7 +91,7 @@ def _caption(part: Part, short_captions: float, rng: np.random.Generator) -> str
         return emoji_captions.caption(part.source.spec(int(rng.integers(1 << 30))))
     place = part.source.index.places[rng.choice(part.records)]
     record = part.source.source.read(tuple(place.tolist()))
-    return record.captions.choose(rng, short_captions)
+    return '' if record.captions is None else record.captions.choose(rng, short_captions)
 
 
 def _words(texts: list[str]) -> dict[str, float]:

@@ -228,9 +228,11 @@ def _train(
         batch = put_batch(next(task.batches), mesh)
         watch.add_wait(time.monotonic() - start)
         state, metrics = task.train_step(state, batch)
+        flops = task.step_flops(batch)
+        del batch  # it may be memory shared with workers, which an error raised below would keep
         if late is not None:
             _report(config, log, watch, *late)
-        late = (step, metrics, task.step_flops(batch))
+        late = (step, metrics, flops)
         last, stop = step == config.steps, notice.stops()
         if not (last or stop or any(step % every == 0 for every in pauses)):
             continue

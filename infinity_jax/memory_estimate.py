@@ -4,26 +4,24 @@ import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.economy import Economy
 from infinity_jax.host_memory import available_bytes
 from infinity_jax.model_folder import ModelBundle
-from infinity_jax.part_weights import tokenizer_shapes, transformer_shapes
 from infinity_jax.picture_size import token_stride
-from infinity_jax.placement import device_dtype
+from infinity_jax.placement import drawing_half, placed_shapes
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.t5_folder import encoder_shapes
+from infinity_jax.tokenizer.decode import decoding_bytes
+from infinity_jax.transformer.query_chunks import chunk_length
 
 GB = 10**9
 SAY_ABOVE = GB  # smaller models are drawn without a word about memory
-DECODER_MAPS = 3  # widest feature maps of the decoder that are alive at once
 STREAMS = 6  # copies of the last scale's float32 residual stream: norms, gates, sums
 
 
@@ -68,56 +66,50 @@ def estimate_memory(
     *,
     guided: bool = True,
     on_cpu: bool = False,
+    on_mesh: bool = False,
+    economy: Economy = Economy(),
 ) -> MemoryEstimate:
     """Bytes for drawing `batch` pictures at once.
 
     Guidance doubles the transformer's rows. A CPU multiplies in float32: XLA makes float32 copies
     of all 16-bit kernels, and activations of that width.
     """
-    weights = _weights(transformer_shapes, transformer, transformer.dtype)
-    copies = 2 * (_weights(transformer_shapes, transformer, 'float32') - weights) if on_cpu else 0
+    weights = _weights(transformer, transformer.dtype, economy)
+    copies = 2 * (_weights(transformer, 'float32') - weights) if on_cpu else 0
     item = jnp.dtype(transformer.dtype).itemsize
     rows = batch * (2 if guided else 1)
     earlier, every = schedule.spans[-1]
     now = every - earlier
     width = transformer.width
-    cache = 2 * transformer.depth * rows * earlier * width * item
+    cache_item = 1 + 4 / transformer.head_dim if economy.cache == 'int8' else item
+    cache = round(2 * transformer.depth * rows * earlier * width * cache_item)
     text_cache = 2 * transformer.depth * rows * transformer.text_length * width * item
     item = 4 if on_cpu else item
     streams = STREAMS * rows * now * width * 4
     prefix = 2 * rows * every * width * item  # one layer's keys and values, joined to the cache's
     hidden = 2 * rows * now * transformer.hidden_width * item  # before and after the GELU
-    # XLA's attention keeps float32 scores and, in the products' dtype, their softmax.
-    scores = rows * transformer.num_heads * now * every * (4 + item)
+    # XLA's attention keeps float32 scores of a chunk and, in the products' dtype, their softmax.
+    heads = rows * transformer.num_heads
+    scores = heads * chunk_length(heads, now, every) * every * (4 + item)
     height, width_px = schedule.picture_size(token_stride(transformer, tokenizer))
     return MemoryEstimate(
         batch=batch,
         transformer=weights,
-        tokenizer=_weights(tokenizer_shapes, tokenizer, 'float32'),
-        text_encoder=_weights(encoder_shapes, text, transformer.dtype),
+        tokenizer=_weights(tokenizer, 'float32'),
+        text_encoder=_weights(text, transformer.dtype),
         cache=cache,
         activations=copies + text_cache + streams + prefix + max(scores, hidden),
-        decoder=batch * DECODER_MAPS * _widest_map(tokenizer, height, width_px) * 4,
+        decoder=decoding_bytes(tokenizer, batch, height, width_px, on_mesh),
     )
 
 
 @functools.lru_cache(maxsize=16)  # the shapes take a trace, and every batch size asks for them
-def _weights(shapes: Callable[[Any], Any], config: Any, product_dtype: str) -> int:
+def _weights(config: Any, product_dtype: str, economy: Economy = Economy()) -> int:
     """Bytes of a part's weights as `place` puts them on a device."""
-    return sum(
-        math.prod(leaf.shape) * device_dtype(path, product_dtype).itemsize
-        for path, leaf in flatten_dict(shapes(config)).items()
-    )
-
-
-def _widest_map(tokenizer: TokenizerConfig, height: int, width: int) -> int:
-    """Numbers in the decoder's largest feature map: a level's channels after its upsampling."""
-    sizes = []
-    for level, multiplier in enumerate(tokenizer.channel_multipliers):
-        shrink = tokenizer.unshuffle * 2 ** max(level - 1, 0)
-        pixels = (height // shrink) * (width // shrink)
-        sizes.append(pixels * multiplier * tokenizer.base_channels)
-    return max(sizes)
+    shapes = placed_shapes(config, product_dtype, economy)
+    if isinstance(config, TokenizerConfig):
+        shapes = drawing_half(shapes)
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,13 +120,19 @@ class MemoryPlan:
     offload_text: bool
 
 
-def plan_memory(bundle: ModelBundle, max_batch: int, mesh: Mesh | None = None) -> MemoryPlan:
+def plan_memory(
+    bundle: ModelBundle,
+    max_batch: int,
+    mesh: Mesh | None = None,
+    economy: Economy = Economy(),
+) -> MemoryPlan:
     """Plans for the memory that there is, and says so on standard error for large models.
 
     Args:
       bundle: configurations and schedule; no weights are looked at.
       max_batch: pictures per program call, at most.
       mesh: the devices that share the work; None: the default device.
+      economy: what is saved.
 
     Raises:
       UserError: not even one picture fits.
@@ -148,7 +146,14 @@ def plan_memory(bundle: ModelBundle, max_batch: int, mesh: Mesh | None = None) -
     height, width = bundle.schedule.picture_size(token_stride(*parts[:2]))
     offers = (False,) if on_host or mesh is not None else (False, True)
     for batch in _halvings(max_batch, shares):
-        share = estimate_memory(*parts, bundle.schedule, -(-batch // shares), on_cpu=on_host)
+        share = estimate_memory(
+            *parts,
+            bundle.schedule,
+            -(-batch // shares),
+            on_cpu=on_host,
+            on_mesh=mesh is not None,
+            economy=economy,
+        )
         estimate = _on_one_device(share, sizes)
         for offload in offers:
             fits = room is None or estimate.total(offload) <= room

@@ -1,6 +1,7 @@
 """Flags that say which model draws at which size, for the commands that make its programs."""
 
 import argparse
+from typing import Any
 
 from infinity_jax.config import UserError
 
@@ -22,6 +23,24 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="of the transformer's and text encoder's products; default: the model's own",
     )
     parser.add_argument('--revision', help='of a Hugging Face repository: branch, tag or commit')
+
+
+def add_saving_flags(parser: argparse.ArgumentParser) -> None:
+    """What `Economy` offers."""
+    saved = parser.add_argument_group('lossy savings, off by default; docs/memory.md has the cost')
+    saved.add_argument('--weights', choices=['int8'], help="of the transformer's blocks")
+    saved.add_argument('--cache', choices=['int8'], help='keys and values of earlier scales')
+    saved.add_argument(
+        '--unguided-scales', type=int, metavar='N', help='so many last scales run without guidance'
+    )
+
+
+def economy_of(args: argparse.Namespace) -> Any:
+    """The savings that flags ask for."""
+    from infinity_jax.economy import Economy
+
+    fields = {name: getattr(args, name) for name in ('weights', 'cache', 'unguided_scales')}
+    return Economy(**{name: value for name, value in fields.items() if value is not None})
 
 
 def picture_size_of(args: argparse.Namespace) -> tuple[int, int] | None:

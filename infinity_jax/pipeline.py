@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from infinity_jax.ahead import Request, calls_for, drawing_static, is_guided
 from infinity_jax.config import UserError
+from infinity_jax.economy import Economy
 from infinity_jax.generate import controls, draw_pictures
 from infinity_jax.hub import local_folder
 from infinity_jax.memory_estimate import plan_memory
 from infinity_jax.model_folder import ModelBundle, load_model
 from infinity_jax.picture_size import choose_schedule, token_stride
-from infinity_jax.placement import place, read_configs, share_batch
+from infinity_jax.placement import drawing_half, economised, place, read_configs, share_batch
 from infinity_jax.programs import Programs, call_jitted
 from infinity_jax.prompt_encoder import PromptEncoder
 from infinity_jax.sampling import SamplingConfig
@@ -73,6 +74,7 @@ class InfinityPipeline:
         max_batch: int = MAX_BATCH,
         offload_text: bool = False,
         programs: Programs | None = None,
+        economy: Economy = Economy(),
     ):
         """Takes the parts of a model.
 
@@ -84,6 +86,7 @@ class InfinityPipeline:
           max_batch: pictures per program call.
           offload_text: keep the text encoder on the host between calls, see `PromptEncoder`.
           programs: where compiled ones are kept; None: nowhere.
+          economy: what is saved at some cost to the pictures.
         """
         check_complete(
             bundle, ('transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer')
@@ -97,8 +100,11 @@ class InfinityPipeline:
         self._autoencoder = Autoencoder(bundle.tokenizer_config)
         self._programs = programs or Programs()
         self._prompt_encoder = PromptEncoder(bundle, mesh, offload_text, self._programs)
-        self._transformer = place(bundle.transformer_params, config.dtype, config, mesh)
-        self._tokenizer = place(bundle.tokenizer_params, 'float32', bundle.tokenizer_config, mesh)
+        self._economy = economy
+        params = economised(bundle.transformer_params, economy, mesh)
+        self._transformer = place(params, config.dtype, config, mesh)
+        decoder = drawing_half(bundle.tokenizer_params)
+        self._tokenizer = place(decoder, 'float32', bundle.tokenizer_config, mesh)
 
     @classmethod
     def from_pretrained(
@@ -114,6 +120,7 @@ class InfinityPipeline:
         size: tuple[int, int] | None = None,
         max_batch: int = MAX_BATCH,
         request: Request | None = None,
+        economy: Economy = Economy(),
         **options: Any,
     ) -> 'InfinityPipeline':
         """Loads a model folder; without one, the demo that ships with the package.
@@ -130,6 +137,7 @@ class InfinityPipeline:
           max_batch: pictures per program call, at most.
           request: what will be drawn first: its programs are loaded, or compiled, while the weights
             are read.
+          economy: what is saved at some cost to the pictures.
           options: of the constructor.
 
         Raises:
@@ -146,12 +154,13 @@ class InfinityPipeline:
             *configs, bundle.schedule, ratio=ratio, budget=budget, size=size
         )
         devices = None if mesh is None else make_mesh(mesh)
-        plan = plan_memory(bundle, max_batch, devices)
+        plan = plan_memory(bundle, max_batch, devices, economy)
         where = {} if devices is None else {'mesh': devices}
         tokenizer = TextTokenizer.from_folder(folder / 'text_encoder')
         programs = Programs(folder if devices is None else None)
         if request is not None and devices is None:
-            for call in calls_for(request, bundle, bundle.schedule, plan.batch, tokenizer):
+            wanted = (request, bundle, bundle.schedule, plan.batch, tokenizer, economy)
+            for call in calls_for(*wanted):
                 programs.prepare(*call)
 
         def load(part: str) -> ModelBundle:
@@ -159,14 +168,18 @@ class InfinityPipeline:
 
         # Part by part, so that the host never holds two at once beside what is placed.
         bundle.transformer_params = place(
-            load('transformer').transformer_params, configs[0].dtype, configs[0], devices
+            economised(load('transformer').transformer_params, economy, devices),
+            configs[0].dtype,
+            configs[0],
+            devices,
         )
         bundle.tokenizer_params = place(
-            load('tokenizer').tokenizer_params, 'float32', configs[1], devices
+            drawing_half(load('tokenizer').tokenizer_params), 'float32', configs[1], devices
         )
         bundle.text_params = load('text_encoder').text_params
         bundle.text_tokenizer = tokenizer
         options = {'offload_text': plan.offload_text, 'programs': programs, **options}
+        options['economy'] = economy
         return cls(bundle, mesh=devices, max_batch=plan.batch, **options)
 
     @property
@@ -248,7 +261,8 @@ class InfinityPipeline:
             for start in starts
         ]
         draw = self._programs.call if self._mesh is None else in_mesh(self._mesh, call_jitted)
-        static = drawing_static(self._model, self._autoencoder, schedule, sampling)
+        parts = (self._model, self._autoencoder)
+        static = drawing_static(*parts, schedule, sampling, self._economy)
         texts = self._prompt_encoder(batches, unwanted)
         for start, (text, negative_text) in zip(starts, texts, strict=True):
             indices_B = share_batch(np.arange(start, start + size), self._mesh)

@@ -17,6 +17,7 @@ from infinity_jax.config import (
     UserError,
     from_mapping,
 )
+from infinity_jax.economy import Economy
 from infinity_jax.model_folder import (
     ModelBundle,
     load_model,
@@ -26,6 +27,7 @@ from infinity_jax.model_folder import (
 from infinity_jax.part_weights import Params, part_shapes
 from infinity_jax.sharding import batch_sharding, shardings_of
 from infinity_jax.t5_folder import encoder_shapes, read_text_config
+from infinity_jax.transformer.int8 import SCALE, int8_shapes, quantize_kernels
 
 Config = TransformerConfig | TokenizerConfig | TextConfig
 STACKS = ('blocks', 'layers')  # of the transformer and of the text encoder
@@ -63,6 +65,24 @@ def device_dtype(path: tuple[str, ...], product_dtype: Any) -> np.dtype:
     return jnp.dtype(product_dtype if product else jnp.float32)
 
 
+def economised(params: Params, economy: Economy, mesh: Mesh | None = None) -> Params:
+    """The transformer's parameters in as many bits as is wanted, before they are placed.
+
+    Raises:
+      UserError: 8 bits on several devices.
+    """
+    if economy.weights == 'full' or any(path[-1] == SCALE for path in flatten_dict(params)):
+        return params
+    if mesh is not None:
+        raise UserError('weights in int8 are for one device; give no mesh, or weights in full')
+    return quantize_kernels(params)
+
+
+def drawing_half(tokenizer: Params) -> Params:
+    """Of a tokenizer's tree, what drawing reads: the encoder would lie idle."""
+    return {'decoder': tokenizer['decoder']}
+
+
 def place(params: Params, product_dtype: Any, config: Config, mesh: Mesh | None = None) -> Params:
     """Puts parameters on the default device, or onto the mesh by their logical axes.
 
@@ -78,7 +98,7 @@ def place(params: Params, product_dtype: Any, config: Config, mesh: Mesh | None 
     shardings = {} if mesh is None else flatten_dict(_shardings(config, mesh))
 
     def put(path: tuple[str, ...], leaf: Any) -> jax.Array:
-        dtype = device_dtype(path, product_dtype)
+        dtype = leaf.dtype if leaf.dtype == jnp.int8 else device_dtype(path, product_dtype)
         if not isinstance(leaf, jax.Array):
             return jax.device_put(np.asarray(leaf).astype(dtype, copy=False), shardings.get(path))
         if mesh is not None and leaf.sharding.device_set != set(mesh.devices.flat):
@@ -90,15 +110,17 @@ def place(params: Params, product_dtype: Any, config: Config, mesh: Mesh | None 
     return unflatten_dict({path: put(path, flat.pop(path)) for path in tuple(flat)})
 
 
-def placed_shapes(config: Config, product_dtype: Any) -> Params:
+def placed_shapes(config: Config, product_dtype: Any, economy: Economy = Economy()) -> Params:
     """Shapes and dtypes of a part's parameters once `place` has put them on a device."""
     flat = flatten_dict(_shapes_of(config)(config)).items()
-    return unflatten_dict(
+    shapes = unflatten_dict(
         {
             path: jax.ShapeDtypeStruct(leaf.shape, device_dtype(path, product_dtype))
             for path, leaf in flat
         }
     )
+    in_8_bits = economy.weights == 'int8' and isinstance(config, TransformerConfig)
+    return int8_shapes(shapes) if in_8_bits else shapes
 
 
 def hold(params: Params, product_dtype: Any) -> Params:

@@ -4,11 +4,12 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from infinity_jax import loop
-from infinity_jax.checkpoint import check_start
+from infinity_jax.checkpoint import check_start, load_weights
 from infinity_jax.config import TextConfig, TransformerConfig, UserError
 from infinity_jax.data.buckets import SQUARE
 from infinity_jax.lora import LoraConfig
@@ -21,6 +22,7 @@ from infinity_jax.model_folder import (
 from infinity_jax.part_weights import transformer_shapes
 from infinity_jax.pipeline import DEMO_FOLDER
 from infinity_jax.placement import place
+from infinity_jax.run_folder import run_named
 from infinity_jax.scales import BUDGET_OF_EDGE, Grid, ScaleSchedule, released_name
 from infinity_jax.t5_folder import load_encoder
 from infinity_jax.text import TextTokenizer
@@ -76,6 +78,12 @@ class T2IConfig(loop.RunConfig):
             )
         if self.lora.rank and self.text.train:
             raise UserError('lora trains adapters alone; set text.train to False')
+        for source in (*self.data.sources, *self.data.held_out):
+            if source.kind == 'folder':
+                raise UserError(
+                    f'data source folder {source.path} has no captions, which this task reads; '
+                    'wanted jsonl, tar, tfds or emoji'
+                )
 
 
 def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> ModelBundle:
@@ -162,7 +170,7 @@ def _source_of(init_from: str) -> dict[str, Any]:
 
     A run that is resumed may have outlived that folder.
     """
-    if not init_from or not pathlib.Path(init_from).exists():
+    if not init_from or not pathlib.Path(init_from).exists() or run_named(init_from)[0]:
         return {}
     source = read_description(init_from)[1].get('source', {})
     return {name: value for name, value in source.items() if name == 'transformer'}
@@ -206,6 +214,8 @@ def bucket_schedules(config: T2IConfig, bundle: ModelBundle) -> tuple[ScaleSched
 def load_start(config: T2IConfig, wanted: Any, mesh: Mesh) -> dict[str, Any]:
     """The weights of `config.init_from`: {'transformer'} and, when trained along, {'text'}.
 
+    A checkpoint gives its averaged weights, which are what a finished run exports.
+
     Args:
       wanted: the configured tree of shapes.
       mesh: where the weights go, each device's shards read on their own.
@@ -213,10 +223,13 @@ def load_start(config: T2IConfig, wanted: Any, mesh: Mesh) -> dict[str, Any]:
     Raises:
       UserError: they have other shapes; the first that differs is named.
     """
-    given = load_model(config.init_from, parts=('transformer', 'text_encoder'), mesh=mesh)
-    params = {'transformer': given.transformer_params}
-    if config.text.train:
-        params['text'] = given.text_params
+    run_dir, step = run_named(config.init_from)
+    if run_dir is None:
+        model = load_model(config.init_from, parts=('transformer', 'text_encoder'), mesh=mesh)
+        given = {'transformer': model.transformer_params, 'text': model.text_params}
+    else:
+        given = jax.device_get(load_weights(run_dir, step, 'ema'))
+    params = {name: given.get(name) for name in wanted}
     check_start(config.init_from, wanted, params)
     return params
 

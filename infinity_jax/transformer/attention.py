@@ -5,7 +5,7 @@ together, under one small mask; large ones go alone, each to its own slice of th
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from infinity_jax.config import TransformerConfig, UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import target_platform
+from infinity_jax.transformer.linear import VECTOR, linear
 from infinity_jax.transformer.query_chunks import chunked_attention
 from infinity_jax.transformer.rope import rotate
 from infinity_jax.transformer.splash import ATTENDED, SMALL_BLOCK, splash_attend
@@ -25,39 +26,25 @@ CUDNN_MAX_WIDTH = 128  # of a head; Hopper would take 256
 MERGE_TOKENS = 128  # scales share one masked product up to this many queries
 MAX_LOG_SCALE = np.log(100.0).astype(np.float32)
 NORM_EPSILON = 1e-12
-HIGHEST = jax.lax.Precision.HIGHEST
-# An initializer of one value a channel: small, but not once all layers are stacked.
-VECTOR = functools.partial(nn.with_logical_partitioning, names=('vector',))
-
-
-def linear(features: int, axes: tuple[str | None, ...], std: float, dtype: Any, **options):
-    """A dense layer with logical axes; float32 means the highest product precision."""
-    init = nn.initializers.normal(std) if std else nn.initializers.zeros
-    return nn.Dense(
-        features,
-        dtype=dtype,
-        precision=HIGHEST if dtype == jnp.float32 else None,
-        kernel_init=nn.with_logical_partitioning(init, axes),
-        bias_init=VECTOR(nn.initializers.zeros),
-        **options,
-    )
 
 
 def choose(implementation: str, q_BLNH: jax.Array) -> str:
     """The implementation that serves these queries: 'xla', 'cudnn' or 'splash'.
 
-    'auto' goes by the platform that the program is compiled for. cuDNN wants 16 bits; splash
-    attention on so few queries as the first scales have would mostly compute padding.
+    'auto' goes by the platform that the program is compiled for. Few queries, as the first scales
+    have, are left to XLA: kernels would mostly compute padding. cuDNN wants 16 bits.
 
     Raises:
       UserError: the named one does not run there, or not on this dtype or head width.
     """
     platform, width = target_platform(), q_BLNH.shape[-1]
+    few = q_BLNH.shape[1] < SMALL_BLOCK
     half = q_BLNH.dtype in (jnp.bfloat16, jnp.float16)
     fits_cudnn = half and width % 8 == 0 and width <= CUDNN_MAX_WIDTH
     if implementation == 'auto':
         on_gpu = 'cudnn' if fits_cudnn else 'xla'
         implementation = {'tpu': 'splash', 'gpu': on_gpu}.get(platform, 'xla')
+        implementation = 'xla' if few else implementation
     if implementation not in IMPLEMENTATIONS:
         raise UserError(f'attention is {implementation!r}; wanted {", ".join(IMPLEMENTATIONS)}')
     if implementation == 'cudnn' and not (fits_cudnn and platform == 'gpu'):
@@ -68,9 +55,7 @@ def choose(implementation: str, q_BLNH: jax.Array) -> str:
         )
     if implementation == 'splash' and platform == 'gpu':
         raise UserError("attention is 'splash', which is for TPU; on a GPU set 'auto' or 'cudnn'")
-    if implementation == 'splash' and q_BLNH.shape[1] < SMALL_BLOCK:
-        return 'xla'
-    return implementation
+    return 'xla' if implementation == 'splash' and few else implementation
 
 
 def attend(

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.sharding import constrain
-from infinity_jax.transformer.attention import VECTOR, CrossAttention, SelfAttention, linear
+from infinity_jax.transformer.attention import CrossAttention, SelfAttention
+from infinity_jax.transformer.linear import VECTOR, linear
 
 NORM_EPSILON = 1e-6
 

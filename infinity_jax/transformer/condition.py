@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from infinity_jax.config import TransformerConfig, UserError
-from infinity_jax.transformer.attention import HIGHEST, linear
+from infinity_jax.transformer.linear import HIGHEST, linear
 
 NORM_EPSILON = 1e-6
 

@@ -14,10 +14,11 @@ import numpy as np
 from infinity_jax.config import TransformerConfig, UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import axis_size, constrain
-from infinity_jax.transformer.attention import attend, linear, prefix_attention, query_groups
+from infinity_jax.transformer.attention import attend, prefix_attention, query_groups
 from infinity_jax.transformer.blocks import Block, modulate
 from infinity_jax.transformer.cache import KeyValueCache
 from infinity_jax.transformer.condition import Condition, TextConditioner
+from infinity_jax.transformer.linear import linear
 from infinity_jax.transformer.remat import remat
 from infinity_jax.transformer.rope import rope_table
 
@@ -201,7 +202,7 @@ class Transformer(nn.Module):
 
         Args:
           x_BLD: `embed_scale` of this scale. Under guidance the batch holds the conditional half,
-            then the unconditional one.
+            then the unconditional one; with fewer rows than the cache, the first of them.
           scale: zero-based, static.
           hidden_guidance: mixes the halves after one layer, both then set equal.
 
@@ -219,7 +220,7 @@ class Transformer(nn.Module):
 
             def attend_to_prefix(q, k, v):
                 if start:
-                    old_k, old_v = cache.prefix(index, start)
+                    old_k, old_v = cache.prefix(index, start, k.shape[0], k.dtype)
                     k = jnp.concatenate([old_k, k], axis=1)
                     v = jnp.concatenate([old_v, v], axis=1)
                 return attend(q, k, v, scale=1.0, implementation=self.implementation)

@@ -1,0 +1,145 @@
+"""The decoder in blocks of rows, for pictures whose feature maps are large.
+
+The plain decoder has four or more maps of full resolution alive at once, 1.1 GB each at 1024².
+Here two are: a residual block's result takes the place of its input, and what lies between norm
+and convolution exists for some rows only. Nothing is approximated: a block of rows brings the rows
+that a convolution reaches into, and norms take their statistics over the whole picture.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from infinity_jax.config import FALLBACK_GROUPS, TokenizerConfig
+from infinity_jax.tokenizer.autoencoder import NORM_EPSILON, to_pixels
+
+REACH = 1  # rows that a 3×3 convolution reads beyond a block
+Params = Mapping[str, Any]
+
+
+def block_rows(height: int, row_bytes: int, max_bytes: int) -> int:
+    """Rows of a block: the most that fit, of those that divide the height."""
+    fitting = [n for n in range(1, height + 1) if height % n == 0 and n * row_bytes <= max_bytes]
+    return max(fitting, default=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RowDecoder:
+    """`autoencoder.Decoder` on the same parameters, block by block.
+
+    Attributes:
+      config: sizes.
+      dtype, precision: of the convolutions.
+      max_bytes: of a block of a float32 feature map.
+    """
+
+    config: TokenizerConfig
+    dtype: Any
+    precision: Any
+    max_bytes: int
+
+    def __call__(self, params: Params, features_Bhwd: jax.Array) -> jax.Array:
+        """Quantized features (B, h, w, d) to pixels (B, Y, X, 3), not clamped."""
+        levels = len(self.config.channel_multipliers)
+        x = self._convolve(params['conv_in'], features_Bhwd)
+        for i in (1, 2):
+            x = self._residual(params[f'mid_{i}'], x)
+        for i in reversed(range(levels)):
+            level = params[f'up_{i}']
+            for j in range(self.config.residual_blocks + 1):
+                x = self._residual(level[f'block_{j}'], x)
+            if i:
+                x = self._convolve(level['upsample'], x, upsample=2)
+        x = self._convolve(params['conv_out'], x, self._activation(params['norm_out'], x))
+        return to_pixels(x, self.config.unshuffle)
+
+    def _residual(self, params: Params, x_Bhwc: jax.Array) -> jax.Array:
+        h = self._convolve(params['conv1'], x_Bhwc, self._activation(params['norm1'], x_Bhwc))
+        activation = self._activation(params['norm2'], h)
+        return self._convolve(params['conv2'], h, activation, beside=x_Bhwc, shortcut=params)
+
+    def _activation(self, norm: Params, x_Bhwc: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        """GroupNorm and swish of any rows of `x`, by the statistics of all of them."""
+        channels = x_Bhwc.shape[-1]
+        groups = self.config.norm_groups
+        groups = groups if channels % groups == 0 else FALLBACK_GROUPS
+
+        def group_mean(y_Bhwc):
+            mean_Bg = y_Bhwc.mean((1, 2)).reshape(-1, groups, channels // groups).mean(-1)
+            return jnp.repeat(mean_Bg, channels // groups, axis=-1)[:, None, None, :]
+
+        x = x_Bhwc.astype(jnp.float32)
+        mean = group_mean(x)
+        inverse = jax.lax.rsqrt(group_mean(jnp.square(x - mean)) + NORM_EPSILON)
+        factor = inverse * norm['scale'][None, None, None]
+
+        def activate(rows_Bhwc):
+            y = (rows_Bhwc.astype(jnp.float32) - mean) * factor + norm['bias'][None, None, None]
+            return nn.swish(y.astype(rows_Bhwc.dtype))
+
+        return activate
+
+    def _convolve(
+        self,
+        conv: Params,
+        x_Bhwc: jax.Array,
+        activation: Callable[[jax.Array], jax.Array] = lambda rows: rows,
+        *,
+        upsample: int = 1,
+        beside: jax.Array | None = None,
+        shortcut: Params | None = None,
+    ) -> jax.Array:
+        """The activated `x`, upsampled by repetition, through a 3×3 convolution, and `beside`.
+
+        With `beside`, the input of a residual block, that is added, through the block's shortcut if
+        it has one; otherwise the result takes its place in memory.
+        """
+        batch, height, width, channels = x_Bhwc.shape
+        features = conv['kernel'].shape[-1]
+        widest = max(channels, features) * upsample**2
+        count = block_rows(height, batch * width * widest * 4, self.max_bytes)
+        taken = min(count + 2 * REACH, height)
+        widened = shortcut is not None and 'shortcut' in shortcut
+        in_place = beside is not None and not widened
+
+        def compute(i: jax.Array, out: jax.Array) -> jax.Array:
+            first = i * count - REACH
+            start = jnp.clip(first, 0, height - taken)
+            rows = activation(jax.lax.dynamic_slice_in_dim(x_Bhwc, start, taken, axis=1))
+            # Beyond the picture are zeros, as the convolution wants them, not activated zeros.
+            rows = jnp.pad(rows, ((0, 0), (REACH, 2 * REACH), (0, 0), (0, 0)))
+            offset = REACH + first - start
+            rows = jax.lax.dynamic_slice_in_dim(rows, offset, count + 2 * REACH, axis=1)
+            if upsample > 1:
+                rows = jnp.repeat(jnp.repeat(rows, upsample, axis=1), upsample, axis=2)
+                spare = REACH * (upsample - 1)
+                rows = rows[:, spare : rows.shape[1] - spare]
+            y = self._product(conv, rows, ((0, 0), (REACH, REACH)))
+            at = i * count * upsample
+            if beside is not None:
+                source = out if in_place else beside
+                same = jax.lax.dynamic_slice_in_dim(source, at, count, axis=1)
+                y = y + (self._product(shortcut['shortcut'], same, 'SAME') if widened else same)
+            return jax.lax.dynamic_update_slice_in_dim(out, y, at, axis=1)
+
+        if in_place:
+            out = beside
+        else:
+            shape = (batch, height * upsample, width * upsample, features)
+            out = jnp.zeros(shape, self.dtype)
+        return jax.lax.fori_loop(0, height // count, compute, out)
+
+    def _product(self, conv: Params, rows_Bhwc: jax.Array, padding: Any) -> jax.Array:
+        y = jax.lax.conv_general_dilated(
+            rows_Bhwc.astype(self.dtype),
+            conv['kernel'].astype(self.dtype),
+            (1, 1),
+            padding,
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            precision=self.precision,
+        )
+        return y + conv['bias'].astype(self.dtype)[None, None, None]

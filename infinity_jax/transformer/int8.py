@@ -1,0 +1,82 @@
+"""Symmetric 8-bit integers with one float32 scale for each of them that share it.
+
+Of weights, an output channel of a block's kernel shares a scale; of cached keys and values, a
+token's head.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+LEVELS = 127  # on either side of 0
+SCALE = 'kernel_scale'  # beside an int8 kernel in the parameter tree
+
+
+class Int8(NamedTuple):
+    """values · scale.
+
+    Attributes:
+      values: int8.
+      scale: float32, of the same shape without the axis that shares it, which is the last one.
+    """
+
+    values: jax.Array
+    scale: jax.Array
+
+    @classmethod
+    def of(cls, x: jax.Array) -> 'Int8':
+        """Rounds `x`, one scale for each row along its last axis."""
+        scale = jnp.abs(x.astype(jnp.float32)).max(-1) / LEVELS
+        steps = x / jnp.where(scale == 0, 1, scale)[..., None]
+        return cls(jnp.round(steps).astype(jnp.int8), scale)
+
+    def as_dtype(self, dtype: Any) -> jax.Array:
+        return (self.values * self.scale[..., None]).astype(dtype)
+
+
+def is_int8_kernel(path: tuple[str, ...]) -> bool:
+    """Whether int8 weights keep this parameter in 8 bits: the kernels of the stacked blocks."""
+    return path[0] == 'blocks' and path[-1] == 'kernel'
+
+
+def scale_path(path: tuple[str, ...]) -> tuple[str, ...]:
+    """Where the scales of a kernel are."""
+    return (*path[:-1], SCALE)
+
+
+def quantize_kernels(params: dict[str, Any]) -> dict[str, Any]:
+    """A transformer's parameters with its blocks' kernels (layers, in, out) in 8 bits.
+
+    Layer by layer on the host, so that no float32 copy of a whole kernel is made.
+    """
+    flat = flatten_dict(params)
+    result = {}
+    for path in tuple(flat):
+        leaf = flat.pop(path)
+        if not is_int8_kernel(path):
+            result[path] = leaf
+            continue
+        values = np.empty(leaf.shape, np.int8)
+        scales = np.empty((leaf.shape[0], leaf.shape[2]), np.float32)
+        for layer, kernel in enumerate(leaf):
+            kernel = np.asarray(kernel, np.float32)
+            scales[layer] = np.abs(kernel).max(0) / LEVELS
+            divisor = np.where(scales[layer] == 0, 1, scales[layer])
+            values[layer] = np.round(kernel / divisor[None])
+        result[path], result[scale_path(path)] = values, scales
+    return unflatten_dict(result)
+
+
+def int8_shapes(shapes: dict[str, Any]) -> dict[str, Any]:
+    """What `quantize_kernels` makes of parameters of these shapes."""
+    result = {}
+    for path, leaf in flatten_dict(shapes).items():
+        result[path] = leaf
+        if is_int8_kernel(path):
+            layers, _, features = leaf.shape
+            result[path] = jax.ShapeDtypeStruct(leaf.shape, jnp.int8)
+            result[scale_path(path)] = jax.ShapeDtypeStruct((layers, features), jnp.float32)
+    return unflatten_dict(result)
