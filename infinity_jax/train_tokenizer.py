@@ -253,7 +253,13 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
 
     def step_flops(batch: Any) -> float:
         height, width = batch['pixels_BYX3'].shape[1:3]
-        return flops.tokenizer_training_step(config.tokenizer, height, width, config.batch_size)
+        return flops.tokenizer_training_step(
+            config.tokenizer,
+            height,
+            width,
+            config.batch_size,
+            frozen_encoder=config.freeze_encoder,
+        )
 
     return loop.Task(
         init=lambda key: init_sharded(init, mesh, key),

@@ -131,7 +131,7 @@ def test_a_source_in_the_list_and_the_discriminators_optimizer_are_set_by_flags(
     assert (run.adversarial.adaptive_limit, run.adversarial.lecam_decay) == (10, 0.9)
 
 
-@pytest.mark.parametrize('name', ['t2i', 'tokenizer'])
+@pytest.mark.parametrize('name', ['t2i', 'tokenizer', 'finetune'])
 def test_unknown_variant(name):
     with pytest.raises(ValueError, match='unknown variant'):
         load(name).get_config('huge')

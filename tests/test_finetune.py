@@ -157,7 +157,8 @@ def test_the_stages_of_the_recipe_hand_on_their_weights(tmp_path, patchify):
     config = from_mapping(T2IConfig, config)
     assert load_parts(config).schedule == large
     given = load_model(folder).transformer_params
-    started = load_start(config, {'transformer': given})['transformer']
+    mesh = make_mesh(devices=jax.devices()[:1])
+    started = load_start(config, {'transformer': given}, mesh)['transformer']
     jax.tree.map(np.testing.assert_array_equal, started, given)
     # A scale's tokens keep their positions, and its row of the level table, at the next budget.
     tokens = small.num_tokens
