@@ -150,7 +150,7 @@ def emoji(arg: str) -> ConfigDict:
     config.task = 't2i'
     config.run_dir = f'runs/t2i_{arg}'
     config.seed = 0
-    config.init_from = ''  # model folder to start from; '': random weights
+    config.init_from = ''  # model or run folder to start from; '': random weights
     config.tokenizer = ''  # model folder with the frozen tokenizer; '': the one that is shipped
     config.steps = 3600
     config.batch_size = 16  # pictures; 3600 · 16 = 57,600 pictures seen, 720 of each emoji

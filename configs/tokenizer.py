@@ -97,7 +97,7 @@ def demo() -> ConfigDict:
     config.task = 'tokenizer'
     config.run_dir = 'runs/tokenizer_demo'
     config.seed = 0
-    config.init_from = ''  # model folder to start from; '': random weights
+    config.init_from = ''  # model or run folder to start from; '': random weights
     config.freeze_encoder = False  # True: the decoder alone is trained, all bits stay
     config.steps = 5000
     config.batch_size = 16  # pictures; 5000 · 16 = 80,000 pictures seen

@@ -57,7 +57,7 @@ def train(run_dir, steps, *, hosts, devices):
         )
         for host in range(hosts)
     ]
-    told = [process.communicate(timeout=300) for process in started]
+    told = [process.communicate(timeout=900) for process in started]
     assert [process.returncode for process in started] == [0] * hosts, told
     return [out + error for out, error in told]
 
