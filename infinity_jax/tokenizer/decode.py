@@ -40,13 +40,13 @@ def decode(autoencoder: Autoencoder, variables: Any, features_Bhwd: jax.Array) -
     """`Autoencoder.decode`, in bounded memory where the pictures are large.
 
     A batch whose maps are large is decoded picture by picture, and a large picture by blocks of
-    rows. Under a mesh, which shares the batch out already, it is decoded as it is.
+    rows. Several devices share the batch out already; there it is decoded as it is.
     """
     config = autoencoder.config
     batch, *grid, _ = features_Bhwd.shape
     height, width = (size * config.stride for size in grid)
     bytes_each = widest_map(config, height, width) * 4
-    shared = not jax.sharding.get_abstract_mesh().empty
+    shared = jax.sharding.get_abstract_mesh().size > 1
     if shared or batch * bytes_each <= WHOLE_BYTES:
         return autoencoder.apply(variables, features_Bhwd, method=Autoencoder.decode)
     compute = {'dtype': autoencoder.dtype, 'precision': autoencoder.precision}
