@@ -44,6 +44,11 @@ class TokenizerConfig:
                 )
 
     @property
+    def decoder_depth(self) -> int:
+        """Residual blocks of each decoder level."""
+        return self.decoder_blocks or self.residual_blocks + 1
+
+    @property
     def stride(self) -> int:
         """Pixels per code along an edge."""
         return self.unshuffle * 2 ** (len(self.channel_multipliers) - 1)

@@ -121,9 +121,8 @@ def tokenizer_decode(config: TokenizerConfig, height: int, width: int, batch: in
     previous = widths[-1]
     total = areas[-1] * _conv(config.bits, previous)
     total += areas[-1] * _residual_blocks(previous, previous, 2)
-    blocks = config.decoder_blocks or config.residual_blocks + 1
     for level in reversed(range(len(widths))):
-        total += areas[level] * _residual_blocks(previous, widths[level], blocks)
+        total += areas[level] * _residual_blocks(previous, widths[level], config.decoder_depth)
         previous = widths[level]
         if level:
             total += areas[level - 1] * _conv(previous, previous)  # after nearest x 2
