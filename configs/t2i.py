@@ -64,6 +64,12 @@ STAGES = {
     '512': {'steps': 110_000, 'batch_size': 4096, 'learning_rate': 6e-5},
     '1024': {'steps': 60_000, 'batch_size': 2048, 'learning_rate': 2e-5},
 }
+# Of the slices above, and how many pictures of an edge one of their chips works on at once;
+# estimated from what rematerialised blocks keep, a residual stream a layer.
+CHIPS = {'125m': 32, '361m': 64, '940m': 128, '2b': 256, '5b': 128, '8b': 128, '20b': 512}
+AT_ONCE_16_GB = {'256': 16, '512': 4, '1024': 1}  # v5e
+AT_ONCE_95_GB = {'256': 64, '512': 16, '1024': 4}  # v5p
+ON_V5P = ('5b', '8b', '20b')
 VARIANTS = ('demo', 'shipped', *(f'{size}_{edge}' for size in SIZES for edge in STAGES))
 
 
@@ -87,6 +93,10 @@ def paper(size: str, edge: str) -> ConfigDict:
     config.tokenizer = ''  # model folder with the frozen tokenizer: wanted
     config.steps = stage['steps']
     config.batch_size = stage['batch_size']  # pictures, over all devices
+    at_once = (AT_ONCE_95_GB if size in ON_V5P else AT_ONCE_16_GB)[edge] * CHIPS[size]
+    config.accumulate_steps = max(stage['batch_size'] // at_once, 1)  # parts of a batch
+    config.remat = 'full'  # blocks are computed again in the backward pass
+    config.attention = 'auto'
     config.transformer = ConfigDict(
         {
             **SIZES[size],
@@ -140,10 +150,13 @@ def emoji(arg: str) -> ConfigDict:
     config.task = 't2i'
     config.run_dir = f'runs/t2i_{arg}'
     config.seed = 0
-    config.init_from = ''  # model folder to start from; '': random weights
+    config.init_from = ''  # model or run folder to start from; '': random weights
     config.tokenizer = ''  # model folder with the frozen tokenizer; '': the one that is shipped
     config.steps = 3600
     config.batch_size = 16  # pictures; 3600 · 16 = 57,600 pictures seen, 720 of each emoji
+    config.accumulate_steps = 1  # parts of a batch that are worked on one after the other
+    config.remat = 'none'  # what the backward pass computes again: 'dots', 'attention', 'full'
+    config.attention = 'auto'  # by platform
 
     config.transformer = ConfigDict(
         {
@@ -183,6 +196,9 @@ def emoji(arg: str) -> ConfigDict:
     )
     config.condition_drop = 0.1  # share of captions dropped, for guidance
     config.reweight_scales = True  # tokens weigh 1/√(h·w) in the loss
+    config.attention = 'auto'  # by platform; 'xla', 'cudnn' or 'splash', see docs/scaling.md
+    config.remat = 'none'  # what the backward pass recomputes: 'none', 'dots', 'attention', 'full'
+    config.accumulate_steps = 1  # parts of a batch worked on in turn; same loss, less memory
 
     config.data = ConfigDict(
         {

@@ -5,6 +5,12 @@
 `demo` (default) trains the tokenizer that the package ships: the embedded emoji at 64², 8x8 codes
 of 32 bits. About 20 minutes on two CPU cores; PSNR 24.5 dB on held-out pictures.
 
+`pictures` is the same on your own pictures, found in a folder and those below it; no captions are
+read, and a share of whole pictures is held out. `pictures_16` has stride 16, as the paper's:
+
+    python -m infinity_jax.main --config=configs/tokenizer.py:pictures \\
+        '--config.data.sources[0].path=PICTURES'
+
 The released architectures, in two stages:
 
     python -m infinity_jax.main --config=configs/tokenizer.py:d32_stage1 \\
@@ -31,7 +37,8 @@ from ml_collections import ConfigDict
 STRIDE_16 = (16, 18, 20, 24, 32, 48, 64)  # bits
 STRIDE_8 = (14,)
 STAGES = ('stage1', 'stage2')
-VARIANTS = ('demo', *(f'd{d}_{stage}' for d in (*STRIDE_8, *STRIDE_16) for stage in STAGES))
+DEMOS = ('demo', 'demo_16', 'demo_decoder', 'pictures', 'pictures_16')
+VARIANTS = (*DEMOS, *(f'd{d}_{stage}' for d in (*STRIDE_8, *STRIDE_16) for stage in STAGES))
 
 
 def get_config(arg: str = 'demo') -> ConfigDict:
@@ -40,7 +47,48 @@ def get_config(arg: str = 'demo') -> ConfigDict:
         raise ValueError(
             f'unknown variant {arg!r} of configs/tokenizer.py; known: {", ".join(VARIANTS)}'
         )
-    return demo() if arg == 'demo' else released(*arg.removeprefix('d').split('_'))
+    if arg not in DEMOS:
+        return released(*arg.removeprefix('d').split('_'))
+    if arg == 'demo_decoder':
+        return demo_decoder()
+    config = on_pictures(demo()) if arg.startswith('pictures') else demo()
+    return at_stride_16(config) if arg.endswith('16') else config
+
+
+def demo_decoder() -> ConfigDict:
+    """A deeper decoder for the shipped tokenizer; its bits, and so its transformer, stay."""
+    config = demo()
+    config.run_dir = 'runs/tokenizer_demo_decoder'
+    config.init_from = 'infinity_jax/demo'
+    config.freeze_encoder = True
+    config.tokenizer.decoder_blocks = 6
+    # Half of the pictures are of what the shipped transformer draws.
+    config.data.sources = tuple({'kind': 'emoji', 'subset': name} for name in ('demo', 'all'))
+    return config
+
+
+def on_pictures(config: ConfigDict) -> ConfigDict:
+    """The same run on a folder of pictures."""
+    config.run_dir = 'runs/tokenizer_pictures'
+    config.data = ConfigDict(
+        {
+            'sources': ({'kind': 'folder', 'path': 'pictures'},),
+            'held_out_share': 0.2,  # of the pictures
+            'smallest_crop': 0.25,  # of the largest square's edge; size and place are drawn
+            'picture_size': 64,  # pixels
+            'num_workers': 0,
+        }
+    )
+    return config
+
+
+def at_stride_16(config: ConfigDict) -> ConfigDict:
+    """The same run with 4x4 codes a picture, so that bits are scarce: 21 tokens."""
+    config.run_dir += '_16'
+    config.tokenizer.base_channels = 128  # 8² at 128 channels, 4² at 256
+    config.tokenizer.unshuffle = 8
+    config.grids = ((1, 1), (2, 2), (4, 4))
+    return config
 
 
 def demo() -> ConfigDict:
@@ -49,7 +97,8 @@ def demo() -> ConfigDict:
     config.task = 'tokenizer'
     config.run_dir = 'runs/tokenizer_demo'
     config.seed = 0
-    config.init_from = ''  # model folder to start from; '': random weights
+    config.init_from = ''  # model or run folder to start from; '': random weights
+    config.freeze_encoder = False  # True: the decoder alone is trained, all bits stay
     config.steps = 5000
     config.batch_size = 16  # pictures; 5000 · 16 = 80,000 pictures seen
 
@@ -58,7 +107,8 @@ def demo() -> ConfigDict:
             'bits': 32,  # d: a code is 32 bits, 4 bytes
             'base_channels': 64,
             'channel_multipliers': (1, 2),  # 16² at 64 channels, 8² at 128
-            'residual_blocks': 2,  # per encoder level; 3 per decoder level
+            'residual_blocks': 2,  # per encoder level
+            'decoder_blocks': 0,  # per decoder level; 0: one more than the encoder's
             # 64² x 3 becomes 16² x 48 first: stride 4 · 2 = 8. In one trial of 3 minutes on a
             # CPU this was 3 dB ahead of unshuffle 2 with 32, 64, 128 channels.
             'unshuffle': 4,
@@ -73,6 +123,7 @@ def demo() -> ConfigDict:
             'l2': 5.0,  # PSNR is a matter of squared errors
             'commitment': 0.25,
             'entropy': 0.1,
+            'inverse_temperature': 100.0,  # β of the entropy term, as released
             'perceptual': 0.0,  # wants the two files below
             'truncated': 0.0,
         }
@@ -91,10 +142,24 @@ def demo() -> ConfigDict:
         {
             'weight': 0.0,  # 0: no discriminator
             'start_step': 0,
-            'adaptive': False,
+            'adaptive': False,  # True: `weight` times a ratio of gradient norms
+            'adaptive_limit': 1e4,  # of that ratio
             'channels': 64,
             'layers': 3,
             'lecam': 0.001,
+            'lecam_decay': 0.999,  # of its moving averages of logits
+            'optimizer': ConfigDict(
+                {
+                    'learning_rate': 1e-3,
+                    'warmup_steps': 200,
+                    'decay': 'cosine',  # from start_step to the last step
+                    'final_learning_rate': 1e-5,
+                    'beta1': 0.9,
+                    'beta2': 0.97,
+                    'weight_decay': 0.005,
+                    'clip_norm': 1.0,
+                }
+            ),
         }
     )
     config.vgg_weights = ''  # VGG-16 in torchvision's format
@@ -142,6 +207,7 @@ def released(bits: str, stage: str) -> ConfigDict:
     config.run_dir = f'runs/tokenizer_d{bits}_{stage}'
     config.seed = 0
     config.init_from = ''  # stage 2: the model folder that stage 1 left
+    config.freeze_encoder = False
     config.steps = 500_000 if stage == 'stage1' else 200_000
     config.batch_size = 256 if stage == 'stage1' else 64  # pictures; not published
 
@@ -151,7 +217,8 @@ def released(bits: str, stage: str) -> ConfigDict:
             'base_channels': 128,
             # Stride 2^(levels − 1): 16, or 8 for the 14 bits of the 8B model.
             'channel_multipliers': (1, 2, 4, 4) if int(bits) in STRIDE_8 else (1, 2, 4, 4, 4),
-            'residual_blocks': 2,  # per encoder level; 3 per decoder level
+            'residual_blocks': 2,  # per encoder level
+            'decoder_blocks': 0,  # per decoder level; 0: one more than the encoder's
             'norm_groups': 32,
         }
     )
@@ -165,6 +232,7 @@ def released(bits: str, stage: str) -> ConfigDict:
             'perceptual': 1.0,
             'commitment': 4 * 0.25,
             'entropy': 4 * 0.1,
+            'inverse_temperature': 100.0,  # β of the entropy term
             'truncated': 0.0,
         }
     )
@@ -184,9 +252,22 @@ def released(bits: str, stage: str) -> ConfigDict:
             # Stage 2 has a new discriminator, as model folders hold none; it starts at once.
             'start_step': 50_000 if stage == 'stage1' else 0,
             'adaptive': False,
+            'adaptive_limit': 1e4,
             'channels': 64,
             'layers': 3,
             'lecam': 0.05,  # the weight that the released code has for it
+            'lecam_decay': 0.999,
+            'optimizer': ConfigDict(
+                {
+                    'learning_rate': 1e-4,
+                    'warmup_steps': 0,
+                    'decay': 'constant',
+                    'beta1': 0.9,
+                    'beta2': 0.95,
+                    'weight_decay': 0.01,
+                    'clip_norm': 1.0,
+                }
+            ),
         }
     )
     config.vgg_weights = ''  # VGG-16 in torchvision's format

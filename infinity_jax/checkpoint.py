@@ -15,8 +15,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from infinity_jax.config import UserError
-
-FOLDER_NAME = 'checkpoints'
+from infinity_jax.run_folder import CHECKPOINTS
 
 
 class Checkpoints:
@@ -31,7 +30,7 @@ class Checkpoints:
     """
 
     def __init__(self, run_dir: str | os.PathLike, keep: int):
-        self.folder = pathlib.Path(run_dir).absolute() / FOLDER_NAME
+        self.folder = pathlib.Path(run_dir).absolute() / CHECKPOINTS
         self._response = None
         logging.getLogger('absl').addFilter(_not_orbax)
         policies = ocp.training.save_decision_policies
@@ -170,7 +169,7 @@ def load_weights(run_dir: str | os.PathLike, step: int | None, which: str) -> An
     Raises:
       UserError: there is no such checkpoint, or it cannot be read.
     """
-    folder = pathlib.Path(run_dir).absolute() / FOLDER_NAME
+    folder = pathlib.Path(run_dir).absolute() / CHECKPOINTS
     steps = sorted(
         int(path.name)
         for path in folder.glob('*')

@@ -32,7 +32,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check(add('check', 'Compare every stage with reference arrays in a folder.'))
     bench_command.add_flags(add('bench', 'Measure speed beside the limits of the device.'))
     _add_evaluate(add('evaluate', 'Measure how well a model draws.'))
-    convert_command.add_arguments(add('convert', 'Read and write the released PyTorch files.'))
+    convert_command.add_arguments(
+        add('convert', 'Read and write PyTorch files, merge LoRA adapters.')
+    )
     add_data(add('data', 'Look at the data of a run.'))
     train = add('train', 'Train what a config file says; same as python -m infinity_jax.main.')
     train.add_argument('flags', nargs=argparse.REMAINDER, help='--config=FILE --config.FIELD=VALUE')

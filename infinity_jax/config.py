@@ -27,7 +27,8 @@ class TokenizerConfig:
     bits: int = 32  # d: bits per code; the vocabulary is 2^d and appears nowhere
     base_channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)  # one per resolution, finest first
-    residual_blocks: int = 2  # per encoder level; the decoder has one more
+    residual_blocks: int = 2  # per encoder level
+    decoder_blocks: int = 0  # per decoder level; 0: residual_blocks + 1, as released
     unshuffle: int = 1  # pixel-unshuffle factor before the first and after the last convolution
     norm_groups: int = 32  # 24 where this does not divide the width
 
@@ -41,6 +42,11 @@ class TokenizerConfig:
                     f'tokenizer width {width} divides by neither norm_groups {self.norm_groups} '
                     f'nor {FALLBACK_GROUPS}: change tokenizer.base_channels or norm_groups'
                 )
+
+    @property
+    def decoder_depth(self) -> int:
+        """Residual blocks of each decoder level."""
+        return self.decoder_blocks or self.residual_blocks + 1
 
     @property
     def stride(self) -> int:
@@ -133,13 +139,16 @@ def from_mapping(cls: type[T], fields: Mapping[str, Any], where: str = '') -> T:
     """Builds the dataclass `cls` from a `ConfigDict` or parsed JSON object.
 
     Args:
-      cls: a dataclass type; fields that are dataclasses themselves are built in turn.
+      cls: a dataclass type; fields that are dataclasses themselves are built in turn. Where it has
+        a static method `filled_in`, that adds what it can find out by itself first.
       fields: name to value. Lists become tuples.
       where: dotted path of `fields` in the whole configuration, for messages.
 
     Raises:
       UserError: a field is unknown (the nearest known name is suggested), missing or mistyped.
     """
+    if hasattr(cls, 'filled_in'):
+        fields = cls.filled_in(fields)
     known = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     prefix = f'{where}.' if where else ''

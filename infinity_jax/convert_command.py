@@ -1,4 +1,4 @@
-"""`infinity-jax convert`: flags of both directions."""
+"""`infinity-jax convert`: flags of PyTorch files in and out, and of merging adapters."""
 
 import argparse
 import json
@@ -11,7 +11,7 @@ UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The two directions and their flags."""
+    """The directions and their flags."""
     directions = parser.add_subparsers(dest='direction', required=True, metavar='DIRECTION')
     text = 'Released PyTorch weights to a model folder.'
     start = directions.add_parser('from-torch', help=text, description=text)
@@ -49,7 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--scale-axis', type=int, choices=[1, 2], help='where scale_mul_1H11 has the heads'
     )
     back.set_defaults(run=run_to_torch)
-    for each in (start, back):
+    text = 'LoRA adapters of a run, merged into the model folder that they were trained on.'
+    lora = directions.add_parser('merge-lora', help=text, description=text)
+    lora.add_argument('--checkpoint', required=True, metavar='DIR', help='that model folder')
+    lora.add_argument('--adapter', required=True, metavar='FILE', help='adapter.safetensors')
+    lora.set_defaults(run=run_merge_lora)
+    for each in (start, back, lora):
         each.add_argument('--out', required=True, metavar='DIR')
         each.add_argument('--dtype', metavar='D', help='float32, bfloat16 or float16')
 
@@ -131,3 +136,15 @@ def run_to_torch(args: argparse.Namespace) -> None:
     )
     for file in files:
         print(file)
+
+
+def run_merge_lora(args: argparse.Namespace) -> None:
+    """Merges, and says where the model is."""
+    from pathlib import Path
+
+    from infinity_jax.adapter_file import merge_into_folder
+    from infinity_jax.convert_from_torch import check_target
+
+    check_target(Path(args.out))
+    merge_into_folder(args.checkpoint, args.adapter, args.out, args.dtype or 'float32')
+    print(f'wrote {args.out}')

@@ -71,7 +71,7 @@ def from_torch(
         raise UserError('a transformer is read together with its tokenizer; name --tokenizer too')
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f'dtype {dtype!r} is unknown; choose one of {", ".join(DTYPES)}')
-    _check_target(out)
+    check_target(out)
     bundle, sources, problems = _read_configs(transformer, tokenizer, ema, _split(overrides or {}))
     if bundle.transformer_config and bundle.tokenizer_config:
         check_pair(bundle.transformer_config, bundle.tokenizer_config, tokenizer, token_stride)
@@ -108,8 +108,8 @@ class _Source:
     described: dict[str, Any]
 
 
-def _check_target(out: Path) -> None:
-    """A folder that holds something else than a model is not replaced."""
+def check_target(out: Path) -> None:
+    """Raises `UserError` where `out` holds something else than a model, to be kept."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     config = out / 'config.json'

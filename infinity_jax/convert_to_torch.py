@@ -16,6 +16,7 @@ from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError, f
 from infinity_jax.convert_from_torch import with_bar
 from infinity_jax.model_folder import DTYPES, read_description
 from infinity_jax.part_weights import PartConfig, flat_shapes, open_part, part_shapes
+from infinity_jax.run_folder import run_named
 from infinity_jax.t5_folder import copy_encoder, save_encoder
 from infinity_jax.text import TOKENIZER_FILES
 from infinity_jax.torch_convert import Plan, layer_of
@@ -181,7 +182,7 @@ def _parts_of(checkpoint: Path, ema: bool) -> tuple[list[Part], WriteText]:
     """What there is to export, and how to write the text encoder beside it."""
     if not checkpoint.exists():
         raise UserError(f'{checkpoint}: no such folder; name a model folder or a run folder')
-    run_dir, step = _run_of(checkpoint)
+    run_dir, step = run_named(checkpoint)
     if run_dir is not None:
         return _parts_of_run(run_dir, step, ema)
     if ema:
@@ -227,17 +228,6 @@ def _parts_of_folder(folder: Path) -> tuple[list[Part], WriteText]:
     return parts, write_text
 
 
-def _run_of(path: Path) -> tuple[Path | None, int | None]:
-    """The run folder and the step that a path names; None, None for another folder."""
-    if (path / 'checkpoints').is_dir():
-        return path, None
-    if path.name == 'checkpoints':
-        return path.absolute().parent, None
-    if path.absolute().parent.name == 'checkpoints' and path.name.isdigit():
-        return path.absolute().parents[1], int(path.name)
-    return None, None
-
-
 def _parts_of_run(run_dir: Path, step: int | None, ema: bool) -> tuple[list[Part], WriteText]:
     from infinity_jax.checkpoint import load_weights  # heavy, and only needed here
     from infinity_jax.pipeline import DEMO_FOLDER
@@ -250,6 +240,11 @@ def _parts_of_run(run_dir: Path, step: int | None, ema: bool) -> tuple[list[Part
         config = from_mapping(TokenizerRunConfig, fields)
         return [_in_memory('tokenizer', config.tokenizer, weights, {})], lambda *_: None
     config = from_mapping(T2IConfig, fields)
+    if config.lora.rank:
+        raise UserError(
+            f'{run_dir}: its checkpoints hold LoRA adapters alone; name the finished model, '
+            f'{run_dir / "model"}, or one of infinity-jax convert merge-lora'
+        )
     bundle = load_parts(config)
     parts = [
         _in_memory(name, part_config, params, bundle.source.get(name, {}))

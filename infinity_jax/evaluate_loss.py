@@ -11,7 +11,9 @@ import numpy as np
 
 from infinity_jax import loop
 from infinity_jax.config import UserError
+from infinity_jax.lora import LoraConfig
 from infinity_jax.model_folder import load_model
+from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule, released_name
 from infinity_jax.sharding import in_mesh, make_mesh, replicated
 from infinity_jax.train import evaluation_step, make_models
 from infinity_jax.train_features import check_features
@@ -38,6 +40,10 @@ def evaluate_loss(
     if num_batches < 1:
         raise UserError(f'--batches is {num_batches}; wanted 1 or more')
     bundle = load_model(folder)
+    budget = BUDGET_OF_EDGE.get(config.data.picture_size)
+    if budget and (bundle.schedule is None or released_name(bundle.schedule)):
+        # A released model's folder names no grids, or those that it was last trained on.
+        bundle.schedule = ScaleSchedule.for_picture(1.0, budget)
     for part in ('transformer_params', 'tokenizer_params', 'text_params', 'schedule'):
         if getattr(bundle, part) is None:
             raise UserError(f'{folder} has no {part}; the loss needs a complete model folder')
@@ -48,7 +54,8 @@ def evaluate_loss(
             f'{folder} draws pictures of {size}, but data.picture_size is '
             f'{config.data.picture_size}; name the config that the model was trained with'
         )
-    config = dataclasses.replace(config, transformer=bundle.transformer_config)
+    # Adapters of the run that is described are none of this model's.
+    config = dataclasses.replace(config, transformer=bundle.transformer_config, lora=LoraConfig())
     check_features(config, bundle)
     models = make_models(config, bundle)
     mesh = make_mesh(config.mesh)

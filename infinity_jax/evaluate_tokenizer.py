@@ -12,6 +12,7 @@ import numpy as np
 
 from infinity_jax.config import TokenizerConfig, UserError
 from infinity_jax.data.decode import decode
+from infinity_jax.data.folder import ENDINGS, picture_paths
 from infinity_jax.data.records import BrokenRecord
 from infinity_jax.data.render import render
 from infinity_jax.draw_steps import to_uint8
@@ -30,7 +31,6 @@ from infinity_jax.tokenizer.quantizer import accumulate, quantize, residual_at
 from infinity_jax.train_tokenizer_config import released_schedule
 from infinity_jax.weight_files import read_json
 
-ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
 NEAR_ZERO = 0.05  # of a code's 1/√d: residuals below it carry noise; the released code's measure
 BATCH_PIXELS = 2**18  # of pictures coded in one call: 64 of 64², one of 512² or larger
 STRIP_PICTURES = 8
@@ -135,7 +135,7 @@ def load_pictures(data: str, count: int, size: int, bundle: ModelBundle) -> np.n
     folder = pathlib.Path(data)
     if not folder.is_dir():
         raise UserError(f"--data {data}: no such folder; wanted 'emoji' or a folder of pictures")
-    paths = sorted(p for p in folder.rglob('*') if p.suffix.lower() in ENDINGS)[:count]
+    paths = picture_paths(folder)[:count]
     if not paths:
         raise UserError(f'--data {data}: no pictures there ({", ".join(ENDINGS)})')
     return np.stack([_open_square(path, size) for path in paths])

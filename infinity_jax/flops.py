@@ -122,9 +122,7 @@ def tokenizer_decode(config: TokenizerConfig, height: int, width: int, batch: in
     total = areas[-1] * _conv(config.bits, previous)
     total += areas[-1] * _residual_blocks(previous, previous, 2)
     for level in reversed(range(len(widths))):
-        total += areas[level] * _residual_blocks(
-            previous, widths[level], config.residual_blocks + 1
-        )
+        total += areas[level] * _residual_blocks(previous, widths[level], config.decoder_depth)
         previous = widths[level]
         if level:
             total += areas[level - 1] * _conv(previous, previous)  # after nearest x 2
@@ -174,10 +172,16 @@ def training_step(
     return forward * (1 + BACKWARD)
 
 
-def tokenizer_training_step(config: TokenizerConfig, height: int, width: int, batch: int) -> float:
-    """The autoencoder, forward and backward; without discriminator and perceptual network."""
-    forward = tokenizer_encode(config, height, width, batch)
-    forward += tokenizer_decode(config, height, width, batch)
+def tokenizer_training_step(
+    config: TokenizerConfig, height: int, width: int, batch: int, *, frozen_encoder: bool = False
+) -> float:
+    """The autoencoder, forward and backward; without discriminator and perceptual network.
+
+    A frozen encoder is left out, as every frozen network is.
+    """
+    forward = tokenizer_decode(config, height, width, batch)
+    if not frozen_encoder:
+        forward += tokenizer_encode(config, height, width, batch)
     return (forward * (1 + BACKWARD)).total
 
 

@@ -91,7 +91,7 @@ def _caption(part: Part, short_captions: float, rng: np.random.Generator) -> str
         return emoji_captions.caption(part.source.spec(int(rng.integers(1 << 30))))
     place = part.source.index.places[rng.choice(part.records)]
     record = part.source.source.read(tuple(place.tolist()))
-    return record.captions.choose(rng, short_captions)
+    return '' if record.captions is None else record.captions.choose(rng, short_captions)
 
 
 def _words(texts: list[str]) -> dict[str, float]:
@@ -106,8 +106,12 @@ def _contact_sheet(config: loop.RunConfig, count: int, out: str | os.PathLike) -
     pictures, texts = [], []
     batches = -(-count // config.batch_size)
     for batch in loop.first_batches(config, 'train', batches):
-        pictures += [_squared(picture) for picture in batch['pixels_BYX3']]
-        texts += batch['captions']
+        if 'pixels_BYX3' in batch:  # stored features have no pictures to show
+            pictures += [_squared(picture) for picture in batch['pixels_BYX3']]
+            texts += batch['captions']
+    if not pictures:
+        print('no picture among the first records, only features: no contact sheet')
+        return 0
     save_png(out, contact_sheet(pictures[:count], texts[:count]))
     print(out)
     return len(pictures[:count])
@@ -124,7 +128,9 @@ def _squared(picture_YX3: np.ndarray) -> np.ndarray:
 
 
 def measure_speed(config: loop.RunConfig, batches: int) -> dict[str, float]:
-    """Reads batches as training would and prints pictures per second and their cost.
+    """Reads batches as training would and prints pictures, or features, per second and their cost.
+
+    Captions stay text; stored text features are read.
 
     Args:
       config: of a run of any task; its `data.num_workers` is used.

@@ -217,6 +217,9 @@ def _train(
     notice: StopNotice,
 ) -> TrainState:
     """The loop itself. Metrics are read one step late, so that the devices never wait for us."""
+    if config.init_from and int(state.step) == 0:
+        with log.pause():
+            _evaluate(config, task, state, 0, log)  # what the model could do before
     watch = Stopwatch(config.batch_size, mesh_peak(mesh))
     pauses = (config.eval_every, config.sample_every, config.checkpoint_every)
     late = None  # (step, metrics, FLOP) of the step under way
@@ -225,9 +228,11 @@ def _train(
         batch = put_batch(next(task.batches), mesh)
         watch.add_wait(time.monotonic() - start)
         state, metrics = task.train_step(state, batch)
+        flops = task.step_flops(batch)
+        del batch  # it may be memory shared with workers, which an error raised below would keep
         if late is not None:
             _report(config, log, watch, *late)
-        late = (step, metrics, task.step_flops(batch))
+        late = (step, metrics, flops)
         last, stop = step == config.steps, notice.stops()
         if not (last or stop or any(step % every == 0 for every in pauses)):
             continue

@@ -24,8 +24,8 @@ class RunLog:
     Args:
       folder: the run folder.
       start_step: step that the run goes on from. Lines beyond it, left by a run that was killed
-        after its last checkpoint, are dropped so that every step appears once. So is the last
-        evaluation of a finished run, which is made again.
+        after its last checkpoint, are dropped so that every step appears once. So are the last
+        evaluation of a finished run and the first of one that starts over, which are made again.
       num_steps: length of the run.
     """
 
@@ -40,8 +40,8 @@ class RunLog:
         import tensorboardX
         import tqdm
 
-        finished = start_step >= num_steps
-        _drop_lines(self.path, start_step, start_step - finished)
+        again = start_step in (0, num_steps) or start_step > num_steps
+        _drop_lines(self.path, start_step, start_step - again)
         self._file = self.path.open('a', encoding='utf-8')
         self._board = tensorboardX.SummaryWriter(
             str(self.path.parent / 'tensorboard'), purge_step=start_step + 1

@@ -11,6 +11,7 @@ import jax
 
 from infinity_jax.config import UserError
 
+CHECKPOINTS = 'checkpoints'  # folder in a run folder; a folder a step in it
 # Paths on the machine that it ran on.
 PATH_FIELDS = (
     'run_dir', 'init_from', 'tokenizer', 'index_dir', 'path', 'pictures', 'vgg_weights',
@@ -41,6 +42,21 @@ def write_description(config: Any, run_dir: pathlib.Path) -> None:
         raise UserError(
             f'config.run_dir {run_dir}: {error.strerror}; make it writable or name another place'
         ) from None
+
+
+def run_named(path: str | os.PathLike) -> tuple[pathlib.Path | None, int | None]:
+    """The run folder and the step that a path names: RUN, RUN/checkpoints, RUN/checkpoints/STEP.
+
+    The step is None for the newest one; None, None for another folder.
+    """
+    path = pathlib.Path(path)
+    if (path / CHECKPOINTS).is_dir():
+        return path, None
+    if path.name == CHECKPOINTS:
+        return path.absolute().parent, None
+    if path.absolute().parent.name == CHECKPOINTS and path.name.isdigit():
+        return path.absolute().parents[1], int(path.name)
+    return None, None
 
 
 def recipe(config: Any) -> dict[str, Any]:

@@ -137,6 +137,7 @@ def read_tokenizer_config(tensors: Tensors, **overrides: Any) -> TokenizerConfig
         ('decoder.conv_in.conv.weight', 1),
     )  # fmt: skip
     blocks = highest(r'encoder\.down\.\d+\.block\.(\d+)\.')[0] + 1
+    decoder_blocks = highest(r'decoder\.up\.\d+\.block\.(\d+)\.')[0] + 1
     folded = _vote('the input channels', [s.size('encoder.conv_in.conv.weight', 1, 3), 1])
     base = math.gcd(*widths)
     fields = {
@@ -144,6 +145,7 @@ def read_tokenizer_config(tensors: Tensors, **overrides: Any) -> TokenizerConfig
         'base_channels': base,
         'channel_multipliers': tuple(width // base for width in widths),
         'residual_blocks': blocks,
+        'decoder_blocks': 0 if decoder_blocks == blocks + 1 else decoder_blocks,
         'unshuffle': math.isqrt(folded),
     }
     return from_mapping(TokenizerConfig, {**fields, **overrides}, 'tokenizer')

@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 
 from infinity_jax import flops, loop
 from infinity_jax.accumulate import check_parts, mean_gradients
+from infinity_jax.adapter_file import FILE_NAME, save_adapter
+from infinity_jax.lora import init_adapters, joined
 from infinity_jax.losses import bit_loss
 from infinity_jax.matcher import contact_sheet
 from infinity_jax.model_folder import ModelBundle, save_model
@@ -22,11 +24,12 @@ from infinity_jax.optimizer import (
     make_schedule,
     new_state,
 )
+from infinity_jax.part_weights import transformer_shapes
 from infinity_jax.pictures import from_uint8, save_png
 from infinity_jax.pipeline import InfinityPipeline
 from infinity_jax.preemption import finishing
 from infinity_jax.run_folder import recipe
-from infinity_jax.scales import ScaleSchedule
+from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
 from infinity_jax.self_correction import corrupt, draw_flips
 from infinity_jax.sharding import (
     from_first_process,
@@ -186,7 +189,7 @@ def train_step(
         batch, draws = rows
         flips, options = draws['flips'], {n: x for n, x in draws.items() if n != 'flips'}
         inputs, targets = encode_and_corrupt(flips, frozen, batch, models)
-        logits = predict({**frozen, **params}, batch, inputs, models, **options)
+        logits = predict(joined(frozen, params, config.lora), batch, inputs, models, **options)
         return bit_loss(logits, targets, schedule, reweight=config.reweight_scales)
 
     (loss, parts), grads = mean_gradients(
@@ -207,7 +210,7 @@ def evaluation_step(
     key = jax.random.fold_in(jax.random.key(loop.HELD_OUT_SEED), index)
     flips = flips_of(key, batch, models, config)
     inputs, targets = encode_and_corrupt(flips, frozen, batch, models)
-    logits = predict({**frozen, **params}, batch, inputs, models)
+    logits = predict(joined(frozen, params, config.lora), batch, inputs, models)
     loss, parts = bit_loss(logits, targets, schedule, reweight=config.reweight_scales)
     return bit_metrics(loss, parts, schedule)
 
@@ -222,6 +225,9 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     start_text = bundle.text_params if config.text.train else None
 
     def init(key: jax.Array) -> TrainState:
+        if config.lora.rank:
+            boxed = transformer_shapes(config.transformer, boxed=True)
+            return new_state({'lora': init_adapters(key, boxed, config.lora)}, optimizer)
         return new_state(models.init(key, config.text.train), optimizer)
 
     boxed = jax.eval_shape(init, jax.random.key(0))
@@ -233,6 +239,8 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         return state if start_text is None else start({**state.params, 'text': start_text})
 
     def from_model() -> TrainState:
+        if config.lora.rank:  # that model is among the frozen parts
+            return from_scratch(loop.init_key(config.seed))
         return start(load_start(config, shapes.params, mesh))
 
     frozen = place_frozen(config, bundle, mesh)
@@ -261,17 +269,17 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         return jax.tree.map(lambda *x: sum(x) / len(x), *results)
 
     def full_bundle(state: TrainState) -> ModelBundle:
-        params = to_host(state.ema, mesh)
+        params = joined(frozen, state.ema, config.lora)
         return dataclasses.replace(
             bundle,
-            transformer_params=params['transformer'],
-            tokenizer_params=to_host(frozen['tokenizer'], mesh),
-            text_params=params.get('text'),
+            transformer_params=to_host(params['transformer'], mesh),
+            tokenizer_params=to_host(params['tokenizer'], mesh),
+            text_params=to_host(params['text'], mesh) if config.text.train else None,
             extra={'run': recipe(config)},
         )
 
     def sample(state: TrainState, path: pathlib.Path) -> None:
-        params = {**frozen, **state.ema}
+        params = joined(frozen, state.ema, config.lora)
         on_mesh = dataclasses.replace(
             bundle,
             transformer_params=params['transformer'],
@@ -284,10 +292,13 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
 
     def export(state: TrainState, folder: pathlib.Path) -> None:
         complete = full_bundle(state)
+        adapters = to_host(state.ema['lora'], mesh) if config.lora.rank else None
         if jax.process_index() == 0:
             if not config.text.train:  # as it was read: on the devices it may be rounded
                 complete.text_params = read_text(config)
             save_model(folder, complete)
+            if adapters is not None:
+                save_adapter(folder.parent / FILE_NAME, adapters, config.lora)
 
     def step_flops(batch: Any) -> float:
         return flops.training_step(
@@ -314,8 +325,12 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
 def train(config: T2IConfig) -> pathlib.Path:
     """Runs the whole training; returns the folder of the exported model."""
     mesh = make_mesh(config.mesh)
+    on_emoji, first = not config.data.sources, jax.process_index() == 0
+    large = config.data.picture_size in BUDGET_OF_EDGE
+    if on_emoji and large and first:
+        print('data.sources is empty: the embedded emoji stand in, see docs/data.md')
     folder = loop.run(config, make_task(config, mesh), mesh)
-    if not config.data.sources and jax.process_index() == 0:
+    if on_emoji and not large and first:
         from infinity_jax.evaluate import evaluate_demo  # draws with the finished model
 
         with finishing():

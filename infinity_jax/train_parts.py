@@ -4,24 +4,29 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from infinity_jax import loop
-from infinity_jax.checkpoint import check_start
+from infinity_jax.checkpoint import check_start, load_weights
 from infinity_jax.config import TextConfig, TransformerConfig, UserError
 from infinity_jax.data.buckets import SQUARE
+from infinity_jax.lora import LoraConfig
 from infinity_jax.model_folder import (
     ModelBundle,
     load_model,
     pairing_problems,
     read_description,
 )
+from infinity_jax.part_weights import transformer_shapes
 from infinity_jax.pipeline import DEMO_FOLDER
 from infinity_jax.placement import place
-from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
+from infinity_jax.run_folder import run_named
+from infinity_jax.scales import BUDGET_OF_EDGE, Grid, ScaleSchedule, released_name
 from infinity_jax.t5_folder import load_encoder
 from infinity_jax.text import TextTokenizer
+from infinity_jax.train_start import check_named, tokenizer_is_folded, with_model_fields
 from infinity_jax.transformer.attention import IMPLEMENTATIONS
 from infinity_jax.transformer.model import check_schedule
 from infinity_jax.transformer.remat import check_remat
@@ -46,7 +51,9 @@ class SelfCorrection:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T2IConfig(loop.RunConfig):
-    """Configuration of `configs/t2i.py`."""
+    """Configuration of `configs/t2i.py` and `configs/finetune.py`."""
+
+    filled_in = staticmethod(with_model_fields)  # before the fields are read
 
     transformer: TransformerConfig
     text: TextTraining
@@ -57,12 +64,26 @@ class T2IConfig(loop.RunConfig):
     attention: str = 'auto'  # 'auto', 'xla', 'cudnn' or 'splash', see docs/scaling.md
     remat: str = 'none'  # recompute in the backward pass: 'none', 'dots', 'attention', 'full'
     accumulate_steps: int = 1  # parts of a batch that are worked on one after the other
+    lora: LoraConfig = LoraConfig()  # adapters are trained instead of the transformer
 
     def __post_init__(self):
         super().__post_init__()
         check_remat(self.remat)
         if self.attention not in IMPLEMENTATIONS:
             raise UserError(f'attention is {self.attention!r}; wanted {", ".join(IMPLEMENTATIONS)}')
+        if self.lora.rank and not self.init_from:
+            raise UserError(
+                f'lora.rank is {self.lora.rank} and config.init_from empty: name the model folder '
+                'whose weights the adapters are added to'
+            )
+        if self.lora.rank and self.text.train:
+            raise UserError('lora trains adapters alone; set text.train to False')
+        for source in (*self.data.sources, *self.data.held_out):
+            if source.kind == 'folder':
+                raise UserError(
+                    f'data source folder {source.path} has no captions, which this task reads; '
+                    'wanted jsonl, tar, tfds or emoji'
+                )
 
 
 def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> ModelBundle:
@@ -74,7 +95,14 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> ModelBundle:
     Raises:
       UserError: a folder is missing, or the parts do not fit the configuration.
     """
-    bundle = load_model(config.tokenizer or DEMO_FOLDER, parts=('tokenizer',), mesh=mesh)
+    check_named(
+        config.data.picture_size,
+        config.transformer,
+        tokenizer=bool(config.tokenizer),
+        text_encoder=bool(config.text.folder) or config.text.encoder is not None,
+    )
+    tokenizer = config.tokenizer or DEMO_FOLDER
+    bundle = load_model(tokenizer, parts=('tokenizer',), mesh=mesh)
     if bundle.tokenizer_params is None:
         raise UserError(f'{config.tokenizer}: holds no tokenizer; train one or name another folder')
     folder = _text_folder(config)
@@ -87,7 +115,11 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> ModelBundle:
         bundle.text_config = config.text.encoder
     bundle.transformer_config = config.transformer
     bundle.source = {**bundle.source, **_source_of(config.init_from)}
-    bundle.schedule = _run_schedule(config, bundle)
+    if bundle.schedule is not None and released_name(bundle.schedule) is None:
+        code_grids = bundle.schedule.code_grids(tokenizer_is_folded(tokenizer))
+    else:  # the model folder of another stage says what that stage drew, no more
+        code_grids = None
+    bundle.schedule = _run_schedule(config, code_grids)
     check_schedule(config.transformer, bundle.schedule)
     problems = pairing_problems(bundle)
     if config.text.encoder is not None and not config.text.train:
@@ -113,12 +145,14 @@ def place_frozen(config: T2IConfig, bundle: ModelBundle, mesh: Mesh) -> dict[str
     """The parameters that no step changes, split over the mesh: {'tokenizer'} and perhaps {'text'}.
 
     The tokenizer is float32, since signs decide bits; the text encoder's matrices have the dtype of
-    the transformer's products.
+    the transformer's products. Under adapters the transformer, float32, is frozen as well.
     """
     frozen = {'tokenizer': place(bundle.tokenizer_params, 'float32', bundle.tokenizer_config, mesh)}
     if not config.text.train:
         dtype = config.transformer.dtype
         frozen['text'] = place(bundle.text_params, dtype, bundle.text_config, mesh)
+    if config.lora.rank:
+        frozen['transformer'] = _load_base(config, mesh)
     return frozen
 
 
@@ -136,22 +170,22 @@ def _source_of(init_from: str) -> dict[str, Any]:
 
     A run that is resumed may have outlived that folder.
     """
-    if not init_from or not pathlib.Path(init_from).exists():
+    if not init_from or not pathlib.Path(init_from).exists() or run_named(init_from)[0]:
         return {}
     source = read_description(init_from)[1].get('source', {})
     return {name: value for name, value in source.items() if name == 'transformer'}
 
 
-def _run_schedule(config: T2IConfig, bundle: ModelBundle) -> ScaleSchedule:
+def _run_schedule(config: T2IConfig, code_grids: tuple[Grid, ...] | None) -> ScaleSchedule:
     """Token grids: from the code grids that the tokenizer was trained with, or as released."""
-    if bundle.schedule is not None:
+    if code_grids is not None:
         fold = 2 if config.transformer.spatial_patchify else 1
-        if any(n % fold for grid in bundle.schedule.grids for n in grid):
+        if any(n % fold for grid in code_grids for n in grid):
             raise UserError(
                 f'transformer.spatial_patchify folds 2x2 codes, but the tokenizer has grids '
-                f'{bundle.schedule.grids}; switch it off or use a tokenizer with even grids'
+                f'{code_grids}; switch it off or use a tokenizer with even grids'
             )
-        return ScaleSchedule.free((h // fold, w // fold) for h, w in bundle.schedule.grids)
+        return ScaleSchedule.free((h // fold, w // fold) for h, w in code_grids)
     if config.data.picture_size not in BUDGET_OF_EDGE:
         raise UserError(
             f'data.picture_size is {config.data.picture_size} and the tokenizer names no schedule '
@@ -180,6 +214,8 @@ def bucket_schedules(config: T2IConfig, bundle: ModelBundle) -> tuple[ScaleSched
 def load_start(config: T2IConfig, wanted: Any, mesh: Mesh) -> dict[str, Any]:
     """The weights of `config.init_from`: {'transformer'} and, when trained along, {'text'}.
 
+    A checkpoint gives its averaged weights, which are what a finished run exports.
+
     Args:
       wanted: the configured tree of shapes.
       mesh: where the weights go, each device's shards read on their own.
@@ -187,9 +223,23 @@ def load_start(config: T2IConfig, wanted: Any, mesh: Mesh) -> dict[str, Any]:
     Raises:
       UserError: they have other shapes; the first that differs is named.
     """
-    given = load_model(config.init_from, parts=('transformer', 'text_encoder'), mesh=mesh)
-    params = {'transformer': given.transformer_params}
-    if config.text.train:
-        params['text'] = given.text_params
+    run_dir, step = run_named(config.init_from)
+    if run_dir is None:
+        model = load_model(config.init_from, parts=('transformer', 'text_encoder'), mesh=mesh)
+        given = {'transformer': model.transformer_params, 'text': model.text_params}
+    else:
+        given = jax.device_get(load_weights(run_dir, step, 'ema'))
+    params = {name: given.get(name) for name in wanted}
     check_start(config.init_from, wanted, params)
     return params
+
+
+def _load_base(config: T2IConfig, mesh: Mesh) -> Any:
+    """The frozen transformer of `config.init_from` under adapters, split over the mesh.
+
+    Raises:
+      UserError: it has other dimensions than the configuration.
+    """
+    given = load_model(config.init_from, parts=('transformer',), mesh=mesh).transformer_params
+    check_start(config.init_from, transformer_shapes(config.transformer), given or {})
+    return given

@@ -8,14 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from infinity_jax import flops, loop
-from infinity_jax.checkpoint import check_start
 from infinity_jax.draw_steps import to_uint8
 from infinity_jax.matcher import contact_sheet
-from infinity_jax.model_folder import ModelBundle, load_model, save_model
+from infinity_jax.model_folder import ModelBundle, save_model
 from infinity_jax.optimizer import (
     TrainState,
     apply_gradients,
@@ -42,10 +40,9 @@ from infinity_jax.tokenizer.quantizer import quantize, truncated_total
 from infinity_jax.tokenizer.quantizer_noise import draw_flips, draw_kept, draw_truncation
 from infinity_jax.train_adversarial import add_discriminator, attack, update_discriminator
 from infinity_jax.train_tokenizer_config import TokenizerLosses, TokenizerRunConfig, check
+from infinity_jax.train_tokenizer_start import starting_params
 
 STRIP_PICTURES = 8  # originals above reconstructions in the sample picture
-# The convolutions next to the quantizer, whose width is the number of bits.
-BIT_LAYERS = ('encoder.conv_out.kernel', 'encoder.conv_out.bias', 'decoder.conv_in.kernel')
 
 
 class Outputs(NamedTuple):
@@ -73,6 +70,8 @@ def forward(
     grids = config.code_grids(pixels_BYX3.shape[1:3])
     batch, scales = pixels_BYX3.shape[0], len(grids)
     features = model.apply({'params': params}, pixels_BYX3, method=Autoencoder.encode)
+    if config.freeze_encoder:
+        features = jax.lax.stop_gradient(features)
     decode = functools.partial(model.apply, {'params': params}, method=Autoencoder.decode)
     noise = {}
     if key is not None:
@@ -105,7 +104,7 @@ def loss_terms(
         'l1': l1,
         'l2': l2,
         'commitment': commitment(outputs.normalised),
-        'entropy': entropy_penalty(outputs.normalised),
+        'entropy': entropy_penalty(outputs.normalised, weights.inverse_temperature),
     }
     if perceptual is not None:
         terms['perceptual'] = jnp.mean(lpips(perceptual, outputs.pixels, target_BYX3))
@@ -169,6 +168,8 @@ def train_step(
     learning_rate = make_schedule(config.optimizer, config.steps)(state.step - state.skipped)
     optimizer = make_optimizer(config.optimizer, config.steps)
     new, update = apply_gradients(state, grads, finite, optimizer, config.optimizer)
+    if config.freeze_encoder:
+        new = with_encoder_of(new, state)
     if attacked is not None:
         new = update_discriminator(state, new, attacked, config)
     return new, {'loss': loss, **metrics, **update, 'learning_rate': learning_rate}
@@ -186,28 +187,10 @@ def evaluation_step(
     return metrics, jnp.stack([target[:STRIP_PICTURES], outputs.pixels[:STRIP_PICTURES]])
 
 
-def starting_params(init_from: str, fresh: Any) -> Any:
-    """The weights of a model folder; where it has another number of bits, all but those layers.
-
-    So a tokenizer of another d, or a continuous autoencoder, can be trained on: the convolutions
-    next to the quantizer start anew, which is said in one line.
-
-    Args:
-      init_from: the folder.
-      fresh: parameters at the start of a new run, as arrays.
-
-    Raises:
-      UserError: no such folder, or other layers differ.
-    """
-    given = load_model(init_from, parts=('tokenizer',)).tokenizer_params
-    given, fresh = flatten_dict(given or {}, sep='.'), flatten_dict(fresh, sep='.')
-    other = [n for n in BIT_LAYERS if n in given and np.shape(given[n]) != np.shape(fresh[n])]
-    merged = {**given, **{name: fresh[name] for name in other}}
-    check_start(init_from, unflatten_dict(fresh, sep='.'), unflatten_dict(merged, sep='.'))
-    if other and jax.process_index() == 0:
-        was, now = (x['encoder.conv_out.bias'].shape[0] for x in (given, fresh))
-        print(f'config.init_from {init_from} has {was} bits, not {now}: {", ".join(other)} new')
-    return unflatten_dict(merged, sep='.')
+def with_encoder_of(new: TrainState, old: TrainState) -> TrainState:
+    """`new` with the encoder's weights of `old`, which weight decay alone would change."""
+    keep = lambda moved, was: {**moved, 'encoder': was['encoder']}
+    return new.replace(params=keep(new.params, old.params), ema=keep(new.ema, old.ema))
 
 
 def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
@@ -270,7 +253,13 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
 
     def step_flops(batch: Any) -> float:
         height, width = batch['pixels_BYX3'].shape[1:3]
-        return flops.tokenizer_training_step(config.tokenizer, height, width, config.batch_size)
+        return flops.tokenizer_training_step(
+            config.tokenizer,
+            height,
+            width,
+            config.batch_size,
+            frozen_encoder=config.freeze_encoder,
+        )
 
     return loop.Task(
         init=lambda key: init_sharded(init, mesh, key),

@@ -8,6 +8,7 @@ from infinity_jax.data.buckets import SQUARE
 from infinity_jax.optimizer import OptimizerConfig
 from infinity_jax.scales import BUDGETS, RATIOS, STRIDE, Grid, ScaleSchedule
 from infinity_jax.tokenizer.discriminator import smallest_picture
+from infinity_jax.tokenizer.losses import INVERSE_TEMPERATURE
 from infinity_jax.tokenizer.perceptual import MIN_EDGE
 from infinity_jax.tokenizer.quantizer_noise import QuantizerTraining
 
@@ -21,8 +22,16 @@ class TokenizerLosses:
     l2: float = 1.0
     commitment: float = 0.25
     entropy: float = 0.1
+    inverse_temperature: float = INVERSE_TEMPERATURE  # β of the entropy term; see its docstring
     perceptual: float = 0.0  # LPIPS; wants config.vgg_weights and config.lpips_heads
     truncated: float = 0.0  # l1 and l2 of a picture decoded after a random number of scales
+
+    def __post_init__(self):
+        if not self.inverse_temperature > 0:
+            raise UserError(
+                f'config field losses.inverse_temperature is {self.inverse_temperature}; wanted a '
+                'positive number'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +72,7 @@ class TokenizerRunConfig(loop.RunConfig):
     losses: TokenizerLosses = TokenizerLosses()
     quantizer: QuantizerTraining = QuantizerTraining()
     adversarial: AdversarialConfig = AdversarialConfig()
+    freeze_encoder: bool = False  # train the decoder alone: all bits stay as they are
     vgg_weights: str = ''  # VGG-16 in torchvision's format; '': no perceptual term
     lpips_heads: str = ''  # lin0 to lin4 in the LPIPS package's format
     precision: str = 'highest'  # of products in training: 'highest', or 'default' (faster on GPU)
@@ -117,6 +127,10 @@ def check(config: TokenizerRunConfig) -> None:
         raise UserError(
             f'data.ratios is {config.data.ratios}, but config.grids are for one shape; clear '
             'config.grids to take the released ones of each'
+        )
+    if config.freeze_encoder and not config.init_from:
+        raise UserError(
+            'freeze_encoder is set without init_from; name the model folder whose encoder is kept'
         )
     if config.precision not in ('highest', 'default'):
         raise UserError(f"precision is {config.precision!r}; wanted 'highest' or 'default'")

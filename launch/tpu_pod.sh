@@ -93,7 +93,17 @@ wait_until_active() {
 # A slice that was taken away is gone with its disks: everything again, up to the same training
 # command, which goes on from the last checkpoint on the share.
 resume() {
-  queued delete --force --quiet
+  local now=''
+  if [[ $DRY_RUN == 1 ]]; then
+    state
+  else
+    now=$(state | tail -n 1) || echo "$NAME is not there any more"
+  fi
+  [[ $now != ACTIVE ]] ||
+    fail "$NAME is ACTIVE, and resume would delete it; to go on there: install, then train"
+  if [[ $DRY_RUN == 1 || $now =~ ^[A-Z_]+$ ]]; then
+    queued delete --force --quiet
+  fi
   create
   wait_until_active
   install

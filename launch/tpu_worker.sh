@@ -15,7 +15,8 @@ METADATA=http://metadata.google.internal/computeMetadata/v1/instance
 
 install() {
   if [[ -n $NFS_SHARE ]]; then
-    run sudo apt-get install --yes nfs-common
+    # Just after a start the machine updates itself, and holds the lock.
+    run sudo apt-get -o DPkg::Lock::Timeout=300 install --yes nfs-common
     run sudo mkdir -p "$MOUNT_POINT"
     mountpoint --quiet "$MOUNT_POINT" || run sudo mount -t nfs "$NFS_SHARE" "$MOUNT_POINT"
     run sudo chmod a+rwx "$MOUNT_POINT"

@@ -152,7 +152,10 @@ def test_order_resume_then_init_from_then_scratch(saved, tmp_path_factory):
     choices['from_model'] = None
     assert starting_state(empty, None, **choices, **quiet) == 'scratch'
     full = Checkpoints(saved, keep=2)
-    resumed = starting_state(full, abstract(state()), **choices, **quiet)
+    said = []
+    told = {'init_from': 'there', 'say': said.append}
+    resumed = starting_state(full, abstract(state()), **choices, **told)
+    assert len(said) == 1 and said[0].endswith('checkpoints/2, so not from config.init_from there')
     np.testing.assert_array_equal(resumed['w'], 2.0)
     empty.close()
     full.close()

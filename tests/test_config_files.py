@@ -1,5 +1,6 @@
 """Every config file builds, fits its dataclass, and refuses what it does not know."""
 
+import dataclasses
 import importlib.util
 import pathlib
 
@@ -12,7 +13,12 @@ from infinity_jax.data.buckets import target_size
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.train_parts import T2IConfig
-from infinity_jax.train_tokenizer import TokenizerRunConfig, check
+from infinity_jax.train_tokenizer_config import (
+    AdversarialConfig,
+    TokenizerLosses,
+    TokenizerRunConfig,
+    check,
+)
 
 CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
@@ -54,7 +60,8 @@ def test_the_tokenizer_and_the_transformer_of_the_demo_fit():
         assert t2i.data.picture_size == tokenizer.data.picture_size
 
 
-TOKENIZER_VARIANTS = [v for v in load('tokenizer').VARIANTS if v != 'demo']
+DEMOS = load('tokenizer').DEMOS
+TOKENIZER_VARIANTS = [v for v in load('tokenizer').VARIANTS if v not in DEMOS]
 
 
 @pytest.mark.parametrize('arg', TOKENIZER_VARIANTS)
@@ -70,7 +77,61 @@ def test_released_tokenizers(arg):
     assert config.adversarial.start_step < config.steps
 
 
-@pytest.mark.parametrize('name', ['t2i', 'tokenizer'])
+@pytest.mark.parametrize('arg', DEMOS)
+def test_small_tokenizers(arg):
+    config = from_mapping(TokenizerRunConfig, load('tokenizer').get_config(arg))
+    check(config)
+    assert config.tokenizer.stride == (16 if arg.endswith('16') else 8)
+    assert config.code_grids((64, 64))[-1] == (64 // config.tokenizer.stride,) * 2
+    sources = config.data.sources_of('train')
+    assert (sources[0].kind == 'folder') == arg.startswith('pictures')
+    assert config.freeze_encoder == (arg == 'demo_decoder')
+
+
+def test_every_field_of_the_tokenizers_losses_and_discriminator_can_be_set_by_a_flag():
+    for arg in ('demo', 'd32_stage1'):
+        config = load('tokenizer').get_config(arg)
+        for group, fields in (('losses', TokenizerLosses), ('adversarial', AdversarialConfig)):
+            assert set(config[group]) == {f.name for f in dataclasses.fields(fields)}
+        run = from_mapping(TokenizerRunConfig, config)
+        mine, its = (dataclasses.asdict(o) for o in (run.optimizer, run.adversarial.optimizer))
+        assert {**its, 'ema_decay': None} == {**mine, 'ema_decay': None}
+
+
+def test_a_folder_of_pictures_has_no_captions_for_text_to_image():
+    config = load('t2i').get_config()
+    config.data.sources = ({'kind': 'folder', 'path': 'photos'},)
+    with pytest.raises(UserError, match='folder photos has no captions'):
+        from_mapping(T2IConfig, config)
+
+
+def parsed(arguments, monkeypatch):
+    argv = ['main', *arguments]
+    monkeypatch.setattr('sys.argv', argv)  # ml_collections looks for overrides there
+    saved = flags.FLAGS['config'].value
+    try:
+        parse_flags(argv)
+        return flags.FLAGS['config'].value
+    finally:
+        flags.FLAGS.unparse_flags()
+        flags.FLAGS['config'].value = saved
+
+
+def test_a_source_in_the_list_and_the_discriminators_optimizer_are_set_by_flags(monkeypatch):
+    arguments = (
+        f'--config={CONFIGS / "tokenizer.py"}:pictures',
+        '--config.data.sources[0].path=photos',
+        '--config.adversarial.optimizer.learning_rate=2e-4',
+        '--config.adversarial.adaptive_limit=10',
+        '--config.adversarial.lecam_decay=0.9',
+    )
+    run = from_mapping(TokenizerRunConfig, parsed(arguments, monkeypatch))
+    assert run.data.sources == (SourceConfig('folder', 'photos'),)
+    assert run.adversarial.optimizer.learning_rate == 2e-4
+    assert (run.adversarial.adaptive_limit, run.adversarial.lecam_decay) == (10, 0.9)
+
+
+@pytest.mark.parametrize('name', ['t2i', 'tokenizer', 'finetune'])
 def test_unknown_variant(name):
     with pytest.raises(ValueError, match='unknown variant'):
         load(name).get_config('huge')
@@ -96,13 +157,7 @@ def test_config_files_import_nothing_from_the_package(path):
     ],
 )
 def test_bad_flags_are_one_line(arguments, message, monkeypatch):
-    argv = ['main', *(a.replace('{t2i}', str(CONFIGS / 't2i.py')) for a in arguments)]
-    monkeypatch.setattr('sys.argv', argv)  # ml_collections looks for overrides there
-    saved = flags.FLAGS['config'].value
-    try:
-        with pytest.raises(UserError, match=message) as caught:
-            parse_flags(argv)
-        assert '\n' not in str(caught.value)
-    finally:
-        flags.FLAGS.unparse_flags()
-        flags.FLAGS['config'].value = saved
+    arguments = [a.replace('{t2i}', str(CONFIGS / 't2i.py')) for a in arguments]
+    with pytest.raises(UserError, match=message) as caught:
+        parsed(arguments, monkeypatch)
+    assert '\n' not in str(caught.value)

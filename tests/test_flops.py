@@ -104,7 +104,11 @@ def test_text_encoder_is_what_jax_traces():
 
 
 @pytest.mark.parametrize(
-    'config', [TokenizerConfig(bits=14, channel_multipliers=(1, 2, 4)), tiny.TOKENIZER]
+    'config',
+    [
+        TokenizerConfig(bits=14, channel_multipliers=(1, 2, 4)),
+        dataclasses.replace(tiny.TOKENIZER, decoder_blocks=4),
+    ],
 )
 def test_tokenizer_is_what_jax_traces(config):
     variables, model = {'params': tokenizer_shapes(config)}, Autoencoder(config)
@@ -139,3 +143,5 @@ def test_tokenizer_training_is_three_passes_both_ways():
     config = tiny.TOKENIZER
     passes = flops.tokenizer_encode(config, 32, 32, 4) + flops.tokenizer_decode(config, 32, 32, 4)
     assert flops.tokenizer_training_step(config, 32, 32, 4) == 3 * passes.total
+    decoder = 3 * flops.tokenizer_decode(config, 32, 32, 4).total
+    assert flops.tokenizer_training_step(config, 32, 32, 4, frozen_encoder=True) == decoder

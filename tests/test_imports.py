@@ -15,8 +15,10 @@ CONFIGS = PACKAGE.parent / 'configs'
 # A module imports from its own layer or lower ones, never in a circle. The lowest name that
 # matches says where a module stands.
 LAYERS = (
-    ('main', 'cli', '*_command', 'sampling_flags', 'model_flags', 'config_flags',
-      'exits', 'supervisor'),
+    (
+        'main', 'cli', '*_command', 'sampling_flags', 'model_flags', 'config_flags', 'exits',
+        'supervisor',
+    ),
     ('convert_from_torch', 'convert_to_torch'),
     (
         'train', 'train_*', 'loop', 'evaluate', 'evaluate_*', 'inspect_*', 'check', 'check_*',
@@ -28,8 +30,9 @@ LAYERS = (
     ),
     (
         'economy', 'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics',
-        'matcher', 'pictures', 'data', 'throughput', 'model_folder', 'part_weights', 'run_folder',
-        'torch_*', 'perceptual_files', 'picture_metrics', 'loss_level',
+        'matcher', 'pictures', 'data', 'throughput', 'lora', 'adapter_file', 'model_folder',
+        'part_weights', 'run_folder', 'torch_*', 'perceptual_files', 'picture_metrics',
+        'loss_level',
     ),
     (
         'text', 't5', 't5_folder', 'tokenizer', 'transformer', 'weight_files', 'weight_writer',

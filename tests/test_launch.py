@@ -90,10 +90,31 @@ def test_training_starts_on_all_hosts_of_a_slice():
 
 def test_a_slice_that_was_taken_away_comes_back_with_the_same_command():
     lines = [' '.join(words) for words in commands('tpu_pod.sh', 'resume', **TPU)]
+    assert lines.pop(0).startswith(f'gcloud compute tpus queued-resources describe pod {WHERE}')
     assert lines[0].startswith(f'gcloud compute tpus queued-resources delete pod {WHERE} --force')
     steps = [line for action in ('create', 'wait', 'install', 'train')
              for line in (' '.join(w) for w in commands('tpu_pod.sh', action, **TPU))]  # fmt: skip
     assert lines[1:] == steps
+
+
+@pytest.mark.parametrize(
+    ('state', 'wanted', 'told'),
+    [
+        ('ACTIVE', 2, 'error: pod is ACTIVE, and resume would delete it'),
+        ('SUSPENDED', 3, 'delete create'),
+        ('', 3, 'create'),
+    ],
+)
+def test_a_running_slice_is_never_taken_away_to_resume(tmp_path, state, wanted, told):
+    gcloud = tmp_path / 'gcloud'  # says the state, and can create nothing
+    gcloud.write_text(
+        f'#!/bin/bash\n[[ $4 == describe ]] || echo "$4" >&2\n'
+        f'case $4 in describe) echo {state}; [[ -n "{state}" ]] ;; create) exit 3 ;; esac\n'
+    )
+    gcloud.chmod(0o755)
+    path = f'{tmp_path}:{os.environ["PATH"]}'
+    said = launch('tpu_pod.sh', 'resume', wanted=wanted, **TPU, PATH=path)
+    assert ' '.join(said.split()).startswith(told)
 
 
 def test_what_is_installed_on_each_host():
@@ -141,6 +162,9 @@ def test_a_job_set_has_a_pod_for_each_host():
     (container,) = pod['containers']
     assert container['image'] == GKE['IMAGE']
     assert container['resources']['limits'] == {'google.com/tpu': 4}
+    mounts = {mount['name']: mount['mountPath'] for mount in container['volumeMounts']}
+    assert mounts == {'runs': '/mnt/infinity', 'shared-memory': '/dev/shm'}
+    assert {volume['name'] for volume in pod['volumes']} == mounts.keys()
     last = container['command'][-1].strip().splitlines()[-1]
     assert last == 'exec ' + TRAIN.format('/mnt/infinity/runs/pod')
     (rule,) = spec['podFailurePolicy']['rules']  # an error of the user is not tried again
@@ -155,6 +179,11 @@ def test_a_job_set_is_started_by_kubectl():
     assert resume[:5] == ['kubectl', '--namespace=default', 'patch', 'jobset', 'pod']
     assert json.loads(resume[-1].removeprefix('--patch=')) == {'spec': {'suspend': False}}
     assert commands('gke.sh', 'delete', **GKE)[0][2:] == ['delete', 'jobset', 'pod']
+    assert commands('gke.sh', 'stop', **GKE)[0][-1] == '--patch={"spec":{"suspend":true}}'
+    assert [words[2:4] for words in commands('gke.sh', 'status', **GKE)] == [
+        ['get', 'jobset'], ['get', 'pods'],
+    ]  # fmt: skip
+    assert commands('gke.sh', 'logs', **GKE)[0][-1].endswith('job-completion-index=0')
 
 
 def test_slurm_starts_a_process_for_each_gpu():
@@ -170,6 +199,12 @@ def test_slurm_starts_a_process_for_each_gpu():
     assert launch('slurm.sh', 'resume', '--dry-run', **settings) == launch(
         'slurm.sh', 'start', '--dry-run', **settings
     )
+    others = [
+        commands('slurm.sh', action, **settings)[0] for action in ('stop', 'delete', 'status')
+    ]
+    assert others[0] == 'scancel --signal=TERM --name=pod --me --state=RUNNING'.split()
+    assert others[1:] == ['scancel --name=pod --me'.split(), 'squeue --name=pod --me'.split()]
+    assert commands('slurm.sh', 'logs', **settings)[0][-1] == '/runs/pod/slurm.log'
 
 
 @pytest.mark.parametrize(

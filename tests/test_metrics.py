@@ -36,6 +36,14 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
     assert steps == list(range(1, 10))
 
 
+def test_a_run_that_starts_over_drops_all_lines(tmp_path):
+    for _ in range(2):  # the first was killed before its first checkpoint
+        log = RunLog(tmp_path, 0, 10)
+        log.write(0, 'heldout', {'loss': jnp.float32(0.5)})
+        log.close()
+    assert [record['step'] for record in read_metrics(tmp_path, 'heldout')] == [0]
+
+
 def test_plots(tmp_path):
     assert plot_losses(tmp_path) is None
     write_run(tmp_path, 0, 3)

@@ -1,4 +1,7 @@
-"""SIGTERM in the middle of a real training: saved, an exit code of its own, resumed exactly."""
+"""SIGTERM in the middle of a real training: saved, an exit code of its own, resumed exactly.
+
+Schedulers send it to all processes of a group, those that read data too.
+"""
 
 import os
 import pathlib
@@ -31,9 +34,9 @@ FLAGS = {
 }
 
 
-def train(run_dir):
-    """Starts the tiny training through the real entry point."""
-    flags = [f'--config.{name}={value}' for name, value in FLAGS.items()]
+def train(run_dir, **flags):
+    """Starts the tiny training through the real entry point, in a process group of its own."""
+    flags = [f'--config.{name}={value}' for name, value in {**FLAGS, **flags}.items()]
     return subprocess.Popen(
         [sys.executable, '-m', 'infinity_jax.main', '--config=configs/tokenizer.py']
         + [f'--config.run_dir={run_dir}', *flags],
@@ -47,7 +50,20 @@ def train(run_dir):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
+
+
+def wait_for_the_end_of_group(group):
+    """Returns once no process of a group is left; those whose parent ended take a moment."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    raise AssertionError('a process was left behind')
 
 
 def losses(run_dir):
@@ -56,19 +72,22 @@ def losses(run_dir):
 
 def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(tmp_path):
     run_dir = tmp_path / 'cut'
-    process = train(run_dir)
+    workers = {'data.num_workers': 1}
+    process = train(run_dir, **workers)
     while len(losses(run_dir)) < 3:
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.02)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)
     # Two seconds on a machine of its own; tests share theirs.
     last = process.communicate(timeout=120)[1].strip().splitlines()[-1]
     assert process.returncode == 143
+    wait_for_the_end_of_group(process.pid)
     (saved,) = (int(path.name) for path in (run_dir / 'checkpoints').iterdir())
     assert last.startswith(f'stopped by SIGTERM after step {saved}, saved in ')
     assert 3 <= saved == max(losses(run_dir)) < FLAGS['steps']
 
-    again, whole = train(run_dir), train(tmp_path / 'whole')
+    # Workers change nothing about the order; only a saved position wants as many as before.
+    again, whole = train(run_dir, **workers), train(tmp_path / 'whole')
     for process in (again, whole):
         told = process.communicate(timeout=300)[1]
         assert process.returncode == 0, told

@@ -15,7 +15,8 @@ from infinity_jax.tokenizer.decode import decode, widest_map
 from infinity_jax.tokenizer.row_blocks import block_rows
 
 UNSHUFFLED = dataclasses.replace(TOKENIZER, unshuffle=2, channel_multipliers=(1, 2, 2))
-CASES = [(TOKENIZER, (4, 3)), (TOKENIZER, (3, 5)), (UNSHUFFLED, (2, 3))]
+DEEPER = dataclasses.replace(TOKENIZER, decoder_blocks=TOKENIZER.residual_blocks + 2)
+CASES = [(TOKENIZER, (4, 3)), (TOKENIZER, (3, 5)), (UNSHUFFLED, (2, 3)), (DEEPER, (3, 2))]
 
 
 def features(config, grid, batch=2):

@@ -1,29 +1,36 @@
 import functools
+import types
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 from tiny import QUICK_COMPILE, SCHEDULE, TRANSFORMER, text, transformer_variables
 
-from infinity_jax.config import UserError
+from infinity_jax.config import PRESETS, TextConfig, TokenizerConfig, UserError
 from infinity_jax.losses import bit_loss
+from infinity_jax.optimizer import OptimizerConfig, make_optimizer, new_state
+from infinity_jax.part_weights import part_shapes
 from infinity_jax.sharding import (
     RULES,
     MeshConfig,
     batch_sharding,
     constrain,
+    device_grid,
     init_sharded,
     make_mesh,
     replicated,
     shardings_of,
 )
+from infinity_jax.t5_folder import encoder_shapes
 from infinity_jax.transformer.model import Transformer, init_transformer
 
 MESHES = [
-    MeshConfig(data=2, fsdp=2, tensor=2),
+    MeshConfig(data=1, fsdp=8),
+    MeshConfig(data=4, tensor=2),
+    MeshConfig(data=2, sequence=4),  # 27 tokens are filled up to 28
     MeshConfig(data=1, fsdp=2, tensor=2, sequence=2),
 ]
 
@@ -45,6 +52,7 @@ def batch():
 
 
 @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
+@jax.value_and_grad
 def loss_of(variables, batch):
     logits = Transformer(TRANSFORMER).apply(variables, *batch[:3], SCHEDULE)
     return bit_loss(logits, batch[3], SCHEDULE)[0]
@@ -52,7 +60,7 @@ def loss_of(variables, batch):
 
 @functools.cache
 def on_one_device():
-    return float(loss_of(transformer_variables(), batch()))
+    return jax.device_get(loss_of(transformer_variables(), batch()))
 
 
 def test_there_are_eight_devices():
@@ -111,13 +119,16 @@ def test_large_parameters_are_split_and_their_parts_fit():
     down = params['blocks']['ffn']['down']['kernel']
     assert down.spec == PartitionSpec(None, 'tensor', 'fsdp')
     bias = params['blocks']['self_attention']['query_bias']
-    assert bias.is_fully_replicated
+    assert bias.spec == PartitionSpec(None, 'fsdp')
+    assert params['blocks']['self_attention']['log_scale'].is_fully_replicated
 
 
-def test_an_axis_that_does_not_divide_is_left_whole():
+def test_an_axis_that_does_not_divide_its_dimension_splits_another():
     mesh = make_mesh(MeshConfig(data=1, fsdp=8))
     shape = nn.LogicallyPartitioned(jax.ShapeDtypeStruct((12, 16), jnp.float32), ('embed', 'mlp'))
-    assert shardings_of({'w': shape}, mesh)['w'].spec[0] is None
+    assert shardings_of({'w': shape}, mesh)['w'].spec == PartitionSpec(None, 'fsdp')
+    neither = nn.LogicallyPartitioned(jax.ShapeDtypeStruct((12, 9), jnp.float32), ('embed', None))
+    assert shardings_of({'w': neither}, mesh)['w'].is_fully_replicated
     fits = nn.LogicallyPartitioned(jax.ShapeDtypeStruct((16, 12), jnp.float32), ('embed', 'mlp'))
     assert shardings_of({'w': fits}, mesh)['w'].spec[0] == 'fsdp'
 
@@ -136,14 +147,73 @@ def test_parameters_are_born_in_their_shards_with_the_values_of_one_device():
 
 
 @pytest.mark.parametrize('config', MESHES, ids=str)
-def test_eight_devices_give_the_loss_of_one(config):
+def test_eight_devices_give_the_loss_and_gradients_of_one(config):
     mesh = make_mesh(config)
     variables = jax.device_put(transformer_variables(), shardings(mesh))
     spread = jax.device_put(batch(), batch_sharding(mesh))
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-        loss = loss_of(variables, spread)
+        loss, gradients = loss_of(variables, spread)
     assert len(loss.sharding.device_set) == 8
-    np.testing.assert_allclose(loss, on_one_device(), rtol=1e-5)
+    np.testing.assert_allclose(loss, on_one_device()[0], rtol=1e-5)
+    largest = max(np.abs(x).max() for x in jax.tree.leaves(on_one_device()[1]))
+
+    def compare(ours, wanted):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-5, atol=1e-5 * largest)
+
+    jax.tree.map(compare, gradients, on_one_device()[1])
+
+
+@pytest.mark.parametrize('fsdp', [8, 256])
+@pytest.mark.parametrize('name', ['2b', '8b'])
+def test_nothing_large_is_whole_on_a_device(name, fsdp):
+    mesh = AbstractMesh((2, fsdp, 1, 1), ('data', 'fsdp', 'tensor', 'sequence'))
+    config, optimizer = PRESETS[name], make_optimizer(OptimizerConfig(learning_rate=1e-4), 10)
+
+    def start(key):
+        variables = init_transformer(Transformer(config), key, SCHEDULE)
+        return new_state(variables['params'], optimizer)
+
+    boxed = {
+        'state': jax.eval_shape(start, jax.random.key(0)),
+        'tokenizer': part_shapes(TokenizerConfig(bits=config.bits), boxed=True),
+        'text': encoder_shapes(TextConfig(), boxed=True),
+    }
+    assert boxed['state'].opt_state and boxed['state'].ema
+    whole = [
+        (jax.tree_util.keystr(path), shape.shape)
+        for (path, sharding), shape in zip(
+            jax.tree.leaves_with_path(shardings_of(boxed, mesh)),
+            jax.tree.leaves(nn.unbox(boxed)),
+            strict=True,
+        )
+        if sharding.is_fully_replicated and shape.size * shape.dtype.itemsize > 2**20
+    ]
+    assert not whole
+
+
+def fake_devices(slices, each, platform='cpu'):
+    devices = [
+        types.SimpleNamespace(
+            id=i, platform=platform, device_kind='fake', process_index=0, slice_index=i % slices
+        )
+        for i in range(slices * each)
+    ]
+    return np.array(devices)
+
+
+def test_slices_lie_along_the_data_axis():
+    sizes = {'data': 4, 'fsdp': 4, 'tensor': 1, 'sequence': 1}
+    grid = device_grid(sizes, fake_devices(2, 8))
+    assert grid.shape == (4, 4, 1, 1) and len({d.id for d in grid.flat}) == 16
+    of_copy = [{d.slice_index for d in row.flat} for row in grid]
+    assert of_copy == [{0}, {0}, {1}, {1}]
+
+
+def test_a_copy_of_the_parameters_does_not_span_tpu_slices():
+    sizes = {'data': 1, 'fsdp': 16, 'tensor': 1, 'sequence': 1}
+    with pytest.raises(UserError, match='mesh.data is 1 on 2 TPU slices; make it a multiple of 2'):
+        device_grid(sizes, fake_devices(2, 8, 'tpu'))
+    assert device_grid(sizes, fake_devices(2, 8, 'gpu')).shape == (1, 16, 1, 1)
 
 
 def test_constrain_places_activations_only_under_a_mesh():

@@ -129,7 +129,7 @@ def test_the_platform_is_that_of_the_mesh():
         ('tpu', queries(jnp.float32), 'splash'),
         ('tpu', queries(length=100), 'xla'),
         ('gpu', queries(), 'cudnn'),
-        ('gpu', queries(length=1), 'cudnn'),
+        ('gpu', queries(length=100), 'xla'),
         ('gpu', queries(jnp.float32), 'xla'),
         ('gpu', queries(width=100), 'xla'),
         ('cpu', queries(), 'xla'),
@@ -164,7 +164,7 @@ def test_cudnn_is_called_without_masks(monkeypatch):
 
     monkeypatch.setattr(jax.nn, 'dot_product_attention', record)
     q, k, v = (x.astype(jnp.bfloat16) for x in arrays())
-    on('gpu', whole, 'auto', q, k, v)
+    on('gpu', whole, 'cudnn', q, k, v)
     on('gpu', to_text, 'auto', q, k, v)
     used = [(call['implementation'], call['mask'] is None) for call in calls]
     # The first scales share one small mask and are left to XLA.

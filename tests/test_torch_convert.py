@@ -21,6 +21,7 @@ from infinity_jax.torch_convert import (
     load_torch_transformer,
     to_torch,
 )
+from infinity_jax.torch_dimensions import read_tokenizer_config
 from infinity_jax.torch_state_dict import open_tokenizer, open_transformer
 from infinity_jax.torch_table import Naming
 
@@ -140,6 +141,13 @@ def test_names_and_shapes_are_those_of_the_released_files(file):
     specs = Plan.of(config, Naming(chunks)).torch_specs(lambda *_: np.float32)
     assert {name: list(spec.shape) for name, spec in specs.items()} == listed
     assert len(listed) == count
+
+
+@pytest.mark.parametrize('decoder_blocks', [0, 5])
+def test_a_deeper_decoder_is_read_off_the_shapes(decoder_blocks):
+    config = TokenizerConfig(4, 32, (1, 2), decoder_blocks=decoder_blocks)
+    specs = Plan.of(config, Naming()).torch_specs(lambda *_: np.float32)
+    assert read_tokenizer_config(specs) == config
 
 
 def test_wrappers_and_training_checkpoints(tmp_path):

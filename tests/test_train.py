@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from data_folders import jsonl_folder, tar_folder
+from data_folders import jsonl_folder, tar_folder, tfds_folder
 from PIL import Image
 
 from infinity_jax import flops, loop, train
@@ -114,6 +114,12 @@ def test_resuming_continues_bit_for_bit_and_exports(config, tmp_path):
     jax.tree.map(
         np.testing.assert_array_equal, state.params['transformer'], ours.transformer_params
     )
+    # So is a run that never finished: its newest checkpoint, or the named one.
+    for name in ('run', 'cut/checkpoints/6'):
+        from_run = dataclasses.replace(start, init_from=str(tmp_path / name))
+        params = make_task(from_run, make_mesh()).from_model().params
+        jax.tree.map(np.testing.assert_array_equal, params['transformer'], ours.transformer_params)
+        jax.tree.map(np.testing.assert_array_equal, params['text'], ours.text_params)
     wrong = dataclasses.replace(start, transformer=dataclasses.replace(config.transformer, depth=3))
     with pytest.raises(UserError, match='init_from.*but the config wants'):
         make_task(wrong, make_mesh(devices=jax.devices()[:1])).from_model()
@@ -226,28 +232,49 @@ def save_tokenizer(folder, config, grids=None):
     return str(folder)
 
 
-def stored_data(tmp_path, **fields):
+def stored_data(tmp_path):
+    """Every kind of source; of the JSONL folder 4 records are broken, one found only by reading."""
+    tfds = {'image_field': 'picture', 'text_field': 'label'}
     sources = (
-        SourceConfig('jsonl', str(jsonl_folder(tmp_path / 'jsonl'))),
+        SourceConfig('jsonl', str(jsonl_folder(tmp_path / 'jsonl')), weight=2.0),
         SourceConfig('tar', str(tar_folder(tmp_path / 'tar'))),
+        SourceConfig('tfds', str(tfds_folder(tmp_path / 'tfds')), **tfds),
         SourceConfig('emoji'),
     )
     return loop.DataConfig(
-        sources=sources, held_out=sources[1:2], max_broken_share=0.3, **fields
-    )  # fmt: skip
+        sources=sources, held_out=sources[1:2], max_broken_share=0.3, picture_size=16
+    )
 
 
-def test_stored_sources_train_together_and_resume_bit_for_bit(config, tmp_path):
-    config = dataclasses.replace(config, data=stored_data(tmp_path, picture_size=16))
+def test_all_kinds_of_data_train_together_and_resume_in_the_same_order_with_workers(
+    config, tmp_path, monkeypatch, caplog
+):
+    order = []
+
+    def put_batch(batch, mesh, inner=loop.put_batch):
+        order.append(batch['captions'])
+        return inner(batch, mesh)
+
+    monkeypatch.setattr(loop, 'put_batch', put_batch)
+    config = dataclasses.replace(config, data=stored_data(tmp_path))
     folder = run(config)
-    whole = losses(config)
-    cut = dataclasses.replace(config, run_dir=str(tmp_path / 'cut'))
+    whole, wanted = order[1:], losses(config)  # the first one is held out
+    captions = [caption for batch in whole for caption in batch]
+    assert len(whole) == 6 and {'jsonl', 'tar', 'tfds'} < {c.split()[0] for c in captions}
+    assert not {'missing', 'truncated', ''} & set(captions) and '--' not in ' '.join(captions)
+    assert 'line 6: picture cannot be read' in caplog.text  # the truncated one was replaced
+    workers = dataclasses.replace(config.data, num_workers=2)
+    cut = dataclasses.replace(config, data=workers, run_dir=str(tmp_path / 'cut'))
+    order.clear()
     with pytest.raises(KeyboardInterrupt):
-        run(cut, stop_before=6)
+        run(cut, stop_before=6)  # the last checkpoint is of step 4
+    assert order[1:] == whole
+    order.clear()
     run(cut)
-    assert losses(cut) == whole
+    assert order[1:] == whole[4:]
+    assert losses(cut) == wanted
     kept = load_model(folder).extra['run']['data']['sources']
-    assert [source['kind'] for source in kept] == ['jsonl', 'tar', 'emoji']
+    assert [source['kind'] for source in kept] == ['jsonl', 'tar', 'tfds', 'emoji']
     assert str(tmp_path) not in json.dumps(kept)  # paths are nobody else's business
 
 

@@ -18,10 +18,13 @@ from infinity_jax.model_folder import ModelBundle, load_model, save_model
 from infinity_jax.optimizer import OptimizerConfig
 from infinity_jax.sharding import make_mesh
 from infinity_jax.tokenizer import perceptual
+from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.tokenizer.losses import entropy_penalty
 from infinity_jax.tokenizer.quantizer import quantize
 from infinity_jax.tokenizer.quantizer_noise import QuantizerTraining
-from infinity_jax.train_tokenizer import Outputs, bit_usage, loss_terms, make_task, starting_params
-from infinity_jax.train_tokenizer_config import TokenizerLosses, TokenizerRunConfig
+from infinity_jax.train_tokenizer import Outputs, bit_usage, loss_terms, make_task
+from infinity_jax.train_tokenizer_config import TokenizerLosses, TokenizerRunConfig, check
+from infinity_jax.train_tokenizer_start import starting_params
 
 
 @pytest.fixture
@@ -179,3 +182,42 @@ def test_training_starts_from_a_folder_with_other_bits(config, tmp_path):
         assert tree['decoder']['conv_in']['kernel'].shape[2] == 12
         kernel = tree['encoder']['conv_in']['kernel']
         assert (kernel == params['encoder']['conv_in']['kernel']).all()
+
+
+def test_a_deeper_decoder_on_a_kept_encoder_starts_as_it_was_and_changes_no_bit(config, tmp_path):
+    params = tokenizer_variables(config.tokenizer)['params']
+    save_model(tmp_path / 'old', ModelBundle(tokenizer_config=config.tokenizer,
+                                             tokenizer_params=params))  # fmt: skip
+    deeper = dataclasses.replace(
+        config,
+        steps=3,
+        tokenizer=dataclasses.replace(config.tokenizer, decoder_blocks=4),
+        init_from=str(tmp_path / 'old'),
+        freeze_encoder=True,
+        optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.5, weight_decay=1.0),
+    )
+    fresh = tokenizer_variables(deeper.tokenizer, seed=1)['params']
+    started = starting_params(deeper.init_from, fresh)
+    assert set(started['decoder']['up_0']) == {f'block_{i}' for i in range(4)}
+    total = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))
+    before, after = (
+        Autoencoder(c).apply({'params': p}, total, method=Autoencoder.decode)
+        for c, p in ((config.tokenizer, params), (deeper.tokenizer, started))
+    )
+    np.testing.assert_allclose(after, before, atol=1e-5)
+    trained = load_model(run(deeper))
+    assert trained.tokenizer_config.decoder_blocks == 4
+    same = jax.tree.map(np.array_equal, trained.tokenizer_params, started)
+    assert all(jax.tree.leaves(same['encoder'])) and not any(jax.tree.leaves(same['decoder']))
+    with pytest.raises(UserError, match='without init_from'):
+        check(dataclasses.replace(deeper, init_from=''))
+
+
+def test_the_entropy_term_has_the_configured_temperature():
+    z = quantize(jax.random.normal(jax.random.key(0), (2, 4, 4, 8)), ((1, 1), (4, 4))).normalised
+    target = jnp.zeros((2, 8, 8, 3))
+    weights = TokenizerLosses(inverse_temperature=4.0)
+    _, terms = loss_terms(Outputs(target, None, z), target, None, weights)
+    assert terms['entropy'] == entropy_penalty(z, 4.0) != entropy_penalty(z)
+    with pytest.raises(UserError, match='inverse_temperature is 0.0'):
+        TokenizerLosses(inverse_temperature=0.0)

@@ -6,7 +6,7 @@ from infinity_jax.config import UserError
 from infinity_jax.data.captions import PLACED_RATE
 from infinity_jax.scales import RATIOS
 
-KINDS = ('emoji', 'features', 'jsonl', 'tar', 'tfds')
+KINDS = ('emoji', 'features', 'folder', 'jsonl', 'tar', 'tfds')
 SPLITS = ('train', 'held_out')
 
 
@@ -14,8 +14,12 @@ SPLITS = ('train', 'held_out')
 class SourceConfig:
     """One source of pictures and captions."""
 
-    kind: str  # 'jsonl', 'tar', 'tfds', 'emoji', or 'features' made of one of the first three
-    path: str = ''  # folder of *.jsonl, *.tar or features; tfds: of the data set, or of `name`
+    # 'jsonl', 'tar', 'tfds', 'features' made of one of these, 'folder' (pictures without captions)
+    # or 'emoji'
+    kind: str
+    path: str = (
+        ''  # folder of *.jsonl, *.tar, features, pictures; tfds: data set, or where `name` is
+    )
     pictures: str = ''  # jsonl: folder that relative picture paths start from; '': `path`
     name: str = ''  # tfds: for instance 'coco_captions:1.1.0'; '': `path` is the data set itself
     split: str = 'train'  # tfds: of the stored data set, for instance 'train[:90%]'
@@ -53,6 +57,9 @@ class DataConfig:
     held_out_share: float = 0.01  # of the records of `sources`, told by their names
     ratios: tuple[str, ...] = ('1.000',)  # height/width of the buckets; ('all',): all 15 of them
     ratio_weights: tuple[float, ...] = ()  # one a ratio: draws its bucket that much more often
+    # Cut from stored pictures: 1: all that the shape allows, at the centre. Below it: an edge of at
+    # least this share of that, size and place drawn anew each time; for tokenizers.
+    smallest_crop: float = 1.0
     short_captions: float = 0.2  # probability that the short caption of a record is used
     max_broken_share: float = 0.01  # of records that cannot be used; more of them stop the run
     index_dir: str = ''  # where sizes of pictures are remembered; '': in the run folder
@@ -65,6 +72,10 @@ class DataConfig:
         for name in ('placed_rate', 'held_out_share', 'short_captions', 'max_broken_share'):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f'config field data.{name} is {getattr(self, name)}; wanted 0 to 1')
+        if not 0 < self.smallest_crop <= 1:
+            raise UserError(
+                f'config field data.smallest_crop is {self.smallest_crop}; wanted above 0, up to 1'
+            )
         unknown = [name for name in self.ratios if name not in (*RATIOS, 'all')]
         if unknown or not self.ratios:
             raise UserError(

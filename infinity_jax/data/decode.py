@@ -1,10 +1,11 @@
 """Encoded pictures to pixels of a given size."""
 
 import contextlib
+import math
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -22,6 +23,14 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class Crop(NamedTuple):
+    """A part of a picture, in shares: of the largest crop's edge, and of the room that is left."""
+
+    edge: float  # above 0, up to 1
+    x: float  # 0 to 1, as stored: before a photo is turned upright
+    y: float
 
 
 @contextlib.contextmanager
@@ -48,7 +57,7 @@ def upright_size(stream: BinaryIO) -> tuple[int, int]:
         return image.size if orientation > 4 else image.size[::-1]
 
 
-def decode(stream: BinaryIO, size: tuple[int, int]) -> np.ndarray:
+def decode(stream: BinaryIO, size: tuple[int, int], crop: Crop | None = None) -> np.ndarray:
     """Pixels, uint8 (Y, X, 3): resized (LANCZOS) so that `size` is covered, cut at the centre.
 
     Transparent pictures lie on white.
@@ -56,14 +65,17 @@ def decode(stream: BinaryIO, size: tuple[int, int]) -> np.ndarray:
     Args:
       stream: the encoded picture; closed.
       size: (Y, X) of the result.
+      crop: what becomes of that size instead; None: the largest crop, at the centre.
 
     Raises:
       BrokenRecord: it is no picture, truncated, or not of 8 bits a channel.
     """
     with _opened(stream) as (image, orientation):
         target = size if orientation > 4 else size[::-1]  # width and height as stored
-        image.draft('RGB', tuple(DRAFT_MARGIN * n for n in target))
-        image = _rgb(image).resize(target, Image.Resampling.LANCZOS, _centre(image.size, target))
+        margin = DRAFT_MARGIN / (crop.edge if crop else 1)
+        image.draft('RGB', tuple(math.ceil(margin * n) for n in target))
+        box = _box(image.size, target, crop) if crop else _centre(image.size, target)
+        image = _rgb(image).resize(target, Image.Resampling.LANCZOS, box)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
         return np.array(image)
@@ -93,3 +105,13 @@ def _centre(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, floa
     scale_x, scale_y = w / whole[0], h / whole[1]
     right, bottom = min((x + to_w) * scale_x, w), min((y + to_h) * scale_y, h)
     return x * scale_x, y * scale_y, right, bottom
+
+
+def _box(
+    size: tuple[int, int], target: tuple[int, int], crop: Crop
+) -> tuple[float, float, float, float]:
+    """The box of a picture that a crop names, in the target's shape."""
+    (w, h), (to_w, to_h) = size, target
+    scale = crop.edge * min(w / to_w, h / to_h)
+    x, y = crop.x * max(w - scale * to_w, 0), crop.y * max(h - scale * to_h, 0)
+    return x, y, min(x + scale * to_w, w), min(y + scale * to_h, h)

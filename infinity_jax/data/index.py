@@ -138,7 +138,7 @@ def _scan(source: Source, place: Place) -> tuple[str, Any, str]:
     name = source.record_name(place)
     try:
         record = source.read(place)
-        if not record.captions.usable:
+        if record.captions is not None and not record.captions.usable:
             raise BrokenRecord('its caption is empty')
         try:
             stream = record.open_picture()

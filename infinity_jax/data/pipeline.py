@@ -27,9 +27,9 @@ from absl import flags
 from infinity_jax.config import UserError
 from infinity_jax.data.buckets import Part, StoredSource, make_buckets
 from infinity_jax.data.config import DataConfig
-from infinity_jax.data.decode import decode
+from infinity_jax.data.decode import Crop, decode
 from infinity_jax.data.features import FeatureSource
-from infinity_jax.data.records import BrokenRecord, Place
+from infinity_jax.data.records import BrokenRecord, Place, RawRecord
 from infinity_jax.data.worker_signals import obey_parent_alone
 
 MAX_TRIES = 100  # broken records in a row that stop a run at once
@@ -50,12 +50,14 @@ class ReadRecord:
       records: int64, the bucket's.
       size: (Y, X) of the pictures.
       short_captions: probability of a short caption.
+      smallest_crop: share of the largest crop's edge; 1: that crop, at the centre.
     """
 
     stored: StoredSource
     records: np.ndarray
     size: tuple[int, int]
     short_captions: float
+    smallest_crop: float = 1.0
 
     def __call__(self, position: int, rng: np.random.Generator) -> dict[str, Any]:
         source, broken = self.stored.source, []
@@ -74,13 +76,25 @@ class ReadRecord:
     def _item(self, place: Place, rng: np.random.Generator) -> dict[str, Any]:
         source = self.stored.source
         record = source.read(place)
+        caption = self._caption(record, rng)
+        if not isinstance(source, FeatureSource):
+            pixels = decode(record.open_picture(), self.size, self._crop(rng))
+            return {'pixels': pixels, 'caption': caption}
+        item = {'features': record.features, 'caption': caption}
+        return {**item, 'text': record.text(caption)} if source.info.text else item
+
+    def _caption(self, record: RawRecord, rng: np.random.Generator) -> str:
+        if record.captions is None:
+            return ''
         caption = record.captions.choose(rng, self.short_captions)
         if not caption:
             raise BrokenRecord('its caption is empty')
-        if not isinstance(source, FeatureSource):
-            return {'pixels': decode(record.open_picture(), self.size), 'caption': caption}
-        item = {'features': record.features, 'caption': caption}
-        return {**item, 'text': record.text(caption)} if source.info.text else item
+        return caption
+
+    def _crop(self, rng: np.random.Generator) -> Crop | None:
+        if self.smallest_crop == 1:
+            return None
+        return Crop(rng.uniform(self.smallest_crop, 1), rng.random(), rng.random())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,7 +270,8 @@ def _records(part: Part, size: tuple[int, int], data: DataConfig, seed: int) -> 
         return endless(part.source, seed, shuffle=False)
     words = np.random.SeedSequence((seed, part.number, *size)).generate_state(1)
     order = endless(range(len(part.records)), int(words[0]))
-    return order.random_map(ReadRecord(part.source, part.records, size, data.short_captions))
+    read = ReadRecord(part.source, part.records, size, data.short_captions, data.smallest_crop)
+    return order.random_map(read)
 
 
 def _mix(datasets: list[grain.MapDataset], shares: list[float]) -> grain.MapDataset:

@@ -20,7 +20,7 @@ class RawRecord:
     """A stored record, its picture not yet read."""
 
     open_picture: Callable[[], BinaryIO]  # the encoded picture; may raise OSError
-    captions: RecordCaptions
+    captions: RecordCaptions | None  # None: its source has pictures alone
 
 
 class Source(Protocol):

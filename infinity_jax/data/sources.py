@@ -3,12 +3,19 @@
 from infinity_jax.config import UserError
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.features import FeatureSource
+from infinity_jax.data.folder import FolderSource
 from infinity_jax.data.jsonl import JsonlSource
 from infinity_jax.data.records import Source
 from infinity_jax.data.tar_shards import TarSource
 from infinity_jax.data.tfds_records import TfdsSource
 
-STORED = {'features': FeatureSource, 'jsonl': JsonlSource, 'tar': TarSource, 'tfds': TfdsSource}
+STORED = {
+    'features': FeatureSource,
+    'folder': FolderSource,
+    'jsonl': JsonlSource,
+    'tar': TarSource,
+    'tfds': TfdsSource,
+}
 
 
 def open_source(config: SourceConfig) -> Source | FeatureSource:

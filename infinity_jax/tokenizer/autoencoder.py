@@ -143,8 +143,10 @@ class Decoder(nn.Module):
         for i in (1, 2):
             x = ResidualBlock(widths[-1], config.norm_groups, **compute, name=f'mid_{i}')(x)
         for i, width in reversed(list(enumerate(widths))):
-            blocks, change = config.residual_blocks + 1, 'upsample' if i else ''
-            x = Level(width, blocks, config, **compute, change=change, name=f'up_{i}')(x)
+            change = 'upsample' if i else ''
+            x = Level(
+                width, config.decoder_depth, config, **compute, change=change, name=f'up_{i}'
+            )(x)
         x = nn.swish(GroupNorm(config.norm_groups, name='norm_out')(x))
         self.sow('intermediates', 'last_hidden', x)  # kept only where training asks for it
         return to_pixels(conv(3 * u * u, **compute, name='conv_out')(x), u)

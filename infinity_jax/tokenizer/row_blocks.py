@@ -50,7 +50,7 @@ class RowDecoder:
             x = self._residual(params[f'mid_{i}'], x)
         for i in reversed(range(levels)):
             level = params[f'up_{i}']
-            for j in range(self.config.residual_blocks + 1):
+            for j in range(self.config.decoder_depth):
                 x = self._residual(level[f'block_{j}'], x)
             if i:
                 x = self._convolve(level['upsample'], x, upsample=2)

@@ -31,18 +31,20 @@ NORM_EPSILON = 1e-12
 def choose(implementation: str, q_BLNH: jax.Array) -> str:
     """The implementation that serves these queries: 'xla', 'cudnn' or 'splash'.
 
-    'auto' goes by the platform that the program is compiled for. cuDNN wants 16 bits; splash
-    attention on so few queries as the first scales have would mostly compute padding.
+    'auto' goes by the platform that the program is compiled for. Few queries, as the first scales
+    have, are left to XLA: kernels would mostly compute padding. cuDNN wants 16 bits.
 
     Raises:
       UserError: the named one does not run there, or not on this dtype or head width.
     """
     platform, width = target_platform(), q_BLNH.shape[-1]
+    few = q_BLNH.shape[1] < SMALL_BLOCK
     half = q_BLNH.dtype in (jnp.bfloat16, jnp.float16)
     fits_cudnn = half and width % 8 == 0 and width <= CUDNN_MAX_WIDTH
     if implementation == 'auto':
         on_gpu = 'cudnn' if fits_cudnn else 'xla'
         implementation = {'tpu': 'splash', 'gpu': on_gpu}.get(platform, 'xla')
+        implementation = 'xla' if few else implementation
     if implementation not in IMPLEMENTATIONS:
         raise UserError(f'attention is {implementation!r}; wanted {", ".join(IMPLEMENTATIONS)}')
     if implementation == 'cudnn' and not (fits_cudnn and platform == 'gpu'):
@@ -53,9 +55,7 @@ def choose(implementation: str, q_BLNH: jax.Array) -> str:
         )
     if implementation == 'splash' and platform == 'gpu':
         raise UserError("attention is 'splash', which is for TPU; on a GPU set 'auto' or 'cudnn'")
-    if implementation == 'splash' and q_BLNH.shape[1] < SMALL_BLOCK:
-        return 'xla'
-    return implementation
+    return 'xla' if implementation == 'splash' and few else implementation
 
 
 def attend(

@@ -1,0 +1,57 @@
+"""Folders of pictures without captions, for what is trained on pictures alone."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator
+
+from infinity_jax.config import UserError
+from infinity_jax.data.config import SourceConfig
+from infinity_jax.data.records import Place, RawRecord
+
+ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
+
+
+def picture_paths(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The pictures in a folder and in those below it, by name."""
+    return sorted(p for p in folder.rglob('*') if p.suffix.lower() in ENDINGS)
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSource:
+    """The pictures in a folder and in those below it. A place is (number of the picture,).
+
+    Attributes:
+      folder: where they lie.
+      names: their paths from there.
+    """
+
+    folder: pathlib.Path
+    names: tuple[str, ...]
+
+    @classmethod
+    def open(cls, config: SourceConfig) -> 'FolderSource':
+        folder = pathlib.Path(config.path).absolute()
+        names = tuple(path.relative_to(folder).as_posix() for path in picture_paths(folder))
+        if not names:
+            raise UserError(
+                f'data source {config.path}: no pictures in there ({", ".join(ENDINGS)}); name '
+                'their folder'
+            )
+        return cls(folder, names)
+
+    @property
+    def name(self) -> str:
+        return f'folder {self.folder}'
+
+    def files(self) -> tuple[pathlib.Path, ...]:
+        return tuple(self.folder / name for name in self.names)
+
+    def places(self) -> Iterator[Place]:
+        return ((number,) for number in range(len(self.names)))
+
+    def read(self, place: Place) -> RawRecord:
+        return RawRecord(functools.partial(open, self.folder / self.names[place[0]], 'rb'), None)
+
+    def record_name(self, place: Place) -> str:
+        return self.names[place[0]]

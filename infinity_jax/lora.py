@@ -1,0 +1,109 @@
+"""Low-rank adapters of the blocks' matrices (Hu et al. 2021), as pure functions of parameter trees.
+
+A kernel W of a block becomes W + (alpha / rank) · A B, with A (layers, in, rank) and B (layers,
+rank, out). The modules know nothing of it: a step merges the frozen kernels with the adapters that
+it trains, and the gradient reaches the adapters through that sum.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from infinity_jax.config import UserError
+
+MATRICES = (
+    'self_attention.qkv',
+    'self_attention.out',
+    'cross_attention.query',
+    'cross_attention.key_value',
+    'cross_attention.out',
+    'ffn.up',
+    'ffn.down',
+)
+HIGHEST = jax.lax.Precision.HIGHEST
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Which adapters are trained instead of the transformer's own weights."""
+
+    rank: int = 0  # 0: none, the weights themselves are trained
+    alpha: float = 16.0  # the update is scaled by alpha / rank
+    matrices: tuple[str, ...] = (
+        MATRICES  # names, or their first parts: ('self_attention', 'ffn.up')
+    )
+
+    def __post_init__(self):
+        if self.rank < 0:
+            raise UserError(f'lora.rank is {self.rank}; wanted 1 or more, or 0 for no adapters')
+        for name in self.matrices:
+            if not any(_names(name, matrix) for matrix in MATRICES):
+                raise UserError(
+                    f'lora.matrices names {name!r}; wanted some of {", ".join(MATRICES)}'
+                )
+        if not self.matrices:
+            raise UserError(f'lora.matrices is empty; wanted some of {", ".join(MATRICES)}')
+
+    @property
+    def scale(self) -> float:
+        """What A B is multiplied by."""
+        return self.alpha / self.rank
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The matrices in full, in a fixed order."""
+        return tuple(m for m in MATRICES if any(_names(name, m) for name in self.matrices))
+
+
+def _names(name: str, matrix: str) -> bool:
+    return name == matrix or matrix.startswith(f'{name}.')
+
+
+def init_adapters(key: jax.Array, boxed_transformer: Any, config: LoraConfig) -> Any:
+    """New adapters, boxed: A is normal with variance 1/in, B zero, so that nothing changes yet.
+
+    Args:
+      key: random key.
+      boxed_transformer: the transformer's boxed shapes, whose logical axes A and B share with
+        the kernel.
+      config: which matrices, and their rank.
+
+    Returns:
+      {'self_attention': {'qkv': {'a', 'b'}, …}, …}, float32.
+    """
+    kernels = flatten_dict(boxed_transformer['blocks'], sep='.')
+    adapters = {}
+    for number, name in enumerate(config.targets):
+        box = kernels[f'{name}.kernel']
+        (layers, inputs, outputs), (stacked, axis_in, axis_out) = box.value.shape, box.names
+        a_key = jax.random.fold_in(key, number)
+        a = jax.random.normal(a_key, (layers, inputs, config.rank)) * inputs**-0.5
+        b = jnp.zeros((layers, config.rank, outputs))
+        adapters[f'{name}.a'] = nn.LogicallyPartitioned(a, (stacked, axis_in, None))
+        adapters[f'{name}.b'] = nn.LogicallyPartitioned(b, (stacked, None, axis_out))
+    return unflatten_dict(adapters, sep='.')
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def merge(transformer: Any, adapters: Any, config: LoraConfig) -> Any:
+    """The transformer's parameters with the adapters added to their kernels."""
+    merged, flat = flatten_dict(transformer, sep='.'), flatten_dict(adapters, sep='.')
+    for name in config.targets:
+        kernel = merged[f'blocks.{name}.kernel']
+        update = jnp.einsum('lir,lro->lio', flat[f'{name}.a'], flat[f'{name}.b'], precision=HIGHEST)
+        merged[f'blocks.{name}.kernel'] = kernel + config.scale * update
+    return unflatten_dict(merged, sep='.')
+
+
+def joined(frozen: Any, params: Any, config: LoraConfig) -> dict[str, Any]:
+    """Frozen and trained parameters together, by part; adapters are merged into the transformer."""
+    if not config.rank:
+        return {**frozen, **params}
+    others = {name: tree for name, tree in params.items() if name != 'lora'}
+    transformer = merge(frozen['transformer'], params['lora'], config)
+    return {**frozen, **others, 'transformer': transformer}

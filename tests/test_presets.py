@@ -1,0 +1,150 @@
+"""The paper's presets: they fit their tokenizers, trace at full size, and cost what they say."""
+
+import dataclasses
+import functools
+import math
+import re
+import runpy
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from test_config_files import CONFIGS
+
+from infinity_jax import flops, train
+from infinity_jax.config import PRESETS, TextConfig, UserError, from_mapping
+from infinity_jax.device_peaks import PEAKS
+from infinity_jax.model_folder import ModelBundle, pairing_problems
+from infinity_jax.optimizer import make_optimizer, new_state
+from infinity_jax.part_weights import tokenizer_shapes
+from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
+from infinity_jax.t5_folder import encoder_shapes
+from infinity_jax.train_parts import T2IConfig, load_parts
+from infinity_jax.train_tokenizer_config import TokenizerRunConfig
+
+T2I = runpy.run_path(str(CONFIGS / 't2i.py'))
+TOKENIZERS = runpy.run_path(str(CONFIGS / 'tokenizer.py'))
+SIZES = {'125m': '125m', '361m': '361m', '940m': '940m', '2b': '2b', '5b': '4.7b', '8b': '8b',
+         '20b': '20b'}  # fmt: skip
+NAMED = (
+    '125m_256', '361m_256', '940m_256', '2b_256', '2b_512', '2b_1024', '5b_1024', '8b_512',
+    '8b_1024', '20b_1024',
+)  # fmt: skip
+TALL = ('2b_256', '8b_1024')  # traced on another ratio too
+ASSUMED_MFU = 0.4
+
+
+def preset(name):
+    return from_mapping(T2IConfig, T2I['get_config'](name))
+
+
+def tokenizer_of(config):
+    file = TOKENIZERS['get_config'](f'd{config.transformer.bits}_stage2')
+    return from_mapping(TokenizerRunConfig, file).tokenizer
+
+
+def square(config):
+    return ScaleSchedule.for_picture(1.0, BUDGET_OF_EDGE[config.data.picture_size])
+
+
+@pytest.mark.parametrize('name', [v for v in T2I['VARIANTS'] if '_' in v])
+def test_a_preset_is_the_papers(name):
+    config, (size, edge) = preset(name), name.split('_')
+    assert config.transformer == PRESETS[SIZES[size]]
+    assert config.data.picture_size == int(edge) and len(config.data.bucket_names) == 15
+    recipe = config.steps, config.batch_size, config.optimizer.learning_rate
+    wanted = {
+        '256': (150_000, 4096, 6e-5),
+        '512': (110_000, 4096, 6e-5),
+        '1024': (60_000, 2048, 2e-5),
+    }
+    assert recipe == wanted[edge]
+    optimizer = config.optimizer
+    assert (optimizer.beta1, optimizer.beta2, optimizer.clip_norm) == (0.9, 0.97, 5.0)
+    assert (optimizer.weight_decay, optimizer.decay, optimizer.warmup_steps) == (
+        0.005,
+        'constant',
+        0,
+    )
+    assert config.condition_drop == 0.1 and config.self_correction.max_strength == 0.3
+    bundle = ModelBundle(
+        transformer_config=config.transformer,
+        tokenizer_config=tokenizer_of(config),
+        text_config=TextConfig(),
+    )
+    assert pairing_problems(bundle) == []
+    stride = bundle.tokenizer_config.stride * (2 if config.transformer.spatial_patchify else 1)
+    assert square(config).picture_size(stride) == (int(edge), int(edge))
+
+
+def traced(config, ratio):
+    """Shapes that one training step at full size gives, for a bucket."""
+    tokenizer = tokenizer_of(config)
+    bundle = ModelBundle(
+        transformer_config=config.transformer,
+        tokenizer_config=tokenizer,
+        text_config=TextConfig(),
+        schedule=square(config),
+    )
+    models = train.make_models(config, bundle)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    start = lambda key: new_state(models.init(key, False), optimizer)
+    state = nn.unbox(jax.eval_shape(start, jax.random.key(0)))
+    frozen = {'tokenizer': tokenizer_shapes(tokenizer), 'text': encoder_shapes(TextConfig())}
+    schedule = ScaleSchedule.for_picture(ratio, BUDGET_OF_EDGE[config.data.picture_size])
+    rows = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+    batch = {
+        'pixels_BYX3': rows((config.batch_size, *schedule.picture_size(), 3), dtype=jnp.uint8),
+        'ids_BT': rows((config.batch_size, 512)),
+        'lengths_B': rows((config.batch_size,)),
+    }
+    step = functools.partial(train.train_step, models=models, config=config)
+    return state, jax.eval_shape(step, state, frozen, batch), len(schedule)
+
+
+@pytest.mark.parametrize(
+    ('name', 'ratio'), [(name, '1.000') for name in NAMED] + [(name, '1.750') for name in TALL]
+)
+def test_the_whole_step_traces_at_full_size(name, ratio):
+    before, (after, metrics), scales = traced(preset(name), ratio)
+    same = lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype)
+    assert jax.tree.all(jax.tree.map(same, before, after))
+    assert metrics['loss'].shape == () and metrics['loss_per_scale'].shape == (scales,)
+
+
+ROW = re.compile(
+    r'^ +(\w+_\d+) +([\d,]+) x (\d+) +([\d.]+) +(v5[ep]) ([\dx]+) +([\d,]+) +([\d.]+)$'
+)
+
+
+def test_the_table_of_costs_is_what_the_arithmetic_gives():
+    rows = [match.groups() for line in T2I['__doc__'].splitlines() if (match := ROW.match(line))]
+    assert tuple(row[0] for row in rows) == NAMED
+    for name, steps, batch, tera, kind, topology, chip_hours, days in rows:
+        config, chips = preset(name), math.prod(map(int, topology.split('x')))
+        cost = flops.training_step(config.transformer, square(config), 1, 512).total
+        assert (int(steps.replace(',', '')), int(batch)) == (config.steps, config.batch_size)
+        assert float(tera) == round(cost / 1e12, 2)
+        hours = cost * config.steps * config.batch_size / PEAKS[kind].bf16_flops / 3600
+        assert int(chip_hours.replace(',', '')) == round(hours / ASSUMED_MFU)
+        assert float(days) == round(hours / ASSUMED_MFU / 24 / chips, 1)
+        assert chips == T2I['CHIPS'][name.split('_')[0]] and config.remat == 'full'
+        part, rest = divmod(config.batch_size, config.accumulate_steps)
+        assert rest == 0 and part % chips == 0
+
+
+def test_frozen_networks_cost_what_the_table_says():
+    said = re.search(r'add ([\d.]+) TFLOP.* ([\d.]+) at 512² and ([\d.]+) at', T2I['__doc__'])
+    for edge, tera in zip(('256', '512', '1024'), said.groups(), strict=True):
+        config = preset(f'2b_{edge}')
+        parts = config.transformer, tokenizer_of(config), TextConfig(), square(config)
+        assert float(tera) == round(flops.frozen_forward(*parts, 1, 512).total / 1e12, 1)
+
+
+def test_what_a_preset_wants_named():
+    config = preset('2b_256')
+    with pytest.raises(UserError, match='tokenizer of 32 bits.*; config.text.folder is empty: nam'):
+        load_parts(config)
+    with pytest.raises(UserError, match='^config.text.folder is empty.* width 2048'):
+        load_parts(dataclasses.replace(config, tokenizer='somewhere'))
