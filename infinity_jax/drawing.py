@@ -47,6 +47,7 @@ class Drawing:
         self._layers: LayerWeights | None = None
         if layerwise:
             self._layers = LayerWeights.of(transformer_params, model.config.depth)
+        self.layerwise = layerwise
         self.transformer_params = transformer_params
         self.tokenizer_params = tokenizer_params
         self._draw = draw_pictures if mesh is None else in_mesh(mesh, draw_pictures)

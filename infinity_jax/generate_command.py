@@ -37,6 +37,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--max-batch', type=int, metavar='N', help='pictures at once, at most; default: 16'
     )
+    parser.add_argument(
+        '--text-length',
+        type=int,
+        metavar='T',
+        help='tokens that prompts are padded to and cut at; default: all that the model reads',
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -66,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
             budget=args.budget,
             size=size,
             max_batch=min(pictures, args.max_batch or MAX_BATCH),
+            text_length=args.text_length,
         )
         ratio, budget = released_name(pipeline.schedule) or ('', '')
         height, width = pipeline.picture_size

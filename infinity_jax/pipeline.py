@@ -58,7 +58,11 @@ def picture_keys(seed: jax.Array, indices_B: jax.Array) -> jax.Array:
 
 
 class InfinityPipeline:
-    """A loaded model that draws; compiled once per batch size, text length and sampling mode."""
+    """A loaded model that draws; compiled once per batch size, `num` and sampling mode.
+
+    Prompts of any length, seeds, guidance and temperature compile nothing; only guidance of exactly
+    1 is another mode, without the unconditional half.
+    """
 
     def __init__(
         self,
@@ -68,6 +72,7 @@ class InfinityPipeline:
         rewrite_prompt: Callable[[str], str] | None = None,
         max_batch: int = MAX_BATCH,
         offload_text: bool = False,
+        text_length: int | None = None,
     ):
         """Takes the parts of a model.
 
@@ -78,6 +83,7 @@ class InfinityPipeline:
           rewrite_prompt: applied to every prompt before it is tokenized.
           max_batch: pictures per program call.
           offload_text: keep the text encoder on the host between calls, see `PromptEncoder`.
+          text_length: tokens that prompts are padded to and cut at; None: all the model reads.
         """
         check_complete(
             bundle, ('transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer')
@@ -89,7 +95,7 @@ class InfinityPipeline:
         self._max_batch = max_batch
         self._model = Transformer(config)
         self._autoencoder = Autoencoder(bundle.tokenizer_config)
-        self._prompt_encoder = PromptEncoder(bundle, mesh, offload_text)
+        self._prompt_encoder = PromptEncoder(bundle, mesh, offload_text, text_length)
         self._drawing = Drawing(
             self._model,
             self._autoencoder,
