@@ -14,11 +14,10 @@ from infinity_jax.economy import Economy
 from infinity_jax.generate import draw_pictures
 from infinity_jax.model_folder import ModelBundle
 from infinity_jax.placement import drawing_half, placed_shapes
-from infinity_jax.prompt_encoder import encode
+from infinity_jax.prompt_encoder import encode, padded_length
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.t5 import T5Encoder
-from infinity_jax.text import TextTokenizer, common_length
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
 
@@ -52,16 +51,15 @@ def calls_for(
     bundle: ModelBundle,
     schedule: ScaleSchedule,
     max_batch: int,
-    tokenizer: TextTokenizer,
     economy: Economy = Economy(),
+    text_length: int | None = None,
 ) -> list[Call]:
     """What the first batch of a request will call; see `calls_of`."""
     prompts = [prompt for prompt in request.prompts for _ in range(request.num)]
     batch = min(len(prompts), max_batch)
     mode = mode_of(request.sampling, economy)
     negative = request.negative if mode.guided else None
-    texts = prompts[:batch] + ([] if negative is None else [negative])
-    length = common_length(tokenizer, texts, bundle.transformer_config.text_length)
+    length = padded_length(bundle.transformer_config, text_length)
     return calls_of(bundle, schedule, mode, batch, request.num, length, negative is not None)
 
 

@@ -17,7 +17,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--precision', choices=['float32', 'bfloat16'], default='bfloat16')
     parser.add_argument('--guidance', type=float, default=3.0, help='1 leaves it out')
     parser.add_argument(
-        '--text-length', type=int, default=64, metavar='T', help='tokens of padded prompts'
+        '--text-length', type=int, default=512, metavar='T', help='tokens of padded prompts'
     )
     parser.add_argument(
         '--no-text-encoder', action='store_true', help='leave out Flan-T5-XL (generate)'

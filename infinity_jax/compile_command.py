@@ -19,9 +19,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--max-batch', type=int, metavar='N', help='pictures at once, at most; default: 16'
     )
-    parser.add_argument(
-        '--tokens', type=int, default=1, metavar='N', help='of the longest prompt; default: few'
-    )
+    parser.add_argument('--text-length', type=int, metavar='N', help='for calls with --text-length')
     parser.add_argument('--negative', action='store_true', help='for calls with --negative')
 
 
@@ -30,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
 
     On a CPU a large model is drawn by many small programs; of it only the encoder's is stored.
     """
-    for name in ('num', 'prompts', 'tokens', 'max_batch'):
+    for name in ('num', 'prompts', 'max_batch'):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f'--{name.replace("_", "-")} is {value}; wanted 1 or more')
@@ -40,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.pipeline import DEMO_FOLDER, MAX_BATCH, check_complete
     from infinity_jax.placement import read_configs
     from infinity_jax.programs import Programs
-    from infinity_jax.text import padded_length
+    from infinity_jax.prompt_encoder import padded_length
 
     folder = local_folder(args.checkpoint or DEMO_FOLDER, args.revision)
     bundle = read_configs(folder)
@@ -56,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
         budget=args.budget,
         size=picture_size_of(args),
     )
-    length = padded_length(args.tokens, bundle.transformer_config.text_length)
+    length = padded_length(bundle.transformer_config, args.text_length)
     mode = mode_of(sampling_of(args), economy_of(args))
     negative = args.negative and mode.guided
     batch = min(args.num * args.prompts, args.max_batch or MAX_BATCH)

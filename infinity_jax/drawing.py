@@ -70,6 +70,7 @@ class Drawing:
         self._layers: LayerWeights | None = None
         if layerwise:
             self._layers = LayerWeights.of(transformer_params, model.config.depth)
+        self.layerwise = layerwise
         self.transformer_params = transformer_params
         self.tokenizer_params = tokenizer_params
         programs = programs or Programs()

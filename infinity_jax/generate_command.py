@@ -29,6 +29,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--max-batch', type=int, metavar='N', help='pictures at once, at most; default: 16'
     )
+    parser.add_argument(
+        '--text-length',
+        type=int,
+        metavar='T',
+        help='tokens that prompts are padded to and cut at; default: all that the model reads',
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -58,6 +64,7 @@ def run(args: argparse.Namespace) -> None:
             size=size,
             max_batch=min(pictures, args.max_batch or MAX_BATCH),
             economy=economy,
+            text_length=args.text_length,
             request=Request(tuple(prompts), args.num, args.negative, sampling),
         )
         ratio, budget = released_name(pipeline.schedule) or ('', '')

@@ -65,7 +65,11 @@ def picture_keys(seed: jax.Array, indices_B: jax.Array) -> jax.Array:
 
 
 class InfinityPipeline:
-    """A loaded model that draws; compiled once per batch size, text length and sampling mode."""
+    """A loaded model that draws; compiled once per batch size, `num` and sampling mode.
+
+    Prompts of any length, seeds, guidance and temperature compile nothing; only guidance of exactly
+    1 is another mode, without the unconditional half.
+    """
 
     def __init__(
         self,
@@ -77,6 +81,7 @@ class InfinityPipeline:
         offload_text: bool = False,
         programs: Programs | None = None,
         economy: Economy = Economy(),
+        text_length: int | None = None,
     ):
         """Takes the parts of a model.
 
@@ -89,6 +94,7 @@ class InfinityPipeline:
           offload_text: keep the text encoder on the host between calls, see `PromptEncoder`.
           programs: where compiled ones are kept; None: nowhere.
           economy: what is saved at some cost to the pictures.
+          text_length: tokens that prompts are padded to and cut at; None: all the model reads.
         """
         check_complete(
             bundle, ('transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer')
@@ -100,7 +106,7 @@ class InfinityPipeline:
         self._max_batch = max_batch
         self._model = Transformer(config)
         self._autoencoder = Autoencoder(bundle.tokenizer_config)
-        self._prompt_encoder = PromptEncoder(bundle, mesh, offload_text, programs)
+        self._prompt_encoder = PromptEncoder(bundle, mesh, offload_text, text_length, programs)
         self._economy = economy
         params = economised(bundle.transformer_params, economy, mesh)
         decoder = drawing_half(bundle.tokenizer_params)
@@ -129,6 +135,7 @@ class InfinityPipeline:
         max_batch: int = MAX_BATCH,
         request: Request | None = None,
         economy: Economy = Economy(),
+        text_length: int | None = None,
         **options: Any,
     ) -> 'InfinityPipeline':
         """Loads a model folder; without one, the demo that ships with the package.
@@ -146,6 +153,7 @@ class InfinityPipeline:
           request: what will be drawn first: its programs are loaded, or compiled, while the weights
             are read.
           economy: what is saved at some cost to the pictures.
+          text_length: tokens that prompts are padded to and cut at; None: all the model reads.
           options: of the constructor.
 
         Raises:
@@ -164,10 +172,9 @@ class InfinityPipeline:
         devices = None if mesh is None else make_mesh(mesh)
         plan = plan_memory(bundle, max_batch, devices, economy)
         where = {} if devices is None else {'mesh': devices}
-        tokenizer = TextTokenizer.from_folder(folder / 'text_encoder')
         programs = Programs(folder if devices is None else None)
         if request is not None and devices is None:
-            wanted = (request, bundle, bundle.schedule, plan.batch, tokenizer, economy)
+            wanted = (request, bundle, bundle.schedule, plan.batch, economy, text_length)
             for call in calls_for(*wanted):
                 programs.prepare(*call)
 
@@ -184,10 +191,10 @@ class InfinityPipeline:
         bundle.tokenizer_params = place(
             drawing_half(load('tokenizer').tokenizer_params), 'float32', configs[1], devices
         )
-        bundle.text_params = load('text_encoder').text_params
-        bundle.text_tokenizer = tokenizer
+        text = load('text_encoder')
+        bundle.text_params, bundle.text_tokenizer = text.text_params, text.text_tokenizer
         options = {'offload_text': plan.offload_text, 'programs': programs, **options}
-        options['economy'] = economy
+        options |= {'economy': economy, 'text_length': text_length}
         return cls(bundle, mesh=devices, max_batch=plan.batch, **options)
 
     @property

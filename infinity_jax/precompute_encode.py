@@ -14,8 +14,9 @@ from infinity_jax.pictures import from_uint8
 from infinity_jax.placement import place
 from infinity_jax.sharding import batch_sharding, in_mesh, replicated
 from infinity_jax.t5 import T5Encoder
-from infinity_jax.text import padded_length
 from infinity_jax.tokenizer.autoencoder import Autoencoder
+
+PADDED_LENGTHS = (64, 192)  # tokens; beside the model's own text length
 
 
 class Encoders:
@@ -70,7 +71,7 @@ class Encoders:
             return list
         limit = self._text.length
         ids_NT, lengths_N = self._tokenizer(list(texts), limit, limit)
-        columns_N = np.array([padded_length(length, limit) for length in lengths_N])
+        columns_N = np.array([_padded(length, limit) for length in lengths_N])
         started = []
         for columns in np.unique(columns_N):
             numbers = np.flatnonzero(columns_N == columns)
@@ -93,3 +94,10 @@ class Encoders:
         missing = self._batch_size - len(rows)
         whole = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
         return jax.device_put(whole, self._batch_sharding)
+
+
+def _padded(length: int, limit: int) -> int:
+    """The length that a text is encoded at: few of them mean few compilations, short ones little
+    work. Its own length decides what attends to what, so that padding changes nothing.
+    """
+    return next((n for n in PADDED_LENGTHS if length <= n < limit), limit)

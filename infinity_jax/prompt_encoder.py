@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from infinity_jax.config import TransformerConfig, UserError
 from infinity_jax.draw_steps import Text
 from infinity_jax.model_folder import ModelBundle
 from infinity_jax.placement import hold, place, share_batch
 from infinity_jax.programs import Programs, call_jitted
 from infinity_jax.sharding import in_mesh
 from infinity_jax.t5 import T5Encoder
-from infinity_jax.text import common_length
 
 Pair = tuple[Text, Text | None]  # prompts and what replaces the unconditional text, equally long
 
@@ -26,14 +26,34 @@ def encode(encoder: T5Encoder, params: Any, ids_BT: jax.Array, lengths_B: jax.Ar
     return encoder.apply({'params': params}, ids_BT, lengths_B)
 
 
+def padded_length(config: TransformerConfig, text_length: int | None) -> int:
+    """Tokens that prompts are padded to and cut at: as asked for, or all that the model reads.
+
+    Raises:
+      UserError: more tokens than the model reads, or none.
+    """
+    length = config.text_length if text_length is None else text_length
+    if not 1 <= length <= config.text_length:
+        raise UserError(
+            f'text_length is {text_length}; wanted 1 to the {config.text_length} tokens that the '
+            'model reads'
+        )
+    return length
+
+
 class PromptEncoder:
-    """The text encoder of a pipeline, compiled once per batch size and padded length."""
+    """The text encoder of a pipeline, compiled once per number of prompts.
+
+    All prompts are padded to one length, so that no prompt, however long, compiles anything. The
+    texts' own lengths decide what attends to what: the padding changes no result.
+    """
 
     def __init__(
         self,
         bundle: ModelBundle,
         mesh: Mesh | None = None,
         offload: bool = False,
+        text_length: int | None = None,
         programs: Programs | None = None,
     ):
         """Takes the text parts of a model.
@@ -43,10 +63,15 @@ class PromptEncoder:
           mesh: the devices that share the work; None: the default device.
           offload: keep the weights on the host. Each call puts them on the device, encodes all its
             prompts and frees the room again.
+          text_length: tokens that prompts are padded to and cut at; None: all that the model
+            reads. Fewer are less work: see docs/speed.md.
           programs: where compiled ones are kept; None: nowhere.
+
+        Raises:
+          UserError: more tokens than the model reads, or none.
         """
         config = bundle.transformer_config
-        self._limit = config.text_length
+        self._limit = padded_length(config, text_length)
         self._mesh = mesh
         self._programs = programs or Programs()
         self._tokenizer = bundle.text_tokenizer
@@ -62,8 +87,8 @@ class PromptEncoder:
         """Encodes batches of prompts as they are asked for, or all at once when offloading.
 
         Args:
-          batches: prompts, none empty. Each batch has a padded length of its own.
-          negative: one text for all pictures, encoded at the same length.
+          batches: prompts, none empty.
+          negative: one text for all pictures.
         """
         if not self._offload:
             return (self._encode(self._params, batch, negative) for batch in batches)
@@ -86,11 +111,10 @@ class PromptEncoder:
 
     def _encode(self, params: Any, prompts: Sequence[str], negative: str | None) -> Pair:
         unwanted = [] if negative is None else [negative]
-        length = common_length(self._tokenizer, [*prompts, *unwanted], self._limit)
         run = self._programs.call if self._mesh is None else in_mesh(self._mesh, call_jitted)
 
         def features(texts: Sequence[str]) -> Text:
-            rows = self._tokenizer(list(texts), self._limit, length)
+            rows = self._tokenizer(list(texts), self._limit, self._limit)
             ids_BT, lengths_B = (share_batch(each, self._mesh) for each in rows)
             traced = {'params': params, 'ids_BT': ids_BT, 'lengths_B': lengths_B}
             return Text(run(encode, {'encoder': self._encoder}, traced), lengths_B)

@@ -14,25 +14,6 @@ TOKENIZER_FILES = (
     'spiece.model',
 )
 END_TOKEN = '</s>'
-PADDED_LENGTHS = (64, 192)  # tokens; beside the model's own text length
-
-
-def padded_length(longest: int, limit: int) -> int:
-    """The length that texts of up to `longest` tokens are padded to: one of at most three.
-
-    Few lengths mean few compilations, and short ones little work. The text's own length still
-    decides what attends to what, so that the padding changes no result.
-
-    Args:
-      longest: tokens of the longest text.
-      limit: tokens that the model reads at most, its `text_length`; longer texts are cut there.
-    """
-    return next((n for n in PADDED_LENGTHS if longest <= n < limit), limit)
-
-
-def common_length(tokenizer: 'TextTokenizer', texts: list[str], limit: int) -> int:
-    """`padded_length` of texts that make one batch."""
-    return padded_length(max(tokenizer.token_counts(texts)), limit)
 
 
 class TextTokenizer:

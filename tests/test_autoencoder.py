@@ -10,6 +10,7 @@ from tiny import TOKENIZER, tokenizer_variables
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.part_weights import tokenizer_shapes
 from infinity_jax.tokenizer.autoencoder import Autoencoder, GroupNorm, conv
+from infinity_jax.tokenizer.upsample import UpsampleConv, by_phase, plain
 
 
 def group_norm(x, groups):
@@ -114,3 +115,27 @@ def test_unshuffle_moves_pixels_into_channels():
     shapes = tokenizer_shapes(config)
     assert shapes['encoder']['conv_in']['kernel'].shape == (3, 3, 48, 8)
     assert shapes['decoder']['conv_out']['kernel'].shape == (3, 3, 8, 48)
+
+
+def test_upsampling_by_phases_is_the_plain_form_and_so_are_its_gradients():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal((2, 5, 4, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.standard_normal((3, 3, 3, 6)), jnp.float32)
+    weights = jnp.asarray(rng.standard_normal((2, 10, 8, 6)), jnp.float32)
+
+    def value_and_gradients(form):
+        run = lambda x, kernel: form(x, kernel, 'highest')
+        loss = lambda *args: (run(*args) * weights).sum()
+        return jax.jit(run)(x, kernel), *jax.jit(jax.grad(loss, (0, 1)))(x, kernel)
+
+    for ours, wanted in zip(value_and_gradients(by_phase), value_and_gradients(plain), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
+
+
+def test_a_cpu_upsamples_by_phases():
+    shape = jax.ShapeDtypeStruct((1, 4, 4, 8), jnp.float32)
+    layer = UpsampleConv(8, nn.initializers.ones, jnp.float32, None)
+    params = jax.eval_shape(layer.init, jax.random.key(0), shape)
+    assert set(params['params']) == {'kernel', 'bias'}
+    program = jax.jit(layer.apply).lower(params, shape).as_text()
+    assert program.count('stablehlo.convolution') == 4

@@ -116,7 +116,7 @@ def test_a_pipeline_draws_as_it_was_told(prompts, num):
     calls = recorded.calls
     pipeline(prompts, num=num)
     request = Request(prompts, num)
-    wanted = calls_for(request, bundle(), bundle().schedule, 2, bundle().text_tokenizer, economy)
+    wanted = calls_for(request, bundle(), bundle().schedule, 2, economy)
 
     def shapes(tree):
         return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -19,10 +20,9 @@ from tiny import (
 )
 
 import infinity_jax
-from infinity_jax import memory_estimate
+from infinity_jax import drawing, memory_estimate
 from infinity_jax import pipeline as pipeline_module
 from infinity_jax.config import UserError
-from infinity_jax.generate import draw_pictures
 from infinity_jax.model_folder import ModelBundle, load_model, save_model
 from infinity_jax.pipeline import InfinityPipeline
 from infinity_jax.placement import place
@@ -91,17 +91,58 @@ def test_num_repeats_each_prompt_in_turn():
     assert drawn.pixels.shape[0] == 4
 
 
+def test_pictures_of_one_prompt_are_encoded_once():
+    drawer, seen = InfinityPipeline(bundle(), max_batch=4), []
+    encoder = drawer._prompt_encoder
+    drawer._prompt_encoder = lambda batches, negative: (
+        seen.append([list(b) for b in batches]) or encoder(seen[-1], negative)
+    )
+    drawer._prompt_encoder.warn_of_cuts = encoder.warn_of_cuts
+    shared = drawer(['a ghost', 'a red apple'], num=2, seed=1).pixels
+    assert seen == [[['a ghost', 'a red apple']]]
+    apart = drawer(['a ghost', 'a ghost', 'a red apple', 'a red apple'], seed=1).pixels
+    assert len(seen[1][0]) == 4
+    # Another batch is another program: a bit on a knife's edge may fall otherwise.
+    assert (shared == apart).mean() > 0.9
+
+
 def test_stream_yields_batches_and_no_padding():
     batches = list(pipeline().stream(['a ghost'] * 5))
     assert [len(batch) for batch in batches] == [2, 2, 1]
 
 
-def test_prompts_seeds_and_settings_do_not_recompile():
-    three()
-    compiled = draw_pictures._cache_size()
-    pipeline()(['an apple', 'a very long prompt about a small ghost'], seed=9)
-    pipeline()(['an apple', 'cat'], sampling=SamplingConfig(guidance=(2.0,), temperature=(0.7,)))
-    assert draw_pictures._cache_size() == compiled > 0
+@contextlib.contextmanager
+def compilations():
+    """Counts the programs that are compiled or loaded meanwhile, whoever asks for them."""
+    seen = []
+
+    def listen(event, duration, **_):
+        if event.endswith('backend_compile_duration'):
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize('layerwise', [False, True], ids=['one program', 'layerwise'])
+def test_prompts_seeds_and_settings_do_not_recompile(monkeypatch, layerwise):
+    monkeypatch.setattr(drawing, 'LAYERWISE_BYTES', 0 if layerwise else 2**40)
+    drawer = InfinityPipeline(bundle(), max_batch=2)
+    assert drawer._drawing.layerwise == layerwise
+    with compilations() as first:
+        drawer(['an apple', 'cat'], negative='green')
+    assert first
+    with compilations() as later:
+        drawer(['an apple', 'a very long prompt about a small ghost'], negative='red', seed=9)
+        drawer(['cat', 'an apple'], negative='a very long text', seed=2**32 - 1)
+        sampling = SamplingConfig(guidance=(2.0,), temperature=(0.7,))
+        drawer(['an apple', 'cat'], negative='green', sampling=sampling)
+        sampling = SamplingConfig(guidance=(1.0, 2.0, 3.0), temperature=(0.7, 0.8, 0.9))
+        drawer(['cat', 'cat'], negative='green', sampling=sampling)
+    assert not later
 
 
 def test_the_prompt_matters_and_so_does_a_negative_one():

@@ -124,7 +124,7 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
 def test_every_static_setting_has_a_program_of_its_own(change):
     def names(sampling):
         request = Request(('a cat',), sampling=sampling)
-        calls = calls_for(request, bundle(), bundle().schedule, 1, bundle().text_tokenizer)
+        calls = calls_for(request, bundle(), bundle().schedule, 1)
         return [programs_module._key(programs_module.describe_call(*call)) for call in calls]
 
     usual, other = names(SamplingConfig()), names(SamplingConfig(**change))
@@ -136,7 +136,7 @@ def test_a_model_draws_by_its_stored_programs(tmp_path, monkeypatch):
     small = dataclasses.replace(bundle(), schedule=ScaleSchedule.free(((1, 1), (2, 1))))
     save_model(tmp_path / 'model', small)
     request = Request(('a ghost', 'a cat'), negative='green')
-    for call in calls_for(request, small, small.schedule, 2, small.text_tokenizer):
+    for call in calls_for(request, small, small.schedule, 2):
         Programs(tmp_path / 'model').store(*call)
     jax.clear_caches()
     monkeypatch.setattr(jax.stages.Lowered, 'compile', None)  # nothing is compiled ahead

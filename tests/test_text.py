@@ -7,7 +7,7 @@ import pytest
 import tokenizers
 
 from infinity_jax.config import UserError
-from infinity_jax.text import TextTokenizer, padded_length
+from infinity_jax.text import TextTokenizer
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 't5_tiny'
 WORDS = ['<pad>', '</s>', '<unk>', 'a', 'red', 'apple', 'on', 'blue']
@@ -37,30 +37,6 @@ def test_pads_with_zeros_and_ends_with_the_end_token(tokenizer):
     np.testing.assert_array_equal(ids, [[3, 4, 5, 6, 7, 1], [5, 1, 0, 0, 0, 0]])
     np.testing.assert_array_equal(lengths, [6, 2])
     assert ids.dtype == lengths.dtype == np.int32
-
-
-@pytest.mark.parametrize(
-    ('longest', 'limit', 'padded'),
-    [
-        (1, 512, 64),
-        (64, 512, 64),
-        (65, 512, 192),
-        (192, 512, 192),
-        (193, 512, 512),
-        (9999, 512, 512),
-        (5, 24, 24),
-        (5, 64, 64),
-        (70, 100, 100),
-    ],
-)
-def test_padded_length(longest, limit, padded):
-    assert padded_length(longest, limit) == padded
-
-
-@pytest.mark.parametrize('limit', [8, 24, 64, 65, 192, 193, 512])
-def test_there_are_at_most_three_padded_lengths_up_to_the_limit(limit):
-    lengths = {padded_length(n, limit) for n in range(1, 600)}
-    assert len(lengths) <= 3 and max(lengths) == limit
 
 
 def test_tokens_are_counted_before_any_cut(tokenizer):
