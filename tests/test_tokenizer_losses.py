@@ -71,3 +71,16 @@ def test_commitment_pulls_towards_the_code():
 def test_psnr_of_a_known_error():
     target = jnp.zeros((2, 4, 4, 3))
     assert losses.psnr(target + 0.2, target) == pytest.approx(20.0, abs=1e-4)  # (2 / 0.2)² = 20 dB
+
+
+def test_a_lower_inverse_temperature_reaches_bits_that_never_change():
+    """At 32 bits and β = 100 a certain bit's probability is 1 − 4e-6: the term cannot turn it."""
+    d = 32
+    z = jnp.full((16, 1, 1, d), d**-0.5)
+    z *= jnp.linspace(0.7, 1.3, 16)[:, None, None, None]  # certain, and different by picture
+
+    def slope(inverse_temperature):
+        penalty = lambda z: losses.entropy_penalty((z,), inverse_temperature)
+        return jnp.abs(jax.grad(penalty)(z)).max()
+
+    assert slope(16.0) > 100 * slope(100.0)
