@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import NoReturn
 
-from infinity_jax import compile_command, convert_command, generate_command
+from infinity_jax import compile_command, convert_command, generate_command, plan_command
 from infinity_jax.config import UserError
 from infinity_jax.data_command import add_data, add_loss, run_loss
 from infinity_jax.sampling_flags import add_sampling_flags, sampling_of
@@ -32,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(add('evaluate', 'Measure how well a model draws.'))
     convert_command.add_arguments(add('convert', 'Read and write the released PyTorch files.'))
     add_data(add('data', 'Look at the data of a run.'))
+    plan_command.add_flags(add('plan', 'What a run would take on a TPU slice, without one.'))
     train = add('train', 'Train what a config file says; same as python -m infinity_jax.main.')
     train.add_argument('flags', nargs=argparse.REMAINDER, help='--config=FILE --config.FIELD=VALUE')
     return parser

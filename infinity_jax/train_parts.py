@@ -87,7 +87,7 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> ModelBundle:
         bundle.text_config = config.text.encoder
     bundle.transformer_config = config.transformer
     bundle.source = {**bundle.source, **_source_of(config.init_from)}
-    bundle.schedule = _run_schedule(config, bundle)
+    bundle.schedule = run_schedule(config, bundle)
     check_schedule(config.transformer, bundle.schedule)
     problems = pairing_problems(bundle)
     if config.text.encoder is not None and not config.text.train:
@@ -142,7 +142,7 @@ def _source_of(init_from: str) -> dict[str, Any]:
     return {name: value for name, value in source.items() if name == 'transformer'}
 
 
-def _run_schedule(config: T2IConfig, bundle: ModelBundle) -> ScaleSchedule:
+def run_schedule(config: T2IConfig, bundle: ModelBundle) -> ScaleSchedule:
     """Token grids: from the code grids that the tokenizer was trained with, or as released."""
     if bundle.schedule is not None:
         fold = 2 if config.transformer.spatial_patchify else 1

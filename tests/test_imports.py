@@ -20,7 +20,8 @@ LAYERS = (
     ('convert_from_torch', 'convert_to_torch'),
     (
         'train', 'train_*', 'loop', 'evaluate', 'evaluate_*', 'inspect_*', 'check', 'check_*',
-        'bench_*', 'accumulate', 'precompute', 'precompute_*',
+        'bench_*', 'accumulate', 'precompute', 'precompute_*', 'abstract_*', 'plan', 'plan_report',
+        'plan_drawing',
     ),
     (
         'pipeline', 'generate', 'memory_estimate', 'picture_size', 'placement', 'prompt_encoder',
@@ -37,7 +38,8 @@ LAYERS = (
     ),
     (
         'config', 'scales', 'sharding', 'compile_cache', 'host_memory', 'hub', 'processes',
-        'preemption', 'flops', 'device_peaks', 'programs',
+        'preemption', 'flops', 'device_peaks', 'programs', 'hlo_text', 'collectives', 'topology',
+        'program_*',
     ),
 )  # fmt: skip
 MAY_KNOW_TORCH = ('torch_*', 'convert_*', 'weight_files', 'check', 'check_*', 'cli')
