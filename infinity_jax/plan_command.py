@@ -44,10 +44,9 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.sharding import deviceless_mesh, make_mesh
 
     for name in ('num', 'at_once', 'accumulate'):
-        if (getattr(args, name) or 1) < 1:
-            raise UserError(
-                f'--{name.replace("_", "-")} is {getattr(args, name)}; wanted 1 or more'
-            )
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f'--{name.replace("_", "-")} is {value}; wanted 1 or more')
     config = changed(_read(args.config), args, topology.num_chips)
     bundle = configured_parts(config)
     if can_compile():
