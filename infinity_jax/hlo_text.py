@@ -80,12 +80,12 @@ class HloProgram:
                 if header:
                     lines = self.computations.setdefault(header[2], [])
                     self.entry = header[2] if header[1] else self.entry
-            elif line.startswith('}'):
+            elif line.rstrip() == '}':
                 lines = None
-            else:
-                found = _INSTRUCTION.match(line)
-                if found:
-                    lines.append(_parse(found[1], found[2]))
+            elif found := _INSTRUCTION.match(line):
+                lines.append(_parse(found[1], found[2]))
+            elif lines:  # what kernels say of themselves goes over several lines
+                lines[-1] = dataclasses.replace(lines[-1], rest=lines[-1].rest + line)
 
     def executed(self) -> Iterator[Executed]:
         """Everything that runs, with how often; the inside of fusions is left out."""

@@ -71,16 +71,17 @@ def analyse(config: T2IConfig, bundle: ModelBundle, step: Any, source: str) -> A
     if source == 'pictures':
         parts = (config.transformer, bundle.tokenizer_config, bundle.text_config)
         frozen = flops.frozen_forward(*parts, *common)
-    return Analysis(
-        parameters=sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params)),
-        state_bytes=sum(
-            math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for leaf in jax.tree.leaves(state)
-        ),
-        model_flops=model.total,
-        frozen_flops=frozen.total,
-        pictures=config.batch_size,
+    return Analysis(*sizes_of(state), model.total, frozen.total, config.batch_size)
+
+
+def sizes_of(state: Any) -> tuple[int, int]:
+    """(parameters, bytes a chip) of an abstract training state."""
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    shards = (
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
     )
+    return parameters, sum(shards)
 
 
 def extrapolate(shallow: tuple[ProgramTime, ProgramTime], depth: int) -> ProgramTime:

@@ -40,7 +40,6 @@ def run(args: argparse.Namespace) -> None:
 
     topology = parse_topology(args.topology)
     prepare()
-    from infinity_jax.abstract_step import configured_parts
     from infinity_jax.sharding import deviceless_mesh, make_mesh
 
     for name in ('num', 'at_once', 'accumulate'):
@@ -48,13 +47,12 @@ def run(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f'--{name.replace("_", "-")} is {value}; wanted 1 or more')
     config = changed(_read(args.config), args, topology.num_chips)
-    bundle = configured_parts(config)
     if can_compile():
         mesh = make_mesh(config.mesh, devices_of(topology))
     else:
         mesh = deviceless_mesh(config.mesh, topology.num_chips)
-    make = _generation if args.generation else _training
-    lines, figures = make(args, config, bundle, topology, mesh)
+    tasks = {'t2i': _generation if args.generation else _training, 'tokenizer': _tokenizer}
+    lines, figures = tasks[config.task](args, config, topology, mesh)
     print('\n'.join(lines))
     if args.json:
         _write(pathlib.Path(args.json), {'config': args.config, **figures})
@@ -62,33 +60,37 @@ def run(args: argparse.Namespace) -> None:
 
 def changed(config: Any, args: argparse.Namespace, chips: int) -> Any:
     """The run with what flags say; the batch follows `--at-once`, or `--accumulate` cuts it."""
-    options = {}
-    if args.remat:
-        options['remat'] = args.remat
-    if args.accumulate:
-        options['accumulate_steps'] = args.accumulate
+    given = {'remat': args.remat, 'accumulate_steps': args.accumulate}
+    options = {name: value for name, value in given.items() if value is not None}
+    for name in options:
+        if not hasattr(config, name):
+            raise UserError(f'config field {name} does not exist in task {config.task}; leave it')
     if args.at_once:
-        accumulate = args.accumulate or config.accumulate_steps
-        options['batch_size'] = args.at_once * accumulate * chips
+        parts = options.get('accumulate_steps') or getattr(config, 'accumulate_steps', 1)
+        options['batch_size'] = args.at_once * parts * chips
     return dataclasses.replace(config, **options)
 
 
 def _read(spec: str) -> Any:
     from infinity_jax.config_flags import read_config_file
-    from infinity_jax.train_parts import T2IConfig
 
     fields = read_config_file(spec)
-    if fields.task != 't2i':
-        raise UserError(f'{spec}: task is {fields.task!r}; plan knows t2i')
+    if fields.task == 'tokenizer':
+        from infinity_jax.train_tokenizer_config import TokenizerRunConfig
+
+        return from_mapping(TokenizerRunConfig, fields)
+    from infinity_jax.train_parts import T2IConfig
+
     return from_mapping(T2IConfig, fields)
 
 
-def _training(args, config, bundle, topology, mesh) -> tuple[list[str], dict[str, Any]]:
+def _training(args, config, topology, mesh) -> tuple[list[str], dict[str, Any]]:
+    from infinity_jax.abstract_step import configured_parts
     from infinity_jax.plan import Planner, TrainingPlan
     from infinity_jax.plan_report import training_json, training_lines
     from infinity_jax.topology import can_compile
 
-    planner = Planner(config, bundle, topology, mesh, args.source)
+    planner = Planner(config, configured_parts(config), topology, mesh, args.source)
     if can_compile():
         full = not args.quick
         plan = planner.training(layers=full, batch=full, say=_say)
@@ -98,11 +100,20 @@ def _training(args, config, bundle, topology, mesh) -> tuple[list[str], dict[str
     return training_lines(plan, topology, depth), training_json(plan, topology, depth)
 
 
-def _generation(args, config, bundle, topology, mesh) -> tuple[list[str], dict[str, Any]]:
+def _generation(args, config, topology, mesh) -> tuple[list[str], dict[str, Any]]:
+    from infinity_jax.abstract_step import configured_parts
     from infinity_jax.plan_drawing import drawing_json, drawing_lines, plan_drawing
 
-    plan = plan_drawing(bundle, topology, mesh, args.num, _say)
+    plan = plan_drawing(configured_parts(config), topology, mesh, args.num, _say)
     return drawing_lines(plan, topology), drawing_json(plan, topology)
+
+
+def _tokenizer(args, config, topology, mesh) -> tuple[list[str], dict[str, Any]]:
+    from infinity_jax.plan_report import training_json, training_lines
+    from infinity_jax.plan_tokenizer import plan_tokenizer
+
+    plan = plan_tokenizer(config, topology, mesh, _say)
+    return training_lines(plan, topology), training_json(plan, topology)
 
 
 def _say(line: str) -> None:

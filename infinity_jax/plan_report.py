@@ -21,8 +21,8 @@ METHOD = (
 )
 
 
-def training_lines(plan: TrainingPlan, topology: Topology, depth: int) -> list[str]:
-    """The report of a training step, a line each."""
+def training_lines(plan: TrainingPlan, topology: Topology, depth: int = 0) -> list[str]:
+    """The report of a training step, a line each; `depth` is the transformer's."""
     analysis = plan.analysis
     peak = topology.num_chips * topology.peak.bf16_flops
     lines = [
@@ -95,7 +95,7 @@ def time_line(name: str, time: ProgramTime) -> str:
     )
 
 
-def training_json(plan: TrainingPlan, topology: Topology, depth: int) -> dict[str, Any]:
+def training_json(plan: TrainingPlan, topology: Topology, depth: int = 0) -> dict[str, Any]:
     """The same as plain data; bytes and seconds."""
     times = {
         name: {

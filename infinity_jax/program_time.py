@@ -142,9 +142,8 @@ def _operation_time(
 
 
 def kernel_name(instruction: Instruction) -> str:
-    """The last name in the path of a Pallas kernel."""
-    found = re.search(r'op_name="([^"]*)"', instruction.rest)
-    return found[1].rsplit('/', 1)[-1] if found else instruction.name
+    """The name that a Pallas kernel was given; the compiler adds a number."""
+    return re.sub(r'\.\d+$', '', instruction.name)
 
 
 def splash_flops(visible: Callable[[int, int], float]) -> KernelFlops:

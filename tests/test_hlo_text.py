@@ -20,7 +20,7 @@ def runs(text, opcode):
 def test_a_loop_counts_as_often_as_it_turns():
     program = HloProgram(TEXT)
     times = {e.instruction.name: e.times for e in program.executed()}
-    assert times['splash'] == times['fusion.24'] == 4
+    assert times['splash_mha_fwd_residuals.1'] == times['fusion.24'] == 4
     assert times['fusion.10'] == 1
     assert 'all-gather.23' not in times  # inside a fusion
     assert program.entry == 'main.6_spmd' and not program.unknown_loops

@@ -21,7 +21,7 @@ LAYERS = (
     (
         'train', 'train_*', 'loop', 'evaluate', 'evaluate_*', 'inspect_*', 'check', 'check_*',
         'bench_*', 'accumulate', 'precompute', 'precompute_*', 'abstract_*', 'plan', 'plan_report',
-        'plan_drawing',
+        'plan_drawing', 'plan_tokenizer',
     ),
     (
         'pipeline', 'generate', 'memory_estimate', 'picture_size', 'placement', 'prompt_encoder',

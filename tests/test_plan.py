@@ -49,7 +49,7 @@ def test_donated_outputs_are_not_counted_twice():
 @pytest.mark.parametrize(
     'message, size',
     [
-        ('RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.', 20.5),
+        ('Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.', 20.5),
         ('memory required for HLO temporaries (512.00G) exceeds available HBM (15.75G).', 512),
     ],
 )  # fmt: skip
