@@ -4,7 +4,13 @@ import argparse
 import sys
 from typing import NoReturn
 
-from infinity_jax import bench_command, compile_command, convert_command, generate_command
+from infinity_jax import (
+    bench_command,
+    compile_command,
+    convert_command,
+    generate_command,
+    plan_command,
+)
 from infinity_jax.config import UserError
 from infinity_jax.data_command import add_data, add_loss, run_loss
 from infinity_jax.model_flags import add_saving_flags, economy_of
@@ -36,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         add('convert', 'Read and write PyTorch files, merge LoRA adapters.')
     )
     add_data(add('data', 'Look at the data of a run.'))
+    plan_command.add_flags(add('plan', 'What a run would take on a TPU slice, without one.'))
     train = add('train', 'Train what a config file says; same as python -m infinity_jax.main.')
     train.add_argument('flags', nargs=argparse.REMAINDER, help='--config=FILE --config.FIELD=VALUE')
     return parser

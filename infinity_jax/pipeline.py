@@ -28,7 +28,6 @@ from infinity_jax.prompt_encoder import PromptEncoder
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh, to_host
-from infinity_jax.text import TextTokenizer
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
 

@@ -95,7 +95,7 @@ def place(params: Params, product_dtype: Any, config: Config, mesh: Mesh | None 
       config: of the part that these are the parameters of.
       mesh: None for a single device.
     """
-    shardings = {} if mesh is None else flatten_dict(_shardings(config, mesh))
+    shardings = {} if mesh is None else flatten_dict(shardings_on(config, mesh))
 
     def put(path: tuple[str, ...], leaf: Any) -> jax.Array:
         dtype = leaf.dtype if leaf.dtype == jnp.int8 else device_dtype(path, product_dtype)
@@ -135,7 +135,7 @@ def share_batch(rows: Any, mesh: Mesh | None) -> jax.Array:
     return jax.device_put(rows, None if mesh is None else batch_sharding(mesh))
 
 
-def _shardings(config: Config, mesh: Mesh) -> Params:
+def shardings_on(config: Config, mesh: Mesh) -> Params:
     """Where each parameter of a part lies, from its logical axes."""
     return shardings_of(_shapes_of(config)(config, boxed=True), mesh)
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from infinity_jax.config import UserError
 
@@ -54,18 +54,34 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
         would span TPU slices.
     """
     devices = np.asarray(jax.devices() if devices is None else devices).ravel()
+    sizes = mesh_sizes(config, devices.size)
+    return Mesh(device_grid(sizes, devices), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def deviceless_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
+    """The shape of `make_mesh` over so many devices, where there are none: for counting."""
+    sizes = mesh_sizes(config, devices)
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes))
+
+
+def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+    """Devices along each axis.
+
+    Raises:
+      UserError: the axes do not multiply to the number of devices.
+    """
     sizes = dataclasses.asdict(config)
     fixed = math.prod(n for n in sizes.values() if n != -1)
     free = [name for name, n in sizes.items() if n == -1]
     bad = any(n < 1 and n != -1 for n in sizes.values())
-    if bad or len(free) > 1 or devices.size % fixed or (not free and fixed != devices.size):
+    if bad or len(free) > 1 or devices % fixed or (not free and fixed != devices):
         raise UserError(
-            f'mesh {sizes} does not cover {devices.size} devices; make the axes multiply to that '
+            f'mesh {sizes} does not cover {devices} devices; make the axes multiply to that '
             'number, with at most one of them -1'
         )
     for name in free:
-        sizes[name] = devices.size // fixed
-    return Mesh(device_grid(sizes, devices), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+        sizes[name] = devices // fixed
+    return sizes
 
 
 def device_grid(sizes: dict[str, int], devices: np.ndarray) -> np.ndarray:

@@ -215,6 +215,24 @@ def evaluation_step(
     return bit_metrics(loss, parts, schedule)
 
 
+def init_state(key: jax.Array, models: Models, config: T2IConfig) -> TrainState:
+    """The (boxed) state before the first step of a run that starts from random weights."""
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    if config.lora.rank:
+        boxed = transformer_shapes(config.transformer, boxed=True)
+        return new_state({'lora': init_adapters(key, boxed, config.lora)}, optimizer)
+    return new_state(models.init(key, config.text.train), optimizer)
+
+
+def jit_step(models: Models, config: T2IConfig, shardings: Any, mesh: Mesh) -> Any:
+    """`train_step` as (state, frozen, batch) -> (state, metrics) on a mesh, the state donated."""
+    return jax.jit(
+        functools.partial(train_step, models=models, config=config),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
 def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     """Everything the loop needs, jitted and sharded here and nowhere else."""
     check_parts(config.batch_size, config.accumulate_steps, mesh)
@@ -225,10 +243,7 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     start_text = bundle.text_params if config.text.train else None
 
     def init(key: jax.Array) -> TrainState:
-        if config.lora.rank:
-            boxed = transformer_shapes(config.transformer, boxed=True)
-            return new_state({'lora': init_adapters(key, boxed, config.lora)}, optimizer)
-        return new_state(models.init(key, config.text.train), optimizer)
+        return init_state(key, models, config)
 
     boxed = jax.eval_shape(init, jax.random.key(0))
     shapes, shardings = nn.unbox(boxed), shardings_of(boxed, mesh)
@@ -245,14 +260,10 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
 
     frozen = place_frozen(config, bundle, mesh)
     bundle.text_params = None  # the arrays that `place_frozen` cast are not needed twice
-    common = {'models': models, 'config': config}
-    step = jax.jit(
-        functools.partial(train_step, **common),
-        out_shardings=(shardings, replicated(mesh)),
-        donate_argnums=0,
-    )
+    step = jit_step(models, config, shardings, mesh)
     evaluate_batch = jax.jit(
-        functools.partial(evaluation_step, **common), out_shardings=replicated(mesh)
+        functools.partial(evaluation_step, models=models, config=config),
+        out_shardings=replicated(mesh),
     )
     text = {
         'text_tokenizer': bundle.text_tokenizer,

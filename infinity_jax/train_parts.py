@@ -23,7 +23,7 @@ from infinity_jax.part_weights import transformer_shapes
 from infinity_jax.pipeline import DEMO_FOLDER
 from infinity_jax.placement import place
 from infinity_jax.run_folder import run_named
-from infinity_jax.scales import BUDGET_OF_EDGE, Grid, ScaleSchedule, released_name
+from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule, released_name
 from infinity_jax.t5_folder import load_encoder
 from infinity_jax.text import TextTokenizer
 from infinity_jax.train_start import check_named, tokenizer_is_folded, with_model_fields
@@ -115,11 +115,7 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> ModelBundle:
         bundle.text_config = config.text.encoder
     bundle.transformer_config = config.transformer
     bundle.source = {**bundle.source, **_source_of(config.init_from)}
-    if bundle.schedule is not None and released_name(bundle.schedule) is None:
-        code_grids = bundle.schedule.code_grids(tokenizer_is_folded(tokenizer))
-    else:  # the model folder of another stage says what that stage drew, no more
-        code_grids = None
-    bundle.schedule = _run_schedule(config, code_grids)
+    bundle.schedule = run_schedule(config, bundle.schedule, tokenizer_is_folded(tokenizer))
     check_schedule(config.transformer, bundle.schedule)
     problems = pairing_problems(bundle)
     if config.text.encoder is not None and not config.text.train:
@@ -176,9 +172,19 @@ def _source_of(init_from: str) -> dict[str, Any]:
     return {name: value for name, value in source.items() if name == 'transformer'}
 
 
-def _run_schedule(config: T2IConfig, code_grids: tuple[Grid, ...] | None) -> ScaleSchedule:
-    """Token grids: from the code grids that the tokenizer was trained with, or as released."""
-    if code_grids is not None:
+def run_schedule(config: T2IConfig, stored: ScaleSchedule | None, folded: bool) -> ScaleSchedule:
+    """Token grids: from the code grids that the tokenizer was trained with, or as released.
+
+    Args:
+      stored: the schedule in the tokenizer's folder. A released one only says what another stage
+        drew.
+      folded: whether it is of tokens of 2x2 codes.
+
+    Raises:
+      UserError: there is none for the run's pictures, or its grids cannot be folded.
+    """
+    if stored is not None and released_name(stored) is None:
+        code_grids = stored.code_grids(folded)
         fold = 2 if config.transformer.spatial_patchify else 1
         if any(n % fold for grid in code_grids for n in grid):
             raise UserError(

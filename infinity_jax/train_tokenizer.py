@@ -193,18 +193,36 @@ def with_encoder_of(new: TrainState, old: TrainState) -> TrainState:
     return new.replace(params=keep(new.params, old.params), ema=keep(new.ema, old.ema))
 
 
+def make_model(config: TokenizerRunConfig) -> Autoencoder:
+    """The network that the configuration describes."""
+    return Autoencoder(config.tokenizer, precision=jax.lax.Precision(config.precision))
+
+
+def init_state(key: jax.Array, model: Autoencoder, config: TokenizerRunConfig) -> TrainState:
+    """The (boxed) state before the first step of a run that starts from random weights."""
+    size = config.data.picture_size
+    params = model.init(key, jnp.zeros((1, size, size, 3)))['params']
+    state = new_state(params, make_optimizer(config.optimizer, config.steps))
+    if not config.adversarial.weight:
+        return state
+    return add_discriminator(state, jax.random.fold_in(key, 1), (size, size), config)
+
+
+def jit_step(model: Autoencoder, config: TokenizerRunConfig, shardings: Any, mesh: Mesh) -> Any:
+    """`train_step` as (state, perceptual, batch) -> (state, metrics), the state donated."""
+    return jax.jit(
+        functools.partial(train_step, model=model, config=config),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
 def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
     """Everything the loop needs, jitted and sharded here and nowhere else."""
-    model = Autoencoder(config.tokenizer, precision=jax.lax.Precision(config.precision))
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    size = config.data.picture_size
+    model = make_model(config)
 
     def init(key: jax.Array) -> TrainState:
-        params = model.init(key, jnp.zeros((1, size, size, 3)))['params']
-        state = new_state(params, optimizer)
-        if not config.adversarial.weight:
-            return state
-        return add_discriminator(state, jax.random.fold_in(key, 1), (size, size), config)
+        return init_state(key, model, config)
 
     boxed = jax.eval_shape(init, jax.random.key(0))
     shapes, shardings = nn.unbox(boxed), shardings_of(boxed, mesh)
@@ -219,14 +237,10 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
         config.losses.perceptual, config.vgg_weights, config.lpips_heads
     )
     perceptual = jax.device_put(perceptual, replicated(mesh))
-    common = {'model': model, 'config': config}
-    step = jax.jit(
-        functools.partial(train_step, **common),
-        out_shardings=(shardings, replicated(mesh)),
-        donate_argnums=0,
-    )
+    step = jit_step(model, config, shardings, mesh)
     evaluate_batch = jax.jit(
-        functools.partial(evaluation_step, **common), out_shardings=replicated(mesh)
+        functools.partial(evaluation_step, model=model, config=config),
+        out_shardings=replicated(mesh),
     )
     held_out = [loop.put_batch(batch, mesh) for batch in loop.held_out_batches(config)]
 

@@ -22,7 +22,8 @@ LAYERS = (
     ('convert_from_torch', 'convert_to_torch'),
     (
         'train', 'train_*', 'loop', 'evaluate', 'evaluate_*', 'inspect_*', 'check', 'check_*',
-        'bench', 'bench_*', 'accumulate', 'precompute', 'precompute_*',
+        'bench', 'bench_*', 'accumulate', 'precompute', 'precompute_*', 'abstract_*', 'plan',
+        'plan_report', 'plan_drawing', 'plan_tokenizer',
     ),
     (
         'pipeline', 'drawing', 'draw_layerwise', 'draw_steps', 'generate', 'ahead',
@@ -40,7 +41,8 @@ LAYERS = (
     ),
     (
         'config', 'scales', 'sharding', 'compile_cache', 'host_memory', 'hub', 'processes',
-        'preemption', 'flops', 'device_peaks', 'programs',
+        'preemption', 'flops', 'device_peaks', 'programs', 'hlo_text', 'collectives', 'topology',
+        'program_*',
     ),
 )  # fmt: skip
 MAY_KNOW_TORCH = ('torch_*', 'convert_*', 'weight_files', 'check', 'check_*', 'cli')

@@ -18,7 +18,7 @@ from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import target_platform
 from infinity_jax.transformer.linear import VECTOR, linear
 from infinity_jax.transformer.query_chunks import chunked_attention
-from infinity_jax.transformer.rope import rotate
+from infinity_jax.transformer.rope import rotate, rotate_swapped, swap_pairs
 from infinity_jax.transformer.splash import ATTENDED, SMALL_BLOCK, splash_attend
 
 IMPLEMENTATIONS = ('auto', 'xla', 'cudnn', 'splash')
@@ -155,11 +155,21 @@ def _key_ends(groups: tuple[Group, ...]) -> np.ndarray:
     return np.concatenate(ends)
 
 
-def _unit(x: jax.Array) -> jax.Array:
-    """L2-normalised over the last axis, float32."""
-    x = x.astype(jnp.float32)
+def directions(
+    x_BLNH: jax.Array, rope_2Lh: np.ndarray, scale_N: jax.Array | None = None
+) -> jax.Array:
+    """L2-normalised over the last axis, scaled, then rotated; float32."""
+    x = x_BLNH.astype(jnp.float32)
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    return x / jnp.sqrt(jnp.maximum(square, NORM_EPSILON**2))
+    length = jnp.sqrt(jnp.maximum(square, NORM_EPSILON**2))
+
+    def sized(x: jax.Array) -> jax.Array:
+        return x / length if scale_N is None else x / length * scale_N[None, None, :, None]
+
+    if target_platform() != 'tpu':
+        return rotate(sized(x), rope_2Lh)
+    swapped = swap_pairs(x_BLNH).astype(jnp.float32)  # before the norm, when it has 16 bits
+    return rotate_swapped(sized(x), sized(swapped), rope_2Lh)
 
 
 class SelfAttention(nn.Module):
@@ -192,8 +202,7 @@ class SelfAttention(nn.Module):
         q, k, v = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=-1))
         # Norm, scale and rotation are a float32 island: angles lose meaning in bfloat16.
         scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
-        q = rotate(_unit(q) * scale[None, None, :, None], rope_2Lh)
-        k = rotate(_unit(k), rope_2Lh)
+        q, k = directions(q, rope_2Lh, scale), directions(k, rope_2Lh)
         return q.astype(dtype), k.astype(dtype), v
 
     def merge(self, attended_BLNH: jax.Array) -> jax.Array:

@@ -52,11 +52,13 @@ class Transformer(nn.Module):
       config: sizes and the dtype of the blocks' products.
       implementation: of attention: 'auto', 'xla', 'cudnn' or 'splash', see `attention.choose`.
       remat: what the gradient recomputes, see `remat.POLICIES`.
+      unrolled: layers one after the other in the program instead of a loop over one, for `plan`.
     """
 
     config: TransformerConfig
     implementation: str = 'auto'
     remat: str = 'none'
+    unrolled: bool = False
 
     def setup(self):
         config = self.config
@@ -78,6 +80,7 @@ class Transformer(nn.Module):
             variable_axes={'params': 0},
             split_rngs={'params': True},
             length=self.config.depth,
+            unroll=self.config.depth if self.unrolled else 1,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )(self.blocks, carry, per_layer)
 
@@ -180,7 +183,7 @@ class Transformer(nn.Module):
             return x_BLD, x_BLD[:, :length] if keep_blocks else None
 
         keep = None if kept is None else kept.transpose(1, 2, 0)
-        x_BLD, blocks = self._scan(remat(layer, self.remat), x_BLD, keep)
+        x_BLD, blocks = self._scan(remat(layer, self.remat, self.unrolled), x_BLD, keep)
         logits = self.logits(x_BLD, condition)[:, :length]
         return Trace(condition.pooled_BD, condition.memory_BTD, blocks, logits)
 

@@ -29,9 +29,9 @@ def check_remat(name: str) -> None:
         raise UserError(f'remat is {name!r}; wanted one of {", ".join(POLICIES)}')
 
 
-def remat(body: Callable[..., Any], name: str) -> Callable[..., Any]:
+def remat(body: Callable[..., Any], name: str, unrolled: bool = False) -> Callable[..., Any]:
     """`body(module, …)`, whose gradient recomputes what the policy does not keep."""
     if name == 'none':
         return body
     # Inside a scan nothing can merge the two computations, which is what prevent_cse prevents.
-    return nn.remat(body, policy=POLICIES[name], prevent_cse=False)
+    return nn.remat(body, policy=POLICIES[name], prevent_cse=unrolled)

@@ -75,7 +75,7 @@ def splash_attend(
     mesh = jax.sharding.get_abstract_mesh()
     batch, length, heads, width = q_BLNH.shape
     keys = k_BSNH.shape[1]
-    block = BLOCK if max(length, keys) >= LONG else SMALL_BLOCK
+    block = block_of(length, keys)
     parts = axis_size('sequence')
     filled, filled_keys = _multiple(length, block * parts), _multiple(keys, block)
     q_spec = activation_spec((batch, heads, filled, width), ('batch', 'heads', 'length', None))
@@ -126,6 +126,11 @@ def splash_attend(
         key_lengths_B,
     )
     return out_BNLH[:, :, :length].transpose(0, 2, 1, 3)
+
+
+def block_of(length: int, keys: int) -> int:
+    """Rows and columns of the blocks for so many queries and keys."""
+    return BLOCK if max(length, keys) >= LONG else SMALL_BLOCK
 
 
 def _make_kernel(mask: Mask, block: int, heads: int, parts: int) -> Any:

@@ -1,0 +1,80 @@
+"""Estimated times: cycles, kernels, links, and what hides behind what."""
+
+import numpy as np
+import pytest
+from tpu_program import TEXT
+
+from infinity_jax.collectives import Collective
+from infinity_jax.hlo_text import HloProgram
+from infinity_jax.program_time import (
+    ProgramTime,
+    collective_seconds,
+    estimate_time,
+    splash_flops,
+)
+from infinity_jax.topology import parse_topology
+
+SLICE = parse_topology('v5e:4x4')
+PLACES = [(i // 4, i % 4, 0) for i in range(16)]
+GB = 10**9
+
+
+def estimate(text=TEXT, flops=lambda name, operands: 197e12):
+    return estimate_time(HloProgram(text), SLICE, PLACES, flops)
+
+
+def test_cycles_count_with_their_loop():
+    assert SLICE.clock == pytest.approx(1.503e9, rel=1e-3)
+    assert estimate().estimated == pytest.approx((4 * 45_000 + 150_000) / SLICE.clock)
+
+
+def test_kernels_run_at_the_peak_and_copies_at_the_memory():
+    time = estimate()
+    assert time.kernels == pytest.approx(4 * 1.0)
+    assert time.moved >= 2 * 256 * 2048 * 2 / 819e9
+
+
+def test_overlapped_collectives_cost_only_what_sticks_out():
+    behind_kernels, alone = estimate(), estimate(flops=lambda name, operands: 0.0)
+    gathered = 4 * (15 / 16) * 2048 * 2048 * 2 / (2 * 50e9)
+    assert behind_kernels.hidden == pytest.approx(gathered)
+    assert alone.exposed > behind_kernels.exposed
+    assert alone.hidden + alone.exposed == pytest.approx(
+        behind_kernels.hidden + behind_kernels.exposed
+    )
+
+
+@pytest.mark.parametrize(
+    'kind, seconds',
+    [
+        ('all-gather', 0.75 / 50), ('all-reduce', 2 * 0.75 / 50), ('all-to-all', 0.75 / 200),
+        ('reduce-scatter', 0.75 / 50),
+    ],
+)  # fmt: skip
+def test_four_chips_of_a_line(kind, seconds):
+    one = Collective(kind, GB, (0, 1, 2, 3), False, 'main', 1)
+    assert collective_seconds(one, SLICE, PLACES) == pytest.approx(seconds)
+
+
+def test_rings_are_joined_in_large_slices_and_all_axes_work():
+    whole = Collective('all-gather', GB, (), False, 'main', 1)
+    assert collective_seconds(whole, SLICE, PLACES) == pytest.approx(15 / 16 / 100)
+    large = parse_topology('v5e:16x16')
+    places = [(i // 16, i % 16, 0) for i in range(256)]
+    assert collective_seconds(whole, large, places) == pytest.approx(255 / 256 / 200)
+
+
+def test_splash_counts_its_products():
+    arrays = [('s32', (4, 9)), *[('bf16', (2, 16, 1024, 128))] * 3]
+    count = splash_flops(lambda queries, keys: 0.5)
+    once = 2 * 2 * 16 * 1024 * 1024 * 128
+    assert count('splash_mha_fwd_residuals', arrays) == 2 * once * 0.5
+    assert count('splash_mha_dq_segmented_no_residuals', arrays) == 3 * once
+    assert count('splash_mha_dkv_no_residuals', arrays) == 4 * once * 0.5
+    assert count('another', arrays) == 0
+
+
+def test_times_add_and_scale_by_part():
+    one = ProgramTime(*np.arange(5.0))
+    assert one + one == one * 2
+    assert (one - one).total == 0
