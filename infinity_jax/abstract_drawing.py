@@ -8,12 +8,10 @@ from jax.sharding import Mesh, NamedSharding
 
 from infinity_jax import loop
 from infinity_jax.ahead import calls_of
+from infinity_jax.draw_steps import Mode
 from infinity_jax.model_folder import ModelBundle
 from infinity_jax.placement import shardings_on
-from infinity_jax.sampling import SamplingConfig
 from infinity_jax.sharding import batch_sharding, in_mesh, replicated
-
-GUIDANCE = (3.0,)  # any number but 1: guidance doubles the transformer's rows
 
 
 class AbstractCall(NamedTuple):
@@ -32,7 +30,9 @@ def drawing_calls(bundle: ModelBundle, mesh: Mesh, batch: int) -> dict[str, Abst
       batch: pictures.
     """
     length = bundle.transformer_config.text_length
-    calls = calls_of(bundle, bundle.schedule, SamplingConfig(guidance=GUIDANCE), batch, length)
+    # Under the mesh, as its platform says which programs draw.
+    with jax.set_mesh(mesh):
+        calls = calls_of(bundle, bundle.schedule, Mode(guided=True), batch, num=1, length=length)
     parts = {
         'params': bundle.text_config,
         'variables': bundle.transformer_config,

@@ -17,6 +17,7 @@ from infinity_jax.placement import drawing_half, placed_shapes
 from infinity_jax.prompt_encoder import encode, padded_length
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import target_platform
 from infinity_jax.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
@@ -104,7 +105,7 @@ def calls_of(
         },
     )
     params = placed_shapes(config, config.dtype, mode.economy)
-    if jax.default_backend() == 'cpu' and goes_layerwise(params, mode.economy):
+    if target_platform() == 'cpu' and goes_layerwise(params, mode.economy):
         return [encoding]
     model, autoencoder = Transformer(config), Autoencoder(bundle.tokenizer_config)
     numbers = array((len(schedule),), jnp.float32)

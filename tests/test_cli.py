@@ -35,7 +35,7 @@ class FakePipeline:
             warnings.warn('1 of 1 prompts is cut', stacklevel=2)
         prompts = tuple(prompt for prompt in prompts for _ in range(num))
         pixels = np.full((len(prompts), 16, 16, 3), 128, np.uint8)
-        return Pictures(pixels, prompts, tuple((seed, i) for i in range(len(prompts))))
+        return Pictures(pixels, prompts, tuple((seed, i) for i in range(len(prompts))), (0.1,))
 
 
 @pytest.fixture
@@ -67,17 +67,17 @@ def test_size_model_and_dtype_reach_the_pipeline(fake, tmp_path, capsys):
     cli.main(['generate', 'x', *wide, *hub, *out])
     wanted = {'folder': 'org/name', 'revision': 'v1', 'ratio': '0.5', 'budget': '1M', 'size': None}
     assert fake.asked.items() >= {**wanted, 'dtype': 'bfloat16', 'max_batch': 3}.items()
-    assert capsys.readouterr().err == ''
+    assert capsys.readouterr().err.startswith('time: ')
     cli.main(['generate', 'x', '--height', '300', '--width', '500', *out])
     assert fake.asked['size'] == (300, 500)
     said = capsys.readouterr()
-    assert said.err == 'drawing 16 x 16 pixels: ratio 0.500, budget 0.06M\n'
+    assert said.err.startswith('drawing 16 x 16 pixels: ratio 0.500, budget 0.06M\ntime: ')
     assert said.out == f'{tmp_path / "x.png"}\n'
 
 
 def test_a_warning_is_one_line(fake, tmp_path, capsys):
     cli.main(['generate', 'long', '--out', str(tmp_path / 'x.png')])
-    assert capsys.readouterr().err == 'warning: 1 of 1 prompts is cut\n'
+    assert capsys.readouterr().err.startswith('warning: 1 of 1 prompts is cut\ntime: ')
 
 
 def test_a_place_that_cannot_be_written_is_found_before_drawing(fake, tmp_path, capsys):
