@@ -1,4 +1,4 @@
-"""Gradients of a batch from parts of it, one after the other, for batches that do not fit."""
+"""Means over a batch from parts of it, one after the other, for batches that do not fit."""
 
 from collections.abc import Callable
 from typing import Any
@@ -35,28 +35,25 @@ def batch_parts(batch: Any, count: int) -> Any:
     return jax.tree.map(cut, batch)
 
 
-def mean_gradients(
-    loss_fn: Callable[[Any, Any], tuple[jax.Array, Any]], params: Any, batch: Any, count: int
-) -> tuple[tuple[jax.Array, Any], Any]:
-    """`jax.value_and_grad` of a loss that is a mean over rows, with the memory of one part.
+def mean_of_parts(of_rows: Callable[[Any], Any], rows: Any, count: int) -> Any:
+    """`of_rows(rows)`, whose results are means over rows, with the memory of one part of them.
 
     Args:
-      loss_fn: (params, rows) -> (loss, aux), both means over the rows.
-      batch: tree of arrays (B, …), the same rows in all.
+      of_rows: rows -> tree of arrays, means over the rows: losses, gradients.
+      rows: tree of arrays (B, …), the same rows in all.
       count: parts.
 
     Returns:
-      ((loss, aux), gradients), averaged in float32.
+      what `of_rows` gives, averaged in float32.
     """
-    of_part = jax.value_and_grad(loss_fn, has_aux=True)
     if count == 1:
-        return of_part(params, batch)
+        return of_rows(rows)
 
     def add(total: Any, part: Any) -> tuple[Any, None]:
-        result = of_part(params, part)
+        result = of_rows(part)
         return jax.tree.map(lambda t, x: t + x.astype(jnp.float32) / count, total, result), None
 
-    parts = batch_parts(batch, count)
-    shapes = jax.eval_shape(of_part, params, jax.tree.map(lambda x: x[0], parts))
+    parts = batch_parts(rows, count)
+    shapes = jax.eval_shape(of_rows, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes)
     return jax.lax.scan(add, zeros, parts)[0]

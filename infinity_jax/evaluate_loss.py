@@ -9,15 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax import loop
+from infinity_jax.accumulate import check_parts
 from infinity_jax.config import UserError
 from infinity_jax.lora import LoraConfig
 from infinity_jax.model_folder import load_model
+from infinity_jax.run_batches import check_batch, first_batches, put_batch
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule, released_name
 from infinity_jax.sharding import in_mesh, make_mesh, replicated
-from infinity_jax.train import evaluation_step, make_models
 from infinity_jax.train_features import check_features
 from infinity_jax.train_parts import T2IConfig
+from infinity_jax.train_step import evaluation_step, make_models
 
 
 def evaluate_loss(
@@ -59,7 +60,8 @@ def evaluate_loss(
     check_features(config, bundle)
     models = make_models(config, bundle)
     mesh = make_mesh(config.mesh)
-    loop.check_batch(config, mesh)
+    check_batch(config, mesh)
+    check_parts(config.batch_size, config.accumulate_steps, mesh)
     params = {'transformer': bundle.transformer_params, 'text': bundle.text_params}
     params, frozen = jax.device_put(
         (params, {'tokenizer': bundle.tokenizer_params}), replicated(mesh)
@@ -68,7 +70,7 @@ def evaluate_loss(
         functools.partial(evaluation_step, models=models, config=config),
         out_shardings=replicated(mesh),
     )
-    batches = loop.first_batches(
+    batches = first_batches(
         config,
         'held_out',
         num_batches,
@@ -77,7 +79,7 @@ def evaluate_loss(
     )
     evaluate = in_mesh(mesh, step)
     found = [
-        jax.device_get(evaluate(params, frozen, loop.put_batch(batch, mesh), jnp.int32(i)))
+        jax.device_get(evaluate(params, frozen, put_batch(batch, mesh), jnp.int32(i)))
         for i, batch in enumerate(batches)
     ]
     means = jax.tree.map(lambda *values: np.mean(values, axis=0), *found)

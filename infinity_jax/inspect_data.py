@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from infinity_jax import loop
 from infinity_jax.config import UserError
 from infinity_jax.data import captions as emoji_captions
 from infinity_jax.data.buckets import Bucket, Part, make_buckets, open_stored
@@ -15,12 +14,14 @@ from infinity_jax.data.emoji_source import EmojiSource
 from infinity_jax.data.records import BrokenRecord
 from infinity_jax.matcher import contact_sheet
 from infinity_jax.pictures import save_png
+from infinity_jax.run_batches import first_batches, located_data, make_batches
+from infinity_jax.run_config import RunConfig
 
 CAPTIONS = 1000  # read for their lengths
 NAMED = 50  # broken records that are listed
 
 
-def inspect_data(config: loop.RunConfig, *, count: int, out: str | os.PathLike) -> dict[str, Any]:
+def inspect_data(config: RunConfig, *, count: int, out: str | os.PathLike) -> dict[str, Any]:
     """Prints sources, broken records, buckets and caption lengths; writes a contact sheet.
 
     Broken records are listed whatever `data.max_broken_share` says.
@@ -38,7 +39,7 @@ def inspect_data(config: loop.RunConfig, *, count: int, out: str | os.PathLike) 
     """
     if count < 1:
         raise UserError(f'--count is {count}; wanted 1 or more pictures')
-    data, report = loop.located_data(config), {}
+    data, report = located_data(config), {}
     stored = [
         None if source.kind == 'emoji' else open_stored(source, data, 'train')
         for source in data.sources_of('train')
@@ -102,10 +103,10 @@ def _words(texts: list[str]) -> dict[str, float]:
     return found
 
 
-def _contact_sheet(config: loop.RunConfig, count: int, out: str | os.PathLike) -> int:
+def _contact_sheet(config: RunConfig, count: int, out: str | os.PathLike) -> int:
     pictures, texts = [], []
     batches = -(-count // config.batch_size)
-    for batch in loop.first_batches(config, 'train', batches):
+    for batch in first_batches(config, 'train', batches):
         if 'pixels_BYX3' in batch:  # stored features have no pictures to show
             pictures += [_squared(picture) for picture in batch['pixels_BYX3']]
             texts += batch['captions']
@@ -127,7 +128,7 @@ def _squared(picture_YX3: np.ndarray) -> np.ndarray:
     return square
 
 
-def measure_speed(config: loop.RunConfig, batches: int) -> dict[str, float]:
+def measure_speed(config: RunConfig, batches: int) -> dict[str, float]:
     """Reads batches as training would and prints pictures, or features, per second and their cost.
 
     Captions stay text; stored text features are read.
@@ -141,7 +142,7 @@ def measure_speed(config: loop.RunConfig, batches: int) -> dict[str, float]:
     """
     if batches < 1:
         raise UserError(f'--batches is {batches}; wanted 1 or more')
-    iterator = loop.make_batches(config, 'train')
+    iterator = make_batches(config, 'train')
     next(iterator)  # starts workers, makes the index
     start, cpu = time.monotonic(), os.times()
     for _ in range(batches):

@@ -7,51 +7,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from infinity_jax.checkpoint import Checkpoints, starting_state
 from infinity_jax.config import UserError
-from infinity_jax.data.config import DataConfig
-from infinity_jax.data.pipeline import Batches, training_batches
+from infinity_jax.data.pipeline import Batches
 from infinity_jax.metrics import RunLog, plot_losses
-from infinity_jax.optimizer import OptimizerConfig, TrainState
+from infinity_jax.optimizer import TrainState
 from infinity_jax.preemption import StopNotice, finishing
+from infinity_jax.run_batches import check_batch, put_batch
+from infinity_jax.run_config import RunConfig, init_key
 from infinity_jax.run_folder import write_description
-from infinity_jax.sharding import MeshConfig, batch_sharding
 from infinity_jax.throughput import Stopwatch, mesh_peak, shown
-
-HELD_OUT_SEED = 1  # of the held-out pictures, whatever the run's own seed: figures stay comparable
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """What every task's configuration holds; the task's own fields are added in a subclass."""
-
-    task: str
-    run_dir: str  # checkpoints, metrics, samples and the final model go here
-    steps: int
-    batch_size: int  # pictures a step, over all devices and hosts
-    data: DataConfig
-    optimizer: OptimizerConfig
-    seed: int = 0  # of weights, data order and every random draw
-    init_from: str = ''  # model or run folder whose weights to start from; '': random
-    mesh: MeshConfig = MeshConfig()
-    log_every: int = 10  # steps between lines in metrics.jsonl
-    eval_every: int = 200  # steps between held-out evaluations
-    eval_batches: int = 4  # held-out batches in one evaluation, always the same ones
-    sample_every: int = 1000  # steps between sample pictures
-    checkpoint_every: int = 500  # steps between checkpoints
-    keep_checkpoints: int = 2  # newest ones kept
-    max_bad_steps: int = 20  # steps in a row without finite loss and gradient that stop the run
-
-    def __post_init__(self):
-        for name in (
-            'steps', 'batch_size', 'log_every', 'eval_every', 'eval_batches', 'sample_every',
-            'checkpoint_every', 'keep_checkpoints', 'max_bad_steps',
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f'config field {name} is {getattr(self, name)}; wanted 1 or more')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,77 +46,6 @@ class Task:
     evaluate: Callable[[TrainState], dict[str, Any]]
     sample: Callable[[TrainState, pathlib.Path], None]
     export: Callable[[TrainState, pathlib.Path], None]
-
-
-def located_data(config: RunConfig) -> DataConfig:
-    """The run's data, told where the sizes of its pictures are remembered."""
-    folder = config.data.index_dir or str(pathlib.Path(config.run_dir) / 'data_index')
-    return dataclasses.replace(config.data, index_dir=folder)
-
-
-def make_batches(config: RunConfig, split: str, **text: Any) -> Batches:
-    """The batches of a split ('train' or 'held_out').
-
-    Args:
-      text: `text_tokenizer` and `text_length`, for tasks that read captions.
-    """
-    return training_batches(
-        located_data(config),
-        split=split,
-        batch_size=config.batch_size,
-        seed=config.seed if split == 'train' else HELD_OUT_SEED,
-        **text,
-    )
-
-
-def held_out_batches(config: RunConfig, **text: Any) -> list[dict[str, Any]]:
-    """The host batches that every evaluation uses."""
-    return first_batches(config, 'held_out', config.eval_batches, **text)
-
-
-def first_batches(config: RunConfig, split: str, count: int, **text: Any) -> list[dict[str, Any]]:
-    """The first few host batches of a split, read without worker processes."""
-    data = dataclasses.replace(config.data, num_workers=0)
-    batches = make_batches(dataclasses.replace(config, data=data), split, **text)
-    return [next(batches) for _ in range(count)]
-
-
-def init_key(seed: int) -> jax.Array:
-    """The key of the first weights; apart from those of steps, which fold their number in."""
-    return jax.random.split(jax.random.key(seed))[0]
-
-
-def step_key(seed: int, step: jax.Array) -> jax.Array:
-    """The key of all randomness in a step."""
-    return jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], step)
-
-
-def check_batch(config: RunConfig, mesh: Mesh) -> None:
-    """Raises `UserError` unless the batch splits evenly over the mesh and over the hosts."""
-    shards = mesh.shape['data'] * mesh.shape['fsdp']
-    if config.batch_size % shards:
-        raise UserError(
-            f'batch_size {config.batch_size} does not divide over data x fsdp = {shards} shares; '
-            f'use a multiple of {shards} or change config.mesh'
-        )
-    if shards % jax.process_count():
-        raise UserError(
-            f'mesh has data x fsdp = {shards} shares of a batch for {jax.process_count()} hosts, '
-            'which would feed different pictures to one share; give every host a share'
-        )
-
-
-def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host arrays, this process's share of the batch, to global arrays split over the mesh.
-
-    Captions, which are text, stay behind.
-    """
-    sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in batch.items()
-        if isinstance(value, np.ndarray)
-    }
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import tqdm
 
-from infinity_jax import loop
 from infinity_jax.config import DTYPES, UserError
 from infinity_jax.data.buckets import StoredSource, check_broken, open_stored, target_size
 from infinity_jax.data.config import DataConfig
@@ -28,6 +27,7 @@ from infinity_jax.data.features import FeatureInfo, shard_path
 from infinity_jax.data.pipeline import CountBroken
 from infinity_jax.model_folder import ModelBundle
 from infinity_jax.precompute_encode import Encoders
+from infinity_jax.run_batches import located_data
 from infinity_jax.sharding import make_mesh
 from infinity_jax.train_features import text_info, tokenizer_fingerprint
 from infinity_jax.train_parts import T2IConfig, bucket_schedules, load_parts
@@ -89,7 +89,7 @@ def precompute(
     """
     process_index = jax.process_index() if process_index is None else process_index
     process_count = jax.process_count() if process_count is None else process_count
-    data = loop.located_data(config)
+    data = located_data(config)
     configs = data.sources_of(options.split)
     for source in configs:
         if source.kind in ('emoji', 'features'):

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from infinity_jax import loop
 from infinity_jax.checkpoint import check_start, load_weights
 from infinity_jax.config import TextConfig, TransformerConfig, UserError
 from infinity_jax.data.buckets import SQUARE
@@ -22,6 +21,7 @@ from infinity_jax.model_folder import (
 from infinity_jax.part_weights import transformer_shapes
 from infinity_jax.pipeline import DEMO_FOLDER
 from infinity_jax.placement import place
+from infinity_jax.run_config import RunConfig
 from infinity_jax.run_folder import run_named
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule, released_name
 from infinity_jax.t5_folder import load_encoder
@@ -50,7 +50,7 @@ class SelfCorrection:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class T2IConfig(loop.RunConfig):
+class T2IConfig(RunConfig):
     """Configuration of `configs/t2i.py` and `configs/finetune.py`."""
 
     filled_in = staticmethod(with_model_fields)  # before the fields are read

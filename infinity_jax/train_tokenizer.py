@@ -23,6 +23,8 @@ from infinity_jax.optimizer import (
 )
 from infinity_jax.perceptual_files import perceptual_or_none
 from infinity_jax.pictures import from_uint8, save_png
+from infinity_jax.run_batches import held_out_batches, make_batches, put_batch
+from infinity_jax.run_config import init_key, step_key
 from infinity_jax.run_folder import recipe
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import (
@@ -146,7 +148,7 @@ def train_step(
       config: the `TokenizerRunConfig`.
     """
     target = from_uint8(batch['pixels_BYX3'])
-    key = loop.step_key(config.seed, state.step)
+    key = step_key(config.seed, state.step)
 
     def generate(params):
         outputs, *others = forward(model, params, target, config, key)
@@ -228,7 +230,7 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
     shapes, shardings = nn.unbox(boxed), shardings_of(boxed, mesh)
 
     def from_model() -> TrainState:
-        fresh = init_sharded(init, mesh, loop.init_key(config.seed))
+        fresh = init_sharded(init, mesh, init_key(config.seed))
         params = starting_params(config.init_from, fresh.params)
         start = lambda state, p: state.replace(params=p, ema=jax.tree.map(jnp.copy, p))
         return jax.jit(start, out_shardings=shardings)(fresh, params)
@@ -242,7 +244,7 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
         functools.partial(evaluation_step, model=model, config=config),
         out_shardings=replicated(mesh),
     )
-    held_out = [loop.put_batch(batch, mesh) for batch in loop.held_out_batches(config)]
+    held_out = [put_batch(batch, mesh) for batch in held_out_batches(config)]
 
     def evaluate(state: TrainState) -> dict[str, jax.Array]:
         results = [evaluate_batch(state.ema, perceptual, batch)[0] for batch in held_out]
@@ -279,7 +281,7 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
         init=lambda key: init_sharded(init, mesh, key),
         abstract_state=loop.with_shardings(shapes, shardings),
         from_model=from_model if config.init_from else None,
-        batches=loop.make_batches(config, 'train'),
+        batches=make_batches(config, 'train'),
         train_step=in_mesh(mesh, lambda state, batch: step(state, perceptual, batch)),
         step_flops=step_flops,
         evaluate=in_mesh(mesh, evaluate),

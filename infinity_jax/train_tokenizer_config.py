@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from infinity_jax import loop
 from infinity_jax.config import TokenizerConfig, UserError
 from infinity_jax.data.buckets import SQUARE
 from infinity_jax.optimizer import OptimizerConfig
+from infinity_jax.run_config import RunConfig
 from infinity_jax.scales import BUDGETS, RATIOS, STRIDE, Grid, ScaleSchedule
 from infinity_jax.tokenizer.discriminator import smallest_picture
 from infinity_jax.tokenizer.losses import INVERSE_TEMPERATURE
@@ -63,7 +63,7 @@ class AdversarialConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TokenizerRunConfig(loop.RunConfig):
+class TokenizerRunConfig(RunConfig):
     """Configuration of `configs/tokenizer.py`."""
 
     tokenizer: TokenizerConfig

@@ -21,7 +21,8 @@ LAYERS = (
     ),
     ('convert_from_torch', 'convert_to_torch'),
     (
-        'train', 'train_*', 'loop', 'evaluate', 'evaluate_*', 'inspect_*', 'check', 'check_*',
+        'train', 'train_*', 'loop', 'run_config', 'run_batches', 'evaluate', 'evaluate_*',
+        'inspect_*', 'check', 'check_*',
         'bench', 'bench_*', 'accumulate', 'precompute', 'precompute_*', 'abstract_*', 'plan',
         'plan_report', 'plan_drawing', 'plan_tokenizer',
     ),

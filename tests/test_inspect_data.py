@@ -6,11 +6,11 @@ from data_folders import jsonl_folder, tar_folder
 from PIL import Image
 
 from infinity_jax import inspect_data as module
-from infinity_jax import loop
 from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig, SourceConfig
 from infinity_jax.inspect_data import inspect_data, measure_speed
 from infinity_jax.optimizer import OptimizerConfig
+from infinity_jax.run_config import RunConfig
 
 
 @pytest.fixture(scope='module')
@@ -25,7 +25,7 @@ def config(tmp_path_factory):
         sources=sources, picture_size=256, ratios=('1.000', '0.500'), held_out_share=0.0,
         max_broken_share=0.2,
     )  # fmt: skip
-    return loop.RunConfig(
+    return RunConfig(
         task='t2i', run_dir=str(folder / 'run'), steps=1, batch_size=4, data=data,
         optimizer=OptimizerConfig(learning_rate=1e-3),
     )  # fmt: skip

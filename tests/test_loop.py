@@ -12,10 +12,12 @@ import pytest
 
 from infinity_jax import loop
 from infinity_jax.config import UserError
-from infinity_jax.loop import check_batch, init_key, step_key
+from infinity_jax.data.config import DataConfig
 from infinity_jax.metrics import read_metrics
 from infinity_jax.optimizer import OptimizerConfig, make_optimizer, new_state
 from infinity_jax.preemption import Preempted, Terminated
+from infinity_jax.run_batches import check_batch
+from infinity_jax.run_config import RunConfig, init_key, step_key
 from infinity_jax.sharding import MeshConfig, make_mesh, replicated
 
 
@@ -61,8 +63,8 @@ def terminate(*_):
 
 def run(folder, loss=lambda number: 1 / (1 + number), **changed):
     """Trains a toy whose loss follows from the batch's number; returns the names of what it did."""
-    config = loop.RunConfig(
-        task='toy', run_dir=str(folder), steps=6, batch_size=1, data=loop.DataConfig(),
+    config = RunConfig(
+        task='toy', run_dir=str(folder), steps=6, batch_size=1, data=DataConfig(),
         optimizer=OptimizerConfig(learning_rate=1.0), log_every=1, eval_every=2, sample_every=3,
         checkpoint_every=4, keep_checkpoints=9,
     )  # fmt: skip
@@ -89,6 +91,7 @@ def run(folder, loss=lambda number: 1 / (1 + number), **changed):
         from_model=None,
         batches=Numbers(),
         train_step=train_step,
+        step_flops=lambda _: 1.0,
         evaluate=evaluate,
         sample=lambda state, _: done.append(f'draw {int(state.step)}'),
         export=lambda state, _: done.append(f'export {int(state.step)}'),

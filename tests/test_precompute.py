@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from data_folders import encoded, jsonl_folder, line, tar_folder
 
-from infinity_jax import loop, precompute
+from infinity_jax import precompute
 from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError
 from infinity_jax.data.config import DataConfig, SourceConfig
 from infinity_jax.data.features import FeatureSource
@@ -18,11 +18,13 @@ from infinity_jax.data.pipeline import training_batches
 from infinity_jax.model_folder import ModelBundle, save_model
 from infinity_jax.optimizer import OptimizerConfig
 from infinity_jax.precompute import Precompute
+from infinity_jax.run_batches import put_batch
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import make_mesh
 from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.train import encode, make_models, make_task
+from infinity_jax.train import make_task
 from infinity_jax.train_parts import T2IConfig, TextTraining, load_parts
+from infinity_jax.train_step import encode, make_models
 
 TOKENIZER = TokenizerConfig(
     bits=8, base_channels=8, channel_multipliers=(1,), residual_blocks=1, unshuffle=4, norm_groups=4
@@ -103,7 +105,7 @@ def test_training_on_features_equals_training_on_pictures(config, folders):
             batch = next(task.batches)
             captions += batch['captions']
             kinds |= batch.keys()
-            state, metrics = task.train_step(state, loop.put_batch(batch, mesh))
+            state, metrics = task.train_step(state, put_batch(batch, mesh))
             losses.append(float(metrics['loss']))
         losses.append(float(task.evaluate(state)['loss']))  # the same records are held out
         seen.append((captions, losses, kinds))

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import pytest
 from test_config_files import CONFIGS
 
-from infinity_jax import flops, train
+from infinity_jax import flops
 from infinity_jax.config import PRESETS, TextConfig, UserError, from_mapping
 from infinity_jax.device_peaks import PEAKS
 from infinity_jax.model_folder import ModelBundle, pairing_problems
@@ -21,6 +21,7 @@ from infinity_jax.part_weights import tokenizer_shapes
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
 from infinity_jax.t5_folder import encoder_shapes
 from infinity_jax.train_parts import T2IConfig, load_parts
+from infinity_jax.train_step import make_models, train_step
 from infinity_jax.train_tokenizer_config import TokenizerRunConfig
 
 T2I = runpy.run_path(str(CONFIGS / 't2i.py'))
@@ -87,7 +88,7 @@ def traced(config, ratio):
         text_config=TextConfig(),
         schedule=square(config),
     )
-    models = train.make_models(config, bundle)
+    models = make_models(config, bundle)
     optimizer = make_optimizer(config.optimizer, config.steps)
     start = lambda key: new_state(models.init(key, False), optimizer)
     state = nn.unbox(jax.eval_shape(start, jax.random.key(0)))
@@ -99,7 +100,7 @@ def traced(config, ratio):
         'ids_BT': rows((config.batch_size, 512)),
         'lengths_B': rows((config.batch_size,)),
     }
-    step = functools.partial(train.train_step, models=models, config=config)
+    step = functools.partial(train_step, models=models, config=config)
     return state, jax.eval_shape(step, state, frozen, batch), len(schedule)
 
 

@@ -11,9 +11,12 @@ import pytest
 from infinity_jax import loop
 from infinity_jax.checkpoint import Checkpoints
 from infinity_jax.config import TokenizerConfig
+from infinity_jax.data.config import DataConfig
 from infinity_jax.metrics import read_metrics
 from infinity_jax.model_folder import load_model
 from infinity_jax.optimizer import OptimizerConfig
+from infinity_jax.run_batches import put_batch
+from infinity_jax.run_config import step_key
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.discriminator import generator_loss
@@ -43,7 +46,7 @@ CONFIG = TokenizerRunConfig(
     sample_every=6,
     checkpoint_every=6,
     optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.5),
-    data=loop.DataConfig(picture_size=16),
+    data=DataConfig(picture_size=16),
     grids=((1, 1), (2, 2), (4, 4)),
     losses=TokenizerLosses(truncated=0.5),
     adversarial=AdversarialConfig(
@@ -122,7 +125,7 @@ def test_gradient_equals_the_plain_sum_of_all_losses():
     @jax.jit
     def norm(params):
         def loss(params):
-            key = loop.step_key(fixed.seed, state.step)
+            key = step_key(fixed.seed, state.step)
             outputs = forward(MODEL, params, target, fixed, key)[0]
             total, _ = loss_terms(outputs, target, None, fixed.losses)
             judged = make_discriminator(fixed).apply(
@@ -147,7 +150,7 @@ def test_sharded_over_eight_devices_equals_one():
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = make_mesh(MeshConfig(data=-1, fsdp=min(2, len(devices))), devices)
         task = make_task(config, mesh)
-        state, batch = task.init(jax.random.key(0)), loop.put_batch(next(task.batches), mesh)
+        state, batch = task.init(jax.random.key(0)), put_batch(next(task.batches), mesh)
         task.batches.close()
         losses.append(jax.device_get(task.train_step(state, batch)[1]))
     for name, value in losses[0].items():

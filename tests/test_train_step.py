@@ -18,18 +18,19 @@ from tiny import (
     transformer_variables,
 )
 
-from infinity_jax import loop
 from infinity_jax.accumulate import batch_parts, check_parts
 from infinity_jax.config import UserError
+from infinity_jax.data.config import DataConfig
 from infinity_jax.model_folder import ModelBundle
 from infinity_jax.optimizer import OptimizerConfig, make_optimizer, new_state
+from infinity_jax.run_batches import put_batch
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, in_mesh, make_mesh
 from infinity_jax.t5 import T5Encoder
 from infinity_jax.t5_folder import encoder_shapes, load_encoder, save_encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.train import Models, train_step
 from infinity_jax.train_parts import SelfCorrection, T2IConfig, TextTraining, place_frozen
+from infinity_jax.train_step import Models, train_step
 from infinity_jax.transformer.model import Transformer
 from infinity_jax.transformer.remat import POLICIES
 
@@ -44,7 +45,7 @@ def run_config(**fields):
         run_dir='',
         steps=4,
         batch_size=8,
-        data=loop.DataConfig(picture_size=8),
+        data=DataConfig(picture_size=8),
         optimizer=OptimizerConfig(learning_rate=1e-3),
         transformer=DROPPING,
         text=TextTraining(encoder=ENCODER, train=True),
@@ -106,7 +107,7 @@ def test_recomputing_and_accumulating_change_nothing(remat, parts):
 def test_parts_on_a_mesh_stay_where_their_rows_are():
     mesh = make_mesh(MESH)
     step, state, frozen = start(run_config(accumulate_steps=2))
-    spread = loop.put_batch(next(batches()), mesh)
+    spread = put_batch(next(batches()), mesh)
     compiled = in_mesh(mesh, step.lower)(state, frozen, spread).compile()
     assert 'all-to-all' not in compiled.as_text()
     loss = compiled(state, frozen, spread)[1]['loss']

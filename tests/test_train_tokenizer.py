@@ -13,6 +13,7 @@ from tiny import tokenizer_variables
 
 from infinity_jax import flops, loop, perceptual_files
 from infinity_jax.config import TokenizerConfig, UserError
+from infinity_jax.data.config import DataConfig
 from infinity_jax.metrics import read_metrics
 from infinity_jax.model_folder import ModelBundle, load_model, save_model
 from infinity_jax.optimizer import OptimizerConfig
@@ -40,7 +41,7 @@ def config(tmp_path):
         sample_every=20,
         checkpoint_every=10,
         optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.5),
-        data=loop.DataConfig(picture_size=16),
+        data=DataConfig(picture_size=16),
         grids=((1, 1), (2, 2), (4, 4)),
         tokenizer=TokenizerConfig(
             bits=8, base_channels=8, channel_multipliers=(1,), residual_blocks=1, unshuffle=4,

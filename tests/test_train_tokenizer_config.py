@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
-from infinity_jax import loop
 from infinity_jax.config import TokenizerConfig, UserError
+from infinity_jax.data.config import DataConfig
 from infinity_jax.optimizer import OptimizerConfig
 from infinity_jax.scales import BUDGETS, RATIOS, ScaleSchedule
 from infinity_jax.train_tokenizer_config import (
@@ -22,7 +22,7 @@ CONFIG = TokenizerRunConfig(
     steps=1,
     batch_size=8,
     optimizer=OptimizerConfig(learning_rate=1e-2),
-    data=loop.DataConfig(picture_size=16),
+    data=DataConfig(picture_size=16),
     grids=((1, 1), (2, 2), (4, 4)),
     tokenizer=TokenizerConfig(bits=8, channel_multipliers=(1,), unshuffle=4),
 )
@@ -31,7 +31,7 @@ CONFIG = TokenizerRunConfig(
 def test_disagreeing_sizes_are_refused():
     check(CONFIG)
     with pytest.raises(UserError, match='data.picture_size is 32'):
-        check(dataclasses.replace(CONFIG, data=loop.DataConfig(picture_size=32)))
+        check(dataclasses.replace(CONFIG, data=DataConfig(picture_size=32)))
     with pytest.raises(UserError, match="precision is 'low'"):
         check(dataclasses.replace(CONFIG, precision='low'))
     with pytest.raises(UserError, match='too small for a discriminator of 3 layers, which wants'):
@@ -41,7 +41,7 @@ def test_disagreeing_sizes_are_refused():
 def test_a_picture_too_small_for_the_perceptual_term():
     small = dataclasses.replace(
         CONFIG,
-        data=loop.DataConfig(picture_size=8),
+        data=DataConfig(picture_size=8),
         grids=((1, 1), (2, 2)),
         losses=TokenizerLosses(perceptual=1.0),
         vgg_weights='vgg16.pth',
@@ -72,7 +72,7 @@ def test_without_grids_pictures_have_their_released_ones(multipliers, last):
 
 def test_a_stride_without_released_schedules():
     with pytest.raises(UserError, match='this tokenizer has stride 4; set config.grids'):
-        check(dataclasses.replace(CONFIG, grids=(), data=loop.DataConfig(picture_size=256)))
+        check(dataclasses.replace(CONFIG, grids=(), data=DataConfig(picture_size=256)))
 
 
 @pytest.mark.parametrize(
