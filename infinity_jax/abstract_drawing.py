@@ -10,7 +10,7 @@ from infinity_jax import loop
 from infinity_jax.ahead import calls_of
 from infinity_jax.draw_steps import Mode
 from infinity_jax.model_folder import ModelBundle
-from infinity_jax.placement import shardings_on
+from infinity_jax.placement import drawing_half, shardings_on
 from infinity_jax.sharding import batch_sharding, in_mesh, replicated
 
 
@@ -42,6 +42,8 @@ def drawing_calls(bundle: ModelBundle, mesh: Mesh, batch: int) -> dict[str, Abst
     def place(name: str, shapes: Any) -> Any:
         if name in parts:
             shardings = shardings_on(parts[name], mesh)
+            if name == 'autoencoder_variables':
+                shardings = drawing_half(shardings)
             return loop.with_shardings(
                 shapes, {'params': shardings} if name != 'params' else shardings
             )
