@@ -129,6 +129,7 @@ def demo() -> ConfigDict:
     config.vgg_weights = ''  # VGG-16 in torchvision's format
     config.lpips_heads = ''  # of the LPIPS package, version 0.1
     config.precision = 'highest'  # of products; 'default' is faster on GPU (TF32) and TPU (bf16)
+    config.remat = 'none'  # 'full': residual blocks are computed again in the backward pass
 
     config.data = ConfigDict(
         {
@@ -265,6 +266,8 @@ def released(bits: str, stage: str) -> ConfigDict:
     config.vgg_weights = ''  # VGG-16 in torchvision's format
     config.lpips_heads = ''  # of the LPIPS package, version 0.1
     config.precision = 'default'  # of products outside the quantizer: TF32 on GPU, bf16 on TPU
+    # Residual blocks are computed again in the backward pass: at 1024² memory wants it.
+    config.remat = 'none' if stage == 'stage1' else 'full'
 
     config.data = ConfigDict(
         {
