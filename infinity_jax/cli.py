@@ -116,7 +116,7 @@ def _take_overrides(args: argparse.Namespace, overrides: list[str]) -> None:
     what = getattr(args, 'what', None)
     if not hasattr(args, 'overrides') or what not in (None, 'loss'):
         command = ' '.join(filter(None, (args.command, what)))
-        raise UserError(f'{overrides[0]}: {command} reads no config file; leave it out')
+        raise UserError(f'{overrides[0]}: {command} takes no fields of a config; leave it out')
     args.overrides = overrides
 
 

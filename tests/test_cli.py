@@ -126,8 +126,8 @@ def test_a_config_file_is_changed_as_in_training(monkeypatch, capsys):
     for arguments, message in (
         (['data', 'speed', t2i, '--config.data.subst=all'], 'did you mean config.data.subset?'),
         (['data', 'speed', t2i, '--config.batch_size=x'], 'config.batch_size=x'),
-        (['evaluate', 'demo', '--config.seed=3'], '--config.seed=3: evaluate demo reads no config'),
-        (['check', 'folder', '--config.seed=3'], '--config.seed=3: check reads no config'),
+        (['evaluate', 'demo', '--config.seed=3'], '--config.seed=3: evaluate demo takes no fields'),
+        (['check', 'folder', '--config.seed=3'], '--config.seed=3: check takes no fields'),
     ):
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments)
