@@ -30,9 +30,9 @@ def drawing_calls(bundle: ModelBundle, mesh: Mesh, batch: int) -> dict[str, Abst
       batch: pictures.
     """
     length = bundle.transformer_config.text_length
-    # Under the mesh, as its platform says which programs draw.
-    with jax.set_mesh(mesh):
-        calls = calls_of(bundle, bundle.schedule, Mode(guided=True), batch, num=1, length=length)
+    platform = mesh.devices.flat[0].platform
+    mode = Mode(guided=True)
+    calls = calls_of(bundle, bundle.schedule, mode, batch, 1, length, platform=platform)
     parts = {
         'params': bundle.text_config,
         'variables': bundle.transformer_config,

@@ -72,6 +72,7 @@ def calls_of(
     num: int,
     length: int,
     negative: bool = False,
+    platform: str | None = None,
 ) -> list[Call]:
     """What drawing one batch on one device will call: the text encoder, then the drawing.
 
@@ -85,6 +86,7 @@ def calls_of(
       num: pictures of each prompt, in all batches together.
       length: tokens that prompts are padded to, see `padded_length`.
       negative: whether a text replaces the unconditional one.
+      platform: of the device; None: of the default one.
     """
     config = bundle.transformer_config
 
@@ -105,7 +107,7 @@ def calls_of(
         },
     )
     params = placed_shapes(config, config.dtype, mode.economy)
-    if target_platform() == 'cpu' and goes_layerwise(params, mode.economy):
+    if (platform or target_platform()) == 'cpu' and goes_layerwise(params, mode.economy):
         return [encoding]
     model, autoencoder = Transformer(config), Autoencoder(bundle.tokenizer_config)
     numbers = array((len(schedule),), jnp.float32)

@@ -1,5 +1,6 @@
 """A training step of the transformer, for `infinity-jax bench train`."""
 
+import functools
 from typing import Any
 
 import jax
@@ -8,51 +9,57 @@ import jax.numpy as jnp
 from infinity_jax.bench import Measured, Stage, measure
 from infinity_jax.bench_generate import Workload
 from infinity_jax.bench_models import preset, random_features, random_params
-from infinity_jax.losses import bit_loss
-from infinity_jax.optimizer import OptimizerConfig, apply_gradients, make_optimizer, new_state
+from infinity_jax.bench_products import products_of
+from infinity_jax.config import TextConfig
+from infinity_jax.data.config import DataConfig
+from infinity_jax.optimizer import OptimizerConfig, make_optimizer, new_state
 from infinity_jax.part_weights import transformer_shapes
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.self_correction import corrupt
+from infinity_jax.t5 import T5Encoder
+from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.train import Models, train_step
+from infinity_jax.train_parts import T2IConfig, TextTraining
 from infinity_jax.transformer.model import Transformer
 
 STEPS = 1000  # of the run that this step would be one of; only schedules ask
+LEARNING_RATE = 6e-5
 
 
 def bench_train(workload: Workload, **options: Any) -> Measured:
-    """Measures a step from stored picture and text features: corrupt, predict, update.
+    """Measures `train.train_step` from stored picture and text features on one device.
 
-    Every step starts from the same state, so nothing is donated: memory is higher than in training
-    by one copy of the state.
+    Steps follow each other as in training, the state donated; `options` are those of `measure`.
     """
-    config, _ = preset(workload.preset, workload.precision)
+    config, tokenizer = preset(workload.preset, workload.precision)
+    run_config = T2IConfig(
+        task='t2i',
+        run_dir='',
+        steps=STEPS,
+        batch_size=workload.batch,
+        data=DataConfig(),
+        optimizer=OptimizerConfig(LEARNING_RATE),
+        transformer=config,
+        text=TextTraining(),
+    )
     schedule = ScaleSchedule.for_picture(workload.ratio, workload.budget)
-    model, settings = Transformer(config), OptimizerConfig()
-    optimizer = make_optimizer(settings, STEPS)
-    state = new_state(random_params(transformer_shapes, config), optimizer)
+    text_encoder = T5Encoder(TextConfig(), jnp.dtype(workload.precision))
+    models = Models(Transformer(config), Autoencoder(tokenizer), text_encoder, (schedule,))
+    step = functools.partial(train_step, models=models, config=run_config)
     grid = schedule.code_grids(config.spatial_patchify)[-1]
-    features_Bhwd = random_features((workload.batch, *grid, config.bits))
-    text_BTE = random_features((workload.batch, workload.text_length, config.text_channels))
-    lengths_B = jnp.full((workload.batch,), workload.text_length, jnp.int32)
+    text_shape = (workload.batch, workload.text_length, config.text_channels)
+    batch = {
+        'features_Bhwd': random_features((workload.batch, *grid, config.bits)),
+        'text_BTE': random_features(text_shape),
+        'lengths_B': jnp.full((workload.batch,), workload.text_length, jnp.int32),
+    }
+    params = {'transformer': random_params(transformer_shapes, config)}
+    state = new_state(params, make_optimizer(run_config.optimizer, STEPS))
+    groups = products_of(step, state, {}, batch)
+    compiled = jax.jit(step, donate_argnums=0)
 
-    @jax.jit
-    def step(state, features_Bhwd, text_BTE, lengths_B):
-        key = jax.random.key(0)
-        inputs, targets = corrupt(key, features_Bhwd, schedule, patchify=config.spatial_patchify)
+    def run() -> Any:
+        nonlocal state
+        state, metrics = compiled(state, {}, batch)
+        return metrics
 
-        def loss_of(params):
-            logits = model.apply(
-                {'params': params},
-                text_BTE,
-                lengths_B,
-                inputs,
-                schedule,
-                deterministic=False,
-                rngs={'drop_path': key},
-            )
-            return bit_loss(logits, targets, schedule)[0]
-
-        loss, gradients = jax.value_and_grad(loss_of)(state.params)
-        return apply_gradients(state, gradients, loss, optimizer, settings)[0]
-
-    stage = Stage.of('train', step, step, state, features_Bhwd, text_BTE, lengths_B)
-    return measure([stage], dtype=workload.precision, **options)
+    return measure([Stage('train', run, groups)], dtype=workload.precision, **options)

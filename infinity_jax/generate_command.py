@@ -75,7 +75,8 @@ def run(args: argparse.Namespace) -> None:
         drawn = pipeline(
             prompts, num=args.num, seed=args.seed, negative=args.negative, sampling=sampling
         )
-        print(timing(drawn.batch_seconds, pictures), file=sys.stderr)
+        if drawn.batch_seconds:
+            print(timing(drawn.batch_seconds, pictures), file=sys.stderr)
     for i, (path, image) in enumerate(zip(paths, drawn.images, strict=True)):
         metadata = {
             'prompt': drawn.prompts[i],

@@ -50,7 +50,7 @@ class Pictures:
     pixels: np.ndarray
     prompts: tuple[str, ...]
     seeds: tuple[tuple[int, int], ...]
-    batch_seconds: tuple[float, ...]
+    batch_seconds: tuple[float, ...] = ()
 
     @property
     def images(self) -> list[Image.Image]:

@@ -30,9 +30,9 @@ def training_lines(plan: TrainingPlan, topology: Topology, depth: int = 0) -> li
         f'and {topology.peak.bf16_flops / 1e12:.0f} TFLOP/s (bfloat16)',
         f'trained parameters  {analysis.parameters / 1e9:.3f} B; with average and optimizer state '
         f'{analysis.state_bytes / GIB:.2f} GiB a chip',
-        f'arithmetic a step   {analysis.model_flops / 1e12:,.0f} TFLOP for {analysis.pictures} '
-        f'pictures, frozen networks {analysis.frozen_flops / 1e12:,.0f} more',
-        f'at the peak         {analysis.model_flops / peak:.3f} s a step without the frozen ones',
+        f'arithmetic a step   {analysis.model_flops / 1e12:,.1f} TFLOP for {analysis.pictures} '
+        f'pictures, frozen networks {analysis.frozen_flops / 1e12:,.1f} more',
+        f'at the peak         {analysis.model_flops / peak:.3g} s a step without the frozen ones',
     ]
     if plan.cost is None:
         return [*lines, NO_COMPILER]
@@ -89,7 +89,7 @@ def cost_lines(cost: ProgramCost, topology: Topology) -> list[str]:
 def time_line(name: str, time: ProgramTime) -> str:
     """The estimated time of a program and its parts."""
     return (
-        f'estimated time      {time.total:.3f} s, {name}: operations {time.estimated:.3f}, kernels '
+        f'estimated time      {time.total:.4g} s, {name}: operations {time.estimated:.3f}, kernels '
         f'{time.kernels:.3f}, moves {time.moved:.3f}, collectives waited for {time.exposed:.3f} '
         f'(hidden {time.hidden:.3f})'
     )

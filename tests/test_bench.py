@@ -1,20 +1,23 @@
 import argparse
+import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import pytest
-from tiny import TOKENIZER, TRANSFORMER
+from tiny import TEXT, TOKENIZER, TRANSFORMER
 
-from infinity_jax import bench, bench_generate, cli
-from infinity_jax.bench_generate import Workload, drawing_stages
+from infinity_jax import bench, bench_generate, bench_tokenizer, bench_train, cli
+from infinity_jax.bench_generate import Workload, drawing_stages, text_stage
 from infinity_jax.bench_products import BareProducts, products_of, total_flops
 from infinity_jax.bench_timing import take_turns
 from infinity_jax.config import PRESETS, TokenizerConfig, UserError
 from infinity_jax.part_weights import tokenizer_shapes
+from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 
 WORKLOAD = Workload('tiny', '1.000', '0.06M', 1, 'float32', 3.0, 8, text_encoder=False)
+SCHEDULE = ScaleSchedule.free(((1, 1), (2, 2)))
 
 
 def shape(*sizes):
@@ -66,26 +69,52 @@ def test_functions_take_turns():
     assert turns['a'].spread[0] <= turns['a'].seconds <= turns['a'].spread[1]
 
 
-def test_bench_generate_writes_what_it_says(tmp_path, monkeypatch, capsys):
-    config = TRANSFORMER.__class__(**{**vars(TRANSFORMER), 'levels': 7})
-    monkeypatch.setattr(bench_generate, 'preset', lambda name, precision: (config, TOKENIZER))
+@pytest.mark.parametrize(
+    ('what', 'stages'),
+    [
+        ('generate', {'transformer', 'decoder'}),
+        ('tokenizer', {'encoder', 'decoder'}),
+        ('train', {'train'}),
+    ],
+)
+def test_bench_writes_what_it_says(what, stages, tmp_path, monkeypatch, capsys):
+    for module in (bench_generate, bench_tokenizer, bench_train):
+        monkeypatch.setattr(module, 'preset', lambda name, precision: (TRANSFORMER, TOKENIZER))
+    small = classmethod(lambda cls, ratio, budget: SCHEDULE)
+    monkeypatch.setattr(ScaleSchedule, 'for_picture', small)
     monkeypatch.setitem(bench.LARGE_EDGE, 'cpu', 64)
     files = {name: tmp_path / name for name in ('out.json', 'out.png', 'trace')}
     cli.main(
-        'bench generate --preset tiny --budget 0.06M --precision float32 --text-length 8 '
-        f'--no-text-encoder --repeats 2 --json {files["out.json"]} --plot {files["out.png"]} '
+        f'bench {what} --preset tiny --precision float32 --text-length 8 --no-text-encoder '
+        f'--repeats 2 --json {files["out.json"]} --plot {files["out.png"]} '
         f'--profile {files["trace"]}'.split()
     )
     report = json.loads(files['out.json'].read_text())
-    assert set(report['stages']) == {'transformer', 'decoder'}
+    assert set(report['stages']) == stages
     for stage in report['stages'].values():
         wanted = {'seconds', 'bare_seconds', 'fraction_of_bare', 'fraction_of_peak'}
         assert wanted <= set(stage) and all(stage[name] > 0 for name in wanted)
         ratio = stage['bare_seconds'] / stage['seconds']
         assert stage['fraction_of_bare'] == pytest.approx(ratio)
-    assert report['peak_memory'] > 1e6 and report['tokens_per_second'] > 0
+    assert report['peak_memory'] > 1e6
+    tokens = report['workload']['batch'] * SCHEDULE.num_tokens
+    for name in stages & {'transformer', 'train'}:
+        rate = tokens / report['stages'][name]['seconds']
+        assert report['tokens_per_second'] == pytest.approx(rate)
     assert files['out.png'].stat().st_size > 1000 and any(files['trace'].rglob('*.pb'))
     assert 'large product ran at' in capsys.readouterr().out
+
+
+def test_the_text_stage_runs_the_encoder_on_prompts_of_the_asked_length(monkeypatch):
+    monkeypatch.setattr(
+        bench_generate, 'TextConfig', lambda: dataclasses.replace(TEXT, vocab_size=2)
+    )
+    (stage,) = text_stage(WORKLOAD)
+    assert stage.name == 'text' and stage.run().shape == (1, 8, TEXT.width)
+    # Of a layer: four projections, two products of attention, three of the gated FFN.
+    heads = TEXT.num_heads * TEXT.head_dim
+    kernels = 4 * TEXT.width * heads + 3 * TEXT.width * TEXT.ffn_width
+    assert total_flops(stage.groups) == 2 * 8 * (kernels + 2 * 8 * heads)
 
 
 def test_unknown_presets_and_counts_are_user_errors():

@@ -3,13 +3,14 @@
 import pathlib
 import subprocess
 import sys
+import time
 import warnings
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from infinity_jax import cli
+from infinity_jax import cli, generate_command
 from infinity_jax import pipeline as pipeline_module
 from infinity_jax.config import UserError
 from infinity_jax.pictures import save_png
@@ -198,3 +199,12 @@ def test_help_needs_no_heavy_import():
     command = [sys.executable, '-c', code]
     output = subprocess.run(command, capture_output=True, text=True, check=True)
     assert output.stdout.strip() == '[]'
+
+
+def test_the_first_picture_and_the_steady_time_are_told_apart(monkeypatch):
+    monkeypatch.setattr(generate_command, 'STARTED', time.perf_counter() - 10)
+    one = generate_command.timing((2.0,), 1)
+    assert one == 'time: 10.00 s to the first picture, 2.00 s of it drawing'
+    several = generate_command.timing((2.0, 1.0, 1.0), 12)
+    assert several.startswith('time: 8.00 s to the first picture, 2.00 s')
+    assert several.endswith('then 0.250 s a picture')

@@ -1,11 +1,13 @@
 import json
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from infinity_jax.scales import RATIOS, ScaleSchedule
-from infinity_jax.transformer.rope import rope_table, rotate
+from infinity_jax.transformer.attention import directions
+from infinity_jax.transformer.rope import rope_table, rotate, rotate_swapped, swap_pairs
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 HEAD_DIM = 16
@@ -34,6 +36,32 @@ def test_rotation_equals_complex_products_at_each_position():
                     wanted = slow_rotate(x[0, token, head], round(i * 4 / h), round(j * 6 / w))
                     np.testing.assert_allclose(turned[0, token, head], wanted, atol=1e-5)
                 token += 1
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_swapping_pairs_by_a_product_is_exact(dtype):
+    schedule = ScaleSchedule.free(((1, 1), (2, 3), (4, 6)))
+    table = rope_table(schedule, HEAD_DIM)
+    x = np.random.default_rng(1).standard_normal((2, schedule.num_tokens, 3, HEAD_DIM))
+    x = jnp.asarray(x, dtype)
+    swapped = swap_pairs(x)
+    assert swapped.dtype == x.dtype
+    pairs = np.asarray(x, np.float32).reshape(*x.shape[:-1], -1, 2)
+    np.testing.assert_array_equal(
+        np.asarray(swapped, np.float32), pairs[..., ::-1].reshape(x.shape)
+    )
+    x, swapped = x.astype(jnp.float32), swapped.astype(jnp.float32)
+    np.testing.assert_allclose(rotate_swapped(x, swapped, table), rotate(x, table), atol=1e-6)
+
+
+def test_queries_of_a_tpu_program_are_those_of_others(monkeypatch):
+    schedule = ScaleSchedule.free(((1, 1), (2, 3)))
+    table = rope_table(schedule, HEAD_DIM)
+    x = np.random.default_rng(2).standard_normal((2, schedule.num_tokens, 3, HEAD_DIM))
+    x, scale = jnp.asarray(x, jnp.float32), jnp.array([0.5, 2.0, 4.0])
+    here = directions(x, table, scale)
+    monkeypatch.setattr('infinity_jax.transformer.attention.target_platform', lambda: 'tpu')
+    np.testing.assert_allclose(directions(x, table, scale), here, atol=2e-6)
 
 
 def test_positions_round_half_to_even():

@@ -48,10 +48,10 @@ HloModule jit_f, is_scheduled=true, num_partitions=16
   %start = (bf16[1,128,2048]{2,1,0}, bf16[1,2048,2048]{2,1,0}, u32[]) fusion(%wide.param.2), kind=kCustom, calls=%starting
   %fusion.24 = bf16[1,2048,2048]{2,1,0} fusion(%start), kind=kOutput, calls=%going_on, backend_config={"window_config":{"estimated_cycles":"45000"}}
   %done = bf16[1,2048,2048]{2,1,0} fusion(%fusion.24), kind=kCustom, calls=%ending
-  %scattered = bf16[128,2048]{1,0} fusion(%done), kind=kCustom, calls=%all-reduce-scatter.1
   %splash_mha_fwd_residuals.1 = bf16[2,16,1024,128]{3,2,1,0} custom-call(%q, %k), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
 "xprof_metadata":"{\\"block_q\\": 512}"
 }}, metadata={op_name="jit(f)/splash_mha_fwd_residuals/pallas_call"}
+  %scattered = bf16[128,2048]{1,0} fusion(%done), kind=kCustom, calls=%all-reduce-scatter.1
   ROOT %tuple.1 = (s32[], bf16[256,2048]{1,0}) tuple(%wide.param.2, %scattered)
 }
 
