@@ -154,9 +154,6 @@ def emoji(arg: str) -> ConfigDict:
     config.tokenizer = ''  # model folder with the frozen tokenizer; '': the one that is shipped
     config.steps = 3600
     config.batch_size = 16  # pictures; 3600 · 16 = 57,600 pictures seen, 720 of each emoji
-    config.accumulate_steps = 1  # parts of a batch that are worked on one after the other
-    config.remat = 'none'  # what the backward pass computes again: 'dots', 'attention', 'full'
-    config.attention = 'auto'  # by platform
 
     config.transformer = ConfigDict(
         {

@@ -17,8 +17,8 @@ from infinity_jax.part_weights import transformer_shapes
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.train import Models, train_step
 from infinity_jax.train_parts import T2IConfig, TextTraining
+from infinity_jax.train_step import Models, train_step
 from infinity_jax.transformer.model import Transformer
 
 STEPS = 1000  # of the run that this step would be one of; only schedules ask

@@ -12,6 +12,7 @@ from infinity_jax import (
     plan_command,
 )
 from infinity_jax.config import UserError
+from infinity_jax.config_flags import split_overrides
 from infinity_jax.data_command import add_data, add_loss, run_loss
 from infinity_jax.model_flags import add_saving_flags, economy_of
 from infinity_jax.sampling_flags import add_sampling_flags, sampling_of
@@ -111,6 +112,14 @@ def run_evaluate(args: argparse.Namespace) -> None:
     )
 
 
+def _take_overrides(args: argparse.Namespace, overrides: list[str]) -> None:
+    what = getattr(args, 'what', None)
+    if not hasattr(args, 'overrides') or what not in (None, 'loss'):
+        command = ' '.join(filter(None, (args.command, what)))
+        raise UserError(f'{overrides[0]}: {command} takes no fields of a config; leave it out')
+    args.overrides = overrides
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point. Errors of the user become one line and exit code 2."""
     typed = argv is None  # by a user, so that this process is ours to restart
@@ -125,8 +134,11 @@ def main(argv: list[str] | None = None) -> None:
         from infinity_jax.main import run as train
 
         train(['infinity-jax train', *argv[1:]])
+    argv, overrides = split_overrides(argv)
     args = build_parser().parse_args(argv)
     try:
+        if overrides:
+            _take_overrides(args, overrides)
         from infinity_jax.compile_cache import use_compile_cache
 
         use_compile_cache()

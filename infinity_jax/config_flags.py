@@ -4,6 +4,7 @@ import difflib
 import pathlib
 import re
 import runpy
+from collections.abc import Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -23,13 +24,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     file = _value_of(argv, 'config')
     if file:
         _check_file(file)
-    try:
-        rest = flags.FLAGS(argv)
-    except (AttributeError, KeyError):
-        raise UserError(_unknown_field(argv, file)) from None
-    except (flags.Error, TypeError, ValueError) as error:
-        last = str(error).strip().splitlines()[-1].strip()
-        raise UserError(re.sub(r'^\w+Error: ', '', last)) from None
+    rest = _parsed(flags.FLAGS, argv, file)
     if CONFIG.value is None:
         raise UserError('no config file; name one, for instance --config=configs/t2i.py')
     if len(rest) > 1:
@@ -37,20 +32,47 @@ def parse_flags(argv: list[str]) -> list[str]:
     return rest
 
 
-def read_config_file(spec: str | None) -> ConfigDict:
-    """The configuration of FILE or FILE:ARG as it stands there.
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command line without its --config.FIELD=VALUE, and these."""
+    overrides = [argument for argument in argv if argument.startswith('--config.')]
+    return [argument for argument in argv if argument not in overrides], overrides
+
+
+def read_config_file(spec: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The configuration of FILE or FILE:ARG as training would read it.
+
+    Args:
+      spec: the file, and perhaps a variant.
+      overrides: --config.FIELD=VALUE, each in one piece.
 
     Raises:
-      UserError: no such file or variant.
+      UserError: no such file or variant, or what `parse_flags` raises for overrides.
     """
     if not spec:
         raise UserError('no config file; name one, for instance --config configs/t2i.py')
     _check_file(spec)
     file, *variant = spec.split(':', 1)
     try:
-        return runpy.run_path(file)['get_config'](*variant)
+        config = runpy.run_path(file)['get_config'](*variant)
     except (KeyError, ValueError) as error:
         raise UserError(f'{spec}: {error}; name a variant that the file knows') from None
+    if not overrides:
+        return config
+    argv, values = ['', f'--config={spec}', *overrides], flags.FlagValues()
+    holder = config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+    _parsed(values, argv, spec)
+    return holder.value
+
+
+def _parsed(values: flags.FlagValues, argv: list[str], file: str | None) -> list[str]:
+    """Has absl parse a command line, its errors in one line each; returns what is not a flag."""
+    try:
+        return values(argv)
+    except (AttributeError, KeyError):
+        raise UserError(_unknown_field(argv, file)) from None
+    except (flags.Error, TypeError, ValueError) as error:
+        last = str(error).strip().splitlines()[-1].strip()
+        raise UserError(re.sub(r'^\w+Error: ', '', last)) from None
 
 
 def _check_file(spec: str) -> None:

@@ -31,21 +31,31 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     store.add_argument('--batch-per-device', type=int, default=8, help='pictures a call (8)')
     store.set_defaults(run=run_precompute)
     for command in (inspect, speed, store):
-        command.add_argument('config', metavar='FILE[:ARG]', help='such as configs/t2i.py:demo')
+        command.add_argument(
+            'config',
+            metavar='FILE[:ARG]',
+            help='such as configs/t2i.py:demo; --config.FIELD=VALUE changes it as in training',
+        )
+        command.set_defaults(overrides=())
 
 
 def add_loss(parser: argparse.ArgumentParser) -> None:
     """What `evaluate loss` needs beside `--checkpoint`."""
-    parser.add_argument('--config', metavar='FILE[:ARG]', help='loss: whose held-out data is read')
+    parser.add_argument(
+        '--config',
+        metavar='FILE[:ARG]',
+        help='loss: whose held-out data is read; --config.FIELD=VALUE changes it as in training',
+    )
+    parser.set_defaults(overrides=())
     parser.add_argument('--batches', type=int, default=16, help='loss: held-out batches')
 
 
-def run_config(spec: str | None) -> Any:
-    """The run that a config file describes; raises `UserError` for a bad one."""
+def run_config(args: argparse.Namespace) -> Any:
+    """The run that a config file and its overrides describe; raises `UserError` for a bad one."""
     from infinity_jax.config import from_mapping
     from infinity_jax.config_flags import read_config_file
 
-    config = read_config_file(spec)
+    config = read_config_file(args.config, args.overrides)
     if config.task == 't2i':
         from infinity_jax.train_parts import T2IConfig as Run
     elif config.task == 'tokenizer':
@@ -59,14 +69,14 @@ def run_inspect(args: argparse.Namespace) -> None:
     """Prints the report; writes the contact sheet."""
     from infinity_jax.inspect_data import inspect_data
 
-    inspect_data(run_config(args.config), count=args.count, out=args.out)
+    inspect_data(run_config(args), count=args.count, out=args.out)
 
 
 def run_speed(args: argparse.Namespace) -> None:
     """Prints pictures per second."""
     from infinity_jax.inspect_data import measure_speed
 
-    measure_speed(run_config(args.config), args.batches)
+    measure_speed(run_config(args), args.batches)
 
 
 def run_precompute(args: argparse.Namespace) -> None:
@@ -75,16 +85,21 @@ def run_precompute(args: argparse.Namespace) -> None:
     from infinity_jax.processes import join_processes
 
     with one_line_endings():
-        config = run_config(args.config)
+        config = run_config(args)
         if config.task != 't2i':
             raise UserError(f'{args.config} is of task {config.task}; wanted a t2i run')
         join_processes()
+        import jax
+
         from infinity_jax.precompute import Precompute, precompute
 
         names = [field.name for field in dataclasses.fields(Precompute)]
         options = Precompute(**{name: getattr(args, name) for name in names})
-        for folder in precompute(config, args.out, options):
-            print(f"{{'kind': 'features', 'path': '{folder}'}}")
+        folders = precompute(config, args.out, options)
+        if jax.process_index() == 0:
+            for source, folder in zip(config.data.sources_of(args.split), folders, strict=True):
+                named = {'kind': 'features', 'path': str(folder.absolute())}
+                print(f'{named | {"weight": source.weight}},')
 
 
 def run_loss(args: argparse.Namespace) -> None:
@@ -92,7 +107,7 @@ def run_loss(args: argparse.Namespace) -> None:
     from infinity_jax.evaluate_loss import evaluate_loss
     from infinity_jax.pipeline import DEMO_FOLDER
 
-    config = run_config(args.config)
+    config = run_config(args)
     if config.task != 't2i':
         raise UserError(f'--config {args.config} is of task {config.task}; wanted a t2i run')
     evaluate_loss(args.checkpoint or DEMO_FOLDER, config, num_batches=args.batches)

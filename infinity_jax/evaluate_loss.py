@@ -40,7 +40,8 @@ def evaluate_loss(
     """
     if num_batches < 1:
         raise UserError(f'--batches is {num_batches}; wanted 1 or more')
-    bundle = load_model(folder)
+    mesh = make_mesh(config.mesh)
+    bundle = load_model(folder, mesh=mesh)
     budget = BUDGET_OF_EDGE.get(config.data.picture_size)
     if budget and (bundle.schedule is None or released_name(bundle.schedule)):
         # A released model's folder names no grids, or those that it was last trained on.
@@ -59,13 +60,10 @@ def evaluate_loss(
     config = dataclasses.replace(config, transformer=bundle.transformer_config, lora=LoraConfig())
     check_features(config, bundle)
     models = make_models(config, bundle)
-    mesh = make_mesh(config.mesh)
     check_batch(config, mesh)
     check_parts(config.batch_size, config.accumulate_steps, mesh)
     params = {'transformer': bundle.transformer_params, 'text': bundle.text_params}
-    params, frozen = jax.device_put(
-        (params, {'tokenizer': bundle.tokenizer_params}), replicated(mesh)
-    )
+    frozen = {'tokenizer': bundle.tokenizer_params}
     step = jax.jit(
         functools.partial(evaluation_step, models=models, config=config),
         out_shardings=replicated(mesh),

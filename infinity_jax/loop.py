@@ -17,7 +17,7 @@ from infinity_jax.optimizer import TrainState
 from infinity_jax.preemption import StopNotice, finishing
 from infinity_jax.run_batches import check_batch, put_batch
 from infinity_jax.run_config import RunConfig, init_key
-from infinity_jax.run_folder import write_description
+from infinity_jax.run_folder import changed_since, write_description
 from infinity_jax.throughput import Stopwatch, mesh_peak, shown
 
 
@@ -81,6 +81,9 @@ def run(config: RunConfig, task: Task, mesh: Mesh) -> pathlib.Path:
         init_from=config.init_from,
     )
     task.batches.move_to(int(state.step))
+    changes = changed_since(config, run_dir) if int(state.step) else ''
+    if changes and jax.process_index() == 0:
+        print(changes)
     # After the decision: a refused resume must leave the description of the run that is there.
     write_description(config, run_dir)
     log = RunLog(run_dir, int(state.step), config.steps)

@@ -18,6 +18,8 @@ PATH_FIELDS = (
     'lpips_heads',
 )  # fmt: skip
 
+UNTOLD = ('run_dir', 'data.num_workers', 'data.index_dir')  # these change nothing
+
 
 def write_description(config: Any, run_dir: pathlib.Path) -> None:
     """Leaves config.json and versions.json in the run folder.
@@ -42,6 +44,46 @@ def write_description(config: Any, run_dir: pathlib.Path) -> None:
         raise UserError(
             f'config.run_dir {run_dir}: {error.strerror}; make it writable or name another place'
         ) from None
+
+
+def changed_since(config: Any, run_dir: pathlib.Path) -> str:
+    """What a configuration has otherwise than at the last start of its run, in one line, or ''.
+
+    Args:
+      config: dataclass of the run.
+      run_dir: with the `config.json` of the last start; without one nothing is known.
+
+    Raises:
+      UserError: that file is damaged.
+    """
+    path = run_dir / 'config.json'
+    if not path.exists():
+        return ''
+    try:
+        old = _flat(json.loads(path.read_text(encoding='utf-8')))
+    except (OSError, ValueError) as error:
+        raise UserError(f'{path} cannot be read: {error}; delete it, then start again') from None
+    new = _flat(json.loads(json.dumps(dataclasses.asdict(config))))
+    names = [n for n in new if n in old and new[n] != old[n] and n not in UNTOLD]
+    if not names:
+        return ''
+    values = {n: f' {old[n]!r} -> {new[n]!r}' for n in names}
+    told = (n + (value if len(value) < 80 else '') for n, value in values.items())
+    line = 'changed since this run was last started: ' + ', '.join(told)
+    if any(n in ('seed', 'batch_size') or n.startswith('data.') for n in names):
+        line += '; the records to come are others than they would have been'
+    if 'init_from' in names and new.get('lora.rank'):
+        line += '; the adapters so far were trained on the weights of the former init_from'
+    return line
+
+
+def _flat(described: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Dotted name -> value; lists are values."""
+    flat = {}
+    for name, value in described.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f'{prefix}{name}.') if nested else {f'{prefix}{name}': value}
+    return flat
 
 
 def run_named(path: str | os.PathLike) -> tuple[pathlib.Path | None, int | None]:

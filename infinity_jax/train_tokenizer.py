@@ -197,7 +197,9 @@ def with_encoder_of(new: TrainState, old: TrainState) -> TrainState:
 
 def make_model(config: TokenizerRunConfig) -> Autoencoder:
     """The network that the configuration describes."""
-    return Autoencoder(config.tokenizer, precision=jax.lax.Precision(config.precision))
+    return Autoencoder(
+        config.tokenizer, precision=jax.lax.Precision(config.precision), remat=config.remat
+    )
 
 
 def init_state(key: jax.Array, model: Autoencoder, config: TokenizerRunConfig) -> TrainState:

@@ -76,6 +76,7 @@ class TokenizerRunConfig(RunConfig):
     vgg_weights: str = ''  # VGG-16 in torchvision's format; '': no perceptual term
     lpips_heads: str = ''  # lin0 to lin4 in the LPIPS package's format
     precision: str = 'highest'  # of products in training: 'highest', or 'default' (faster on GPU)
+    remat: str = 'none'  # 'full': residual blocks are computed again in the backward pass
 
     def code_grids(self, picture: tuple[int, int]) -> tuple[Grid, ...]:
         """The grids of a picture of (height, width) pixels.
@@ -134,6 +135,8 @@ def check(config: TokenizerRunConfig) -> None:
         )
     if config.precision not in ('highest', 'default'):
         raise UserError(f"precision is {config.precision!r}; wanted 'highest' or 'default'")
+    if config.remat not in ('none', 'full'):
+        raise UserError(f"remat is {config.remat!r}; wanted 'none' or 'full'")
     wanted = smallest_picture(config.adversarial.layers) if config.adversarial.weight else 1
     if size < wanted:
         raise UserError(

@@ -139,3 +139,16 @@ def test_a_cpu_upsamples_by_phases():
     assert set(params['params']) == {'kernel', 'bias'}
     program = jax.jit(layer.apply).lower(params, shape).as_text()
     assert program.count('stablehlo.convolution') == 4
+
+
+def test_blocks_are_computed_again_where_that_is_wanted():
+    pixels = jnp.zeros((1, 8, 8, 3))
+
+    def convolutions(remat):
+        model = Autoencoder(TOKENIZER, remat=remat)
+        loss = lambda variables: jnp.square(model.apply(variables, pixels)).sum()
+        program = str(jax.make_jaxpr(jax.grad(loss))(tokenizer_variables()))
+        return program.count('conv_general_dilated[')
+
+    # The first of each of 10 blocks; no gradient reads what the second one gives.
+    assert convolutions('full') - convolutions('none') == 10

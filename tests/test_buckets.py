@@ -122,3 +122,9 @@ def test_bad_sources():
         SourceConfig('tar')
     with pytest.raises(UserError, match='weight 0'):
         SourceConfig('tar', '/data', weight=0)
+
+
+def test_data_of_which_nothing_is_held_out_is_said_to_be_small(tmp_path):
+    config = data(tmp_path, 'tar', held_out_share=1e-6)
+    with pytest.raises(UserError, match='source tar .*raise data.held_out_share, now 1e-06'):
+        make_buckets(config, 'held_out', smallest=1)

@@ -174,3 +174,12 @@ def test_weights_of_another_shape_are_no_start():
         check_start('there', wanted, {'a': np.zeros((2, 4))})
     with pytest.raises(UserError, match='a is absent'):
         check_start('there', wanted, None)
+
+
+def test_a_checkpoint_that_holds_a_position_in_the_data_too_is_resumed(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    older = {'state': state(5.0), 'data': {'next_index': 7}}
+    checkpoints._checkpointer.save_checkpointables(4, older)
+    restored = checkpoints.restore(4, abstract(state()))
+    checkpoints.close()
+    np.testing.assert_array_equal(restored['w'], 5.0)

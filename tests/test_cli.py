@@ -115,6 +115,27 @@ def test_data_and_loss_read_a_config_file(monkeypatch, tmp_path):
     assert len(asked) == 3
 
 
+def test_a_config_file_is_changed_as_in_training(monkeypatch, capsys):
+    from infinity_jax import inspect_data
+
+    asked = []
+    monkeypatch.setattr(inspect_data, 'inspect_data', lambda config, **_: asked.append(config))
+    t2i = str(pathlib.Path(__file__).parent.parent / 'configs' / 't2i.py')
+    flags = ['--config.batch_size=3', "--config.data.ratios=('1.000', '0.500')"]
+    cli.main(['data', 'inspect', f'{t2i}:2b_256', *flags])
+    assert asked[0].batch_size == 3 and asked[0].data.ratios == ('1.000', '0.500')
+    for arguments, message in (
+        (['data', 'speed', t2i, '--config.data.subst=all'], 'did you mean config.data.subset?'),
+        (['data', 'speed', t2i, '--config.batch_size=x'], 'config.batch_size=x'),
+        (['evaluate', 'demo', '--config.seed=3'], '--config.seed=3: evaluate demo takes no fields'),
+        (['check', 'folder', '--config.seed=3'], '--config.seed=3: check takes no fields'),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        told = capsys.readouterr().err
+        assert caught.value.code == 2 and message in told and told.count('\n') == 1
+
+
 def test_several_prompts_and_a_file(fake, tmp_path):
     file = tmp_path / 'prompts.txt'
     file.write_text('a bee\n\na tree — ünïcode\n')

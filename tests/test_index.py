@@ -6,6 +6,7 @@ import pytest
 from data_folders import encoded, jsonl_folder, line
 
 from infinity_jax.config import UserError
+from infinity_jax.data import index as index_module
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.index import load_index
 from infinity_jax.data.jsonl import JsonlSource
@@ -58,3 +59,17 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
     (tmp_path / 'empty' / 'a.jsonl').write_text('\n')
     with pytest.raises(UserError, match='holds no record'):
         load_index(opened(tmp_path / 'empty'), tmp_path / 'index')
+
+
+def test_hosts_that_make_it_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
+    source, inner, made = opened(jsonl_folder(tmp_path / 'data')), index_module._write, []
+
+    def write(folder, source):
+        made.append(folder)
+        if len(made) == 1:  # another host, of the same process id, begins and ends meanwhile
+            load_index(source, tmp_path / 'index')
+        inner(folder, source)
+
+    monkeypatch.setattr(index_module, '_write', write)
+    assert len(load_index(source, tmp_path / 'index')) == 16
+    assert len(set(made)) == 2 and len(list((tmp_path / 'index').iterdir())) == 1

@@ -109,9 +109,11 @@ def saved(folder):
     return sorted(int(path.name) for path in (folder / 'checkpoints').iterdir())
 
 
-def test_a_resumed_run_reads_the_batches_that_it_has_not_read(tmp_path):
+def test_a_resumed_run_reads_the_batches_that_it_has_not_read(tmp_path, capsys):
     assert run(tmp_path, steps=4)[-1] == 'export 4'
+    assert 'changed' not in capsys.readouterr().out
     run(tmp_path)
+    assert 'changed since this run was last started: steps 4 -> 6\n' in capsys.readouterr().out
     assert [r['loss'] for r in read_metrics(tmp_path)] == pytest.approx(
         [1 / n for n in range(1, 7)]
     )

@@ -4,7 +4,7 @@ import json
 import pytest
 
 from infinity_jax.config import TokenizerConfig, UserError
-from infinity_jax.run_folder import recipe, write_description
+from infinity_jax.run_folder import changed_since, recipe, write_description
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,3 +32,37 @@ def test_an_unwritable_run_folder_is_a_user_error(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match='config.run_dir'):
         write_description(Run(), tmp_path / 'file' / 'run')
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    num_workers: int = 0
+    subset: str = 'demo'
+
+
+@dataclasses.dataclass(frozen=True)
+class Resumed(Run):
+    batch_size: int = 4
+    data: Data = Data()
+    lora: dict = dataclasses.field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ('fields', 'line'),
+    [
+        ({}, ''),
+        ({'run_dir': 'moved', 'data': Data(num_workers=3)}, ''),
+        ({'steps': 5}, 'changed since this run was last started: steps 3 -> 5'),
+        ({'batch_size': 8}, 'batch_size 4 -> 8; the records to come are others'),
+        ({'data': Data(subset='all')}, "data.subset 'demo' -> 'all'; the records to come are"),
+        (
+            {'init_from': 'b', 'lora': {'rank': 2}},
+            'the adapters so far were trained on',
+        ),
+    ],
+)
+def test_a_resumed_run_tells_what_is_new_in_its_configuration(tmp_path, fields, line):
+    assert changed_since(Resumed(), tmp_path) == ''  # nothing is known
+    write_description(Resumed(), tmp_path)
+    told = changed_since(Resumed(**fields), tmp_path)
+    assert line in told and bool(line) == bool(told) and '\n' not in told

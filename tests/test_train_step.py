@@ -18,7 +18,7 @@ from tiny import (
     transformer_variables,
 )
 
-from infinity_jax.accumulate import batch_parts, check_parts
+from infinity_jax.accumulate import batch_parts, check_parts, mean_of_parts
 from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig
 from infinity_jax.model_folder import ModelBundle
@@ -30,7 +30,7 @@ from infinity_jax.t5 import T5Encoder
 from infinity_jax.t5_folder import encoder_shapes, load_encoder, save_encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.train_parts import SelfCorrection, T2IConfig, TextTraining, place_frozen
-from infinity_jax.train_step import Models, train_step
+from infinity_jax.train_step import Models, evaluation_step, train_step
 from infinity_jax.transformer.model import Transformer
 from infinity_jax.transformer.remat import POLICIES
 
@@ -67,6 +67,15 @@ def batches():
 
 def start(config):
     """The step, and all that it starts from."""
+    models, frozen = parts_of(config)
+    params = {'transformer': transformer_variables(DROPPING)['params']}
+    state = new_state(params, make_optimizer(config.optimizer, config.steps))
+    step = functools.partial(train_step, models=models, config=config)
+    return jax.jit(step, compiler_options=QUICK_COMPILE), state, frozen
+
+
+def parts_of(config):
+    """The networks, and the frozen parameters."""
     models = Models(
         Transformer(DROPPING, remat=config.remat),
         Autoencoder(TOKENIZER),
@@ -77,10 +86,7 @@ def start(config):
         'tokenizer': tokenizer_variables()['params'],
         'text': lively(encoder_shapes(ENCODER)),
     }
-    params = {'transformer': transformer_variables(DROPPING)['params']}
-    state = new_state(params, make_optimizer(config.optimizer, config.steps))
-    step = functools.partial(train_step, models=models, config=config)
-    return jax.jit(step, compiler_options=QUICK_COMPILE), state, frozen
+    return models, frozen
 
 
 @functools.cache
@@ -94,14 +100,29 @@ def metrics(remat='none', accumulate_steps=1):
     return found
 
 
-@pytest.mark.parametrize(('remat', 'parts'), [('full', 2), ('attention', 8)])
-def test_recomputing_and_accumulating_change_nothing(remat, parts):
+def test_recomputing_and_accumulating_change_nothing():
     plain = metrics()
     assert plain[3]['loss'] != plain[0]['loss']
-    for ours, wanted in zip(metrics(remat, parts), plain, strict=True):
+    for ours, wanted in zip(metrics('full', 4), plain, strict=True):
         np.testing.assert_allclose(ours['loss'], wanted['loss'], rtol=0, atol=1e-6)
         for name in ('grad_norm', 'accuracy_per_scale', 'majority_rate_per_scale'):
             np.testing.assert_allclose(ours[name], wanted[name], rtol=1e-5)
+
+
+def test_a_mean_of_parts_is_the_mean_of_all():
+    rows = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+    means = lambda rows: {'mean': rows.mean(), 'by_column': jnp.square(rows).mean(0)}
+    for name, value in mean_of_parts(means, rows, 4).items():
+        np.testing.assert_allclose(value, means(rows)[name], rtol=1e-6)
+
+
+def test_evaluation_works_on_no_more_pictures_at_once_than_training():
+    config = run_config(accumulate_steps=4)
+    models, frozen = parts_of(config)
+    params = {'transformer': transformer_variables(DROPPING)['params']}
+    evaluate = functools.partial(evaluation_step, models=models, config=config)
+    program = str(jax.make_jaxpr(evaluate)(params, frozen, next(batches()), 0))
+    assert 'f32[2,8,8,8]' in program and 'f32[8,8,8,8]' not in program  # channels at 8 x 8 pixels
 
 
 def test_parts_on_a_mesh_stay_where_their_rows_are():

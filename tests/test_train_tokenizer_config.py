@@ -81,3 +81,8 @@ def test_a_stride_without_released_schedules():
 def test_impossible_adversaries(fields):
     with pytest.raises(UserError, match='wanted'):
         AdversarialConfig(**fields)
+
+
+def test_unknown_remat():
+    with pytest.raises(UserError, match="remat is 'dots'; wanted 'none' or 'full'"):
+        check(dataclasses.replace(CONFIG, remat='dots'))

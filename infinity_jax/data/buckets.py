@@ -184,6 +184,12 @@ def make_buckets(
     counts = np.array([[ENDLESS if r is None else len(r) for r in row] for row in records])
     kept = np.where(counts.sum(0) < smallest, 0, counts)
     for config, had, has in zip(configs, counts, kept, strict=True):
+        if not had.any() and split == 'held_out' and not data.held_out:
+            raise UserError(
+                f'data source {config.kind} {config.path} is so small that no record of it is held '
+                f'out: raise data.held_out_share, now {data.held_out_share}, or name other sources '
+                'in data.held_out'
+            )
         if not has.any():
             raise UserError(
                 f'data source {config.kind} {config.path} has {had.sum()} records for the {split} '

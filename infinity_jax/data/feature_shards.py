@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import uuid
 import zlib
 
 import numpy as np
@@ -126,7 +127,8 @@ def claim_folder(folder: pathlib.Path, info: FeatureInfo) -> None:
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f'{INFO}.{os.getpid()}.partial'
+        # A name of its own: hosts that share the folder may have the same process id.
+        partial = folder / f'{INFO}.{uuid.uuid4().hex}.partial'
         text = json.dumps(dataclasses.asdict(info), indent=2)
         partial.write_text(text + '\n', encoding='utf-8')
         os.replace(partial, folder / INFO)

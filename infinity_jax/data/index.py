@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import shutil
+import uuid
 import zlib
 from typing import Any
 
@@ -72,9 +73,9 @@ def load_index(source: Source | FeatureSource, folder: str | os.PathLike) -> Ind
     """
     target = pathlib.Path(folder) / f'{type(source).__name__.lower()}-{_digest(source)}'
     if not target.exists():
-        partial = target.with_name(f'{target.name}.{os.getpid()}.partial')
+        # Other hosts, which share the folder, make the same now and may have the same process id.
+        partial = target.with_name(f'{target.name}.{uuid.uuid4().hex}.partial')
         try:
-            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             _write(partial, source)
             try:

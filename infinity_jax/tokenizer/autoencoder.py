@@ -78,6 +78,11 @@ class ResidualBlock(nn.Module):
         return x_Bhwc + h
 
 
+def residual_block(remat: str) -> type[ResidualBlock]:
+    """The module of residual blocks; with 'full' the backward pass computes them again."""
+    return nn.remat(ResidualBlock) if remat == 'full' else ResidualBlock
+
+
 class Level(nn.Module):
     """The residual blocks of one resolution, then a change of resolution if there is one."""
 
@@ -86,13 +91,14 @@ class Level(nn.Module):
     config: TokenizerConfig
     dtype: Any
     precision: Any
+    remat: str
     change: str = ''  # '', 'downsample' or 'upsample'
 
     @nn.compact
     def __call__(self, x_Bhwc: jax.Array) -> jax.Array:
         compute = {'dtype': self.dtype, 'precision': self.precision}
         for i in range(self.blocks):
-            x_Bhwc = ResidualBlock(
+            x_Bhwc = residual_block(self.remat)(
                 self.features, self.config.norm_groups, **compute, name=f'block_{i}'
             )(x_Bhwc)
         if self.change == 'downsample':
@@ -108,10 +114,12 @@ class Encoder(nn.Module):
     config: TokenizerConfig
     dtype: Any
     precision: Any
+    remat: str
 
     @nn.compact
     def __call__(self, pixels_BYX3: jax.Array) -> jax.Array:
         config, compute = self.config, {'dtype': self.dtype, 'precision': self.precision}
+        saving, block = {**compute, 'remat': self.remat}, residual_block(self.remat)
         u = config.unshuffle
         x = rearrange(pixels_BYX3, 'b (h dy) (w dx) c -> b h w (c dy dx)', dy=u, dx=u)
         widths = [config.base_channels * m for m in config.channel_multipliers]
@@ -119,10 +127,10 @@ class Encoder(nn.Module):
         for i, width in enumerate(widths):
             change = 'downsample' if i + 1 < len(widths) else ''
             x = Level(
-                width, config.residual_blocks, config, **compute, change=change, name=f'down_{i}'
+                width, config.residual_blocks, config, **saving, change=change, name=f'down_{i}'
             )(x)
         for i in (1, 2):
-            x = ResidualBlock(widths[-1], config.norm_groups, **compute, name=f'mid_{i}')(x)
+            x = block(widths[-1], config.norm_groups, **compute, name=f'mid_{i}')(x)
         x = nn.swish(GroupNorm(config.norm_groups, name='norm_out')(x))
         return conv(config.bits, **compute, name='conv_out')(x).astype(jnp.float32)
 
@@ -133,20 +141,22 @@ class Decoder(nn.Module):
     config: TokenizerConfig
     dtype: Any
     precision: Any
+    remat: str
 
     @nn.compact
     def __call__(self, features_Bhwd: jax.Array) -> jax.Array:
         config, compute = self.config, {'dtype': self.dtype, 'precision': self.precision}
+        saving, block = {**compute, 'remat': self.remat}, residual_block(self.remat)
         u = config.unshuffle
         widths = [config.base_channels * m for m in config.channel_multipliers]
         x = conv(widths[-1], **compute, name='conv_in')(features_Bhwd)
         for i in (1, 2):
-            x = ResidualBlock(widths[-1], config.norm_groups, **compute, name=f'mid_{i}')(x)
+            x = block(widths[-1], config.norm_groups, **compute, name=f'mid_{i}')(x)
         for i, width in reversed(list(enumerate(widths))):
             change = 'upsample' if i else ''
-            x = Level(
-                width, config.decoder_depth, config, **compute, change=change, name=f'up_{i}'
-            )(x)
+            x = Level(width, config.decoder_depth, config, **saving, change=change, name=f'up_{i}')(
+                x
+            )
         x = nn.swish(GroupNorm(config.norm_groups, name='norm_out')(x))
         self.sow('intermediates', 'last_hidden', x)  # kept only where training asks for it
         return to_pixels(conv(3 * u * u, **compute, name='conv_out')(x), u)
@@ -165,15 +175,17 @@ class Autoencoder(nn.Module):
       config: sizes.
       dtype: of the convolutions. Encoding for training and parity wants float32.
       precision: of the convolutions' products.
+      remat: 'full' computes residual blocks again in the backward pass, 'none' keeps all.
     """
 
     config: TokenizerConfig
     dtype: Any = jnp.float32
     precision: Any = jax.lax.Precision.HIGHEST
+    remat: str = 'none'
 
     def setup(self):
-        self.encoder = Encoder(self.config, self.dtype, self.precision)
-        self.decoder = Decoder(self.config, self.dtype, self.precision)
+        self.encoder = Encoder(self.config, self.dtype, self.precision, self.remat)
+        self.decoder = Decoder(self.config, self.dtype, self.precision, self.remat)
 
     def __call__(self, pixels_BYX3: jax.Array) -> jax.Array:
         """Encodes and decodes without quantizing; touches every parameter, for initialising."""
