@@ -28,9 +28,9 @@ class TokenizerConfig:
     base_channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)  # one per resolution, finest first
     residual_blocks: int = 2  # per encoder level
-    decoder_blocks: int = 0  # per decoder level; 0: residual_blocks + 1, as released
     unshuffle: int = 1  # pixel-unshuffle factor before the first and after the last convolution
     norm_groups: int = 32  # 24 where this does not divide the width
+    decoder_blocks: int = 0  # per decoder level; 0: residual_blocks + 1, as released
 
     def __post_init__(self):
         if not self.channel_multipliers:
