@@ -4,18 +4,18 @@ import argparse
 import sys
 from typing import NoReturn
 
-from infinity_jax import (
+from infinity_jax.commands import (
     bench_command,
     compile_command,
     convert_command,
     generate_command,
     plan_command,
 )
+from infinity_jax.commands.config_flags import split_overrides
+from infinity_jax.commands.data_command import add_data, add_loss, run_loss
+from infinity_jax.commands.model_flags import add_saving_flags, economy_of
+from infinity_jax.commands.sampling_flags import add_sampling_flags, sampling_of
 from infinity_jax.config import UserError
-from infinity_jax.config_flags import split_overrides
-from infinity_jax.data_command import add_data, add_loss, run_loss
-from infinity_jax.model_flags import add_saving_flags, economy_of
-from infinity_jax.sampling_flags import add_sampling_flags, sampling_of
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -84,7 +84,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def run_check(args: argparse.Namespace) -> None:
     """Prints the table; exits with 1 where a stage is off."""
-    from infinity_jax.check import check_folder
+    from infinity_jax.parity.check import check_folder
 
     sys.exit(check_folder(args.folder))
 
@@ -94,12 +94,12 @@ def run_evaluate(args: argparse.Namespace) -> None:
     if args.what == 'loss':
         return run_loss(args)
     if args.what == 'tokenizer':
-        from infinity_jax.evaluate_tokenizer import run as run_tokenizer
+        from infinity_jax.evaluation.tokenizer import run as run_tokenizer
 
         return run_tokenizer(args)
-    from infinity_jax.evaluate import evaluate_demo
-    from infinity_jax.hub import local_folder
+    from infinity_jax.evaluation.demo import evaluate_demo
     from infinity_jax.pipeline import DEMO_FOLDER
+    from infinity_jax.weights.hub import local_folder
 
     evaluate_demo(
         local_folder(args.checkpoint or DEMO_FOLDER),

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import jax
 
 from infinity_jax.config import UserError
-from infinity_jax.preemption import Preempted, Terminated
 from infinity_jax.supervisor import PEER_DIED, RESUME
+from infinity_jax.training.preemption import Preempted, Terminated
 
 CRASHED = 1
 REFUSED = 2

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from infinity_jax.draw_steps import (
+from infinity_jax.drawing.draw_steps import (
     Controls,
     Mode,
     Text,
@@ -21,7 +21,7 @@ from infinity_jax.draw_steps import (
     read_text,
     to_uint8,
 )
-from infinity_jax.economy import Economy
+from infinity_jax.drawing.economy import Economy
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.decode import decode as decode_features

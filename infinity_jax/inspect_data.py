@@ -12,10 +12,10 @@ from infinity_jax.data import captions as emoji_captions
 from infinity_jax.data.buckets import Bucket, Part, make_buckets, open_stored
 from infinity_jax.data.emoji_source import EmojiSource
 from infinity_jax.data.records import BrokenRecord
-from infinity_jax.matcher import contact_sheet
+from infinity_jax.evaluation.matcher import contact_sheet
 from infinity_jax.pictures import save_png
-from infinity_jax.run_batches import first_batches, located_data, make_batches
-from infinity_jax.run_config import RunConfig
+from infinity_jax.training.run_batches import first_batches, located_data, make_batches
+from infinity_jax.training.run_config import RunConfig
 
 CAPTIONS = 1000  # read for their lengths
 NAMED = 50  # broken records that are listed

@@ -13,23 +13,29 @@ from jax.sharding import Mesh
 from PIL import Image
 from tqdm import tqdm
 
-from infinity_jax.ahead import Request, calls_for, mode_of
 from infinity_jax.config import UserError
-from infinity_jax.draw_steps import controls
-from infinity_jax.drawing import Drawing
-from infinity_jax.economy import Economy
-from infinity_jax.hub import local_folder
-from infinity_jax.memory_estimate import plan_memory
-from infinity_jax.model_folder import ModelBundle, load_model
-from infinity_jax.picture_size import choose_schedule, token_stride
-from infinity_jax.placement import drawing_half, economised, place, read_configs, share_batch
-from infinity_jax.programs import Programs
-from infinity_jax.prompt_encoder import PromptEncoder
+from infinity_jax.drawing.ahead import Request, calls_for, mode_of
+from infinity_jax.drawing.draw_steps import controls
+from infinity_jax.drawing.drawing import Drawing
+from infinity_jax.drawing.economy import Economy
+from infinity_jax.drawing.memory_estimate import plan_memory
+from infinity_jax.drawing.picture_size import choose_schedule, token_stride
+from infinity_jax.drawing.programs import Programs
+from infinity_jax.drawing.prompt_encoder import PromptEncoder
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh, to_host
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
+from infinity_jax.weights.hub import local_folder
+from infinity_jax.weights.model_folder import ModelBundle, load_model
+from infinity_jax.weights.placement import (
+    drawing_half,
+    economised,
+    place,
+    read_configs,
+    share_batch,
+)
 
 DEMO_FOLDER = pathlib.Path(__file__).parent / 'demo'  # the model that ships with the package
 MAX_BATCH = 16  # pictures drawn in one program call

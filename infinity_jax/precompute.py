@@ -25,12 +25,12 @@ from infinity_jax.data.feature_plan import (
 from infinity_jax.data.feature_shards import NewRecord, ShardWriter, claim_folder, digest
 from infinity_jax.data.features import FeatureInfo, shard_path
 from infinity_jax.data.pipeline import CountBroken
-from infinity_jax.model_folder import ModelBundle
 from infinity_jax.precompute_encode import Encoders
-from infinity_jax.run_batches import located_data
 from infinity_jax.sharding import make_mesh
-from infinity_jax.train_features import text_info, tokenizer_fingerprint
-from infinity_jax.train_parts import T2IConfig, bucket_schedules, load_parts
+from infinity_jax.training.run_batches import located_data
+from infinity_jax.training.train_features import text_info, tokenizer_fingerprint
+from infinity_jax.training.train_parts import T2IConfig, bucket_schedules, load_parts
+from infinity_jax.weights.model_folder import ModelBundle
 
 CAPTIONS = ('all', 'whole', 'none')
 

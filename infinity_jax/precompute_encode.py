@@ -9,12 +9,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from infinity_jax.data.features import TextInfo
-from infinity_jax.model_folder import ModelBundle
 from infinity_jax.pictures import from_uint8
-from infinity_jax.placement import place
 from infinity_jax.sharding import batch_sharding, in_mesh, replicated
 from infinity_jax.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.weights.model_folder import ModelBundle
+from infinity_jax.weights.placement import place
 
 PADDED_LENGTHS = (64, 192)  # tokens; beside the model's own text length
 

@@ -15,8 +15,8 @@ import numpy as np  # noqa: E402
 from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
 
 from infinity_jax.exits import one_line_endings  # noqa: E402
-from infinity_jax.preemption import StopNotice  # noqa: E402
 from infinity_jax.sharding import make_mesh  # noqa: E402
+from infinity_jax.training.preemption import StopNotice  # noqa: E402
 
 with one_line_endings():
     processes.HEARTBEAT_SECONDS = int(sys.argv[1])

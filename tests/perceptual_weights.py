@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 
-from infinity_jax.perceptual_files import HEAD_NAME, TORCHVISION_INDICES
 from infinity_jax.tokenizer.perceptual import convolution_shapes
+from infinity_jax.weights.perceptual_files import HEAD_NAME, TORCHVISION_INDICES
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'lpips'
 

@@ -17,8 +17,8 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
-from infinity_jax.torch_writer import TorchWriter
-from infinity_jax.weight_writer import ShardWriter, Spec
+from infinity_jax.convert.torch_writer import TorchWriter
+from infinity_jax.weights.weight_writer import ShardWriter, Spec
 
 HERE = pathlib.Path(__file__).parent
 KEYS = HERE / 'golden' / 'checkpoint_keys.json'

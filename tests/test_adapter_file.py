@@ -9,12 +9,12 @@ import pytest
 import safetensors.numpy
 from tiny import TRANSFORMER, lively, transformer_variables
 
-from infinity_jax.adapter_file import load_adapter, merge_into_folder, save_adapter
 from infinity_jax.cli import main
 from infinity_jax.config import UserError
-from infinity_jax.lora import LoraConfig, init_adapters, merge
-from infinity_jax.model_folder import ModelBundle, load_model, save_model
-from infinity_jax.part_weights import transformer_shapes
+from infinity_jax.training.lora import LoraConfig, init_adapters, merge
+from infinity_jax.weights.adapter_file import load_adapter, merge_into_folder, save_adapter
+from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model
+from infinity_jax.weights.part_weights import transformer_shapes
 
 CONFIG = LoraConfig(rank=2, alpha=3.0, matrices=('ffn', 'self_attention.out'))
 

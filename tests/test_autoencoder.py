@@ -8,9 +8,9 @@ import pytest
 from tiny import TOKENIZER, tokenizer_variables
 
 from infinity_jax.config import TokenizerConfig
-from infinity_jax.part_weights import tokenizer_shapes
 from infinity_jax.tokenizer.autoencoder import Autoencoder, GroupNorm, conv
 from infinity_jax.tokenizer.upsample import UpsampleConv, by_phase, plain
+from infinity_jax.weights.part_weights import tokenizer_shapes
 
 
 def group_norm(x, groups):

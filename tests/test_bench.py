@@ -7,14 +7,18 @@ import jax.numpy as jnp
 import pytest
 from tiny import TEXT, TOKENIZER, TRANSFORMER
 
-from infinity_jax import bench, bench_generate, bench_tokenizer, bench_train, cli
-from infinity_jax.bench_generate import Workload, drawing_stages, text_stage
-from infinity_jax.bench_products import BareProducts, products_of, total_flops
-from infinity_jax.bench_timing import take_turns
+from infinity_jax import cli
+from infinity_jax.bench.generate import Workload, drawing_stages, text_stage
+from infinity_jax.bench.products import BareProducts, products_of, total_flops
+from infinity_jax.bench.stage import generate as bench_generate
+from infinity_jax.bench.stage import stage as bench
+from infinity_jax.bench.stage import tokenizer as bench_tokenizer
+from infinity_jax.bench.stage import train as bench_train
+from infinity_jax.bench.timing import take_turns
 from infinity_jax.config import PRESETS, TokenizerConfig, UserError
-from infinity_jax.part_weights import tokenizer_shapes
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.weights.part_weights import tokenizer_shapes
 
 WORKLOAD = Workload('tiny', '1.000', '0.06M', 1, 'float32', 3.0, 8, text_encoder=False)
 SCHEDULE = ScaleSchedule.free(((1, 1), (2, 2)))

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from infinity_jax.bench_quantizer import rows, table_entropies
+from infinity_jax.bench.quantizer import rows, table_entropies
 from infinity_jax.tokenizer.losses import bit_entropies
 from infinity_jax.tokenizer.quantizer import residual_direction
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from einops import rearrange
 
-from infinity_jax import check_stages, self_correction
-from infinity_jax.check import check_folder, judge
-from infinity_jax.check_reference import Row, load_reference
+from infinity_jax import self_correction
 from infinity_jax.config import UserError
+from infinity_jax.parity import stages as check_stages
+from infinity_jax.parity.check import check_folder, judge
+from infinity_jax.parity.reference import Row, load_reference
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import resize
 from infinity_jax.transformer import model as transformer_model

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from infinity_jax.checkpoint import Checkpoints, check_start, load_weights, starting_state
 from infinity_jax.config import UserError
-from infinity_jax.loop import with_shardings
 from infinity_jax.sharding import make_mesh
+from infinity_jax.training.checkpoint import Checkpoints, check_start, load_weights, starting_state
+from infinity_jax.training.loop import with_shardings
 
 
 def state(value=1.0, width=8):

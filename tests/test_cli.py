@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infinity_jax import cli, generate_command
+from infinity_jax import cli
 from infinity_jax import pipeline as pipeline_module
+from infinity_jax.commands import generate_command
 from infinity_jax.config import UserError
 from infinity_jax.pictures import save_png
 from infinity_jax.pipeline import Pictures
@@ -91,7 +92,8 @@ def test_a_place_that_cannot_be_written_is_found_before_drawing(fake, tmp_path, 
 
 
 def test_data_and_loss_read_a_config_file(monkeypatch, tmp_path):
-    from infinity_jax import evaluate_loss, inspect_data
+    from infinity_jax import inspect_data
+    from infinity_jax.evaluation import loss as evaluate_loss
 
     asked = []
     monkeypatch.setattr(inspect_data, 'inspect_data', lambda c, **k: asked.append((c.task, k)))

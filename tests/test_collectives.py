@@ -8,8 +8,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny import QUICK_COMPILE
 from tpu_program import TEXT
 
-from infinity_jax.collectives import Collective, CollectiveTotal, collectives_of, totals
-from infinity_jax.hlo_text import HloProgram
+from infinity_jax.plan.collectives import Collective, CollectiveTotal, collectives_of, totals
+from infinity_jax.plan.hlo_text import HloProgram
 
 MATRIX = 2048 * 2048 * 2  # bytes
 

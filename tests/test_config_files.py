@@ -7,13 +7,13 @@ import pathlib
 import pytest
 from absl import flags
 
+from infinity_jax.commands.config_flags import parse_flags
 from infinity_jax.config import UserError, from_mapping
-from infinity_jax.config_flags import parse_flags
 from infinity_jax.data.buckets import target_size
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.train_parts import T2IConfig
-from infinity_jax.train_tokenizer_config import (
+from infinity_jax.training.train_parts import T2IConfig
+from infinity_jax.training.train_tokenizer_config import (
     AdversarialConfig,
     TokenizerLosses,
     TokenizerRunConfig,

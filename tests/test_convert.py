@@ -15,17 +15,17 @@ import tiny
 from torch_files import write_pth
 
 from infinity_jax.cli import main
+from infinity_jax.commands.convert_command import grids, overrides, size
 from infinity_jax.config import UserError
-from infinity_jax.convert_command import grids, overrides, size
-from infinity_jax.convert_from_torch import from_torch
-from infinity_jax.convert_to_torch import to_torch_files
-from infinity_jax.model_folder import ModelBundle, load_model, save_model
+from infinity_jax.convert.from_torch import from_torch
+from infinity_jax.convert.to_torch import to_torch_files
+from infinity_jax.convert.torch_convert import to_torch
+from infinity_jax.convert.torch_state_dict import open_tokenizer, open_transformer
+from infinity_jax.convert.torch_table import Naming
 from infinity_jax.sharding import MeshConfig, make_mesh
-from infinity_jax.t5_folder import load_encoder
-from infinity_jax.torch_convert import to_torch
-from infinity_jax.torch_state_dict import open_tokenizer, open_transformer
-from infinity_jax.torch_table import Naming
-from infinity_jax.weight_files import open_weights
+from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model
+from infinity_jax.weights.t5_folder import load_encoder
+from infinity_jax.weights.weight_files import open_weights
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 PAIRS = {

@@ -10,12 +10,12 @@ import pytest
 from tiny import QUICK_COMPILE, TOKENIZER, TRANSFORMER, text, tokenizer_variables
 from tiny import transformer_variables as variables_of
 
-from infinity_jax.check_reference import load_reference
 from infinity_jax.config import UserError
-from infinity_jax.draw_layerwise import LayerWeights, draw_bits_layerwise
-from infinity_jax.draw_steps import Mode, Text, controls
-from infinity_jax.drawing import Drawing
+from infinity_jax.drawing.draw_layerwise import LayerWeights, draw_bits_layerwise
+from infinity_jax.drawing.draw_steps import Mode, Text, controls
+from infinity_jax.drawing.drawing import Drawing
 from infinity_jax.generate import draw_bits
+from infinity_jax.parity.reference import load_reference
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Autoencoder

@@ -14,7 +14,7 @@ jax.config.update('jax_num_cpu_devices', 2)
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]), initialization_timeout=100)
 import numpy as np
 from infinity_jax.pipeline import picture_keys
-from infinity_jax.placement import share_batch
+from infinity_jax.weights.placement import share_batch
 from infinity_jax.sharding import MeshConfig, from_first_process, make_mesh, to_host
 rank = jax.process_index()
 texts = from_first_process([f'a café of {rank}', 'x' * (5 + 10 * rank)])

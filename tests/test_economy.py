@@ -10,15 +10,15 @@ from test_generate import SCHEDULE, keys, settings
 from test_pipeline_api import bundle
 from tiny import QUICK_COMPILE, TRANSFORMER, text, transformer_variables
 
-from infinity_jax import drawing as drawing_module
-from infinity_jax.ahead import Request, calls_for
+from infinity_jax.commands.model_flags import economy_of
 from infinity_jax.config import UserError
-from infinity_jax.draw_layerwise import LayerWeights, draw_bits_layerwise
-from infinity_jax.draw_steps import Mode, Text
-from infinity_jax.drawing import goes_layerwise
-from infinity_jax.economy import Economy
+from infinity_jax.drawing.ahead import Request, calls_for
+from infinity_jax.drawing.draw_layerwise import LayerWeights, draw_bits_layerwise
+from infinity_jax.drawing.draw_steps import Mode, Text
+from infinity_jax.drawing.drawing import drawing as drawing_module
+from infinity_jax.drawing.drawing import goes_layerwise
+from infinity_jax.drawing.economy import Economy
 from infinity_jax.generate import draw_bits, draw_pictures
-from infinity_jax.model_flags import economy_of
 from infinity_jax.pipeline import InfinityPipeline
 from infinity_jax.transformer.model import Transformer
 

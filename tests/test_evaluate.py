@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 from tiny import tokenizer_variables
 
-from infinity_jax import evaluate
 from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError
 from infinity_jax.data.captions import caption
 from infinity_jax.data.render import render
-from infinity_jax.matcher import evaluation_specs
-from infinity_jax.model_folder import ModelBundle
+from infinity_jax.evaluation import demo as evaluate
+from infinity_jax.evaluation.matcher import evaluation_specs
 from infinity_jax.pipeline import Pictures
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.weights.model_folder import ModelBundle
 
 COUNT = 6
 GRIDS = ((1, 1), (2, 2), (4, 4))

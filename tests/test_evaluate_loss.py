@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from infinity_jax.evaluate_loss import table
+from infinity_jax.evaluation.loss import table
 
 
 def test_table():

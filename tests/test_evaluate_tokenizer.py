@@ -10,19 +10,19 @@ from tiny import tokenizer_variables
 
 from infinity_jax import cli
 from infinity_jax.config import TokenizerConfig, UserError
-from infinity_jax.evaluate_tokenizer import (
+from infinity_jax.evaluation.tokenizer import (
     NEAR_ZERO,
     evaluate_tokenizer,
     load_pictures,
     measure,
     scale_figures,
 )
-from infinity_jax.model_folder import ModelBundle, save_model
 from infinity_jax.pictures import from_uint8
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.losses import psnr
 from infinity_jax.tokenizer.quantizer import quantize, total_from_bits
+from infinity_jax.weights.model_folder import ModelBundle, save_model
 
 GRIDS = ((1, 1), (2, 2), (4, 4))
 TOKENIZER = TokenizerConfig(

@@ -7,7 +7,7 @@ import pytest
 
 from infinity_jax.config import UserError
 from infinity_jax.exits import one_line_endings
-from infinity_jax.preemption import Preempted
+from infinity_jax.training.preemption import Preempted
 
 LOST = ValueError('UNKNOWN: Gloo all-reduce failed: Connection reset by peer')
 

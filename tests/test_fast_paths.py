@@ -10,8 +10,8 @@ import pytest
 from test_draw_layerwise import keys
 from tiny import QUICK_COMPILE, TRANSFORMER, text, transformer_variables
 
-from infinity_jax.draw_layerwise import LayerWeights, draw_bits_layerwise
-from infinity_jax.draw_steps import Mode, Text, controls
+from infinity_jax.drawing.draw_layerwise import LayerWeights, draw_bits_layerwise
+from infinity_jax.drawing.draw_steps import Mode, Text, controls
 from infinity_jax.generate import draw_bits
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import RATIOS, ScaleSchedule

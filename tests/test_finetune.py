@@ -10,8 +10,6 @@ import safetensors
 from test_config_files import CONFIGS
 from tiny import lively, tokenizer_variables, transformer_variables
 
-from infinity_jax import loop
-from infinity_jax.adapter_file import FILE_NAME, load_adapter, merge_into_folder
 from infinity_jax.config import (
     TextConfig,
     TokenizerConfig,
@@ -19,18 +17,20 @@ from infinity_jax.config import (
     UserError,
     from_mapping,
 )
-from infinity_jax.convert_to_torch import to_torch_files
-from infinity_jax.evaluate_loss import evaluate_loss
-from infinity_jax.lora import LoraConfig, merge
-from infinity_jax.metrics import read_metrics
-from infinity_jax.model_folder import ModelBundle, load_model, save_model
+from infinity_jax.convert.to_torch import to_torch_files
+from infinity_jax.evaluation.loss import evaluate_loss
 from infinity_jax.pipeline import DEMO_FOLDER, InfinityPipeline
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import make_mesh
-from infinity_jax.t5_folder import encoder_shapes
 from infinity_jax.text import TextTokenizer
-from infinity_jax.train import make_task
-from infinity_jax.train_parts import T2IConfig, load_parts, load_start
+from infinity_jax.training import loop
+from infinity_jax.training.lora import LoraConfig, merge
+from infinity_jax.training.metrics import read_metrics
+from infinity_jax.training.train import make_task
+from infinity_jax.training.train_parts import T2IConfig, load_parts, load_start
+from infinity_jax.weights.adapter_file import FILE_NAME, load_adapter, merge_into_folder
+from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model
+from infinity_jax.weights.t5_folder import encoder_shapes
 
 FINETUNE = runpy.run_path(str(CONFIGS / 'finetune.py'))
 TRANSFORMER = TransformerConfig(

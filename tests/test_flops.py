@@ -10,12 +10,12 @@ from jax.extend.core import jaxprs_in_params
 
 from infinity_jax import flops
 from infinity_jax.config import PRESETS, TextConfig, TokenizerConfig, TransformerConfig
-from infinity_jax.part_weights import tokenizer_shapes, transformer_shapes
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.t5 import T5Encoder
-from infinity_jax.t5_folder import encoder_shapes
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
+from infinity_jax.weights.part_weights import tokenizer_shapes, transformer_shapes
+from infinity_jax.weights.t5_folder import encoder_shapes
 from tests import tiny
 
 TERA = 1e12

@@ -16,7 +16,7 @@ from tiny import (
 )
 
 from infinity_jax.config import UserError
-from infinity_jax.draw_steps import Controls, Text, controls, to_uint8
+from infinity_jax.drawing.draw_steps import Controls, Text, controls, to_uint8
 from infinity_jax.generate import draw_bits, draw_pictures
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule

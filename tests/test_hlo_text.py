@@ -6,7 +6,7 @@ import pytest
 from tiny import QUICK_COMPILE
 from tpu_program import TEXT
 
-from infinity_jax.hlo_text import HloProgram, arrays_of, num_bytes
+from infinity_jax.plan.hlo_text import HloProgram, arrays_of, num_bytes
 
 
 def compiled_text(function, *args):

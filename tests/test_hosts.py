@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from infinity_jax.metrics import read_metrics
+from infinity_jax.training.metrics import read_metrics
 
 REPOSITORY = pathlib.Path(__file__).parent.parent
 CACHE = str(REPOSITORY / '.pytest_cache' / 'jax')  # of no use to several processes on CPUs

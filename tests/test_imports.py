@@ -12,41 +12,41 @@ import infinity_jax
 PACKAGE = pathlib.Path(infinity_jax.__file__).parent
 CONFIGS = PACKAGE.parent / 'configs'
 
+WHOLE = ('data', 'tokenizer', 'transformer')  # packages that stand in one layer
+
 # A module imports from its own layer or lower ones, never in a circle. The lowest name that
 # matches says where a module stands.
 LAYERS = (
+    ('main', 'cli', 'commands.*', 'exits', 'supervisor'),
+    ('convert.from_torch', 'convert.to_torch'),
     (
-        'main', 'cli', '*_command', 'sampling_flags', 'model_flags', 'config_flags', 'exits',
-        'supervisor',
+        'training.*', 'evaluation.*', 'parity.*', 'bench.*', 'plan.*', 'inspect_data', 'precompute',
+        'precompute_encode',
     ),
-    ('convert_from_torch', 'convert_to_torch'),
+    ('pipeline', 'generate', 'drawing.*', 'weights.placement'),
     (
-        'train', 'train_*', 'loop', 'run_config', 'run_batches', 'evaluate', 'evaluate_*',
-        'inspect_*', 'check', 'check_*',
-        'bench', 'bench_*', 'accumulate', 'precompute', 'precompute_*', 'abstract_*', 'plan',
-        'plan_report', 'plan_drawing', 'plan_tokenizer',
-    ),
-    (
-        'pipeline', 'drawing', 'draw_layerwise', 'draw_steps', 'generate', 'ahead',
-        'memory_estimate', 'picture_size', 'placement', 'prompt_encoder',
+        'self_correction', 'losses', 'sampling', 'pictures', 'data', 'drawing.economy',
+        'weights.*', 'convert.torch_*', 'evaluation.matcher', 'evaluation.picture_metrics',
+        'training.checkpoint', 'training.optimizer', 'training.metrics', 'training.throughput',
+        'training.lora', 'training.run_folder', 'training.loss_level',
     ),
     (
-        'economy', 'self_correction', 'losses', 'sampling', 'checkpoint', 'optimizer', 'metrics',
-        'matcher', 'pictures', 'data', 'throughput', 'lora', 'adapter_file', 'model_folder',
-        'part_weights', 'run_folder', 'torch_*', 'perceptual_files', 'picture_metrics',
-        'loss_level',
+        'text', 't5', 'tokenizer', 'transformer', 'weights.t5_folder', 'weights.weight_files',
+        'weights.weight_writer', 'convert.torch_pickle', 'convert.torch_writer',
     ),
     (
-        'text', 't5', 't5_folder', 'tokenizer', 'transformer', 'weight_files', 'weight_writer',
-        'torch_pickle', 'torch_writer',
-    ),
-    (
-        'config', 'scales', 'sharding', 'compile_cache', 'host_memory', 'hub', 'processes',
-        'preemption', 'flops', 'device_peaks', 'programs', 'hlo_text', 'collectives', 'topology',
-        'program_*',
+        'config', 'scales', 'sharding', 'compile_cache', 'host_memory', 'processes', 'flops',
+        'device_peaks', 'weights.hub', 'training.preemption', 'drawing.programs', 'plan.hlo_text',
+        'plan.collectives', 'plan.topology', 'plan.program_*',
     ),
 )  # fmt: skip
-MAY_KNOW_TORCH = ('torch_*', 'convert_*', 'weight_files', 'check', 'check_*', 'cli')
+MAY_KNOW_TORCH = (
+    'convert.*',
+    'weights.weight_files',
+    'parity.*',
+    'cli',
+    'commands.convert_command',
+)
 
 
 def matches(module: str, names: tuple[str, ...]) -> bool:
@@ -71,19 +71,23 @@ def imported(source: str) -> set[str]:
     return names
 
 
+def module_of(path: pathlib.Path) -> str:
+    """Dotted name below the package, of a module or of the package in WHOLE that it is part of."""
+    parts = path.relative_to(PACKAGE).with_suffix('').parts
+    return parts[0] if parts[0] in WHOLE else '.'.join(parts)
+
+
 @functools.cache
 def graph() -> dict[str, frozenset[str]]:
-    """Module or subpackage of ours -> those of ours that it imports, by first component."""
-    paths = {path: path.relative_to(PACKAGE).parts for path in PACKAGE.rglob('*.py')}
-    edges: dict[str, set[str]] = {}
-    for path, parts in paths.items():
-        name = parts[0].removesuffix('.py')
-        if name == '__init__':
-            continue
-        found = {
-            n.split('.')[1] for n in imported(path.read_text()) if n.startswith('infinity_jax.')
-        }
-        edges.setdefault(name, set()).update(found - {name})
+    """Module -> those of ours that it imports."""
+    paths = {path: module_of(path) for path in PACKAGE.rglob('*.py') if path.stem != '__init__'}
+    known = set(paths.values())
+    edges: dict[str, set[str]] = {name: set() for name in known}
+    for path, name in paths.items():
+        for found in imported(path.read_text()):
+            parts = found.split('.')[1:] if found.startswith('infinity_jax.') else []
+            inside = {'.'.join(parts[:n]) for n in range(1, len(parts) + 1)}
+            edges[name] |= (inside & known) - {name}
     return {name: frozenset(found) for name, found in edges.items()}
 
 
@@ -137,7 +141,7 @@ def test_nothing_imports_torch():
 
 def test_only_the_weight_files_know_torch():
     for module, found in graph().items():
-        if any(matches(name, ('torch_*',)) for name in found):
+        if any(matches(name, ('convert.torch_*',)) for name in found):
             assert matches(module, MAY_KNOW_TORCH), module
 
 
@@ -147,9 +151,9 @@ def test_configs_import_nothing_of_the_package(path):
 
 
 def test_a_relative_or_nested_import_is_seen():
-    assert imported('def f():\n    from infinity_jax.train import x') == {
-        'infinity_jax.train',
-        'infinity_jax.train.x',
+    assert imported('def f():\n    from infinity_jax.training.train import x') == {
+        'infinity_jax.training.train',
+        'infinity_jax.training.train.x',
     }
     with pytest.raises(AssertionError):
         imported('from . import x')

@@ -9,8 +9,8 @@ from infinity_jax import inspect_data as module
 from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig, SourceConfig
 from infinity_jax.inspect_data import inspect_data, measure_speed
-from infinity_jax.optimizer import OptimizerConfig
-from infinity_jax.run_config import RunConfig
+from infinity_jax.training.optimizer import OptimizerConfig
+from infinity_jax.training.run_config import RunConfig
 
 
 @pytest.fixture(scope='module')

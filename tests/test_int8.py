@@ -12,14 +12,14 @@ from test_generate import SCHEDULE, keys, settings
 from tiny import QUICK_COMPILE, TRANSFORMER, text, transformer_variables
 
 from infinity_jax.config import UserError
-from infinity_jax.draw_steps import Text
-from infinity_jax.economy import Economy
+from infinity_jax.drawing.draw_steps import Text
+from infinity_jax.drawing.economy import Economy
 from infinity_jax.generate import draw_bits
-from infinity_jax.placement import economised, place, placed_shapes
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.transformer.cache import KeyValueCache
 from infinity_jax.transformer.int8 import Int8, int8_shapes, quantize_kernels
 from infinity_jax.transformer.model import Transformer
+from infinity_jax.weights.placement import economised, place, placed_shapes
 
 WEIGHTS, CACHE = Economy(weights='int8'), Economy(cache='int8')
 

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infinity_jax import loop
 from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig
-from infinity_jax.metrics import read_metrics
-from infinity_jax.optimizer import OptimizerConfig, make_optimizer, new_state
-from infinity_jax.preemption import Preempted, Terminated
-from infinity_jax.run_batches import check_batch
-from infinity_jax.run_config import RunConfig, init_key, step_key
 from infinity_jax.sharding import MeshConfig, make_mesh, replicated
+from infinity_jax.training import loop
+from infinity_jax.training.metrics import read_metrics
+from infinity_jax.training.optimizer import OptimizerConfig, make_optimizer, new_state
+from infinity_jax.training.preemption import Preempted, Terminated
+from infinity_jax.training.run_batches import check_batch
+from infinity_jax.training.run_config import RunConfig, init_key, step_key
 
 
 def test_a_batch_splits_evenly_over_the_mesh():

@@ -11,11 +11,11 @@ from flax.traverse_util import flatten_dict
 from tiny import TRANSFORMER, lively, transformer_variables
 
 from infinity_jax.config import PRESETS, UserError
-from infinity_jax.lora import MATRICES, LoraConfig, init_adapters, joined, merge
-from infinity_jax.model_folder import read_description
-from infinity_jax.part_weights import transformer_shapes
 from infinity_jax.pipeline import DEMO_FOLDER
 from infinity_jax.sharding import MeshConfig, make_mesh, shardings_of
+from infinity_jax.training.lora import MATRICES, LoraConfig, init_adapters, joined, merge
+from infinity_jax.weights.model_folder import read_description
+from infinity_jax.weights.part_weights import transformer_shapes
 
 CONFIG = LoraConfig(rank=3, alpha=6.0)
 

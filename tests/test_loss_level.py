@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from infinity_jax.loss_level import JUDGED_FROM, LossLevel
+from infinity_jax.training.loss_level import JUDGED_FROM, LossLevel
 
 
 def spikes(losses):

@@ -8,7 +8,7 @@ from infinity_jax.config import UserError
 from infinity_jax.data import captions, emoji
 from infinity_jax.data.captions import PictureSpec
 from infinity_jax.data.render import render
-from infinity_jax.matcher import alternatives, contact_sheet, evaluation_specs, match
+from infinity_jax.evaluation.matcher import alternatives, contact_sheet, evaluation_specs, match
 
 STARTER = [each.name for each in emoji.subset('starter')]
 

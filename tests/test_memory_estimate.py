@@ -5,13 +5,19 @@ import types
 
 import pytest
 
-from infinity_jax import memory_estimate
 from infinity_jax.config import PRESETS, TextConfig, TokenizerConfig, UserError
-from infinity_jax.economy import Economy
-from infinity_jax.memory_estimate import GB, MemoryPlan, describe, estimate_memory, plan_memory
-from infinity_jax.model_folder import ModelBundle
+from infinity_jax.drawing.drawing import memory_estimate
+from infinity_jax.drawing.economy import Economy
+from infinity_jax.drawing.memory_estimate import (
+    GB,
+    MemoryPlan,
+    describe,
+    estimate_memory,
+    plan_memory,
+)
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
+from infinity_jax.weights.model_folder import ModelBundle
 
 SQUARE = ScaleSchedule.for_picture(1.0, '1M')
 TOKENIZERS = {

@@ -5,7 +5,7 @@ import json
 import jax.numpy as jnp
 from PIL import Image
 
-from infinity_jax.metrics import FILE_NAME, RunLog, plot_losses, read_metrics
+from infinity_jax.training.metrics import FILE_NAME, RunLog, plot_losses, read_metrics
 
 
 def write_run(folder, start, stop):

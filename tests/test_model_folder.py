@@ -12,11 +12,11 @@ import pytest
 import safetensors.numpy
 import tiny
 
-from infinity_jax import model_folder
 from infinity_jax.config import UserError
-from infinity_jax.model_folder import ModelBundle, load_model, save_model
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.t5_folder import load_encoder
+from infinity_jax.weights import model_folder
+from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model
+from infinity_jax.weights.t5_folder import load_encoder
 
 T5 = pathlib.Path(__file__).parent / 'golden' / 't5_tiny'
 

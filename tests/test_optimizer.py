@@ -8,7 +8,8 @@ import optax
 import pytest
 
 from infinity_jax.config import PRESETS, UserError
-from infinity_jax.optimizer import (
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.training.optimizer import (
     OptimizerConfig,
     apply_gradients,
     decay_mask,
@@ -16,7 +17,6 @@ from infinity_jax.optimizer import (
     make_schedule,
     new_state,
 )
-from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.model import Transformer, init_transformer
 
 CONFIG = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1, ema_decay=0.5)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from perceptual_weights import GOLDEN, head_tensors, vgg_tensors
 
-from infinity_jax.perceptual_files import HEAD_NAME, TORCHVISION_INDICES
 from infinity_jax.tokenizer.perceptual import convolution_shapes, lpips, vgg_features
+from infinity_jax.weights.perceptual_files import HEAD_NAME, TORCHVISION_INDICES
 
 
 @pytest.fixture(scope='module')

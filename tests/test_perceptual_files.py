@@ -6,7 +6,7 @@ import safetensors.numpy
 from perceptual_weights import head_tensors, vgg_tensors
 
 from infinity_jax.config import UserError
-from infinity_jax.perceptual_files import HEAD_NAME, load_perceptual, perceptual_or_none
+from infinity_jax.weights.perceptual_files import HEAD_NAME, load_perceptual, perceptual_or_none
 
 
 @pytest.fixture(scope='module')

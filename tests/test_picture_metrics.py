@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from infinity_jax.picture_metrics import frechet_distance, ssim
+from infinity_jax.evaluation.picture_metrics import frechet_distance, ssim
 
 
 def test_ssim_equals_scikit_image():

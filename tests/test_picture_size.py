@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig, UserError
-from infinity_jax.picture_size import choose_schedule, token_stride
+from infinity_jax.drawing.picture_size import choose_schedule, token_stride
 from infinity_jax.scales import ScaleSchedule
 
 RELEASED = (PRESETS['2b'], TokenizerConfig())

@@ -20,17 +20,17 @@ from tiny import (
 )
 
 import infinity_jax
-from infinity_jax import drawing, memory_estimate
 from infinity_jax import pipeline as pipeline_module
 from infinity_jax.config import UserError
-from infinity_jax.model_folder import ModelBundle, load_model, save_model
+from infinity_jax.drawing.drawing import drawing, memory_estimate
 from infinity_jax.pipeline import InfinityPipeline
-from infinity_jax.placement import place
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
-from infinity_jax.t5_folder import encoder_shapes
 from infinity_jax.text import TextTokenizer
+from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model
+from infinity_jax.weights.placement import place
+from infinity_jax.weights.t5_folder import encoder_shapes
 
 VOCABULARY = pathlib.Path(infinity_jax.__file__).parent / 'demo' / 'text_encoder'
 

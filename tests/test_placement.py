@@ -11,10 +11,10 @@ from jax.sharding import PartitionSpec
 from tiny import TEXT, TOKENIZER, TRANSFORMER, lively, tokenizer_variables, transformer_variables
 
 from infinity_jax.config import UserError
-from infinity_jax.model_folder import ModelBundle, save_model
-from infinity_jax.placement import device_dtype, hold, place, read_configs, share_batch
 from infinity_jax.sharding import MeshConfig, make_mesh
-from infinity_jax.t5_folder import encoder_shapes
+from infinity_jax.weights.model_folder import ModelBundle, save_model
+from infinity_jax.weights.placement import device_dtype, hold, place, read_configs, share_batch
+from infinity_jax.weights.t5_folder import encoder_shapes
 
 PARTS = {
     'transformer': (TRANSFORMER, lambda: transformer_variables()['params']),

@@ -6,12 +6,19 @@ import json
 import numpy as np
 import pytest
 
-from infinity_jax import cli, topology
-from infinity_jax.plan import Analysis, extrapolate, kernel_flops_of, largest_batch, mfu
-from infinity_jax.program_cost import Memory, read_too_large
-from infinity_jax.program_time import ProgramTime
+from infinity_jax import cli
+from infinity_jax.plan.program_cost import Memory, read_too_large
+from infinity_jax.plan.program_time import ProgramTime
+from infinity_jax.plan.topology import parse_topology
+from infinity_jax.plan.training import (
+    Analysis,
+    extrapolate,
+    kernel_flops_of,
+    largest_batch,
+    mfu,
+    topology,
+)
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.topology import parse_topology
 
 GIB = 2**30
 CONFIG = 'configs/t2i.py'

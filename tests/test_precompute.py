@@ -15,16 +15,16 @@ from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError
 from infinity_jax.data.config import DataConfig, SourceConfig
 from infinity_jax.data.features import FeatureSource
 from infinity_jax.data.pipeline import training_batches
-from infinity_jax.model_folder import ModelBundle, save_model
-from infinity_jax.optimizer import OptimizerConfig
 from infinity_jax.precompute import Precompute
-from infinity_jax.run_batches import put_batch
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import make_mesh
 from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.train import make_task
-from infinity_jax.train_parts import T2IConfig, TextTraining, load_parts
-from infinity_jax.train_step import encode, make_models
+from infinity_jax.training.optimizer import OptimizerConfig
+from infinity_jax.training.run_batches import put_batch
+from infinity_jax.training.train import make_task
+from infinity_jax.training.train_parts import T2IConfig, TextTraining, load_parts
+from infinity_jax.training.train_step import encode, make_models
+from infinity_jax.weights.model_folder import ModelBundle, save_model
 
 TOKENIZER = TokenizerConfig(
     bits=8, base_channels=8, channel_multipliers=(1,), residual_blocks=1, unshuffle=4, norm_groups=4

@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 
-from infinity_jax.metrics import read_metrics
-from infinity_jax.preemption import StopNotice
+from infinity_jax.training.metrics import read_metrics
+from infinity_jax.training.preemption import StopNotice
 
 TESTS = pathlib.Path(__file__).parent
 FLAGS = {

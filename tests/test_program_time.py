@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 from tpu_program import TEXT
 
-from infinity_jax.collectives import Collective
-from infinity_jax.hlo_text import HloProgram
-from infinity_jax.program_time import (
+from infinity_jax.plan.collectives import Collective
+from infinity_jax.plan.hlo_text import HloProgram
+from infinity_jax.plan.program_time import (
     ProgramTime,
     collective_seconds,
     estimate_time,
     splash_flops,
 )
-from infinity_jax.topology import parse_topology
+from infinity_jax.plan.topology import parse_topology
 
 SLICE = parse_topology('v5e:4x4')
 PLACES = [(i // 4, i % 4, 0) for i in range(16)]

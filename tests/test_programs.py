@@ -8,16 +8,16 @@ import jax.numpy as jnp
 import pytest
 from test_pipeline_api import bundle
 
-from infinity_jax import programs as programs_module
-from infinity_jax.ahead import Request, calls_for
 from infinity_jax.compile_cache import user_cache_folder
 from infinity_jax.config import UserError
+from infinity_jax.drawing.ahead import Request, calls_for
+from infinity_jax.drawing.drawing import programs as programs_module
+from infinity_jax.drawing.programs import FOLDER, Programs
 from infinity_jax.generate import draw_pictures
-from infinity_jax.model_folder import save_model
 from infinity_jax.pipeline import InfinityPipeline
-from infinity_jax.programs import FOLDER, Programs
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.weights.model_folder import save_model
 
 TRACED = []
 

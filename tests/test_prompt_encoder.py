@@ -12,17 +12,17 @@ import pytest
 from tiny import TEXT, TRANSFORMER, lively, transformer_variables
 
 import infinity_jax
-from infinity_jax import prompt_encoder
 from infinity_jax.config import UserError
-from infinity_jax.draw_steps import Text, controls
+from infinity_jax.drawing.draw_steps import Text, controls
+from infinity_jax.drawing.drawing import prompt_encoder
+from infinity_jax.drawing.prompt_encoder import PromptEncoder, encode
 from infinity_jax.generate import draw_bits
-from infinity_jax.model_folder import ModelBundle
-from infinity_jax.prompt_encoder import PromptEncoder, encode
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.t5_folder import encoder_shapes
 from infinity_jax.text import TextTokenizer
 from infinity_jax.transformer.model import Transformer
+from infinity_jax.weights.model_folder import ModelBundle
+from infinity_jax.weights.t5_folder import encoder_shapes
 
 VOCABULARY = pathlib.Path(infinity_jax.__file__).parent / 'demo' / 'text_encoder'
 CONFIG = dataclasses.replace(TRANSFORMER, text_length=200)

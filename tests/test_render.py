@@ -5,7 +5,7 @@ from infinity_jax.config import UserError
 from infinity_jax.data import captions, emoji
 from infinity_jax.data.captions import BACKGROUNDS, PictureSpec
 from infinity_jax.data.render import margin, placement, render
-from infinity_jax.matcher import PLACEMENTS
+from infinity_jax.evaluation.matcher import PLACEMENTS
 
 
 @pytest.mark.parametrize('picture_size', [48, 64, 128])

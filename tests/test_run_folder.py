@@ -4,7 +4,7 @@ import json
 import pytest
 
 from infinity_jax.config import TokenizerConfig, UserError
-from infinity_jax.run_folder import changed_since, recipe, write_description
+from infinity_jax.training.run_folder import changed_since, recipe, write_description
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,6 @@ from tiny import QUICK_COMPILE, SCHEDULE, TRANSFORMER, text, transformer_variabl
 
 from infinity_jax.config import PRESETS, TextConfig, TokenizerConfig, UserError
 from infinity_jax.losses import bit_loss
-from infinity_jax.optimizer import OptimizerConfig, make_optimizer, new_state
-from infinity_jax.part_weights import part_shapes
 from infinity_jax.sharding import (
     RULES,
     MeshConfig,
@@ -24,8 +22,10 @@ from infinity_jax.sharding import (
     replicated,
     shardings_of,
 )
-from infinity_jax.t5_folder import encoder_shapes
+from infinity_jax.training.optimizer import OptimizerConfig, make_optimizer, new_state
 from infinity_jax.transformer.model import Transformer, init_transformer
+from infinity_jax.weights.part_weights import part_shapes
+from infinity_jax.weights.t5_folder import encoder_shapes
 
 MESHES = [
     MeshConfig(data=1, fsdp=8),

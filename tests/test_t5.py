@@ -10,7 +10,7 @@ import pytest
 
 from infinity_jax.config import TextConfig
 from infinity_jax.t5 import T5Encoder, position_buckets
-from infinity_jax.t5_folder import encoder_shapes, load_encoder
+from infinity_jax.weights.t5_folder import encoder_shapes, load_encoder
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 't5_tiny'
 # transformers itself moves by up to 3.1e-6 between its attention kernels and instruction sets, and

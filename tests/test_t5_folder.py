@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from infinity_jax.config import UserError
-from infinity_jax.t5_folder import load_encoder, save_encoder
+from infinity_jax.weights.t5_folder import load_encoder, save_encoder
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 't5_tiny'
 

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from infinity_jax import throughput
 from infinity_jax.device_peaks import PEAKS
-from infinity_jax.metrics import RunLog
-from infinity_jax.throughput import Stopwatch, mesh_peak, shown
+from infinity_jax.training import throughput
+from infinity_jax.training.metrics import RunLog
+from infinity_jax.training.throughput import Stopwatch, mesh_peak, shown
 
 
 @pytest.fixture

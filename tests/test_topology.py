@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from infinity_jax.config import UserError
-from infinity_jax.topology import Topology, parse_topology
+from infinity_jax.plan.topology import Topology, parse_topology
 
 
 def test_a_name_is_read():
@@ -37,7 +37,7 @@ def test_clocks_are_plausible(chip):
 @pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='libtpu compiles')
 @pytest.mark.parametrize('name, chips', [('v5e:1x1', 1), ('v5e:4x4', 16), ('v5p:1x1x1', 1)])
 def test_libtpu_knows_the_slice(name, chips):
-    from infinity_jax.topology import devices_of, prepare
+    from infinity_jax.plan.topology import devices_of, prepare
 
     prepare()
     assert len(devices_of(parse_topology(name))) == chips

@@ -11,19 +11,19 @@ import safetensors.numpy
 import tiny
 from torch_files import write_pth
 
-from infinity_jax import torch_table
 from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig, UserError
-from infinity_jax.part_weights import transformer_shapes
-from infinity_jax.torch_convert import (
+from infinity_jax.convert import torch_table
+from infinity_jax.convert.torch_convert import (
     Plan,
     load_torch_pair,
     load_torch_tokenizer,
     load_torch_transformer,
     to_torch,
 )
-from infinity_jax.torch_dimensions import read_tokenizer_config
-from infinity_jax.torch_state_dict import open_tokenizer, open_transformer
-from infinity_jax.torch_table import Naming
+from infinity_jax.convert.torch_dimensions import read_tokenizer_config
+from infinity_jax.convert.torch_state_dict import open_tokenizer, open_transformer
+from infinity_jax.convert.torch_table import Naming
+from infinity_jax.weights.part_weights import transformer_shapes
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 PAIRS = {

@@ -10,7 +10,7 @@ import pytest
 from torch_files import BFLOAT16, Stored, write_pth
 
 from infinity_jax.config import UserError
-from infinity_jax.torch_pickle import read_torch_file
+from infinity_jax.convert.torch_pickle import read_torch_file
 
 
 @pytest.mark.parametrize('compression', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])

@@ -6,9 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from infinity_jax.torch_pickle import read_torch_file
-from infinity_jax.torch_writer import ALIGNMENT, TorchWriter
-from infinity_jax.weight_writer import Spec
+from infinity_jax.convert.torch_pickle import read_torch_file
+from infinity_jax.convert.torch_writer import ALIGNMENT, TorchWriter
+from infinity_jax.weights.weight_writer import Spec
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

@@ -12,23 +12,24 @@ import pytest
 from data_folders import jsonl_folder, tar_folder, tfds_folder
 from PIL import Image
 
-from infinity_jax import flops, loop, train
+from infinity_jax import flops
 from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig, UserError
-from infinity_jax.convert_to_torch import to_torch_files
+from infinity_jax.convert.to_torch import to_torch_files
+from infinity_jax.convert.torch_convert import to_torch
+from infinity_jax.convert.torch_state_dict import open_transformer
 from infinity_jax.data.config import DataConfig, SourceConfig
-from infinity_jax.evaluate_loss import evaluate_loss
-from infinity_jax.metrics import read_metrics
-from infinity_jax.model_folder import ModelBundle, load_model, save_model
-from infinity_jax.optimizer import OptimizerConfig
-from infinity_jax.run_batches import put_batch
+from infinity_jax.evaluation.loss import evaluate_loss
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.torch_convert import to_torch
-from infinity_jax.torch_state_dict import open_transformer
-from infinity_jax.train import make_task
-from infinity_jax.train_parts import T2IConfig, TextTraining, load_parts
-from infinity_jax.train_step import make_models
+from infinity_jax.training import loop, train
+from infinity_jax.training.metrics import read_metrics
+from infinity_jax.training.optimizer import OptimizerConfig
+from infinity_jax.training.run_batches import put_batch
+from infinity_jax.training.train import make_task
+from infinity_jax.training.train_parts import T2IConfig, TextTraining, load_parts
+from infinity_jax.training.train_step import make_models
+from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model
 
 GRIDS = ((1, 1), (2, 2), (4, 4))
 TOKENIZER = TokenizerConfig(

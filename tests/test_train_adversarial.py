@@ -8,31 +8,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infinity_jax import loop
-from infinity_jax.checkpoint import Checkpoints
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.data.config import DataConfig
-from infinity_jax.metrics import read_metrics
-from infinity_jax.model_folder import load_model
-from infinity_jax.optimizer import OptimizerConfig
-from infinity_jax.run_batches import put_batch
-from infinity_jax.run_config import step_key
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.discriminator import generator_loss
-from infinity_jax.train_adversarial import make_discriminator
-from infinity_jax.train_tokenizer import (
+from infinity_jax.training import loop
+from infinity_jax.training.checkpoint import Checkpoints
+from infinity_jax.training.metrics import read_metrics
+from infinity_jax.training.optimizer import OptimizerConfig
+from infinity_jax.training.run_batches import put_batch
+from infinity_jax.training.run_config import step_key
+from infinity_jax.training.train_adversarial import make_discriminator
+from infinity_jax.training.train_tokenizer import (
     forward,
     last_layer_gradient,
     loss_terms,
     make_task,
     train_step,
 )
-from infinity_jax.train_tokenizer_config import (
+from infinity_jax.training.train_tokenizer_config import (
     AdversarialConfig,
     TokenizerLosses,
     TokenizerRunConfig,
 )
+from infinity_jax.weights.model_folder import load_model
 
 START = 2
 CONFIG = TokenizerRunConfig(

@@ -18,21 +18,21 @@ from tiny import (
     transformer_variables,
 )
 
-from infinity_jax.accumulate import batch_parts, check_parts, mean_of_parts
 from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig
-from infinity_jax.model_folder import ModelBundle
-from infinity_jax.optimizer import OptimizerConfig, make_optimizer, new_state
-from infinity_jax.run_batches import put_batch
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, in_mesh, make_mesh
 from infinity_jax.t5 import T5Encoder
-from infinity_jax.t5_folder import encoder_shapes, load_encoder, save_encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.train_parts import SelfCorrection, T2IConfig, TextTraining, place_frozen
-from infinity_jax.train_step import Models, evaluation_step, train_step
+from infinity_jax.training.accumulate import batch_parts, check_parts, mean_of_parts
+from infinity_jax.training.optimizer import OptimizerConfig, make_optimizer, new_state
+from infinity_jax.training.run_batches import put_batch
+from infinity_jax.training.train_parts import SelfCorrection, T2IConfig, TextTraining, place_frozen
+from infinity_jax.training.train_step import Models, evaluation_step, train_step
 from infinity_jax.transformer.model import Transformer
 from infinity_jax.transformer.remat import POLICIES
+from infinity_jax.weights.model_folder import ModelBundle
+from infinity_jax.weights.t5_folder import encoder_shapes, load_encoder, save_encoder
 
 ENCODER = dataclasses.replace(TEXT, vocab_size=40)
 DROPPING = dataclasses.replace(TRANSFORMER, drop_path=0.2)

@@ -11,21 +11,23 @@ from perceptual_weights import vgg_tensors
 from PIL import Image
 from tiny import tokenizer_variables
 
-from infinity_jax import flops, loop, perceptual_files
+from infinity_jax import flops
 from infinity_jax.config import TokenizerConfig, UserError
 from infinity_jax.data.config import DataConfig
-from infinity_jax.metrics import read_metrics
-from infinity_jax.model_folder import ModelBundle, load_model, save_model
-from infinity_jax.optimizer import OptimizerConfig
 from infinity_jax.sharding import make_mesh
 from infinity_jax.tokenizer import perceptual
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.losses import entropy_penalty
 from infinity_jax.tokenizer.quantizer import quantize
 from infinity_jax.tokenizer.quantizer_noise import QuantizerTraining
-from infinity_jax.train_tokenizer import Outputs, bit_usage, loss_terms, make_task
-from infinity_jax.train_tokenizer_config import TokenizerLosses, TokenizerRunConfig, check
-from infinity_jax.train_tokenizer_start import starting_params
+from infinity_jax.training import loop
+from infinity_jax.training.metrics import read_metrics
+from infinity_jax.training.optimizer import OptimizerConfig
+from infinity_jax.training.train_tokenizer import Outputs, bit_usage, loss_terms, make_task
+from infinity_jax.training.train_tokenizer_config import TokenizerLosses, TokenizerRunConfig, check
+from infinity_jax.training.train_tokenizer_start import starting_params
+from infinity_jax.weights import perceptual_files
+from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 
 from infinity_jax.config import TokenizerConfig, UserError
 from infinity_jax.data.config import DataConfig
-from infinity_jax.optimizer import OptimizerConfig
 from infinity_jax.scales import BUDGETS, RATIOS, ScaleSchedule
-from infinity_jax.train_tokenizer_config import (
+from infinity_jax.training.optimizer import OptimizerConfig
+from infinity_jax.training.train_tokenizer_config import (
     AdversarialConfig,
     TokenizerLosses,
     TokenizerRunConfig,

@@ -10,11 +10,11 @@ import pytest
 from tiny import QUICK_COMPILE, SCHEDULE, TRANSFORMER, text, transformer_variables
 
 from infinity_jax.config import PRESETS, UserError
-from infinity_jax.part_weights import transformer_shapes
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.attention import query_groups
 from infinity_jax.transformer.drop_path import draw_kept
 from infinity_jax.transformer.model import Transformer, check_schedule, init_transformer
+from infinity_jax.weights.part_weights import transformer_shapes
 
 # The last scale stands alone in attention, the others under one mask.
 LONG_SCHEDULE = ScaleSchedule.free(((1, 1), (2, 2), (3, 2), (11, 12)))

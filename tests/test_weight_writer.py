@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from infinity_jax.weight_files import open_shards, open_weights
-from infinity_jax.weight_writer import (
+from infinity_jax.weights.weight_files import open_shards, open_weights
+from infinity_jax.weights.weight_writer import (
     SafetensorsWriter,
     ShardWriter,
     Spec,

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig
-from infinity_jax.part_weights import tokenizer_shapes, transformer_shapes
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.weights.part_weights import tokenizer_shapes, transformer_shapes
 
 TRANSFORMER = TransformerConfig(
     depth=2, width=32, num_heads=2, bits=4, text_channels=16, text_length=8, dtype='float32'

@@ -1,0 +1,61 @@
+"""Models with random weights, as large as the presets, for measuring speed."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.weights.placement import device_dtype
+
+BLOCK = np.random.default_rng(0).standard_normal(2**20, dtype=np.float32)
+
+
+def preset(name: str, precision: str) -> tuple[TransformerConfig, TokenizerConfig]:
+    """A preset's transformer, and the released tokenizer that it goes with.
+
+    Raises:
+      UserError: no such preset.
+    """
+    if name not in PRESETS:
+        raise UserError(f'unknown preset {name!r}; choose one of {", ".join(PRESETS)}')
+    transformer = dataclasses.replace(PRESETS[name], dtype=precision)
+    multipliers = (1, 2, 4, 4) if transformer.spatial_patchify else (1, 2, 4, 4, 4)
+    return transformer, TokenizerConfig(transformer.bits, channel_multipliers=multipliers)
+
+
+def random_params(
+    shapes: Callable[[Any], Any], config: Any, product_dtype: str = 'float32'
+) -> dict[str, Any]:
+    """Parameters on the device, in the dtypes that drawing has them in.
+
+    Signals pass them at about their size, as in a trained model, so that no number overflows or
+    becomes denormal, which would change the speed.
+    """
+
+    def fill(path: tuple[str, ...], leaf: Any) -> jax.Array:
+        values = np.resize(BLOCK, leaf.shape)
+        fan_in = int(np.prod(leaf.shape[-4:-1])) if path[-1] == 'kernel' else 100
+        scaled = values * np.float32(fan_in**-0.5)
+        return jnp.asarray(scaled, device_dtype(path, product_dtype))
+
+    def stacked(path: tuple[str, ...], leaf: Any) -> jax.Array:
+        # A stack of layers is no part of a kernel's fan-in.
+        inner = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+        return jnp.broadcast_to(fill(path, inner)[None], leaf.shape)
+
+    return unflatten_dict(
+        {
+            path: (stacked if path[0] in ('blocks', 'layers') else fill)(path, leaf)
+            for path, leaf in flatten_dict(shapes(config)).items()
+        }
+    )
+
+
+def random_features(shape: tuple[int, ...]) -> jax.Array:
+    """Numbers of a standard normal distribution, float32."""
+    return jnp.asarray(np.resize(BLOCK, shape))

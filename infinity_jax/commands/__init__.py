@@ -1,0 +1,1 @@
+"""The subcommands of `infinity-jax`: flags, and what they call."""

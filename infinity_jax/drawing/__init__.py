@@ -1,0 +1,1 @@
+"""The programs that draw, and what they need before they run."""

@@ -1,0 +1,1 @@
+"""Every stage against reference arrays: `infinity-jax check`."""

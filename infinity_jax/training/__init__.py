@@ -1,0 +1,1 @@
+"""Runs: configuration, step, loop, checkpoints and logs."""

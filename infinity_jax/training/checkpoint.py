@@ -1,0 +1,253 @@
+"""Checkpoints of a run, through Orbax. The state's step is its position in the data, too.
+
+A save is written beside the others under a temporary name and renamed when whole, in the
+background; whatever interrupts it leaves the last good one as it was.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from infinity_jax.config import UserError
+from infinity_jax.training.run_folder import CHECKPOINTS
+
+
+class Checkpoints:
+    """The newest few checkpoints of a run folder.
+
+    Args:
+      run_dir: the run folder; checkpoints go into its `checkpoints/STEP`.
+      keep: how many to keep.
+
+    Raises:
+      UserError: the folder cannot be written.
+    """
+
+    def __init__(self, run_dir: str | os.PathLike, keep: int):
+        self.folder = pathlib.Path(run_dir).absolute() / CHECKPOINTS
+        self._response = None
+        logging.getLogger('absl').addFilter(_not_orbax)
+        policies = ocp.training.save_decision_policies
+        try:
+            self._checkpointer = ocp.training.Checkpointer(
+                self.folder,
+                # The training loop decides by step; a policy that always agrees leaves it that.
+                save_decision_policy=policies.FixedIntervalPolicy(1),
+                preservation_policy=ocp.training.preservation_policies.LatestN(keep),
+                cleanup_tmp_directories=True,
+            )
+        except OSError as error:
+            raise UserError(
+                f'checkpoint folder {self.folder}: {error.strerror or error}; make it writable or '
+                'set config.run_dir to another place'
+            ) from None
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, state: Any) -> None:
+        """Starts saving; waits first for a save still under way. A step saved before is left.
+
+        Args:
+          step: steps taken.
+          state: pytree of arrays; copied to the host before this returns.
+
+        Raises:
+          UserError: this or the previous save failed, for instance on a full disk.
+        """
+        self.wait()
+        if step == self.latest_step:
+            return
+        try:
+            self._response = self._checkpointer.save_checkpointables_async(step, {'state': state})
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def wait(self) -> None:
+        """Returns once nothing is being saved.
+
+        Raises:
+          UserError: the save failed.
+        """
+        response, self._response = self._response, None
+        if response is None:
+            return
+        try:
+            response.result()
+        except Exception as error:  # a full disk comes as OSError or as a bare message
+            raise self._failure(error) from None
+
+    def _failure(self, error: Exception) -> UserError:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        full = 'No space left on device'  # the writer names its innermost file around that
+        reason = full if full in str(error) else lines[0][:300]
+        good = 'none yet' if self.latest_step is None else f'step {self.latest_step}, unharmed'
+        return UserError(
+            f'could not save a checkpoint in {self.folder}: {reason}; the last good one '
+            f'is {good}: free space or mend the folder, then start the same command again'
+        )
+
+    def restore(self, step: int, abstract_state: Any) -> Any:
+        """Reads a checkpoint onto the devices, whatever mesh it was saved from.
+
+        Args:
+          step: which one.
+          abstract_state: tree of ShapeDtypeStructs with shardings.
+
+        Returns:
+          the state.
+
+        Raises:
+          UserError: it was saved from a model of another shape, or cannot be read.
+        """
+        try:
+            saved = _shapes(self._checkpointer.metadata(step).metadata)
+            if not saved:
+                raise ValueError('its description is empty')
+            self._compare_shapes(step, saved, _shapes(abstract_state))
+            return self._checkpointer.load_checkpointables(step, {'state': abstract_state})['state']
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise UserError(
+                f'checkpoint {self.folder / str(step)} cannot be read: {reason}; delete that '
+                'folder to go on from the one before it'
+            ) from error
+
+    def _compare_shapes(self, step: int, saved: dict, wanted: dict) -> None:
+        for name in sorted(saved.keys() | wanted.keys()):
+            if saved.get(name) != wanted.get(name):
+                raise UserError(
+                    f'checkpoint {self.folder / str(step)}: {name} is '
+                    f'{saved.get(name, "absent")}, but the config wants '
+                    f'{wanted.get(name, "none")}; go back to the config of that run (config.json '
+                    'there) or set config.run_dir to a new folder'
+                )
+
+    def close(self) -> None:
+        """Ends background work. A save that failed was reported by `wait`, and is not again."""
+        with contextlib.suppress(Exception):
+            self._checkpointer.close()
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    """Orbax logs every file it touches, and prints failures at length that it also raises."""
+    return 'orbax' not in record.pathname
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    """Dotted path to shape, the same for structs, dictionaries and tuples restored as lists."""
+
+    def name(key):
+        for attribute in ('name', 'key', 'idx'):
+            if hasattr(key, attribute):
+                return str(getattr(key, attribute))
+        return str(key)
+
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {'.'.join(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def load_weights(run_dir: str | os.PathLike, step: int | None, which: str) -> Any:
+    """Reads one set of weights out of a checkpoint, onto the host; a run under way is not touched.
+
+    Args:
+      run_dir: the run folder.
+      step: which checkpoint; None takes the newest.
+      which: 'params' or 'ema'.
+
+    Raises:
+      UserError: there is no such checkpoint, or it cannot be read.
+    """
+    folder = pathlib.Path(run_dir).absolute() / CHECKPOINTS
+    steps = sorted(
+        int(path.name)
+        for path in folder.glob('*')
+        if path.name.isdigit() and ocp.is_orbax_checkpoint(path)
+    )
+    if not steps or (step is not None and step not in steps):
+        there = ', '.join(map(str, steps)) or 'none'
+        raise UserError(
+            f'{folder}: no checkpoint{"" if step is None else f" of step {step}"}; there: {there}'
+        )
+    path = folder / str(steps[-1] if step is None else step)
+    logging.getLogger('absl').addFilter(_not_orbax)
+    # Whatever mesh it was saved from: the weights go to one device of the host.
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
+    options = ocp.options.PyTreeOptions(
+        loading=ocp.options.PyTreeOptions.Loading(partial_load=True)  # no optimizer state
+    )
+    try:
+        saved = ocp.metadata(path, checkpointable_name='state').metadata
+        if which not in saved:
+            raise UserError(f'checkpoint {path} holds {", ".join(saved)}; wanted {which}')
+        abstract = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host), saved[which]
+        )
+        with ocp.Context(pytree_options=options):
+            return ocp.load(path, {which: abstract}, checkpointable_name='state')[which]
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise UserError(f'checkpoint {path} cannot be read: {reason}; name another one') from error
+
+
+def starting_state(
+    checkpoints: Checkpoints,
+    abstract_state: Any,
+    *,
+    from_scratch: Callable[[], Any],
+    from_model: Callable[[], Any] | None,
+    init_from: str = '',
+    say: Callable[[str], None] = print,
+) -> Any:
+    """The one place that says what wins at the start: resume, then initialise from, then scratch.
+
+    Args:
+      checkpoints: of this run; if it holds any, the newest is resumed.
+      abstract_state: tree of ShapeDtypeStructs with shardings.
+      from_scratch: makes a new state with random weights.
+      from_model: makes a new state with the weights of `config.init_from`; None when unset.
+      init_from: what `config.init_from` says, for the line.
+      say: prints a line; the first process does.
+    """
+    if jax.process_index() != 0:
+        say = lambda _: None
+    step = checkpoints.latest_step
+    if step is not None:
+        instead = f', so not from config.init_from {init_from}' if init_from else ''
+        say(f'resuming from {checkpoints.folder / str(step)}{instead}')
+        return checkpoints.restore(step, abstract_state)
+    if from_model is not None:
+        say(f'no checkpoint of this run yet: starting from the weights of {init_from}')
+        return from_model()
+    say('no checkpoint of this run yet and no config.init_from: starting from random weights')
+    return from_scratch()
+
+
+def check_start(init_from: str, wanted: Any, given: Any) -> None:
+    """Raises `UserError` unless the weights of `init_from` have the configured shapes.
+
+    Args:
+      init_from: the folder, for the message.
+      wanted: the configured tree of shapes.
+      given: the loaded tree.
+    """
+    wanted, given = _shapes(wanted), _shapes(given)
+    for name in sorted(wanted.keys() | given.keys()):
+        if wanted.get(name) != given.get(name):
+            raise UserError(
+                f'config.init_from {init_from}: {name} is {given.get(name, "absent")}, but the '
+                f"config wants {wanted.get(name, 'none')}; use that model's own dimensions"
+            )

@@ -1,0 +1,214 @@
+"""The training loop that every task shares: step, log, evaluate, draw, save, resume."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from infinity_jax.config import UserError
+from infinity_jax.data.pipeline import Batches
+from infinity_jax.training.checkpoint import Checkpoints, starting_state
+from infinity_jax.training.metrics import RunLog, plot_losses
+from infinity_jax.training.optimizer import TrainState
+from infinity_jax.training.preemption import StopNotice, finishing
+from infinity_jax.training.run_batches import check_batch, put_batch
+from infinity_jax.training.run_config import RunConfig, init_key
+from infinity_jax.training.run_folder import changed_since, write_description
+from infinity_jax.training.throughput import Stopwatch, mesh_peak, shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task as the loop sees it. Functions of (state, …) read `state`, never keep it.
+
+    Attributes:
+      init: key -> TrainState, jitted onto the mesh.
+      abstract_state: tree of ShapeDtypeStructs with shardings.
+      from_model: makes a TrainState from `config.init_from`, or None.
+      batches: this process's host batches; a step reads one.
+      train_step: (state, batch) -> (state, metrics); jitted, state donated.
+      step_flops: batch -> model FLOP of the step that it makes, by `infinity_jax.flops`.
+      evaluate: state -> held-out metrics.
+      sample: (state, path) writes a picture of how things stand.
+      export: (state, folder) writes the model folder.
+    """
+
+    init: Callable[[jax.Array], TrainState]
+    abstract_state: Any
+    from_model: Callable[[], TrainState] | None
+    batches: Batches
+    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
+    step_flops: Callable[[Any], float]
+    evaluate: Callable[[TrainState], dict[str, Any]]
+    sample: Callable[[TrainState, pathlib.Path], None]
+    export: Callable[[TrainState, pathlib.Path], None]
+
+
+def with_shardings(shapes: Any, shardings: Any) -> Any:
+    """ShapeDtypeStructs that also say where they live, as restoring wants them."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    )
+
+
+def run(config: RunConfig, task: Task, mesh: Mesh) -> pathlib.Path:
+    """Trains to `config.steps`, from wherever the run folder stands; exports the EMA weights.
+
+    Args:
+      config: the run.
+      task: what a step does.
+      mesh: the devices.
+
+    Returns:
+      the folder of the exported model.
+
+    Raises:
+      UserError: a save failed, or `max_bad_steps` steps in a row were not finite.
+      Preempted: SIGTERM came, and the state is saved.
+    """
+    check_batch(config, mesh)
+    run_dir = pathlib.Path(config.run_dir)
+    checkpoints = Checkpoints(run_dir, config.keep_checkpoints)
+    state = starting_state(
+        checkpoints,
+        task.abstract_state,
+        from_scratch=lambda: task.init(init_key(config.seed)),
+        from_model=task.from_model,
+        init_from=config.init_from,
+    )
+    task.batches.move_to(int(state.step))
+    changes = changed_since(config, run_dir) if int(state.step) else ''
+    if changes and jax.process_index() == 0:
+        print(changes)
+    # After the decision: a refused resume must leave the description of the run that is there.
+    write_description(config, run_dir)
+    log = RunLog(run_dir, int(state.step), config.steps)
+    try:
+        with StopNotice() as notice:
+            state = _train(config, task, state, mesh, checkpoints, log, notice)
+        checkpoints.wait()
+    except OSError as error:  # metrics, pictures: what saves checkpoints has its own message
+        raise UserError(
+            f'run folder {run_dir} cannot be written: {error}; free space or mend it, then start '
+            'the same command again: it goes on from the last checkpoint'
+        ) from None
+    finally:
+        task.batches.close()  # ends worker processes
+        log.close()
+        checkpoints.close()
+    folder = run_dir / 'model'
+    with finishing():
+        task.export(state, folder)
+    return folder
+
+
+def _train(
+    config: RunConfig,
+    task: Task,
+    state: TrainState,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    log: RunLog,
+    notice: StopNotice,
+) -> TrainState:
+    """The loop itself. Metrics are read one step late, so that the devices never wait for us."""
+    if config.init_from and int(state.step) == 0:
+        with log.pause():
+            _evaluate(config, task, state, 0, log)  # what the model could do before
+    watch = Stopwatch(config.batch_size, mesh_peak(mesh))
+    pauses = (config.eval_every, config.sample_every, config.checkpoint_every)
+    late = None  # (step, metrics, FLOP) of the step under way
+    for step in range(int(state.step) + 1, config.steps + 1):
+        start = time.monotonic()
+        batch = put_batch(next(task.batches), mesh)
+        watch.add_wait(time.monotonic() - start)
+        state, metrics = task.train_step(state, batch)
+        flops = task.step_flops(batch)
+        del batch  # it may be memory shared with workers, which an error raised below would keep
+        if late is not None:
+            _report(config, log, watch, *late)
+        late = (step, metrics, flops)
+        last, stop = step == config.steps, notice.stops()
+        if not (last or stop or any(step % every == 0 for every in pauses)):
+            continue
+        _report(config, log, watch, *late)
+        late = None
+        # First of all that is due, so that nothing is lost if the run ends meanwhile.
+        if last or stop or step % config.checkpoint_every == 0:
+            checkpoints.save(step, state)
+        if stop:
+            checkpoints.wait()
+            raise notice.stopped(step)
+        if not last:
+            with log.pause():
+                _look(config, task, state, step, log, checkpoints, notice)
+        watch.restart()
+    # Also if all steps were taken before: the run may have been stopped while it looked.
+    with log.pause():
+        _look(config, task, state, int(state.step), log, checkpoints, notice)
+    return state
+
+
+def _look(
+    config: RunConfig,
+    task: Task,
+    state: TrainState,
+    step: int,
+    log: RunLog,
+    checkpoints: Checkpoints,
+    notice: StopNotice,
+) -> None:
+    """Evaluates and draws, if due after `step`; raises `Preempted` if SIGTERM came meanwhile."""
+    for every, look in ((config.eval_every, _evaluate), (config.sample_every, _draw)):
+        if step >= config.steps or step % every == 0:
+            look(config, task, state, step, log)
+            if notice.stops():
+                checkpoints.save(step, state)
+                checkpoints.wait()
+                raise notice.stopped(step)
+
+
+def _report(
+    config: RunConfig,
+    log: RunLog,
+    watch: Stopwatch,
+    step: int,
+    metrics: dict[str, jax.Array],
+    flops: float,
+) -> None:
+    """Reads a finished step's metrics; stops the run when too many in a row were bad."""
+    bad = int(metrics['bad_in_a_row'])  # waits for the step
+    watch.add_step(flops)
+    if bad >= config.max_bad_steps:
+        raise UserError(
+            f'step {step}: {bad} steps in a row gave a loss or gradient that is not finite '
+            f'(max_bad_steps {config.max_bad_steps}); lower config.optimizer.learning_rate, look '
+            'at the data, and start again: the last checkpoint is resumed'
+        )
+    loss = float(metrics['loss'])
+    spike = log.spike(step, loss)
+    if step % config.log_every == 0 or bad or spike or step == config.steps:
+        values, rates = {**jax.device_get(metrics), **spike}, watch.read()
+        log.write(step, 'train', {**values, **rates})
+        log.progress(step, loss=loss, lr=float(values['learning_rate']), **shown(rates))
+    else:
+        log.progress(step)
+
+
+def _evaluate(config: RunConfig, task: Task, state: TrainState, step: int, log: RunLog) -> None:
+    values = jax.device_get(task.evaluate(state))
+    log.write(step, 'heldout', values)
+    numbers = [f'{name} {value:.4f}' for name, value in values.items() if value.ndim == 0]
+    log.say(f'step {step}: held out: ' + ', '.join(numbers))
+    if jax.process_index() == 0:
+        plot_losses(config.run_dir)
+
+
+def _draw(config: RunConfig, task: Task, state: TrainState, step: int, _: RunLog) -> None:
+    folder = pathlib.Path(config.run_dir) / 'samples'
+    folder.mkdir(exist_ok=True)
+    task.sample(state, folder / f'step_{step:07}.png')

@@ -1,0 +1,180 @@
+"""What a run writes about itself: metrics.jsonl, TensorBoard, a progress bar, a loss plot."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from infinity_jax.training.loss_level import LossLevel
+
+FILE_NAME = 'metrics.jsonl'
+
+
+class RunLog:
+    """Writes metrics by step into a run folder; only the first process writes.
+
+    Args:
+      folder: the run folder.
+      start_step: step that the run goes on from. Lines beyond it, left by a run that was killed
+        after its last checkpoint, are dropped so that every step appears once. So are the last
+        evaluation of a finished run and the first of one that starts over, which are made again.
+      num_steps: length of the run.
+    """
+
+    def __init__(self, folder: str | os.PathLike, start_step: int, num_steps: int):
+        self.path = pathlib.Path(folder) / FILE_NAME
+        self._active = jax.process_index() == 0
+        self._bar = None
+        self._level = LossLevel()
+        if not self._active:
+            return
+        # Imported here: reading metrics needs neither.
+        import tensorboardX
+        import tqdm
+
+        again = start_step in (0, num_steps) or start_step > num_steps
+        _drop_lines(self.path, start_step, start_step - again)
+        self._file = self.path.open('a', encoding='utf-8')
+        self._board = tensorboardX.SummaryWriter(
+            str(self.path.parent / 'tensorboard'), purge_step=start_step + 1
+        )
+        self._bar = tqdm.tqdm(
+            total=num_steps,
+            initial=start_step,
+            unit='step',
+            dynamic_ncols=True,
+            mininterval=0.5 if sys.stderr.isatty() else 20.0,
+        )
+
+    def write(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """Adds one line for `step`. Arrays of one axis become lists (one entry a scale).
+
+        Args:
+          step: steps taken.
+          split: 'train' or 'heldout'.
+          values: name to scalar or 1-D array, host or device.
+        """
+        if not self._active:
+            return
+        values = {name: np.asarray(value).tolist() for name, value in values.items()}
+        self._file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, list):
+                for k, entry in enumerate(value):
+                    self._board.add_scalar(f'{split}/{name}/{k:02}', entry, step)
+            else:
+                self._board.add_scalar(f'{split}/{name}', value, step)
+
+    def spike(self, step: int, loss: float) -> dict[str, float]:
+        """Told the loss of every step, says when one is far above its recent level.
+
+        Returns:
+          that level as `loss_level`, a metric that only such a step has; else nothing.
+        """
+        level = self._level.below(loss)
+        if level is None:
+            return {}
+        self.say(f'step {step}: loss {loss:.4g} is far above its recent level of {level:.4g}')
+        return {'loss_level': level}
+
+    def progress(self, step: int, **shown: float) -> None:
+        """Moves the bar to `step` and shows a few numbers beside rate and time left."""
+        if self._bar is not None:
+            if shown:
+                self._bar.set_postfix({k: f'{v:.4g}' for k, v in shown.items()}, refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Time inside is no training time: the bar's rate and time left do without it."""
+        start = time.monotonic()
+        yield
+        if self._bar is not None:
+            paused = time.monotonic() - start
+            self._bar.start_t += paused
+            self._bar.last_print_t += paused
+
+    def say(self, text: str) -> None:
+        """Prints a line without tearing the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        if self._active:
+            self._bar.close()
+            self._file.close()
+            self._board.close()
+
+
+def read_metrics(folder: str | os.PathLike, split: str = 'train') -> list[dict[str, Any]]:
+    """The lines of one split in a run folder, in order of steps."""
+    path = pathlib.Path(folder) / FILE_NAME
+    lines = [] if not path.exists() else path.read_text(encoding='utf-8').splitlines()
+    records = [json.loads(line) for line in lines]
+    return [record for record in records if record['split'] == split]
+
+
+def plot_losses(folder: str | os.PathLike) -> pathlib.Path | None:
+    """Draws loss, and accuracy per scale where there is one, from metrics.jsonl into losses.png."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    train, heldout = (read_metrics(folder, split) for split in ('train', 'heldout'))
+    if not train:
+        return None
+    second = next((n for n in ('accuracy_per_scale', 'psnr') if heldout and n in heldout[-1]), None)
+    figure = Figure(figsize=(10, 4) if second else (5, 4), layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, 2 if second else 1, squeeze=False)[0]
+    axes[0].plot(*_series(train, 'loss'), label='training', linewidth=0.8)
+    if heldout:
+        axes[0].plot(*_series(heldout, 'loss'), label='held out', marker='.')
+    axes[0].set(xlabel='step', ylabel='loss')
+    axes[0].legend()
+    if second == 'psnr':
+        axes[1].plot(*_series(heldout, 'psnr'), marker='.')
+        axes[1].set(xlabel='step', ylabel='held-out PSNR (dB)')
+    elif second:
+        steps, values = _series(heldout, second)
+        majority = heldout[-1]['majority_rate_per_scale']
+        for k, line in enumerate(zip(*values)):
+            axes[1].plot(steps, line, marker='.', color=f'C{k}', label=f'scale {k + 1}')
+            axes[1].axhline(majority[k], color=f'C{k}', linestyle=':', linewidth=0.8)
+        axes[1].set(xlabel='step', ylabel='held-out bit accuracy (dotted: majority bit)')
+        axes[1].legend()
+    path = pathlib.Path(folder) / 'losses.png'
+    figure.savefig(path, dpi=100)
+    return path
+
+
+def _series(records: list[dict[str, Any]], name: str) -> tuple[list[int], list[Any]]:
+    """Steps and values of one metric, without values that are not finite."""
+    pairs = [(r['step'], r[name]) for r in records if name in r]
+    pairs = [(s, v) for s, v in pairs if isinstance(v, list) or math.isfinite(v)]
+    return [s for s, _ in pairs], [v for _, v in pairs]
+
+
+def _drop_lines(path: pathlib.Path, step: int, heldout_step: int) -> None:
+    """Keeps the lines up to `step`, or `heldout_step`; also drops a line cut short by a kill."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding='utf-8').splitlines():
+        try:
+            record = json.loads(line)
+            if record['step'] <= (heldout_step if record['split'] == 'heldout' else step):
+                kept.append(line + '\n')
+        except (json.JSONDecodeError, KeyError):
+            continue
+    partial = path.with_suffix('.partial')
+    partial.write_text(''.join(kept), encoding='utf-8')
+    partial.replace(path)

@@ -1,0 +1,150 @@
+"""Configuration of a tokenizer's training, and what of it must agree."""
+
+import dataclasses
+
+from infinity_jax.config import TokenizerConfig, UserError
+from infinity_jax.data.buckets import SQUARE
+from infinity_jax.scales import BUDGETS, RATIOS, STRIDE, Grid, ScaleSchedule
+from infinity_jax.tokenizer.discriminator import smallest_picture
+from infinity_jax.tokenizer.losses import INVERSE_TEMPERATURE
+from infinity_jax.tokenizer.perceptual import MIN_EDGE
+from infinity_jax.tokenizer.quantizer_noise import QuantizerTraining
+from infinity_jax.training.optimizer import OptimizerConfig
+from infinity_jax.training.run_config import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerLosses:
+    """Weights of the terms. The released recipe: l1 1, perceptual 1, commitment 4·0.25, entropy
+    4·0.1."""
+
+    l1: float = 1.0
+    l2: float = 1.0
+    commitment: float = 0.25
+    entropy: float = 0.1
+    inverse_temperature: float = INVERSE_TEMPERATURE  # β of the entropy term; see its docstring
+    perceptual: float = 0.0  # LPIPS; wants config.vgg_weights and config.lpips_heads
+    truncated: float = 0.0  # l1 and l2 of a picture decoded after a random number of scales
+
+    def __post_init__(self):
+        if not self.inverse_temperature > 0:
+            raise UserError(
+                f'config field losses.inverse_temperature is {self.inverse_temperature}; wanted a '
+                'positive number'
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialConfig:
+    """The discriminator and its term in the loss; off unless `weight` is set."""
+
+    weight: float = 0.0  # of the adversarial term; 0.3 as published
+    start_step: int = 0  # before it, neither network feels the other; 50,000 in stage 1
+    adaptive: bool = False  # scale the term to the reconstruction gradient at the last convolution
+    adaptive_limit: float = 1e4  # of that scale, as in VQGAN
+    channels: int = 64  # of the discriminator's first layer
+    layers: int = 3  # stride-2 convolutions; 3 judges patches of 70² pixels
+    lecam: float = 0.001  # weight of LeCam in the discriminator's loss; 0: none
+    lecam_decay: float = 0.999  # of its moving averages, reached through (1 + n) / (10 + n)
+    optimizer: OptimizerConfig | None = None  # of the discriminator; None: as the tokenizer's
+
+    def __post_init__(self):
+        if self.layers < 1 or self.channels < 4 or self.channels % 4:
+            raise UserError(
+                f'adversarial.layers is {self.layers} and adversarial.channels {self.channels}; '
+                'wanted 1 or more layers and a multiple of 4'
+            )
+        if min(self.weight, self.start_step, self.lecam, self.adaptive_limit) < 0:
+            raise UserError('a number in config.adversarial is negative; wanted 0 or more')
+        if not 0 <= self.lecam_decay < 1:
+            raise UserError(
+                f'adversarial.lecam_decay is {self.lecam_decay}; wanted 0 up to below 1'
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerRunConfig(RunConfig):
+    """Configuration of `configs/tokenizer.py`."""
+
+    tokenizer: TokenizerConfig
+    # (h, w) of each scale, the last being picture size / stride; (): as released, by picture shape
+    grids: tuple[tuple[int, ...], ...] = ()
+    losses: TokenizerLosses = TokenizerLosses()
+    quantizer: QuantizerTraining = QuantizerTraining()
+    adversarial: AdversarialConfig = AdversarialConfig()
+    freeze_encoder: bool = False  # train the decoder alone: all bits stay as they are
+    vgg_weights: str = ''  # VGG-16 in torchvision's format; '': no perceptual term
+    lpips_heads: str = ''  # lin0 to lin4 in the LPIPS package's format
+    precision: str = 'highest'  # of products in training: 'highest', or 'default' (faster on GPU)
+    remat: str = 'none'  # 'full': residual blocks are computed again in the backward pass
+
+    def code_grids(self, picture: tuple[int, int]) -> tuple[Grid, ...]:
+        """The grids of a picture of (height, width) pixels.
+
+        Raises:
+          UserError: there are none for that shape.
+        """
+        stride = self.tokenizer.stride
+        if self.grids:
+            schedule = ScaleSchedule.free(self.grids)
+            if schedule.picture_size(stride) != tuple(picture):
+                raise UserError(
+                    f'grids end in {self.grids[-1]}, at stride {stride} a picture of '
+                    f'{schedule.picture_size(stride)}, but pictures are {tuple(picture)} '
+                    f'(data.picture_size is {self.data.picture_size}); change one of them'
+                )
+            return schedule.grids
+        if stride not in (STRIDE, STRIDE // 2):
+            raise UserError(
+                f'released schedules are for stride {STRIDE}, or {STRIDE // 2} with patchify, and '
+                f'this tokenizer has stride {stride}; set config.grids'
+            )
+        return released_schedule(picture).code_grids(patchify=stride < STRIDE)
+
+
+def released_schedule(picture: tuple[int, int]) -> ScaleSchedule:
+    """The released schedule whose pictures have (height, width) pixels."""
+    for ratio in RATIOS:
+        for budget in BUDGETS:
+            schedule = ScaleSchedule.for_picture(ratio, budget)
+            if schedule.picture_size() == tuple(picture):
+                return schedule
+    raise UserError(
+        f'no released schedule is for pictures of {tuple(picture)} pixels; set config.grids, or '
+        'data.picture_size to 256, 512, 768 or 1024'
+    )
+
+
+def check(config: TokenizerRunConfig) -> None:
+    """Raises `UserError` where schedule, stride and picture size disagree."""
+    size = config.data.picture_size
+    if any(source.kind == 'features' for source in config.data.sources + config.data.held_out):
+        raise UserError(
+            'data.sources has one of kind features, but tokenizers are trained on pictures; name '
+            'the source that these were made of'
+        )
+    config.code_grids((size, size))
+    if config.grids and config.data.bucket_names != (SQUARE,):
+        raise UserError(
+            f'data.ratios is {config.data.ratios}, but config.grids are for one shape; clear '
+            'config.grids to take the released ones of each'
+        )
+    if config.freeze_encoder and not config.init_from:
+        raise UserError(
+            'freeze_encoder is set without init_from; name the model folder whose encoder is kept'
+        )
+    if config.precision not in ('highest', 'default'):
+        raise UserError(f"precision is {config.precision!r}; wanted 'highest' or 'default'")
+    if config.remat not in ('none', 'full'):
+        raise UserError(f"remat is {config.remat!r}; wanted 'none' or 'full'")
+    wanted = smallest_picture(config.adversarial.layers) if config.adversarial.weight else 1
+    if size < wanted:
+        raise UserError(
+            f'data.picture_size is {size}, too small for a discriminator of '
+            f'{config.adversarial.layers} layers, which wants {wanted}; lower adversarial.layers'
+        )
+    if config.losses.perceptual and config.vgg_weights and size < MIN_EDGE:
+        raise UserError(
+            f'data.picture_size is {size}; the perceptual term wants {MIN_EDGE} or more: set '
+            'losses.perceptual to 0'
+        )

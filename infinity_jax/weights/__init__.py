@@ -1,0 +1,1 @@
+"""Model folders: reading, writing and placing weights."""

@@ -1,0 +1,93 @@
+"""LoRA adapters as one small file beside a model, and merged into its folder."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from infinity_jax.config import UserError, from_mapping
+from infinity_jax.training.lora import LoraConfig, merge
+from infinity_jax.weights.model_folder import load_model, save_model
+
+FILE_NAME = 'adapter.safetensors'
+FORMAT = 'infinity_jax lora'
+
+
+def save_adapter(path: Path, adapters: Any, config: LoraConfig) -> None:
+    """Writes adapters, float32, and what is needed to merge them; replaces a file that is there.
+
+    Raises:
+      UserError: the file cannot be written; an old one is then untouched.
+    """
+    arrays = {n: np.asarray(a) for n, a in flatten_dict(adapters, sep='.').items()}
+    described = {'rank': config.rank, 'alpha': config.alpha, 'matrices': list(config.targets)}
+    metadata = {'format': FORMAT, 'lora': json.dumps(described)}
+    partial = path.with_suffix('.partial')
+    try:
+        safetensors.numpy.save_file(arrays, partial, metadata)
+        os.replace(partial, path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f'{path}: could not be saved ({error}); free space, then again') from None
+
+
+def load_adapter(path: str | Path) -> tuple[LoraConfig, Any]:
+    """What `save_adapter` wrote.
+
+    Raises:
+      UserError: no such file, or not one of ours.
+    """
+    try:
+        with safetensors.safe_open(path, 'numpy') as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(f'{path}: cannot be read ({error}); name a {FILE_NAME} of a run') from None
+    if metadata.get('format') != FORMAT:
+        raise UserError(f'{path}: holds no adapters; name a {FILE_NAME} of a run')
+    config = from_mapping(LoraConfig, json.loads(metadata['lora']), 'lora')
+    return config, unflatten_dict(arrays, sep='.')
+
+
+def check_fit(transformer: Any, adapters: Any, config: LoraConfig, name: str) -> None:
+    """Raises `UserError`, which names the adapter file, unless A B has the shape of each kernel."""
+    kernels, flat = flatten_dict(transformer, sep='.'), flatten_dict(adapters, sep='.')
+    wanted = {f'{matrix}.{half}' for matrix in config.targets for half in 'ab'}
+    if set(flat) != wanted:
+        raise UserError(
+            f'{name}: has {", ".join(sorted(flat))}; wanted {", ".join(sorted(wanted))}'
+        )
+    for matrix in config.targets:
+        layers, inputs, outputs = kernels[f'blocks.{matrix}.kernel'].shape
+        shapes = flat[f'{matrix}.a'].shape, flat[f'{matrix}.b'].shape
+        fitting = (layers, inputs, config.rank), (layers, config.rank, outputs)
+        if shapes != fitting:
+            raise UserError(
+                f'{name}: {matrix} has A, B of shapes {shapes}, the model wants {fitting}; name '
+                'the model that the adapters were trained on'
+            )
+
+
+def merge_into_folder(
+    checkpoint: str | Path, adapter: str | Path, out: str | Path, dtype: str = 'float32'
+) -> None:
+    """Writes the model folder `checkpoint` with the adapters merged in as folder `out`.
+
+    Args:
+      dtype: of the stored weights. float32 draws what model and adapters together draw; 16 bits
+        round the sum.
+
+    Raises:
+      UserError: either is missing, or they do not fit.
+    """
+    config, adapters = load_adapter(adapter)
+    bundle = load_model(checkpoint)
+    if bundle.transformer_params is None:
+        raise UserError(f'{checkpoint}: holds no transformer to merge adapters into')
+    check_fit(bundle.transformer_params, adapters, config, str(adapter))
+    bundle.transformer_params = merge(bundle.transformer_params, adapters, config)
+    save_model(out, bundle, dtype)

@@ -1,0 +1,143 @@
+"""Transformer and tokenizer weights as a model folder keeps them: read, placed and written.
+
+Names are our parameter paths joined by dots, layers stacked. Above 5 GB a part is cut into shards
+with an index. Nothing here holds more than one tensor besides what it returns.
+"""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding
+
+from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import read_placed, shardings_of
+from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.transformer.model import Transformer
+from infinity_jax.weights.weight_files import (
+    LazyTensor,
+    name_problems,
+    open_safetensors,
+    open_shards,
+)
+from infinity_jax.weights.weight_writer import ShardWriter, Spec
+
+Params = dict[str, Any]
+PartConfig = TransformerConfig | TokenizerConfig
+
+
+@functools.cache  # a trace costs as much as reading a small model
+def transformer_shapes(config: TransformerConfig, boxed: bool = False) -> Params:
+    """The transformer's parameter tree as `ShapeDtypeStruct`s; boxed ones know their axes."""
+    schedule = ScaleSchedule.free(((1, 1), (1, 1)))
+    text = jax.ShapeDtypeStruct((1, 1, config.text_channels), jnp.float32)
+    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
+    inputs = jax.ShapeDtypeStruct((1, 1, config.token_bits), jnp.float32)
+
+    def init(text, lengths, inputs):
+        return Transformer(config).init(jax.random.key(0), text, lengths, inputs, schedule)
+
+    shapes = jax.eval_shape(init, text, lengths, inputs)['params']
+    return shapes if boxed else nn.unbox(shapes)
+
+
+@functools.cache
+def tokenizer_shapes(config: TokenizerConfig, boxed: bool = False) -> Params:
+    """The tokenizer's parameter tree as `ShapeDtypeStruct`s; boxed ones know their axes."""
+    pixels = jax.ShapeDtypeStruct((1, config.stride, config.stride, 3), jnp.float32)
+    shapes = jax.eval_shape(Autoencoder(config).init, jax.random.key(0), pixels)['params']
+    return shapes if boxed else nn.unbox(shapes)
+
+
+def part_shapes(config: PartConfig, boxed: bool = False) -> Params:
+    """The parameter tree that a part's configuration describes."""
+    make = transformer_shapes if isinstance(config, TransformerConfig) else tokenizer_shapes
+    return make(config, boxed)
+
+
+def flat_shapes(tree: Params) -> dict[str, tuple[int, ...]]:
+    """Dotted path -> shape."""
+    return {name: tuple(leaf.shape) for name, leaf in flatten_dict(tree, sep='.').items()}
+
+
+def part_shardings(config: PartConfig, mesh: Mesh) -> dict[str, NamedSharding]:
+    """Dotted path -> where that parameter lies on the mesh."""
+    return flatten_dict(shardings_of(part_shapes(config, boxed=True), mesh), sep='.')
+
+
+def write_part(folder: Path, part: str, params: Params, dtype: str) -> None:
+    """Writes parameters, cast to `dtype`, as PART.safetensors or shards.
+
+    Raises:
+      UserError: a value beyond the dtype's range.
+    """
+    flat = flatten_dict(params, sep='.')
+    specs = {n: Spec(tuple(a.shape), np.dtype(jnp.dtype(dtype))) for n, a in flat.items()}
+    with ShardWriter(folder, part, specs) as writer:
+        for name, leaf in flat.items():
+            writer.write(name, cast(name, np.asarray(leaf), dtype))
+
+
+def cast(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
+    """`array` in another dtype; a `UserError` names what would overflow."""
+    dtype = np.dtype(jnp.dtype(dtype))
+    if array.dtype == dtype:
+        return array
+    with np.errstate(over='ignore'):
+        converted = array.astype(dtype)
+    if np.isfinite(array).all() and not np.isfinite(converted).all():
+        raise UserError(
+            f'{name} reaches {np.abs(array).max():g}, beyond {dtype}; save as bfloat16 or float32'
+        )
+    return converted
+
+
+def open_part(folder: Path, part: str) -> Mapping[str, LazyTensor]:
+    """The unread tensors of PART.safetensors or of its shards."""
+    index = folder / f'{part}.safetensors.index.json'
+    if index.is_file():
+        return open_shards(index)
+    return open_safetensors(folder / f'{part}.safetensors')
+
+
+def read_part(
+    folder: Path,
+    part: str,
+    config: PartConfig,
+    problems: list[str],
+    dtype: Any = np.float32,
+    mesh: Mesh | None = None,
+) -> Params | None:
+    """Reads a part's weights, or adds to `problems` all that is wrong with them.
+
+    Args:
+      folder: the model folder.
+      part: 'transformer' or 'tokenizer'.
+      config: its configuration.
+      problems: grows by one line for every missing, unknown and misshapen tensor.
+      dtype: of the result; None keeps the stored one.
+      mesh: where the arrays go, each device's shards read on their own; None gives numpy.
+    """
+    try:
+        tensors = open_part(folder, part)
+    except UserError as error:
+        problems.append(str(error))
+        return None
+    wanted = flat_shapes(part_shapes(config))
+    wrong = name_problems(wanted, {name: tuple(t.shape) for name, t in tensors.items()})
+    if wrong:
+        problems += [f'{part}: {line}' for line in wrong]
+        return None
+    shardings = part_shardings(config, mesh) if mesh is not None else {}
+    arrays = {}
+    for name, shape in wanted.items():
+        kind = dtype or tensors[name].dtype
+        arrays[name] = read_placed(tensors[name].read, shape, kind, shardings.get(name))
+    return unflatten_dict(arrays, sep='.')

@@ -1,0 +1,144 @@
+"""A model's weights, from its folder to the devices that draw."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from infinity_jax.config import (
+    TextConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    UserError,
+    from_mapping,
+)
+from infinity_jax.drawing.economy import Economy
+from infinity_jax.sharding import batch_sharding, shardings_of
+from infinity_jax.transformer.int8 import SCALE, int8_shapes, quantize_kernels
+from infinity_jax.weights.model_folder import (
+    ModelBundle,
+    load_model,
+    pairing_problems,
+    read_description,
+)
+from infinity_jax.weights.part_weights import Params, part_shapes
+from infinity_jax.weights.t5_folder import encoder_shapes, read_text_config
+
+Config = TransformerConfig | TokenizerConfig | TextConfig
+STACKS = ('blocks', 'layers')  # of the transformer and of the text encoder
+
+
+def read_configs(folder: Path) -> ModelBundle:
+    """What a model folder says of itself: configurations and schedule, without any weights.
+
+    Raises:
+      UserError: no model folder, or parts that do not fit each other.
+    """
+    bundle = load_model(folder, parts=())
+    _, described = read_description(folder)
+    if 'transformer' in described:
+        bundle.transformer_config = from_mapping(
+            TransformerConfig, described['transformer'], 'transformer'
+        )
+    if 'tokenizer' in described:
+        bundle.tokenizer_config = from_mapping(TokenizerConfig, described['tokenizer'], 'tokenizer')
+    if (folder / 'text_encoder').is_dir():
+        bundle.text_config = read_text_config(folder / 'text_encoder')
+    problems = pairing_problems(bundle)
+    if problems:
+        raise UserError(f'{folder}: ' + '; '.join(problems))
+    return bundle
+
+
+def device_dtype(path: tuple[str, ...], product_dtype: Any) -> np.dtype:
+    """The dtype that a parameter has on the device, by its path in the tree.
+
+    Kernels inside the stacked layers have the dtype of their products. All else is a float32
+    island (norms, modulation, condition, head, tokenizer), or too small to matter (biases).
+    """
+    product = path[0] in STACKS and path[-1] == 'kernel'
+    return jnp.dtype(product_dtype if product else jnp.float32)
+
+
+def economised(params: Params, economy: Economy, mesh: Mesh | None = None) -> Params:
+    """The transformer's parameters in as many bits as is wanted, before they are placed.
+
+    Raises:
+      UserError: 8 bits on several devices.
+    """
+    if economy.weights == 'full' or any(path[-1] == SCALE for path in flatten_dict(params)):
+        return params
+    if mesh is not None:
+        raise UserError('weights in int8 are for one device; give no mesh, or weights in full')
+    return quantize_kernels(params)
+
+
+def drawing_half(tokenizer: Params) -> Params:
+    """Of a tokenizer's tree, what drawing reads: the encoder would lie idle."""
+    return {'decoder': tokenizer['decoder']}
+
+
+def place(params: Params, product_dtype: Any, config: Config, mesh: Mesh | None = None) -> Params:
+    """Puts parameters on the default device, or onto the mesh by their logical axes.
+
+    Arrays that lie on the mesh already stay where they are. Of host arrays that no one else holds,
+    each is freed once it is on the device.
+
+    Args:
+      params: numpy or jax arrays.
+      product_dtype: see `device_dtype`.
+      config: of the part that these are the parameters of.
+      mesh: None for a single device.
+    """
+    shardings = {} if mesh is None else flatten_dict(shardings_on(config, mesh))
+
+    def put(path: tuple[str, ...], leaf: Any) -> jax.Array:
+        dtype = leaf.dtype if leaf.dtype == jnp.int8 else device_dtype(path, product_dtype)
+        if not isinstance(leaf, jax.Array):
+            return jax.device_put(np.asarray(leaf).astype(dtype, copy=False), shardings.get(path))
+        if mesh is not None and leaf.sharding.device_set != set(mesh.devices.flat):
+            leaf = jax.device_put(leaf, shardings[path])
+        return leaf.astype(dtype)
+
+    flat = flatten_dict(params)
+    del params
+    return unflatten_dict({path: put(path, flat.pop(path)) for path in tuple(flat)})
+
+
+def placed_shapes(config: Config, product_dtype: Any, economy: Economy = Economy()) -> Params:
+    """Shapes and dtypes of a part's parameters once `place` has put them on a device."""
+    flat = flatten_dict(_shapes_of(config)(config)).items()
+    shapes = unflatten_dict(
+        {
+            path: jax.ShapeDtypeStruct(leaf.shape, device_dtype(path, product_dtype))
+            for path, leaf in flat
+        }
+    )
+    in_8_bits = economy.weights == 'int8' and isinstance(config, TransformerConfig)
+    return int8_shapes(shapes) if in_8_bits else shapes
+
+
+def hold(params: Params, product_dtype: Any) -> Params:
+    """Parameters as `place` would have them on a device, but as numpy arrays on the host."""
+    flat = flatten_dict(params).items()
+    cast = {path: np.asarray(a).astype(device_dtype(path, product_dtype)) for path, a in flat}
+    return unflatten_dict(cast)
+
+
+def share_batch(rows: Any, mesh: Mesh | None) -> jax.Array:
+    """Rows of a batch on the default device, or split over the mesh."""
+    return jax.device_put(rows, None if mesh is None else batch_sharding(mesh))
+
+
+def shardings_on(config: Config, mesh: Mesh) -> Params:
+    """Where each parameter of a part lies, from its logical axes."""
+    return shardings_of(_shapes_of(config)(config, boxed=True), mesh)
+
+
+def _shapes_of(config: Config) -> Callable[..., Params]:
+    return encoder_shapes if isinstance(config, TextConfig) else part_shapes

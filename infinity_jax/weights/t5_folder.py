@@ -1,0 +1,230 @@
+"""T5 encoders as ordinary Hugging Face folders: read, placed, written and copied."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+
+from infinity_jax.config import TextConfig, UserError
+from infinity_jax.sharding import read_placed, shardings_of
+from infinity_jax.t5 import T5Encoder
+from infinity_jax.weights.weight_files import (
+    Index,
+    LazyTensor,
+    is_tensor,
+    name_problems,
+    open_weights,
+    read_json,
+)
+from infinity_jax.weights.weight_writer import ShardWriter, Spec
+
+Params = dict[str, Any]
+
+# Hugging Face's field -> ours. The released fields keep their names when saved.
+CONFIG_FIELDS = {
+    'vocab_size': 'vocab_size',
+    'd_model': 'width',
+    'num_layers': 'num_layers',
+    'num_heads': 'num_heads',
+    'd_kv': 'head_dim',
+    'd_ff': 'ffn_width',
+    'relative_attention_num_buckets': 'buckets',
+    'relative_attention_max_distance': 'max_distance',
+}
+EMBEDDING_NAMES = ('shared.weight', 'encoder.embed_tokens.weight')  # two names of one matrix
+# Torch's name -> our path, of what all layers share.
+WHOLE_NAMES = {
+    EMBEDDING_NAMES[0]: 'token_embedding',
+    'encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight': 'relative_bias',
+    'encoder.final_layer_norm.weight': 'final_norm/scale',
+}
+# Name inside a block -> our path under `layers`. Linear weights (out, in) are transposed.
+LAYER_NAMES = {
+    'layer.0.layer_norm.weight': 'attention_norm/scale',
+    'layer.0.SelfAttention.q.weight': 'query/kernel',
+    'layer.0.SelfAttention.k.weight': 'key/kernel',
+    'layer.0.SelfAttention.v.weight': 'value/kernel',
+    'layer.0.SelfAttention.o.weight': 'out/kernel',
+    'layer.1.layer_norm.weight': 'ffn_norm/scale',
+    'layer.1.DenseReluDense.wi_0.weight': 'ffn_gate/kernel',
+    'layer.1.DenseReluDense.wi_1.weight': 'ffn_up/kernel',
+    'layer.1.DenseReluDense.wo.weight': 'ffn_down/kernel',
+}
+
+
+@functools.cache
+def encoder_shapes(config: TextConfig, boxed: bool = False) -> Params:
+    """The encoder's parameter tree as `ShapeDtypeStruct`s; boxed ones know their axes."""
+    ids = jax.ShapeDtypeStruct((1, 1), np.int32)
+    lengths = jax.ShapeDtypeStruct((1,), np.int32)
+    shapes = jax.eval_shape(T5Encoder(config).init, jax.random.key(0), ids, lengths)['params']
+    return shapes if boxed else nn.unbox(shapes)
+
+
+def read_text_config(folder: str | Path) -> TextConfig:
+    """Reads `config.json` of a T5 v1.1 model; other architectures are refused."""
+    path = Path(folder) / 'config.json'
+    fields = read_json(path)
+    kind = fields.get('model_type')
+    activation = fields.get('feed_forward_proj')
+    if kind != 't5' or activation != 'gated-gelu':
+        raise UserError(
+            f'{path}: model_type {kind!r} with feed_forward_proj {activation!r}; wanted '
+            "'t5' with 'gated-gelu' (T5 v1.1, Flan-T5)"
+        )
+    epsilon = fields.get('layer_norm_epsilon', 1e-6)
+    if epsilon != 1e-6:
+        raise UserError(f'{path}: layer_norm_epsilon is {epsilon}; only 1e-6 is known')
+    fields = {'relative_attention_max_distance': 128, **fields}
+    missing = [name for name in CONFIG_FIELDS if name not in fields]
+    wrong = [n for n in CONFIG_FIELDS if n in fields and not isinstance(fields[n], int)]
+    if missing or wrong:
+        raise UserError(f'{path}: lacks {missing}, not whole numbers {wrong}; complete it')
+    return TextConfig(**{ours: fields[name] for name, ours in CONFIG_FIELDS.items()})
+
+
+def open_encoder(folder: str | Path) -> tuple[TextConfig, dict[str, LazyTensor]]:
+    """The encoder of a T5 v1.1 folder, unread; a decoder beside it is passed over.
+
+    Args:
+      folder: config.json and model.safetensors, or shards with an index, or pytorch_model.bin.
+
+    Returns:
+      the dimensions, and the tensors by their torch names; of the two names that the embedding
+      may have, the first.
+
+    Raises:
+      UserError: with every missing, unknown and misshapen name at once.
+    """
+    folder = Path(folder)
+    config = read_text_config(folder)
+    found = {
+        name: tensor
+        for name, tensor in open_weights(folder).items()
+        if is_tensor(tensor) and not name.startswith(('decoder.', 'lm_head.'))
+    }
+    wanted = _torch_shapes(config)
+    embedding = wanted.pop(EMBEDDING_NAMES[0])
+    names = [n for n in EMBEDDING_NAMES if n in found] or [EMBEDDING_NAMES[0]]
+    wanted.update(dict.fromkeys(names, embedding))
+    problems = name_problems(wanted, {n: t.shape for n, t in found.items()})
+    if problems:
+        raise UserError(f'{folder}: weights do not fit its config.json: ' + '; '.join(problems))
+    tensors = {EMBEDDING_NAMES[0]: found[names[0]]}
+    return config, tensors | {n: t for n, t in found.items() if n not in EMBEDDING_NAMES}
+
+
+def _torch_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
+    shapes = flatten_dict(encoder_shapes(config), sep='/')
+    wanted = {name: shapes[path].shape for name, path in WHOLE_NAMES.items()}
+    for layer in range(config.num_layers):
+        for name, path in LAYER_NAMES.items():
+            wanted[f'encoder.block.{layer}.{name}'] = shapes[f'layers/{path}'].shape[:0:-1]
+    return wanted
+
+
+def load_encoder(
+    folder: str | Path, dtype: Any = np.float32, mesh: Mesh | None = None
+) -> tuple[TextConfig, Params]:
+    """Loads the encoder of a T5 v1.1 folder; a decoder beside it is skipped, never read.
+
+    Args:
+      folder: as `open_encoder` takes it.
+      dtype: of the returned arrays; None keeps the file's.
+      mesh: where the arrays go, shard by shard; None gives numpy.
+
+    Returns:
+      the dimensions, and parameters for `T5Encoder`.
+
+    Raises:
+      UserError: with every missing, unknown and misshapen name at once.
+    """
+    config, tensors = open_encoder(folder)
+    boxed = encoder_shapes(config, boxed=True)
+    shapes = flatten_dict(nn.unbox(boxed), sep='/')
+    shardings = flatten_dict(shardings_of(boxed, mesh), sep='/') if mesh is not None else {}
+
+    def whole(name: str, path: str) -> Any:
+        kind = dtype or tensors[name].dtype
+        return read_placed(tensors[name].read, shapes[path].shape, kind, shardings.get(path))
+
+    def stacked(name: str, path: str) -> Any:
+        layers = [tensors[f'encoder.block.{i}.{name}'] for i in range(config.num_layers)]
+        kind = np.dtype(dtype or np.result_type(*{layer.dtype for layer in layers}))
+
+        def read(index: Index) -> np.ndarray:
+            """Torch's (out, in) of each layer that the index asks for, transposed."""
+            first, *rest = index or (slice(None),)
+            chosen = layers[first]
+            for i, layer in enumerate(chosen):
+                row = layer.read(tuple(rest[::-1])).T
+                if i == 0:
+                    block = np.empty((len(chosen), *row.shape), kind)
+                block[i] = row
+            return block
+
+        return read_placed(read, shapes[path].shape, kind, shardings.get(path))
+
+    params = {path: whole(name, path) for name, path in WHOLE_NAMES.items()}
+    for name, path in LAYER_NAMES.items():
+        params[f'layers/{path}'] = stacked(name, f'layers/{path}')
+    return config, unflatten_dict(params, sep='/')
+
+
+def save_encoder(
+    folder: str | Path, config: TextConfig, params: Params, dtype: Any = np.float32
+) -> None:
+    """Writes an encoder as a Hugging Face folder that transformers' T5EncoderModel loads."""
+    flat = flatten_dict(params, sep='/')
+    specs = {name: Spec(shape, np.dtype(dtype)) for name, shape in _torch_shapes(config).items()}
+    with _encoder_writer(Path(folder), config, specs) as writer:
+        for name, path in WHOLE_NAMES.items():
+            writer.write(name, np.asarray(flat[path]).astype(dtype))
+        for name, path in LAYER_NAMES.items():
+            for layer, weight in enumerate(flat[f'layers/{path}']):
+                writer.write(f'encoder.block.{layer}.{name}', np.asarray(weight).T.astype(dtype))
+
+
+def copy_encoder(source: str | Path, folder: Path, dtype: Any = None) -> TextConfig:
+    """Streams the encoder of one Hugging Face folder into another, tensor by tensor.
+
+    Args:
+      source: as `open_encoder` takes it.
+      folder: made anew.
+      dtype: of the copy; None keeps the source's.
+    """
+    config, tensors = open_encoder(source)
+    specs = {n: Spec(tuple(t.shape), np.dtype(dtype or t.dtype)) for n, t in tensors.items()}
+    with _encoder_writer(folder, config, specs) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor.read().astype(specs[name].dtype, copy=False))
+    return config
+
+
+def _encoder_writer(folder: Path, config: TextConfig, specs: dict[str, Spec]) -> ShardWriter:
+    """Makes the folder with its config.json and hands out the writer of its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fields = dataclasses.asdict(config)
+    described = {
+        'architectures': ['T5EncoderModel'],
+        'model_type': 't5',
+        **{name: fields[ours] for name, ours in CONFIG_FIELDS.items()},
+        'feed_forward_proj': 'gated-gelu',
+        'layer_norm_epsilon': 1e-6,
+        'is_encoder_decoder': False,
+        'use_cache': False,
+        'tie_word_embeddings': True,
+        'pad_token_id': 0,
+        'eos_token_id': 1,
+        'dropout_rate': 0.1,
+        'dtype': specs[EMBEDDING_NAMES[0]].dtype.name,
+    }
+    (folder / 'config.json').write_text(json.dumps(described, indent=2) + '\n', encoding='utf-8')
+    return ShardWriter(folder, 'model', specs)

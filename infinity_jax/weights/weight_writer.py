@@ -1,0 +1,154 @@
+"""Writes weight files tensor by tensor, so that memory holds one tensor and never a whole file.
+
+The safetensors library writes from a dictionary of everything at once; the format itself is a JSON
+header and the raw bytes, and lets every tensor, or a part of it, be put in its place on its own.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from infinity_jax.weights.weight_files import SAFETENSORS_DTYPES
+
+SHARD_BYTES = 5 * 10**9  # files above this are cut
+_CODES = {np.dtype(dtype): code for code, dtype in SAFETENSORS_DTYPES.items()}
+
+
+class Spec(NamedTuple):
+    """What is known of a tensor before its values."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def raw_bytes(array: np.ndarray) -> memoryview:
+    """The bytes of an array in row-major order, copied only where it is not contiguous."""
+    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+
+class SafetensorsWriter:
+    """One safetensors file, filled in any order; a context manager.
+
+    Args:
+      path: overwritten.
+      specs: tensor name -> shape and dtype.
+    """
+
+    def __init__(self, path: Path, specs: Mapping[str, Spec]):
+        self._specs = dict(specs)
+        header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+        self._starts: dict[str, int] = {}
+        end = 0
+        # Wide elements first: every tensor then starts at a multiple of its element's size.
+        for name in sorted(specs, key=lambda n: -specs[n].dtype.itemsize):
+            spec, start = specs[name], end
+            end = start + spec.nbytes
+            header[name] = {
+                'dtype': _CODES[spec.dtype],
+                'shape': list(spec.shape),
+                'data_offsets': [start, end],
+            }
+            self._starts[name] = start
+        text = json.dumps(header).encode()
+        text += b' ' * (-len(text) % 8)
+        self._data = 8 + len(text)
+        self._missing = {name: spec.nbytes for name, spec in specs.items()}
+        self._file = open(path, 'wb')
+        self._file.write(len(text).to_bytes(8, 'little') + text)
+        self._file.truncate(self._data + end)
+
+    def write(self, name: str, array: np.ndarray, layer: int | None = None) -> None:
+        """Puts a tensor, or one layer of a stacked one, in its place."""
+        spec = self._specs[name]
+        shape = spec.shape if layer is None else spec.shape[1:]
+        assert array.shape == shape and array.dtype == spec.dtype, (name, array.shape, array.dtype)
+        self._file.seek(self._data + self._starts[name] + array.nbytes * (layer or 0))
+        self._file.write(raw_bytes(array))
+        self._missing[name] -= array.nbytes
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind, *unused) -> None:
+        self._file.close()
+        forgotten = [name for name, size in self._missing.items() if size]
+        assert kind or not forgotten, f'never written: {", ".join(forgotten)}'
+
+
+class ShardWriter:
+    """`STEM.safetensors`, or, above `limit` bytes, numbered shards with an index.
+
+    Args:
+      folder: where the files go.
+      stem: of their names.
+      specs: tensor name -> shape and dtype, in the order in which they fill shards.
+      limit: bytes a shard; a larger tensor has a shard of its own.
+      index: name of the index file; '' writes STEM.safetensors.index.json, and that only where
+        there are several shards.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        stem: str,
+        specs: Mapping[str, Spec],
+        limit: int = SHARD_BYTES,
+        index: str = '',
+    ):
+        groups = group_by_size({name: spec.nbytes for name, spec in specs.items()}, limit)
+        self.names = shard_names(f'{stem}.safetensors', len(groups))
+        self._writer: dict[str, SafetensorsWriter] = {}
+        weight_map = {}
+        for file_name, group in zip(self.names, groups, strict=True):
+            writer = SafetensorsWriter(folder / file_name, {n: specs[n] for n in group})
+            self._writer |= dict.fromkeys(group, writer)
+            weight_map |= dict.fromkeys(group, file_name)
+        if index or len(groups) > 1:
+            write_index(folder / (index or f'{stem}.safetensors.index.json'), specs, weight_map)
+
+    def write(self, name: str, array: np.ndarray, layer: int | None = None) -> None:
+        """Puts a tensor, or one layer of a stacked one, in its shard."""
+        self._writer[name].write(name, array, layer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind, *unused) -> None:
+        for writer in set(self._writer.values()):
+            writer.__exit__(kind)
+
+
+def group_by_size(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names in order, cut into runs of at most `limit` bytes; at least one run."""
+    groups: list[list[str]] = [[]]
+    used = 0
+    for name, size in sizes.items():
+        if groups[-1] and used + size > limit:
+            groups.append([])
+            used = 0
+        groups[-1].append(name)
+        used += size
+    return groups
+
+
+def shard_names(name: str, count: int) -> list[str]:
+    """'x.ending' itself for one shard, else 'x-00001-of-00002.ending' and so on."""
+    if count == 1:
+        return [name]
+    path = Path(name)
+    return [f'{path.stem}-{i:05}-of-{count:05}{path.suffix}' for i in range(1, count + 1)]
+
+
+def write_index(path: Path, specs: Mapping[str, Spec], weight_map: Mapping[str, str]) -> None:
+    """The index that Hugging Face's loaders read."""
+    total = sum(spec.nbytes for spec in specs.values())
+    content = {'metadata': {'total_size': total}, 'weight_map': dict(weight_map)}
+    path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
