@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-MIN_COMPILE_SECONDS = 0.5
+# By default JAX keeps what took a second. Drawing layer by layer has many programs below that.
+MIN_COMPILE_SECONDS = 0.0
 
 
 def user_cache_folder() -> pathlib.Path:

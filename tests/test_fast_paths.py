@@ -89,9 +89,11 @@ def compare(draw, ratio, batch, guided=True, with_negative=False, dtype='float32
     )
     logits = (3 * conditional - 2 * unconditional if guided else conditional) / 0.5
     ours = np.concatenate(drawn.logits, axis=1)
-    greedy = np.concatenate([b.reshape(batch, -1, SMALL.bits) for b in drawn.bits], axis=1)
+    greedy = np.concatenate(
+        [np.asarray(b).reshape(batch, -1, SMALL.bits) for b in drawn.bits], axis=1
+    )
     error = np.abs(ours - logits).max() / np.abs(logits).max()
-    return error, (greedy == (logits[..., 1] > logits[..., 0])).mean()
+    return error, np.mean(greedy == np.asarray(logits[..., 1] > logits[..., 0]))
 
 
 def assert_equal(*args, **options):
@@ -99,11 +101,9 @@ def assert_equal(*args, **options):
     assert error < 1e-5 and equal == 1
 
 
-@pytest.mark.parametrize(
-    ('draw', 'ratio'), [(one_program, '0.571'), (one_program, '3.000'), (layerwise, '1.250')]
-)
+@pytest.mark.parametrize(('draw', 'ratio'), [(one_program, '0.571'), (layerwise, '1.250')])
 def test_ratios(draw, ratio):
-    """Three of 15; docs/speed.md tells of a run of all."""
+    """Two of 15; docs/speed.md tells of a run of all."""
     assert_equal(draw, ratio, 1)
 
 
@@ -122,6 +122,7 @@ def test_batches(draw, batch, options):
 
 def test_attention_in_chunks(monkeypatch):
     ratio, rows = '3.000', 2 * SMALL.num_heads
+    assert_equal(one_program, ratio, 1)  # from here on `plain` is compiled, without chunks
     (h, w), tokens = of_ratio(ratio).grids[-1], of_ratio(ratio).num_tokens
     monkeypatch.setattr(query_chunks, 'MAX_SCORE_BYTES', 4 * rows * tokens * 64)
     assert query_chunks.chunk_length(rows, h * w, tokens) == 64 < h * w
