@@ -58,8 +58,9 @@ def products(function, *args):
         total = 0
         for eqn in jaxpr.eqns:
             repeat = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
-            inner = jaxprs_in_params(eqn.params)
-            total += repeat * sum(count(j) for j in inner)
+            inner = [count(j) for j in jaxprs_in_params(eqn.params)]
+            # Of the forms of an upsampling the dearest is its definition.
+            total += repeat * (max(inner) if eqn.primitive.name == 'cond' else sum(inner))
             out = math.prod(eqn.outvars[0].aval.shape) if eqn.outvars else 0
             if eqn.primitive.name == 'dot_general':
                 (contracted, _), _ = eqn.params['dimension_numbers']
