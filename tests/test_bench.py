@@ -8,12 +8,12 @@ import pytest
 from tiny import TEXT, TOKENIZER, TRANSFORMER
 
 from infinity_jax import cli
+from infinity_jax.bench import generate as bench_generate
+from infinity_jax.bench import stage as bench
+from infinity_jax.bench import tokenizer as bench_tokenizer
+from infinity_jax.bench import train as bench_train
 from infinity_jax.bench.generate import Workload, drawing_stages, text_stage
 from infinity_jax.bench.products import BareProducts, products_of, total_flops
-from infinity_jax.bench.stage import generate as bench_generate
-from infinity_jax.bench.stage import stage as bench
-from infinity_jax.bench.stage import tokenizer as bench_tokenizer
-from infinity_jax.bench.stage import train as bench_train
 from infinity_jax.bench.timing import take_turns
 from infinity_jax.config import PRESETS, TokenizerConfig, UserError
 from infinity_jax.scales import ScaleSchedule

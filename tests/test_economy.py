@@ -12,10 +12,10 @@ from tiny import QUICK_COMPILE, TRANSFORMER, text, transformer_variables
 
 from infinity_jax.commands.model_flags import economy_of
 from infinity_jax.config import UserError
+from infinity_jax.drawing import drawing as drawing_module
 from infinity_jax.drawing.ahead import Request, calls_for
 from infinity_jax.drawing.draw_layerwise import LayerWeights, draw_bits_layerwise
 from infinity_jax.drawing.draw_steps import Mode, Text
-from infinity_jax.drawing.drawing import drawing as drawing_module
 from infinity_jax.drawing.drawing import goes_layerwise
 from infinity_jax.drawing.economy import Economy
 from infinity_jax.generate import draw_bits, draw_pictures

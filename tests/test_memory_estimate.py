@@ -6,7 +6,7 @@ import types
 import pytest
 
 from infinity_jax.config import PRESETS, TextConfig, TokenizerConfig, UserError
-from infinity_jax.drawing.drawing import memory_estimate
+from infinity_jax.drawing import memory_estimate
 from infinity_jax.drawing.economy import Economy
 from infinity_jax.drawing.memory_estimate import (
     GB,

@@ -22,7 +22,7 @@ from tiny import (
 import infinity_jax
 from infinity_jax import pipeline as pipeline_module
 from infinity_jax.config import UserError
-from infinity_jax.drawing.drawing import drawing, memory_estimate
+from infinity_jax.drawing import drawing, memory_estimate
 from infinity_jax.pipeline import InfinityPipeline
 from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule

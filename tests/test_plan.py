@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from infinity_jax import cli
+from infinity_jax.plan import topology
 from infinity_jax.plan.program_cost import Memory, read_too_large
 from infinity_jax.plan.program_time import ProgramTime
 from infinity_jax.plan.topology import parse_topology
@@ -16,7 +17,6 @@ from infinity_jax.plan.training import (
     kernel_flops_of,
     largest_batch,
     mfu,
-    topology,
 )
 from infinity_jax.scales import ScaleSchedule
 

@@ -10,8 +10,8 @@ from test_pipeline_api import bundle
 
 from infinity_jax.compile_cache import user_cache_folder
 from infinity_jax.config import UserError
+from infinity_jax.drawing import programs as programs_module
 from infinity_jax.drawing.ahead import Request, calls_for
-from infinity_jax.drawing.drawing import programs as programs_module
 from infinity_jax.drawing.programs import FOLDER, Programs
 from infinity_jax.generate import draw_pictures
 from infinity_jax.pipeline import InfinityPipeline

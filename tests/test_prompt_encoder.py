@@ -13,8 +13,8 @@ from tiny import TEXT, TRANSFORMER, lively, transformer_variables
 
 import infinity_jax
 from infinity_jax.config import UserError
+from infinity_jax.drawing import prompt_encoder
 from infinity_jax.drawing.draw_steps import Text, controls
-from infinity_jax.drawing.drawing import prompt_encoder
 from infinity_jax.drawing.prompt_encoder import PromptEncoder, encode
 from infinity_jax.generate import draw_bits
 from infinity_jax.sampling import SamplingConfig

@@ -22,7 +22,7 @@ from infinity_jax.evaluation.loss import evaluate_loss
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.training import loop, train
+from infinity_jax.training import loop, train, train_step
 from infinity_jax.training.metrics import read_metrics
 from infinity_jax.training.optimizer import OptimizerConfig
 from infinity_jax.training.run_batches import put_batch
@@ -299,10 +299,10 @@ def test_a_batch_is_trained_on_the_grids_of_its_shape(config, tmp_path):
         seen = []
 
         def step(params, frozen, batch, seen=seen):
-            flips = train.flips_of(jax.random.key(0), batch, models, config)
-            inputs, targets = train.encode_and_corrupt(flips, frozen, batch, models)
+            flips = train_step.flips_of(jax.random.key(0), batch, models, config)
+            inputs, targets = train_step.encode_and_corrupt(flips, frozen, batch, models)
             seen.append(targets.shape[1])
-            return train.predict({**frozen, **params}, batch, inputs, models)
+            return train_step.predict({**frozen, **params}, batch, inputs, models)
 
         frozen = {'tokenizer': load_parts(config).tokenizer_params}
         logits = jax.eval_shape(step, variables, frozen, batch)

@@ -36,8 +36,8 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, name) < 1:
             flag = name.replace('_', '-')
             raise UserError(f'--{flag} is {getattr(args, name)}; wanted 1 or more')
+    from infinity_jax.bench import report as bench_report
     from infinity_jax.bench.generate import Workload, bench_generate
-    from infinity_jax.bench.stage import report as bench_report
     from infinity_jax.bench.tokenizer import bench_tokenizer
     from infinity_jax.bench.train import bench_train
 
