@@ -118,9 +118,9 @@ def test_offloading_encodes_all_prompts_and_leaves_the_device(monkeypatch):
             placed.append(result)
         return result
 
-    def watched_encode(encoder, params, *rows):
+    def watched_encode(encoder, params, **rows):
         live_at_encoding.append(not params['token_embedding'].is_deleted())
-        return encode(encoder, params, *rows)
+        return encode(encoder, params, **rows)
 
     encoder = PromptEncoder(bundle(), offload=True)
     monkeypatch.setattr(prompt_encoder.jax, 'device_put', watched_put)
