@@ -6,6 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 from jax.extend.core import jaxprs_in_params
 
 from infinity_jax import flops
@@ -16,7 +17,6 @@ from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
 from infinity_jax.weights.part_weights import tokenizer_shapes, transformer_shapes
 from infinity_jax.weights.t5_folder import encoder_shapes
-from tests import tiny
 
 TERA = 1e12
 MEGAPIXEL = ScaleSchedule.for_picture(1.0, '1M')
