@@ -18,6 +18,7 @@ from infinity_jax.bench.timing import take_turns
 from infinity_jax.config import PRESETS, TokenizerConfig, UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.transformer.attention import attend
 from infinity_jax.weights.part_weights import tokenizer_shapes
 
 WORKLOAD = Workload('tiny', '1.000', '0.06M', 1, 'float32', 3.0, 8, text_encoder=False)
@@ -44,6 +45,16 @@ def test_products_are_found_in_loops_and_calls_in_order():
     assert scores.flops == 2 * 2 * 4 * 5 * 7 * 6
     assert square.flops == 2 * 8 * 8 * 5
     assert total_flops((loop, straight)) == loop.flops + straight.flops
+
+
+def test_kernels_have_no_products():
+    q_BLNH = shape(1, 256, 1, 128)
+
+    def attention(q_BLNH, weights):
+        return attend(q_BLNH @ weights, q_BLNH, q_BLNH, scale=1.0, implementation='splash')
+
+    (group,) = products_of(attention, q_BLNH, shape(128, 128))
+    assert [product.right for product in group.products] == [(128, 128)]
 
 
 def test_convolutions_count_by_what_they_compute():

@@ -1,5 +1,6 @@
 """`infinity-jax check` passes on the golden folders and fails when a stage is broken."""
 
+import dataclasses
 import pathlib
 import shutil
 
@@ -45,6 +46,19 @@ def test_passes(folder, capsys):
         assert '0 of 16672' in printed and 'negative prompt: picture' in printed
     else:
         assert 'no negative_case' in printed
+
+
+def test_bfloat16_is_near(references):
+    """Drawing with the blocks in bfloat16; docs/speed.md has its errors on other weights."""
+    bundle = references[A].bundle
+    config = dataclasses.replace(bundle.transformer_config, dtype='bfloat16')
+    half = dataclasses.replace(
+        references[A], bundle=dataclasses.replace(bundle, transformer_config=config)
+    )
+    rows = list(check_stages.generation_rows(half, 'generation', 'gen', half.meta, None))
+    assert 1e-3 < rows[0].error < 0.04
+    (bits,) = (row for row in rows if row.bits)
+    assert 0 < bits.wrong_bits < 0.01 * bits.bits
 
 
 def test_fails_when_the_resize_antialiases(references, monkeypatch):

@@ -63,7 +63,10 @@ class Group:
 
 
 def products_of(function: Callable[..., Any], *args: Any) -> tuple[Group, ...]:
-    """Groups of products, in order, that `function` runs on arguments of these shapes."""
+    """Groups of products, in order, that `function` runs on arguments of these shapes.
+
+    Attention by a kernel (splash, cuDNN) has none: its time counts as time between products.
+    """
     return tuple(_groups(jax.make_jaxpr(function)(*args).jaxpr))
 
 
@@ -83,7 +86,7 @@ def _groups(jaxpr: Any) -> Iterator[Group]:
             straight.append(_convolution(eqn))
         elif name == 'platform_index':
             platforms = eqn.params['platforms']
-        else:
+        elif name != 'pallas_call':  # a kernel's products are of blocks, most of which it may skip
             inner = _inner(eqn, platforms)
             times = eqn.params['length'] if name == 'scan' else 1
             for group in (g for body in inner for g in _groups(body)):
