@@ -1,6 +1,7 @@
 """The console command `infinity-jax`. Heavy imports wait until a subcommand needs them."""
 
 import argparse
+import os
 import sys
 from typing import NoReturn
 
@@ -143,9 +144,13 @@ def main(argv: list[str] | None = None) -> None:
 
         use_compile_cache()
         args.run(args)
+        sys.stdout.flush()
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever reads, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 if __name__ == '__main__':

@@ -203,6 +203,15 @@ def test_help_needs_no_heavy_import():
     assert output.stdout.strip() == '[]'
 
 
+def test_a_reader_that_leaves_early_is_no_error(tmp_path):
+    command = [sys.executable, '-m', 'infinity_jax.cli', 'data', 'inspect', 'configs/tokenizer.py']
+    process = subprocess.Popen(
+        [*command, '--out', str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    process.stdout.close()
+    assert b'Traceback' not in process.stderr.read() and process.wait() == 1
+
+
 def test_the_first_picture_and_the_steady_time_are_told_apart(monkeypatch):
     monkeypatch.setattr(generate_command, 'STARTED', time.perf_counter() - 10)
     one = generate_command.timing((2.0,), 1)

@@ -31,7 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measures, prints a table, and writes what was asked for."""
+    """Measures, writes what was asked for, and prints a table."""
     for name in ('batch', 'repeats', 'text_length'):
         if getattr(args, name) < 1:
             flag = name.replace('_', '-')
@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> None:
         workload, repeats=args.repeats, warmup=args.warmup, profile=args.profile
     )
     report = bench_report.report_of(args.what, workload, measured)
-    print(bench_report.table(report))
     if args.json:
         bench_report.write_json(args.json, report)
     if args.plot:
         bench_report.write_plot(args.plot, report)
+    print(bench_report.table(report))
