@@ -71,7 +71,7 @@ STAGES = {
 CHIPS = {'125m': 32, '361m': 64, '940m': 128, '2b': 256, '5b': 128, '8b': 128, '20b': 512}
 AT_ONCE_16_GB = {'256': 16, '512': 4, '1024': 1}  # v5e
 AT_ONCE_95_GB = {'256': 64, '512': 16, '1024': 2}  # v5p
-REMAT = {'2b_1024': 'queries', '8b_1024': 'queries'}  # compiled, and fits; else 'full'
+REMAT = {name: 'queries' for name in ('2b_256', '2b_1024', '8b_1024')}  # compiled, and fits
 ON_V5P = ('5b', '8b', '20b')
 VARIANTS = ('demo', 'shipped', *(f'{size}_{edge}' for size in SIZES for edge in STAGES))
 
@@ -98,7 +98,7 @@ def paper(size: str, edge: str) -> ConfigDict:
     config.batch_size = stage['batch_size']  # pictures, over all devices
     at_once = (AT_ONCE_95_GB if size in ON_V5P else AT_ONCE_16_GB)[edge] * CHIPS[size]
     config.accumulate_steps = max(stage['batch_size'] // at_once, 1)  # parts of a batch
-    config.remat = REMAT.get(f'{size}_{edge}', 'full')  # what the backward pass recomputes
+    config.remat = REMAT.get(f'{size}_{edge}', 'full')  # what a block recomputes
     config.attention = 'auto'
     config.transformer = ConfigDict(
         {

@@ -134,7 +134,7 @@ def test_the_table_of_costs_is_what_the_arithmetic_gives():
         assert int(chip_hours.replace(',', '')) == round(hours / ASSUMED_MFU)
         assert float(days) == round(hours / ASSUMED_MFU / 24 / chips, 1)
         assert chips == T2I['CHIPS'][name.split('_')[0]]
-        assert config.remat == ('queries' if name in ('2b_1024', '8b_1024') else 'full')
+        assert config.remat == ('queries' if name in ('2b_256', '2b_1024', '8b_1024') else 'full')
         part, rest = divmod(config.batch_size, config.accumulate_steps)
         assert rest == 0 and part % chips == 0
 
