@@ -43,6 +43,8 @@ Frozen networks add 1.5 TFLOP a picture at 256², 2.3 at 512² and 5.4 at 1024²
 ones is more than their own: store their features first where you can.
 """
 
+import math
+
 from ml_collections import ConfigDict
 
 # Paper table 1, and the released 2B and 8B. The 5b is the paper's 4.7B. The 20B has the tokenizer
@@ -68,7 +70,8 @@ STAGES = {
 # estimated from what rematerialised blocks keep, a residual stream a layer.
 CHIPS = {'125m': 32, '361m': 64, '940m': 128, '2b': 256, '5b': 128, '8b': 128, '20b': 512}
 AT_ONCE_16_GB = {'256': 16, '512': 4, '1024': 1}  # v5e
-AT_ONCE_95_GB = {'256': 64, '512': 16, '1024': 4}  # v5p
+AT_ONCE_95_GB = {'256': 64, '512': 16, '1024': 2}  # v5p
+REMAT = {name: 'queries' for name in ('2b_256', '2b_1024', '8b_1024')}  # compiled, and fits
 ON_V5P = ('5b', '8b', '20b')
 VARIANTS = ('demo', 'shipped', *(f'{size}_{edge}' for size in SIZES for edge in STAGES))
 
@@ -95,7 +98,7 @@ def paper(size: str, edge: str) -> ConfigDict:
     config.batch_size = stage['batch_size']  # pictures, over all devices
     at_once = (AT_ONCE_95_GB if size in ON_V5P else AT_ONCE_16_GB)[edge] * CHIPS[size]
     config.accumulate_steps = max(stage['batch_size'] // at_once, 1)  # parts of a batch
-    config.remat = 'full'  # blocks are computed again in the backward pass
+    config.remat = REMAT.get(f'{size}_{edge}', 'full')  # what a block recomputes
     config.attention = 'auto'
     config.transformer = ConfigDict(
         {
@@ -132,8 +135,10 @@ def paper(size: str, edge: str) -> ConfigDict:
             'ema_decay': 0.9999,
         }
     )
-    # One slice, all of it fsdp. Several: data = their number, so that weights stay inside one.
-    config.mesh = ConfigDict({'data': 1, 'fsdp': -1, 'tensor': 1, 'sequence': 1})
+    # A chip keeps a multiple of 16 rows of every weight matrix, as they lie in registers: other
+    # shares are gathered by way of sums, while all else waits. data: as many copies as fit.
+    fsdp = math.gcd(SIZES[size]['width'] // 16, CHIPS[size])
+    config.mesh = ConfigDict({'data': -1, 'fsdp': fsdp, 'tensor': 1, 'sequence': 1})
     config.log_every = 10
     config.eval_every = 1000
     config.eval_batches = 1  # 2048 pictures or more
@@ -194,7 +199,7 @@ def emoji(arg: str) -> ConfigDict:
     config.condition_drop = 0.1  # share of captions dropped, for guidance
     config.reweight_scales = True  # tokens weigh 1/√(h·w) in the loss
     config.attention = 'auto'  # by platform; 'xla', 'cudnn' or 'splash', see docs/scaling.md
-    config.remat = 'none'  # what the backward pass recomputes: 'none', 'dots', 'attention', 'full'
+    config.remat = 'none'  # what the backward pass recomputes, see docs/scaling.md
     config.accumulate_steps = 1  # parts of a batch worked on in turn; same loss, less memory
 
     config.data = ConfigDict(

@@ -10,11 +10,11 @@ from infinity_jax import cli
 from infinity_jax.plan import topology
 from infinity_jax.plan.program_cost import Memory, read_too_large
 from infinity_jax.plan.program_time import ProgramTime
+from infinity_jax.plan.splash_flops import training_flops
 from infinity_jax.plan.topology import parse_topology
 from infinity_jax.plan.training import (
     Analysis,
     extrapolate,
-    kernel_flops_of,
     largest_batch,
     mfu,
 )
@@ -67,7 +67,7 @@ def test_the_compiler_says_what_it_would_need(message, size):
 def test_blocks_that_no_query_sees_are_not_counted():
     schedule = ScaleSchedule.for_picture(1.0, '1M')
     arrays = [('bf16', (1, 1, 10752, 128))] * 2
-    counted = kernel_flops_of(schedule)('splash_mha_fwd', arrays)
+    counted = training_flops(schedule)('splash_mha_fwd', arrays)
     ends = np.repeat([e for _, e in schedule.spans], [e - s for s, e in schedule.spans])
     needed = 4 * ends.astype(float).sum() * 128
     assert needed < counted < 1.2 * needed
@@ -81,8 +81,8 @@ def test_analytic_numbers_alone(without_libtpu, tmp_path, capsys):
     figures = json.loads(file.read_text())
     assert figures['program'] is None and not figures['estimates']
     assert figures['parameters'] == pytest.approx(2.205e9, rel=1e-3)
-    # Four float32 copies (parameters, average, two moments) over 256 chips, and little else.
-    assert figures['state_bytes'] == pytest.approx(figures['parameters'] * 16 / 256, rel=0.02)
+    # Four float32 copies (parameters, average, two moments) over 128 chips, and little else.
+    assert figures['state_bytes'] == pytest.approx(figures['parameters'] * 16 / 128, rel=0.02)
 
 
 def test_generation_without_libtpu(without_libtpu, capsys):
@@ -96,7 +96,11 @@ def test_generation_without_libtpu(without_libtpu, capsys):
     [
         (['--topology', 'v5e:16'], 'v5e slices have 2 axes'),
         (['--topology', 'h100:8'], 'unknown chip'),
-        (['--topology', 'v5e:3x3'], 'does not divide'),
+        (['--topology', 'v5e:3x3'], 'does not cover 9 devices'),
+        (
+            ['--topology', 'v5e:3x3', '--config.mesh.fsdp=-1', '--config.mesh.data=1'],
+            'does not divide',
+        ),
         (['--topology', 'v5e:4x4', '--at-once', '0'], '--at-once is 0'),
         (['--topology', 'v5e:4x4', '--remat', 'half'], "remat is 'half'"),
     ],

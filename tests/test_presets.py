@@ -16,6 +16,7 @@ from infinity_jax import flops
 from infinity_jax.config import PRESETS, TextConfig, UserError, from_mapping
 from infinity_jax.device_peaks import PEAKS
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
+from infinity_jax.sharding import mesh_sizes
 from infinity_jax.training.optimizer import make_optimizer, new_state
 from infinity_jax.training.train_parts import T2IConfig, load_parts
 from infinity_jax.training.train_step import make_models, train_step
@@ -132,9 +133,18 @@ def test_the_table_of_costs_is_what_the_arithmetic_gives():
         hours = cost * config.steps * config.batch_size / PEAKS[kind].bf16_flops / 3600
         assert int(chip_hours.replace(',', '')) == round(hours / ASSUMED_MFU)
         assert float(days) == round(hours / ASSUMED_MFU / 24 / chips, 1)
-        assert chips == T2I['CHIPS'][name.split('_')[0]] and config.remat == 'full'
+        assert chips == T2I['CHIPS'][name.split('_')[0]]
+        assert config.remat == ('queries' if name in ('2b_256', '2b_1024', '8b_1024') else 'full')
         part, rest = divmod(config.batch_size, config.accumulate_steps)
         assert rest == 0 and part % chips == 0
+
+
+@pytest.mark.parametrize('name', NAMED)
+def test_a_chip_keeps_whole_registers_of_every_matrix(name):
+    config, chips = preset(name), T2I['CHIPS'][name.split('_')[0]]
+    axes = mesh_sizes(config.mesh, chips)
+    assert config.transformer.width % (16 * axes['fsdp']) == 0
+    assert chips == axes['data'] * axes['fsdp']
 
 
 def test_frozen_networks_cost_what_the_table_says():

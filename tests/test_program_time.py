@@ -10,8 +10,8 @@ from infinity_jax.plan.program_time import (
     ProgramTime,
     collective_seconds,
     estimate_time,
-    splash_flops,
 )
+from infinity_jax.plan.splash_flops import splash_flops
 from infinity_jax.plan.topology import parse_topology
 
 SLICE = parse_topology('v5e:4x4')
@@ -64,14 +64,28 @@ def test_rings_are_joined_in_large_slices_and_all_axes_work():
     assert collective_seconds(whole, large, places) == pytest.approx(255 / 256 / 200)
 
 
+@pytest.mark.parametrize('name, links', [('v5e:16x16', 1 + 2), ('v5p:4x4x8', 1 + 2 + 2)])
+def test_half_of_a_ring_is_none(name, links):
+    topology = parse_topology(name)
+    places = sorted(np.ndindex(topology.shape), key=lambda place: place[-1])
+    one = Collective('all-gather', GB, tuple(range(topology.num_chips // 2)), False, 'main', 1)
+    link = topology.speed.link_bandwidth
+    wanted = (1 - 1 / len(one.group)) * GB / (links * link)
+    assert collective_seconds(one, topology, places) == pytest.approx(wanted)
+
+
 def test_splash_counts_its_products():
     arrays = [('s32', (4, 9)), *[('bf16', (2, 16, 1024, 128))] * 3]
-    count = splash_flops(lambda queries, keys: 0.5)
+    count = splash_flops(lambda queries, keys, columns: columns / keys / 2)
     once = 2 * 2 * 16 * 1024 * 1024 * 128
-    assert count('splash_mha_fwd_residuals', arrays) == 2 * once * 0.5
+    assert count('splash_mha_fwd_residuals', arrays) == 2 * once / 16
     assert count('splash_mha_dq_segmented_no_residuals', arrays) == 3 * once
-    assert count('splash_mha_dkv_no_residuals', arrays) == 4 * once * 0.5
+    # One kernel for all gradients, its blocks as wide as all keys.
+    assert count('splash_mha_dkv_no_residuals', arrays) == 5 * once / 2
     assert count('another', arrays) == 0
+    # A prime number of blocks leaves two kernels.
+    arrays = [('bf16', (1, 1, 23 * 512, 128))] * 2
+    assert count('splash_mha_dkv', arrays) == 4 * 2 * (23 * 512) ** 2 * 128 / 23 / 2
 
 
 def test_times_add_and_scale_by_part():

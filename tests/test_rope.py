@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from infinity_jax.scales import RATIOS, ScaleSchedule
-from infinity_jax.transformer.attention import directions
 from infinity_jax.transformer.rope import rope_table, rotate, rotate_swapped, swap_pairs
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -52,16 +51,6 @@ def test_swapping_pairs_by_a_product_is_exact(dtype):
     )
     x, swapped = x.astype(jnp.float32), swapped.astype(jnp.float32)
     np.testing.assert_allclose(rotate_swapped(x, swapped, table), rotate(x, table), atol=1e-6)
-
-
-def test_queries_of_a_tpu_program_are_those_of_others(monkeypatch):
-    schedule = ScaleSchedule.free(((1, 1), (2, 3)))
-    table = rope_table(schedule, HEAD_DIM)
-    x = np.random.default_rng(2).standard_normal((2, schedule.num_tokens, 3, HEAD_DIM))
-    x, scale = jnp.asarray(x, jnp.float32), jnp.array([0.5, 2.0, 4.0])
-    here = directions(x, table, scale)
-    monkeypatch.setattr('infinity_jax.transformer.attention.target_platform', lambda: 'tpu')
-    np.testing.assert_allclose(directions(x, table, scale), here, atol=2e-6)
 
 
 def test_positions_round_half_to_even():

@@ -6,15 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
 from tiny import QUICK_COMPILE, SCHEDULE, TRANSFORMER, text, transformer_variables
 
 from infinity_jax.config import PRESETS, TextConfig, TokenizerConfig, UserError
 from infinity_jax.losses import bit_loss
 from infinity_jax.sharding import (
     RULES,
+    TPU_OPTIONS,
     MeshConfig,
     batch_sharding,
+    compiler_options,
     constrain,
     device_grid,
     init_sharded,
@@ -232,3 +234,13 @@ def test_constrain_places_activations_only_under_a_mesh():
 
 def test_replicated_is_whole_everywhere():
     assert replicated(make_mesh()).is_fully_replicated
+
+
+def test_only_programs_for_tpus_get_its_options():
+    def deviceless(platform):
+        device = AbstractDevice(device_kind='some', num_cores=1, platform=platform)
+        return AbstractMesh((1,), ('data',), abstract_device=device)
+
+    assert compiler_options(make_mesh()) is None
+    assert compiler_options(AbstractMesh((1,), ('data',))) is None
+    assert [compiler_options(deviceless(name)) for name in ('gpu', 'tpu')] == [None, TPU_OPTIONS]

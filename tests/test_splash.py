@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from infinity_jax.config import UserError
+from infinity_jax.config import PRESETS, UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh, target_platform
 from infinity_jax.transformer import splash
@@ -18,6 +18,7 @@ from infinity_jax.transformer.attention import (
     choose,
     prefix_attention,
     query_groups,
+    training_length,
 )
 
 SCHEDULE = ScaleSchedule.free(((1, 1), (2, 2), (4, 4), (6, 6), (10, 10)))  # 157 tokens
@@ -90,8 +91,43 @@ def test_float32_products_are_exact_in_the_gradient_too():
         return jnp.sum(whole('splash', *args))
 
     jaxpr = str(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(*arrays()))
-    assert jaxpr.count('pallas_call') == 3  # values, the queries' gradient, that of keys and values
+    assert jaxpr.count('pallas_call') == 2  # values, all gradients
     assert jaxpr.count('HIGHEST') == 2 * jaxpr.count('dot_general') > 0
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+def test_gradients_in_columns_and_from_two_kernels(monkeypatch, parts):
+    monkeypatch.setattr(splash, 'MAX_COLUMNS', 128)
+    monkeypatch.setattr(splash, 'MAX_PARTS', parts)
+    assert splash.gradient_block(256, 128) == (128 if parts == 2 else None)
+    assert_equal(values_and_gradients(whole, 'splash', arrays()), on_xla(whole))
+
+
+def test_one_gradient_kernel_serves_what_it_can_hold():
+    assert splash.gradient_block(10_752, 512) == 3584  # three columns of seven blocks
+    assert splash.gradient_block(2560, 512) == 2560
+    assert splash.gradient_block(512, 512) == 512
+    assert splash.gradient_block(640, 128) == 640
+    assert splash.gradient_block(13 * 512, 512) is None  # thirteen columns
+
+
+def test_long_sequences_are_filled_up_before_the_first_layer():
+    assert [splash.filled_length(n) for n in (521, 2521, 10_521)] == [521, 2560, 10_752]
+    length = lambda name: training_length(10_521, PRESETS['2b'], name)
+    assert on('tpu', length, 'auto') == 10_752
+    assert on('gpu', length, 'auto') == on('cpu', length, 'auto') == 10_521
+    with jax.set_mesh(make_mesh(MESH)):
+        assert length('xla') == 10_522
+
+
+def test_what_fills_up_changes_no_value_and_no_gradient():
+    fill = ((0, 0), (0, 256 - SCHEDULE.num_tokens), (0, 0), (0, 0))
+
+    def filled(implementation, *args):
+        args = (jnp.pad(x, fill, constant_values=7) for x in args)
+        return whole(implementation, *args)[:, : SCHEDULE.num_tokens]
+
+    assert_equal(values_and_gradients(filled, 'splash', arrays()), on_xla(whole))
 
 
 def test_blocks_that_no_query_sees_are_skipped():

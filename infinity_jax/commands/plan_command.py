@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from infinity_jax.config import UserError, from_mapping
@@ -12,7 +13,9 @@ from infinity_jax.config import UserError, from_mapping
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The run, the slice, and what to change of the run."""
-    parser.add_argument('config', help='for instance configs/t2i.py:2b_1024')
+    parser.add_argument(
+        'config', help='for instance configs/t2i.py:2b_1024; --config.FIELD=VALUE changes a field'
+    )
     parser.add_argument('--topology', required=True, help='for instance v5e:16x16 or v5p:1x1x1')
     parser.add_argument(
         '--generation', action='store_true', help='drawing pictures instead of training'
@@ -31,7 +34,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         '--quick', action='store_true', help='one compilation: no unrolled layers, no largest batch'
     )
     parser.add_argument('--json', metavar='FILE', help='write the figures there too')
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, overrides=())
 
 
 def run(args: argparse.Namespace) -> None:
@@ -40,17 +43,19 @@ def run(args: argparse.Namespace) -> None:
 
     topology = parse_topology(args.topology)
     prepare()
-    from infinity_jax.sharding import deviceless_mesh, make_mesh
+    from infinity_jax.sharding import MeshConfig, deviceless_mesh, make_mesh
 
     for name in ('num', 'at_once', 'accumulate'):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f'--{name.replace("_", "-")} is {value}; wanted 1 or more')
-    config = changed(_read(args.config), args, topology.num_chips)
+    config = changed(_read(args.config, args.overrides), args, topology.num_chips)
+    # A preset's mesh is for training on the slice that it names; pictures are drawn on any.
+    axes = MeshConfig(data=1, fsdp=-1) if args.generation else config.mesh
     if can_compile():
-        mesh = make_mesh(config.mesh, devices_of(topology))
+        mesh = make_mesh(axes, devices_of(topology))
     else:
-        mesh = deviceless_mesh(config.mesh, topology.num_chips)
+        mesh = deviceless_mesh(axes, topology.num_chips)
     tasks = {'t2i': _generation if args.generation else _training, 'tokenizer': _tokenizer}
     lines, figures = tasks[config.task](args, config, topology, mesh)
     print('\n'.join(lines))
@@ -71,10 +76,10 @@ def changed(config: Any, args: argparse.Namespace, chips: int) -> Any:
     return dataclasses.replace(config, **options)
 
 
-def _read(spec: str) -> Any:
+def _read(spec: str, overrides: Sequence[str]) -> Any:
     from infinity_jax.commands.config_flags import read_config_file
 
-    fields = read_config_file(spec)
+    fields = read_config_file(spec, overrides)
     if fields.task == 'tokenizer':
         from infinity_jax.training.train_tokenizer_config import TokenizerRunConfig
 

@@ -9,8 +9,8 @@ from jax.sharding import Mesh
 from infinity_jax import flops
 from infinity_jax.plan.abstract_drawing import drawing_calls
 from infinity_jax.plan.program_cost import ProgramCost, compile_program
-from infinity_jax.plan.program_time import splash_flops
 from infinity_jax.plan.report import METHOD, NO_COMPILER, cost_json, cost_lines, time_line
+from infinity_jax.plan.splash_flops import all_visible, splash_flops
 from infinity_jax.plan.topology import Topology, can_compile
 from infinity_jax.plan.training import coordinates_of
 from infinity_jax.weights.model_folder import ModelBundle
@@ -48,7 +48,10 @@ def plan_drawing(
         for name, call in drawing_calls(bundle, mesh, pictures).items():
             say(f'compiling: {name}')
             costs[name] = compile_program(
-                *call, topology, coordinates_of(mesh), splash_flops(lambda queries, keys: 1.0)
+                *call,
+                topology,
+                coordinates_of(mesh),
+                splash_flops(all_visible),
             )
     return DrawingPlan(pictures, work, costs)
 

@@ -5,7 +5,6 @@ Kernels written by hand have none, and collectives neither: for those this is a 
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -14,9 +13,6 @@ from infinity_jax.plan.hlo_text import HloProgram, Instruction, num_bytes
 from infinity_jax.plan.topology import Topology
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-# Matrix products of (queries, keys, width) in each kernel, two of them computed again for each
-# gradient.
-SPLASH_PRODUCTS = {'_fwd': 2, '_dq': 3, '_dkv': 4}
 KERNEL = 'custom_call_target="tpu_custom_call"'
 # What reads and writes memory even if the compiler gives no estimate of it.
 MOVES = (
@@ -104,14 +100,15 @@ def estimate_time(
 def collective_seconds(
     one: Collective, topology: Topology, coordinates: Sequence[Sequence[int]]
 ) -> float:
-    """Time of one run: rings over all torus axes that the group spans, at their full bandwidth."""
+    """Time of one run: rings over all torus axes that the group spans, at full bandwidth."""
     group = one.group or range(len(coordinates))
     places = [coordinates[i] for i in group]
     spanned = [a for a in range(topology.speed.axes) if len({place[a] for place in places}) > 1]
     if not spanned:
         return 0.0
     share = (len(places) - 1) / len(places)
-    bandwidth = sum(topology.ring_bandwidth(axis) for axis in spanned)
+    lengths = {axis: len({place[axis] for place in places}) for axis in spanned}
+    bandwidth = sum(topology.ring_bandwidth(axis, length) for axis, length in lengths.items())
     if one.kind == 'all-reduce':
         return 2 * share * one.size / bandwidth
     if 'all-to-all' in one.kind:
@@ -144,23 +141,3 @@ def _operation_time(
 def kernel_name(instruction: Instruction) -> str:
     """The name that a Pallas kernel was given; the compiler adds a number."""
     return re.sub(r'\.\d+$', '', instruction.name)
-
-
-def splash_flops(visible: Callable[[int, int], float]) -> KernelFlops:
-    """Counts the FLOP of splash attention's kernels; others count none.
-
-    Args:
-      visible: (queries, keys) of self-attention without padding -> share of its blocks that the
-        kernel does not skip.
-    """
-
-    def count(name: str, operands: Arrays) -> float:
-        products = next((n for part, n in SPLASH_PRODUCTS.items() if part in name), 0)
-        arrays = [dims for dtype, dims in operands if len(dims) > 2 and dtype != 's8']
-        if not name.startswith('splash') or not products or len(arrays) < 2:
-            return 0.0
-        (*rows, queries, width), (*_, keys, _) = arrays[:2]
-        share = 1.0 if 'segmented' in name else visible(queries, keys)
-        return products * 2.0 * math.prod(rows) * queries * keys * width * share
-
-    return count

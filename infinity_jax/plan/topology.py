@@ -76,9 +76,12 @@ class Topology:
         """Cycles/s at which the published peak is reached."""
         return self.peak.bf16_flops / self.speed.flops_per_cycle
 
-    def ring_bandwidth(self, axis: int) -> float:
-        """Bytes/s that a chip receives in a collective along one axis, both directions together."""
-        joined = self.speed.axes == 3 or self.shape[axis] >= RING
+    def ring_bandwidth(self, axis: int, length: int) -> float:
+        """Bytes/s that a chip receives in a collective along one axis, both directions together.
+
+        `length` chips of it take part; only all of them form a ring.
+        """
+        joined = length == self.shape[axis] and (self.speed.axes == 3 or length >= RING)
         return self.speed.link_bandwidth * (2 if joined else 1)
 
 

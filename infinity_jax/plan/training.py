@@ -1,22 +1,19 @@
 """What a run would take on a TPU slice: arithmetic by hand, memory and time by its compiler."""
 
 import dataclasses
-import functools
 import math
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from infinity_jax import flops
 from infinity_jax.plan.abstract_step import abstract_step
 from infinity_jax.plan.program_cost import ProgramCost, compile_program
-from infinity_jax.plan.program_time import KernelFlops, ProgramTime, splash_flops
+from infinity_jax.plan.program_time import ProgramTime
+from infinity_jax.plan.splash_flops import training_flops
 from infinity_jax.plan.topology import Topology
-from infinity_jax.scales import ScaleSchedule
 from infinity_jax.training.train_parts import T2IConfig
-from infinity_jax.transformer.splash import block_of
 from infinity_jax.weights.model_folder import ModelBundle
 
 SHALLOW = (2, 3)  # layers of the unrolled programs whose difference is the time of one
@@ -144,7 +141,7 @@ class Planner:
         step = abstract_step(config, bundle, self.mesh, self.source, unrolled)
         return compile_program(
             step.lower, step.arguments, self.topology, coordinates_of(self.mesh),
-            kernel_flops_of(bundle.schedule),
+            training_flops(bundle.schedule),
         )  # fmt: skip
 
     def training(self, *, layers: bool = True, batch: bool = True, say=print) -> TrainingPlan:
@@ -180,19 +177,3 @@ class Planner:
 def coordinates_of(mesh: Mesh) -> list[tuple[int, ...]]:
     """Where each partition's chip is in the torus."""
     return [tuple(getattr(device, 'coords', (device.id,))) for device in mesh.devices.flat]
-
-
-def kernel_flops_of(schedule: ScaleSchedule) -> KernelFlops:
-    """FLOP of splash attention in the training step on this schedule."""
-    ends = np.repeat([end for _, end in schedule.spans], [e - s for s, e in schedule.spans])
-
-    @functools.cache
-    def visible(queries: int, keys: int) -> float:
-        if queries != keys or queries < ends.size:
-            return 1.0
-        block = block_of(ends.size, ends.size)
-        filled = np.pad(ends, (0, queries - ends.size), constant_values=ends.size)
-        seen = -(-filled.reshape(-1, block).max(1) // block)  # blocks of keys, a block of queries
-        return float(seen.mean()) / (keys // block)
-
-    return splash_flops(visible)

@@ -12,7 +12,7 @@ from infinity_jax.losses import bit_loss
 from infinity_jax.pictures import from_uint8
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.self_correction import corrupt, draw_flips
-from infinity_jax.sharding import replicated
+from infinity_jax.sharding import compiler_options, replicated
 from infinity_jax.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.training.accumulate import mean_of_parts
@@ -213,4 +213,5 @@ def jit_step(models: Models, config: T2IConfig, shardings: Any, mesh: Mesh) -> A
         functools.partial(train_step, models=models, config=config),
         out_shardings=(shardings, replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )

@@ -15,17 +15,21 @@ from jax.ad_checkpoint import checkpoint_name
 
 from infinity_jax.config import TransformerConfig, UserError
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import target_platform
+from infinity_jax.sharding import axis_size, target_platform
+from infinity_jax.transformer.directions import directions
 from infinity_jax.transformer.linear import VECTOR, linear
 from infinity_jax.transformer.query_chunks import chunked_attention
-from infinity_jax.transformer.rope import rotate, rotate_swapped, swap_pairs
-from infinity_jax.transformer.splash import ATTENDED, SMALL_BLOCK, splash_attend
+from infinity_jax.transformer.splash import (
+    ATTENDED,
+    SMALL_BLOCK,
+    filled_length,
+    splash_attend,
+)
 
 IMPLEMENTATIONS = ('auto', 'xla', 'cudnn', 'splash')
 CUDNN_MAX_WIDTH = 128  # of a head; Hopper would take 256
 MERGE_TOKENS = 128  # scales share one masked product up to this many queries
 MAX_LOG_SCALE = np.log(100.0).astype(np.float32)
-NORM_EPSILON = 1e-12
 
 
 def choose(implementation: str, q_BLNH: jax.Array) -> str:
@@ -146,6 +150,18 @@ def prefix_attention(
     return checkpoint_name(attended, ATTENDED)
 
 
+def training_length(length: int, config: TransformerConfig, implementation: str) -> int:
+    """Tokens that a sequence is filled up to before its first layer; no real one sees the rest.
+
+    So that the mesh's sequence axis divides it, and splash attention need not fill up its own
+    arrays, six times a layer.
+    """
+    shape = (1, length, config.num_heads, config.head_dim)
+    if choose(implementation, jax.ShapeDtypeStruct(shape, jnp.dtype(config.dtype))) == 'splash':
+        length = filled_length(length)
+    return length + -length % axis_size('sequence')
+
+
 def _key_ends(groups: tuple[Group, ...]) -> np.ndarray:
     """(L,) how many keys each query sees."""
     ends = [
@@ -153,23 +169,6 @@ def _key_ends(groups: tuple[Group, ...]) -> np.ndarray:
         for group in groups
     ]
     return np.concatenate(ends)
-
-
-def directions(
-    x_BLNH: jax.Array, rope_2Lh: np.ndarray, scale_N: jax.Array | None = None
-) -> jax.Array:
-    """L2-normalised over the last axis, scaled, then rotated; float32."""
-    x = x_BLNH.astype(jnp.float32)
-    square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    length = jnp.sqrt(jnp.maximum(square, NORM_EPSILON**2))
-
-    def sized(x: jax.Array) -> jax.Array:
-        return x / length if scale_N is None else x / length * scale_N[None, None, :, None]
-
-    if target_platform() != 'tpu':
-        return rotate(sized(x), rope_2Lh)
-    swapped = swap_pairs(x_BLNH).astype(jnp.float32)  # before the norm, when it has 16 bits
-    return rotate_swapped(sized(x), sized(swapped), rope_2Lh)
 
 
 class SelfAttention(nn.Module):
@@ -194,20 +193,37 @@ class SelfAttention(nn.Module):
 
     def project(self, x_BLD: jax.Array, rope_2Lh: jax.Array):
         """Queries, keys and values (B, L, N, H) in the compute dtype, rotated and normalised."""
-        config, dtype = self.config, jnp.dtype(self.config.dtype)
+        scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
+        heads_first = target_platform() == 'tpu'
+        q, k, v = self._three_products(x_BLD) if heads_first else self._one_product(x_BLD)
+        # Norm, scale and rotation are a float32 island: angles lose meaning in bfloat16.
+        axis = 1 if heads_first else 2
+        q = directions(q, rope_2Lh, scale, heads_axis=axis)
+        k = directions(k, rope_2Lh, heads_axis=axis)
+        return tuple(x.swapaxes(1, 2) for x in (q, k, v)) if heads_first else (q, k, v)
+
+    def _one_product(self, x_BLD: jax.Array) -> list[jax.Array]:
+        dtype = jnp.dtype(self.config.dtype)
         no_key_bias = jnp.zeros_like(self.query_bias)
         bias = jnp.concatenate([self.query_bias, no_key_bias, self.value_bias]).astype(dtype)
-        qkv = self.qkv(x_BLD) + bias[None, None]
-        shape = (*x_BLD.shape[:2], config.num_heads, config.head_dim)
-        q, k, v = (part.reshape(shape) for part in jnp.split(qkv, 3, axis=-1))
-        # Norm, scale and rotation are a float32 island: angles lose meaning in bfloat16.
-        scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
-        q, k = directions(q, rope_2Lh, scale), directions(k, rope_2Lh)
-        return q.astype(dtype), k.astype(dtype), v
+        qkv = jnp.split(self.qkv(x_BLD) + bias[None, None], 3, axis=-1)
+        shape = (*x_BLD.shape[:2], self.config.num_heads, self.config.head_dim)
+        return [part.reshape(shape) for part in qkv]
+
+    def _three_products(self, x_BLD: jax.Array) -> list[jax.Array]:
+        """(B, N, L, H) each: a TPU writes every product as its kernels of attention read it."""
+        heads, width = self.config.num_heads, self.config.head_dim
+        parts = self.qkv(x_BLD, parts=3)
+        q, k, v = (part.reshape(*x_BLD.shape[:2], heads, width).swapaxes(1, 2) for part in parts)
+        q_bias, v_bias = (
+            bias.astype(q.dtype).reshape(1, heads, 1, width)
+            for bias in (self.query_bias, self.value_bias)
+        )
+        return [q + q_bias, k, v + v_bias]
 
     def merge(self, attended_BLNH: jax.Array) -> jax.Array:
         """Joins the heads and projects them back to (B, L, D)."""
-        return self.out(attended_BLNH.reshape(*attended_BLNH.shape[:2], -1))
+        return self.out(attended_BLNH, contract=2)
 
 
 class CrossAttention(nn.Module):
@@ -241,4 +257,4 @@ class CrossAttention(nn.Module):
             key_lengths_B=text_lengths_B,
             implementation=self.implementation,
         )
-        return self.out(attended.reshape(*x_BLD.shape[:2], -1))
+        return self.out(attended, contract=2)

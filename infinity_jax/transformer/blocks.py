@@ -5,25 +5,40 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from infinity_jax.config import TransformerConfig
-from infinity_jax.sharding import constrain
+from infinity_jax.sharding import constrain, target_platform
 from infinity_jax.transformer.attention import CrossAttention, SelfAttention
 from infinity_jax.transformer.linear import VECTOR, linear
+from infinity_jax.transformer.norm import layer_norm
 
-NORM_EPSILON = 1e-6
-
-
-def layer_norm(x_BLD: jax.Array) -> jax.Array:
-    """Normalises over the width, without parameters, in float32."""
-    x = x_BLD.astype(jnp.float32)
-    centred = x - x.mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + NORM_EPSILON)
+UPDATE = 'update'  # name of the FFN's output, which a rematerialisation policy may keep
 
 
 def modulate(x_BLD: jax.Array, scale_BD: jax.Array, shift_BD: jax.Array) -> jax.Array:
     """LN(x)(1 + s) + b, with one s and b per batch row."""
     return layer_norm(x_BLD) * (1 + scale_BD[:, None]) + shift_BD[:, None]
+
+
+def settled(x: jax.Array) -> jax.Array:
+    """x, as an array of its own in a program for TPU.
+
+    Its compiler would otherwise make the x that two matrix products read twice, inside of them,
+    which takes longer.
+    """
+    return jax.lax.optimization_barrier(x) if target_platform() == 'tpu' else x
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with a learned scale and shift, float32."""
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        width = (x_BLD.shape[-1],)
+        scale = self.param('scale', VECTOR(nn.initializers.ones), width)
+        bias = self.param('bias', VECTOR(nn.initializers.zeros), width)
+        return layer_norm(x_BLD) * scale[None, None] + bias[None, None]
 
 
 class FeedForward(nn.Module):
@@ -61,13 +76,7 @@ class Block(nn.Module):
             (6, config.width),
         )
         self.self_attention = SelfAttention(config)
-        self.cross_norm = nn.LayerNorm(
-            epsilon=NORM_EPSILON,
-            dtype=jnp.float32,
-            use_fast_variance=False,
-            scale_init=VECTOR(nn.initializers.ones),
-            bias_init=VECTOR(nn.initializers.zeros),
-        )
+        self.cross_norm = LayerNorm()
         self.cross_attention = CrossAttention(config, self.implementation)
         self.ffn = FeedForward(config)
 
@@ -108,6 +117,7 @@ class Block(nn.Module):
         update = self.cross_attention(joined_PMD, *text_keys_values, text_lengths_B)
         x_BLD = x_BLD + update.reshape(x_BLD.shape).astype(jnp.float32)
 
-        update = self.ffn(modulate(x_BLD, scale2, shift2))
+        inner_BLD = modulate(x_BLD, scale2, shift2).astype(self.config.dtype)
+        update = settled(checkpoint_name(self.ffn(settled(inner_BLD)), UPDATE))
         x_BLD = constrain(x_BLD + gate2[:, None] * update, 'batch', 'length', None)
         return x_BLD, (k, v)

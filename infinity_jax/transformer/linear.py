@@ -1,6 +1,7 @@
 """The dense layer of the transformer, whose kernel may come in 8 bits."""
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -28,26 +29,40 @@ class Linear(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, *, contract: int = 1, parts: int = 1) -> Any:
+        """The product; of several, each with its own share of the features, a list.
+
+        Args:
+          x: (…, features in), or these cut over its last `contract` axes.
+          parts: products instead of one.
+        """
         init = nn.initializers.normal(self.std) if self.std else nn.initializers.zeros
-        kernel = self.param(
-            'kernel', nn.with_logical_partitioning(init, self.axes), (x.shape[-1], self.features)
-        )
+        shape = (math.prod(x.shape[-contract:]), self.features)
+        kernel = self.param('kernel', nn.with_logical_partitioning(init, self.axes), shape)
         scaled = self.has_variable('params', SCALE)
+        added = [self.get_variable('params', SCALE)] if scaled else []
+        if self.use_bias:
+            added.append(self.param('bias', VECTOR(nn.initializers.zeros), (self.features,)))
+        if parts == 1:
+            return self._product(x, contract, kernel, *added)
+        cut = (jnp.split(array, parts, axis=-1) for array in (kernel, *added))
+        return [self._product(x, contract, *arrays) for arrays in zip(*cut, strict=True)]
+
+    def _product(self, x, contract, kernel, *added):
+        scaled = self.has_variable('params', SCALE)
+        last = tuple(range(x.ndim - contract, x.ndim))
+        kernel = kernel.reshape(*x.shape[-contract:], -1).astype(self.dtype)
         y = jax.lax.dot_general(
             x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            (((x.ndim - 1,), (0,)), ((), ())),
+            kernel,
+            ((last, tuple(range(contract))), ((), ())),
             precision=HIGHEST if self.dtype == jnp.float32 else None,
             preferred_element_type=jnp.float32 if scaled else None,
         )
+        added = [jnp.expand_dims(array, range(y.ndim - 1)) for array in added]
         if scaled:
-            scale = self.get_variable('params', SCALE)
-            y = (y * jnp.expand_dims(scale, range(y.ndim - 1))).astype(self.dtype)
-        if self.use_bias:
-            bias = self.param('bias', VECTOR(nn.initializers.zeros), (self.features,))
-            y = y + jnp.expand_dims(bias.astype(self.dtype), range(y.ndim - 1))
-        return y
+            y = (y * added[0]).astype(self.dtype)
+        return y + added[-1].astype(self.dtype) if self.use_bias else y
 
 
 def linear(features: int, axes: tuple[str | None, ...], std: float, dtype: Any, **options: Any):

@@ -13,8 +13,13 @@ import numpy as np
 
 from infinity_jax.config import TransformerConfig, UserError
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import axis_size, constrain
-from infinity_jax.transformer.attention import attend, prefix_attention, query_groups
+from infinity_jax.sharding import constrain
+from infinity_jax.transformer.attention import (
+    attend,
+    prefix_attention,
+    query_groups,
+    training_length,
+)
 from infinity_jax.transformer.blocks import Block, modulate
 from infinity_jax.transformer.cache import KeyValueCache
 from infinity_jax.transformer.condition import Condition, TextConditioner
@@ -164,8 +169,7 @@ class Transformer(nn.Module):
             text_BTE = jnp.where(dropped, self.unconditional_text(text_BTE), text_BTE)
         condition = self.encode_text(text_BTE, lengths_B)
         groups, length = query_groups(schedule), schedule.num_tokens
-        # Filled up, so that the mesh's sequence axis divides it; no real token sees the rest.
-        fill = -length % axis_size('sequence')
+        fill = training_length(length, self.config, self.implementation) - length
         rope = np.pad(rope_table(schedule, self.config.head_dim), ((0, 0), (0, fill), (0, 0)))
         x_BLD = self.embed(condition, inputs_BLd, schedule)
         x_BLD = constrain(jnp.pad(x_BLD, ((0, 0), (0, fill), (0, 0))), 'batch', 'length', None)

@@ -7,9 +7,13 @@ import flax.linen as nn
 import jax
 
 from infinity_jax.config import UserError
+from infinity_jax.transformer.blocks import UPDATE
+from infinity_jax.transformer.directions import ROTATED
+from infinity_jax.transformer.norm import STATISTICS
 from infinity_jax.transformer.splash import ATTENDED
 
 _names = jax.checkpoint_policies.save_only_these_names(ATTENDED)
+_queries = jax.checkpoint_policies.save_only_these_names(ATTENDED, ROTATED, UPDATE, STATISTICS)
 _dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 # Beside each block's input, which is always kept, a block keeps: 'none', all that its gradient
@@ -18,6 +22,7 @@ _dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 POLICIES: dict[str, Callable[..., Any] | None] = {
     'none': None,
     'dots': jax.checkpoint_policies.save_from_both_policies(_dots, _names),
+    'queries': _queries,
     'attention': _names,
     'full': jax.checkpoint_policies.nothing_saveable,
 }

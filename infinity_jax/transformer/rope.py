@@ -24,32 +24,32 @@ def rope_table(schedule: ScaleSchedule, head_dim: int) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)]).astype(np.float32)
 
 
-def rotate(x_BLNH: jax.Array, table_2Lh: jax.Array) -> jax.Array:
-    """Rotates the interleaved pairs (x[2i], x[2i+1]) of each head; float32."""
-    cos, sin = (part[None, :, None, :] for part in table_2Lh)
-    pairs = x_BLNH.reshape(*x_BLNH.shape[:-1], -1, 2)
+def rotate(x: jax.Array, table_2Lh: np.ndarray, heads_axis: int = 2) -> jax.Array:
+    """Rotates the interleaved pairs (x[2i], x[2i+1]) of each head; float32.
+
+    x is (B, L, N, H), or with `heads_axis` 1 (B, N, L, H).
+    """
+    cos, sin = np.expand_dims(table_2Lh, (1, heads_axis + 1))
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
     even, odd = pairs[..., 0], pairs[..., 1]
     turned = jnp.stack([cos * even - sin * odd, sin * even + cos * odd], axis=-1)
-    return turned.reshape(x_BLNH.shape)
+    return turned.reshape(x.shape)
 
 
-def swap_pairs(x_BLNH: jax.Array) -> jax.Array:
+def swap_pairs(x: jax.Array) -> jax.Array:
     """(x[1], x[0], x[3], x[2], …) of each head, exactly: a product with ones and zeros.
 
     Matrix units move numbers between the lanes of a register at no cost worth counting; stacking
     and slicing them, as `rotate` does, took a TPU longer than the projection to q, k and v.
     """
-    swap = np.eye(x_BLNH.shape[-1])[np.arange(x_BLNH.shape[-1]) ^ 1]
-    return jnp.einsum(
-        'BLNH,HK->BLNK',
-        x_BLNH,
-        jnp.asarray(swap, x_BLNH.dtype),
-        precision=jax.lax.Precision.HIGHEST,
-    )
+    swap = np.eye(x.shape[-1])[np.arange(x.shape[-1]) ^ 1]
+    return jnp.matmul(x, jnp.asarray(swap, x.dtype), precision=jax.lax.Precision.HIGHEST)
 
 
-def rotate_swapped(x_BLNH: jax.Array, swapped_BLNH: jax.Array, table_2Lh: np.ndarray) -> jax.Array:
+def rotate_swapped(
+    x: jax.Array, swapped: jax.Array, table_2Lh: np.ndarray, heads_axis: int = 2
+) -> jax.Array:
     """`rotate(x)` where `swap_pairs(x)` is known: no number changes its lane."""
-    cos, sin = np.repeat(table_2Lh, 2, axis=-1)
+    cos, sin = np.expand_dims(np.repeat(table_2Lh, 2, axis=-1), (1, heads_axis + 1))
     sin = np.where(np.arange(sin.shape[-1]) % 2, sin, -sin)
-    return x_BLNH * cos[None, :, None, :] + swapped_BLNH * sin[None, :, None, :]
+    return x * cos + swapped * sin

@@ -25,6 +25,8 @@ from infinity_jax.sharding import activation_spec, axis_size, target_platform
 SMALL_BLOCK = 128  # rows and columns of a block; the lanes of a TPU register
 BLOCK = 512  # the same for long sequences, where few larger blocks cost less
 LONG = 4 * BLOCK  # tokens; below it, filling up to whole large blocks would waste more
+MAX_COLUMNS = 7 * BLOCK  # of keys that a gradient kernel holds: what its memory allows
+MAX_PARTS = 6  # of the queries' gradient that are summed
 ATTENDED = 'attended'  # name of outputs that a rematerialisation policy may keep
 
 
@@ -128,20 +130,43 @@ def splash_attend(
     return out_BNLH[:, :, :length].transpose(0, 2, 1, 3)
 
 
+def filled_length(length: int) -> int:
+    """Tokens of whole blocks, where filling up to them costs little; else as many as there are."""
+    return _multiple(length, BLOCK) if length >= LONG else length
+
+
 def block_of(length: int, keys: int) -> int:
     """Rows and columns of the blocks for so many queries and keys."""
     return BLOCK if max(length, keys) >= LONG else SMALL_BLOCK
 
 
+def gradient_block(keys: int, block: int) -> int | None:
+    """Columns of the blocks of the one gradient kernel; None: there are two kernels.
+
+    The one kernel writes its part of the queries' gradient for every column of blocks, to be summed
+    afterwards: it saves the scores' second recomputation where these columns are few.
+    """
+    blocks = keys // block
+    fitting = [n for n in range(1, blocks + 1) if blocks % n == 0 and n * block <= MAX_COLUMNS]
+    return max(fitting) * block if blocks <= MAX_PARTS * max(fitting) else None
+
+
 def _make_kernel(mask: Mask, block: int, heads: int, parts: int) -> Any:
     """The kernel for the heads that one device holds; queries in `parts` along the mesh."""
-    sizes = {name: block for name in ('block_q', 'block_kv', 'block_q_dkv', 'block_kv_dkv')}
+    queries, keys = mask.shape
+    sizes = {name: block for name in ('block_q', 'block_kv', 'block_q_dkv')}
+    columns = gradient_block(keys, block)
+    if columns is None:
+        sizes |= {name: block for name in ('block_kv_dkv', 'block_q_dq', 'block_kv_dq')}
+    else:
+        sizes |= {'block_kv_dkv': columns, 'block_kv_dkv_compute': block}
     return make_splash_mha(
         MultiHeadMask([mask] * heads),
-        block_sizes=BlockSizes(**sizes, block_q_dq=block, block_kv_dq=block),
+        block_sizes=BlockSizes(**sizes, use_fused_bwd_kernel=columns is not None),
         head_shards=1,
         q_seq_shards=parts,
-        residual_checkpoint_name=ATTENDED,
+        # Text has few keys: to attend to it again costs less than to keep and fetch what came out.
+        residual_checkpoint_name=ATTENDED if queries == keys else None,
         interpret=target_platform() == 'cpu',
     )
 
