@@ -133,6 +133,11 @@ def block_of(length: int, keys: int) -> int:
     return BLOCK if max(length, keys) >= LONG else SMALL_BLOCK
 
 
+def whole_blocks(length: int, keys: int) -> int:
+    """So many keys, filled up to whole blocks, for so many queries."""
+    return _multiple(keys, block_of(length, keys))
+
+
 def _make_kernel(mask: Mask, block: int, heads: int, parts: int) -> Any:
     """The kernel for the heads that one device holds; queries in `parts` along the mesh."""
     sizes = {name: block for name in ('block_q', 'block_kv', 'block_q_dkv', 'block_kv_dkv')}
