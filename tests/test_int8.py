@@ -100,14 +100,14 @@ def test_a_cache_in_8_bits_has_a_quarter_of_the_bytes():
 
 def test_a_cache_remembers_the_rows_and_tokens_that_were_stored():
     rng = np.random.default_rng(0)
-    k, v = (jnp.asarray(rng.standard_normal((2, 3, 2, 16)), jnp.float32) for _ in range(2))
+    k, v = (jnp.asarray(rng.standard_normal((2, 2, 3, 16)), jnp.float32) for _ in range(2))
     for int8, tolerance in ((False, 0), (True, 0.03)):
         cache = KeyValueCache.empty(TRANSFORMER, SCHEDULE, 4, int8).store(jnp.int32(1), 2, k, v)
         found_k, found_v = cache.prefix(jnp.int32(1), 5, 2, jnp.float32)
-        assert found_k.shape == (2, 5, 2, 16) and found_k.dtype == jnp.float32
-        np.testing.assert_allclose(found_k[:, 2:], k, atol=tolerance)
-        np.testing.assert_allclose(found_v[:, 2:], v, atol=tolerance)
-        assert (found_k[:, :2] == 0).all()
+        assert found_k.shape == (2, 2, 5, 16) and found_k.dtype == jnp.float32
+        np.testing.assert_allclose(found_k[:, :, 2:], k, atol=tolerance)
+        np.testing.assert_allclose(found_v[:, :, 2:], v, atol=tolerance)
+        assert (found_k[:, :, :2] == 0).all()
         assert (cache.prefix(jnp.int32(0), 5, 4, jnp.float32)[0] == 0).all()
         assert (cache.prefix(jnp.int32(1), 5, 4, jnp.float32)[0][2:] == 0).all()
 

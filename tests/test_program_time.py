@@ -34,6 +34,26 @@ def test_kernels_run_at_the_peak_and_copies_at_the_memory():
     assert time.moved >= 2 * 256 * 2048 * 2 / 819e9
 
 
+@pytest.mark.parametrize(
+    'line, size',
+    [
+        ('%part = bf16[1,8]{1,0} dynamic-slice(%whole, %at), dynamic_slice_sizes={1,8}', 2 * 16),
+        ('%new = bf16[64,8]{1,0} dynamic-update-slice(%whole, %row, %at, %at)', 2 * 16),
+        ('%copy.1 = bf16[64,8]{1,0} copy(%whole)', 2 * 64 * 16),
+    ],
+)
+def test_a_part_of_an_array_costs_no_more_than_the_part(line, size):
+    text = f"""
+ENTRY %main (whole: bf16[64,8], row: bf16[1,8], at: s32[]) -> bf16[64,8] {{
+  %whole = bf16[64,8]{{1,0}} parameter(0)
+  %row = bf16[1,8]{{1,0}} parameter(1)
+  %at = s32[] parameter(2)
+  {line}
+}}
+"""
+    assert estimate(text).moved == pytest.approx(size / 819e9)
+
+
 def test_overlapped_collectives_cost_only_what_sticks_out():
     behind_kernels, alone = estimate(), estimate(flops=lambda name, operands: 0.0)
     gathered = 4 * (15 / 16) * 2048 * 2048 * 2 / (2 * 50e9)

@@ -10,9 +10,10 @@ from tiny import QUICK_COMPILE, TOKENIZER, tokenizer_variables
 
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.tokenizer import decode as decode_module
+from infinity_jax.tokenizer import row_blocks
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.decode import decode, widest_map
-from infinity_jax.tokenizer.row_blocks import block_rows
+from infinity_jax.tokenizer.row_blocks import block_rows, by_rows, whole
 
 UNSHUFFLED = dataclasses.replace(TOKENIZER, unshuffle=2, channel_multipliers=(1, 2, 2))
 DEEPER = dataclasses.replace(TOKENIZER, decoder_blocks=TOKENIZER.residual_blocks + 2)
@@ -50,6 +51,17 @@ def test_blocks_of_rows_equal_the_whole_picture(monkeypatch, config, grid, block
     wanted = plain(config, grid)
     np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
     assert 'while' in text
+
+
+@pytest.mark.parametrize('size, lanes', [(1, 128), (3, 128), (3, 4)])
+def test_row_by_row_is_the_same_convolution(monkeypatch, size, lanes):
+    monkeypatch.setattr(row_blocks, 'LANES', lanes)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 6, 7, 4)).astype(np.float32)
+    kernel = rng.standard_normal((size, size, 4, 5)).astype(np.float32)
+    wanted = whole(x, kernel)
+    assert wanted.shape == (2, 7 - size, 7, 5)
+    np.testing.assert_allclose(by_rows(x, kernel), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_pictures_one_by_one_equal_the_batch(monkeypatch):

@@ -19,6 +19,7 @@ MOVES = (
     'copy', 'transpose', 'reshape', 'concatenate', 'pad', 'slice', 'broadcast', 'dynamic-slice',
     'dynamic-update-slice', 'reduce', 'scatter', 'gather', 'sort', 'convert', 'fusion',
 )  # fmt: skip
+PARTS = ('slice', 'dynamic-slice', 'gather')  # of which the result's size alone counts
 Arrays = list[tuple[str, tuple[int, ...]]]
 KernelFlops = Callable[[str, Arrays], float]
 
@@ -133,9 +134,24 @@ def _operation_time(
         flops = kernel_flops(kernel_name(instruction), operands)
         return ProgramTime(kernels=flops / topology.peak.bf16_flops)
     if instruction.opcode in MOVES:
-        size = sum(num_bytes(*array) for array in (*operands, *instruction.arrays))
+        size = moved_bytes(instruction, shapes)
         return ProgramTime(moved=size / topology.speed.hbm_bandwidth)
     return ProgramTime()
+
+
+def moved_bytes(instruction: Instruction, shapes: dict[str, Arrays]) -> int:
+    """Bytes that an operation reads and writes; see `_operation_time`.
+
+    What takes a part out of an array reads no more than that part. What puts one in writes no more:
+    the array stays where it is, or else the text has a copy of it before.
+    """
+    size = lambda arrays: sum(num_bytes(*array) for array in arrays)
+    if instruction.opcode in PARTS:
+        return 2 * size(instruction.arrays)
+    if instruction.opcode == 'dynamic-update-slice':
+        return 2 * size(shapes.get(instruction.operands[1], ()))
+    operands = [array for name in instruction.operands for array in shapes.get(name, ())]
+    return size((*operands, *instruction.arrays))
 
 
 def kernel_name(instruction: Instruction) -> str:

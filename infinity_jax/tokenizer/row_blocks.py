@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from infinity_jax.config import FALLBACK_GROUPS, TokenizerConfig
+from infinity_jax.sharding import target_platform
 from infinity_jax.tokenizer.autoencoder import NORM_EPSILON, to_pixels
 
+LANES = 128  # of a TPU register
 REACH = 1  # rows that a 3×3 convolution reads beyond a block
 Params = Mapping[str, Any]
 
@@ -118,12 +120,12 @@ class RowDecoder:
                 rows = jnp.repeat(jnp.repeat(rows, upsample, axis=1), upsample, axis=2)
                 spare = REACH * (upsample - 1)
                 rows = rows[:, spare : rows.shape[1] - spare]
-            y = self._product(conv, rows, ((0, 0), (REACH, REACH)))
+            y = self._product(conv, rows)
             at = i * count * upsample
             if beside is not None:
                 source = out if in_place else beside
                 same = jax.lax.dynamic_slice_in_dim(source, at, count, axis=1)
-                y = y + (self._product(shortcut['shortcut'], same, 'SAME') if widened else same)
+                y = y + (self._product(shortcut['shortcut'], same) if widened else same)
             return jax.lax.dynamic_update_slice_in_dim(out, y, at, axis=1)
 
         if in_place:
@@ -133,13 +135,50 @@ class RowDecoder:
             out = jnp.zeros(shape, self.dtype)
         return jax.lax.fori_loop(0, height // count, compute, out)
 
-    def _product(self, conv: Params, rows_Bhwc: jax.Array, padding: Any) -> jax.Array:
-        y = jax.lax.conv_general_dilated(
-            rows_Bhwc.astype(self.dtype),
-            conv['kernel'].astype(self.dtype),
-            (1, 1),
-            padding,
-            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-            precision=self.precision,
-        )
-        return y + conv['bias'].astype(self.dtype)[None, None, None]
+    def _product(self, conv: Params, rows_Bhwc: jax.Array) -> jax.Array:
+        """A convolution whose rows come with those that it reaches into."""
+        x, kernel = rows_Bhwc.astype(self.dtype), conv['kernel'].astype(self.dtype)
+        bias = conv['bias'].astype(self.dtype)[None, None, None]
+        if target_platform() != 'tpu':
+            return whole(x, kernel, self.precision) + bias
+        # Apart from what follows, convolutions of equal shapes are equal, and compiled once.
+        return jax.lax.optimization_barrier(by_rows(x, kernel, self.precision) + bias)
+
+
+def whole(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
+    """A convolution of odd width over the picture's width, and over the rows that are there."""
+    reach = kernel.shape[1] // 2
+    return jax.lax.conv_general_dilated(
+        x_Bhwc,
+        kernel,
+        (1, 1),
+        ((0, 0), (reach, reach)),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        precision=precision,
+    )
+
+
+def by_rows(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
+    """The same on each row by itself, with its neighbours as further channels.
+
+    A TPU wants many pictures at once: of one it would cut up the width and copy it about, which in
+    the estimate took half as long again as the products, and twice as long to compile.
+    """
+    batch, rows, width, channels = x_Bhwc.shape
+    taps, across, _, features = kernel.shape
+    count, reach = rows - taps + 1, across // 2
+    if channels < LANES and reach:  # with so few, neighbours along the row are channels as well
+        x_Bhwc = jnp.pad(x_Bhwc, ((0, 0), (0, 0), (reach, reach), (0, 0)))
+        x_Bhwc = jnp.concatenate([x_Bhwc[:, :, i : i + width] for i in range(across)], axis=-1)
+        kernel = kernel.reshape(taps, 1, across * channels, features)
+        across, reach = 1, 0
+    beside = jnp.concatenate([x_Bhwc[:, i : i + count] for i in range(taps)], axis=-1)
+    y = jax.lax.conv_general_dilated(
+        beside.reshape(batch * count, width, -1),
+        kernel.transpose(1, 0, 2, 3).reshape(across, -1, features),
+        (1,),
+        ((reach, reach),),
+        dimension_numbers=('NWC', 'WIO', 'NWC'),
+        precision=precision,
+    )
+    return y.reshape(batch, count, width, features)

@@ -14,18 +14,14 @@ import numpy as np
 from infinity_jax.config import TransformerConfig, UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import constrain
-from infinity_jax.transformer.attention import (
-    attend,
-    prefix_attention,
-    query_groups,
-    training_length,
-)
+from infinity_jax.transformer.attention import prefix_attention, query_groups, training_length
 from infinity_jax.transformer.blocks import Block, modulate
 from infinity_jax.transformer.cache import KeyValueCache
 from infinity_jax.transformer.condition import Condition, TextConditioner
 from infinity_jax.transformer.linear import linear
 from infinity_jax.transformer.remat import remat
 from infinity_jax.transformer.rope import rope_table
+from infinity_jax.transformer.scale_attention import attend_scale
 
 
 class Trace(NamedTuple):
@@ -226,13 +222,13 @@ class Transformer(nn.Module):
             x_BLD, cache, index = carry
 
             def attend_to_prefix(q, k, v):
-                if start:
-                    old_k, old_v = cache.prefix(index, start, k.shape[0], k.dtype)
-                    k = jnp.concatenate([old_k, k], axis=1)
-                    v = jnp.concatenate([old_v, v], axis=1)
-                return attend(q, k, v, scale=1.0, implementation=self.implementation)
+                nonlocal cache
+                attended, cache = attend_scale(
+                    q, k, v, cache, index, start, last=last, implementation=self.implementation
+                )
+                return attended
 
-            x_BLD, (k, v) = block(
+            x_BLD, _ = block(
                 x_BLD,
                 condition.modulation_B6D,
                 rope,
@@ -240,8 +236,6 @@ class Transformer(nn.Module):
                 condition.lengths_B,
                 attend_to_prefix,
             )
-            if not last:
-                cache = cache.store(index, start, k, v)
             if hidden_guidance is not None:
                 mixed = mix_halves(x_BLD, hidden_guidance.guidance)
                 x_BLD = jnp.where(index == hidden_guidance.layer, mixed, x_BLD)

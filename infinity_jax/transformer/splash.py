@@ -151,6 +151,11 @@ def gradient_block(keys: int, block: int) -> int | None:
     return max(fitting) * block if blocks <= MAX_PARTS * max(fitting) else None
 
 
+def whole_blocks(length: int, keys: int) -> int:
+    """So many keys, filled up to whole blocks, for so many queries."""
+    return _multiple(keys, block_of(length, keys))
+
+
 def _make_kernel(mask: Mask, block: int, heads: int, parts: int) -> Any:
     """The kernel for the heads that one device holds; queries in `parts` along the mesh."""
     queries, keys = mask.shape

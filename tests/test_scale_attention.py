@@ -1,0 +1,43 @@
+"""One scale's attention to the cache equals attention to all its keys in one array."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny import QUICK_COMPILE
+
+from infinity_jax.transformer.cache import KeyValueCache
+from infinity_jax.transformer.layer_step import attend_heads_first
+from infinity_jax.transformer.scale_attention import attend_scale
+
+START, LENGTH = 20, 130  # as many queries as splash attention takes
+
+
+def arrays(tokens):
+    """A cache that is full of numbers, also where no token is yet, and one scale's q, k and v."""
+    rng = np.random.default_rng(0)
+    numbers = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    cache = KeyValueCache(*(numbers(2, 2, 3, tokens, 8) for _ in range(2)))
+    return cache, [numbers(2, LENGTH, 3, 8) for _ in range(3)]
+
+
+@pytest.mark.parametrize('implementation', ['xla', 'splash'])
+@pytest.mark.parametrize('last, tokens', [(False, START + LENGTH), (False, 256), (True, START)])
+def test_a_scale_sees_the_cache_and_itself(implementation, last, tokens):
+    cache, (q, k, v) = arrays(tokens)
+    run = functools.partial(attend_scale, start=START, last=last, implementation=implementation)
+    attended, stored = jax.jit(run, compiler_options=QUICK_COMPILE)(q, k, v, cache, jnp.int32(1))
+
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    seen = [
+        jnp.concatenate([old[1, :, :, :START], new], axis=2)
+        for old, new in zip(cache, (k, v), strict=True)
+    ]
+    wanted = attend_heads_first(q, *seen).transpose(0, 2, 1, 3)
+    np.testing.assert_allclose(attended, wanted, atol=1e-5 * np.abs(wanted).max())
+    for old, new, now in zip(cache, (k, v), stored, strict=True):
+        if not last:
+            old = old.at[1, :, :, START : START + LENGTH].set(new)
+        assert (now == old).all()
