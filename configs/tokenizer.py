@@ -130,7 +130,9 @@ def demo() -> ConfigDict:
     config.vgg_weights = ''  # VGG-16 in torchvision's format
     config.lpips_heads = ''  # of the LPIPS package, version 0.1
     config.precision = 'highest'  # of products; 'default' is faster on GPU (TF32) and TPU (bf16)
+    config.dtype = 'float32'  # of convolutions; 'bfloat16' halves the memory of activations
     config.remat = 'none'  # 'full': residual blocks are computed again in the backward pass
+    config.accumulate_steps = 1  # parts of a batch worked on in turn, for less memory
 
     config.data = ConfigDict(
         {
@@ -267,7 +269,10 @@ def released(bits: str, stage: str) -> ConfigDict:
     config.vgg_weights = ''  # VGG-16 in torchvision's format
     config.lpips_heads = ''  # of the LPIPS package, version 0.1
     config.precision = 'default'  # of products outside the quantizer: TF32 on GPU, bf16 on TPU
-    config.remat = 'none' if stage == 'stage1' else 'full'  # 1024² wants the memory
+    # 1024² wants memory: 64 pictures in 4 parts are one a chip of a v5e:4x4, see docs/plan.md.
+    config.dtype = 'float32' if stage == 'stage1' else 'bfloat16'  # of convolutions
+    config.remat = 'none' if stage == 'stage1' else 'full'
+    config.accumulate_steps = 1 if stage == 'stage1' else 4
 
     config.data = ConfigDict(
         {

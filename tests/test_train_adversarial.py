@@ -29,6 +29,7 @@ from infinity_jax.training.train_tokenizer_config import (
 )
 from infinity_jax.training.train_tokenizer_step import (
     draw_noise,
+    evaluation_step,
     forward,
     last_layer_gradient,
     loss_terms,
@@ -133,6 +134,10 @@ def test_a_batch_in_parts_gives_the_update_of_the_whole_one():
         np.testing.assert_allclose(x, y, atol=1e-6)
     for name in ('loss', 'psnr', 'truncated', 'adversarial', 'lecam', 'grad_norm'):
         np.testing.assert_allclose(metrics[name], of_parts[name], rtol=1e-4, atol=1e-7)
+    evaluate = functools.partial(evaluation_step, state.ema, None, batches[0], model=MODEL)
+    (metrics, strip), (of_parts, strip_of_parts) = (evaluate(config=c) for c in (whole, parts))
+    np.testing.assert_allclose(strip, strip_of_parts, atol=1e-5)
+    assert metrics['psnr'] == pytest.approx(float(of_parts['psnr']), rel=1e-4)
 
 
 def test_gradient_equals_the_plain_sum_of_all_losses():

@@ -12,7 +12,7 @@ from infinity_jax.tokenizer.losses import commitment, entropy_penalty, psnr, rec
 from infinity_jax.tokenizer.perceptual import lpips
 from infinity_jax.tokenizer.quantizer import quantize, truncated_total
 from infinity_jax.tokenizer.quantizer_noise import draw_flips, draw_kept, draw_truncation
-from infinity_jax.training.accumulate import mean_of_parts
+from infinity_jax.training.accumulate import batch_parts, mean_of_parts
 from infinity_jax.training.optimizer import (
     TrainState,
     apply_gradients,
@@ -227,12 +227,23 @@ def evaluation_step(
     params: Any, perceptual: Any, batch: Any, *, model: Autoencoder, config: TokenizerRunConfig
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Metrics of one held-out batch; and (2, n, Y, X, 3), first pictures and reconstructions."""
-    target = from_uint8(batch['pixels_BYX3'])
-    outputs, bits, _ = forward(model, params, target, config)
-    loss, terms = loss_terms(outputs, target, perceptual, config.losses)
-    metrics = {'loss': loss, **terms, 'psnr': psnr(outputs.pixels, target)}
-    metrics['bit_usage'] = bit_usage(bits)
-    return metrics, jnp.stack([target[:STRIP_PICTURES], outputs.pixels[:STRIP_PICTURES]])
+
+    def of_rows(pixels):
+        target = from_uint8(pixels)
+        outputs, bits, _ = forward(model, params, target, config)
+        loss, terms = loss_terms(outputs, target, perceptual, config.losses)
+        metrics = {'loss': loss, **terms, 'psnr': psnr(outputs.pixels, target)}
+        return {**metrics, 'bit_usage': bit_usage(bits)}, outputs.pixels
+
+    pixels, count = batch['pixels_BYX3'], config.accumulate_steps
+    if count == 1:
+        metrics, decoded = of_rows(pixels)
+    else:
+        metrics, decoded = jax.lax.map(of_rows, batch_parts(pixels, count))
+        metrics = jax.tree.map(lambda x: x.mean(0), metrics)
+        decoded = decoded.swapaxes(0, 1).reshape(pixels.shape)
+    target = from_uint8(pixels[:STRIP_PICTURES])
+    return metrics, jnp.stack([target, decoded[:STRIP_PICTURES]])
 
 
 def with_encoder_of(new: TrainState, old: TrainState) -> TrainState:
