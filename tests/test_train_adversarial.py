@@ -118,20 +118,23 @@ def test_before_its_start_the_term_changes_nothing():
 
 def test_a_batch_in_parts_gives_the_update_of_the_whole_one():
     """The entropy penalty and the adaptive weight, which are means over a part, are off."""
+    # The first step of AdamW is the sign of the gradient, which would show rounding and hide size.
+    plain = OptimizerConfig(learning_rate=1e-2, ema_decay=0.5, epsilon=1.0, clip_norm=1e3)
     whole = dataclasses.replace(
         CONFIG,
         losses=TokenizerLosses(truncated=0.5, entropy=0.0),
         quantizer=QuantizerTraining(scale_drop=0.5, keep_first=True),
-        adversarial=dataclasses.replace(CONFIG.adversarial, adaptive=False, start_step=0),
-        # The first step of AdamW is the sign of the gradient, in which rounding would show.
-        optimizer=dataclasses.replace(CONFIG.optimizer, epsilon=1.0),
+        adversarial=dataclasses.replace(
+            CONFIG.adversarial, adaptive=False, start_step=0, optimizer=plain
+        ),
+        optimizer=plain,
     )
     parts = dataclasses.replace(whole, accumulate_steps=2)
     state, batches = start()
     (a, metrics), (b, of_parts) = (compiled(c)(state, None, batches[0]) for c in (whole, parts))
     assert not same(a.params, state.params)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_allclose(x, y, atol=1e-6)
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
     for name in ('loss', 'psnr', 'truncated', 'adversarial', 'lecam', 'grad_norm'):
         np.testing.assert_allclose(metrics[name], of_parts[name], rtol=1e-4, atol=1e-7)
     evaluate = functools.partial(evaluation_step, state.ema, None, batches[0], model=MODEL)
