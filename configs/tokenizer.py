@@ -31,6 +31,7 @@ Hardware and cost: not run. XLA counts 2.8 TFLOP for a step on one 256² picture
 discriminator included; so stage 1 costs 3.6e20 FLOP at its batch of 256 and stage 2 about 5.7e20
 at 64 (what `remat` computes again not counted), 42 and 66 days of one accelerator that sustains
 100 TFLOP/s. Batch sizes are ours: paper and released scripts name neither them nor hardware.
+Both are meant for 16 chips of v5e, stage 2 as four parts of 16 pictures (docs/plan.md).
 Expected by the paper on ImageNet at 256², rFID / PSNR: d16 1.22 / 20.9, d24 0.75 / 22.0,
 d32 0.61 / 22.7, d64 0.33 / 24.9.
 """
