@@ -31,6 +31,7 @@ Hardware and cost: not run. XLA counts 2.8 TFLOP for a step on one 256² picture
 discriminator included; so stage 1 costs 3.6e20 FLOP at its batch of 256 and stage 2 about 5.7e20
 at 64 (what `remat` computes again not counted), 42 and 66 days of one accelerator that sustains
 100 TFLOP/s. Batch sizes are ours: paper and released scripts name neither them nor hardware.
+Both are meant for 16 chips of v5e, stage 2 as four parts of 16 pictures (docs/plan.md).
 Expected by the paper on ImageNet at 256², rFID / PSNR: d16 1.22 / 20.9, d24 0.75 / 22.0,
 d32 0.61 / 22.7, d64 0.33 / 24.9.
 """
@@ -130,7 +131,9 @@ def demo() -> ConfigDict:
     config.vgg_weights = ''  # VGG-16 in torchvision's format
     config.lpips_heads = ''  # of the LPIPS package, version 0.1
     config.precision = 'highest'  # of products; 'default' is faster on GPU (TF32) and TPU (bf16)
+    config.dtype = 'float32'  # of convolutions; 'bfloat16' halves the memory of activations
     config.remat = 'none'  # 'full': residual blocks are computed again in the backward pass
+    config.accumulate_steps = 1  # parts of a batch worked on in turn, for less memory
 
     config.data = ConfigDict(
         {
@@ -267,7 +270,10 @@ def released(bits: str, stage: str) -> ConfigDict:
     config.vgg_weights = ''  # VGG-16 in torchvision's format
     config.lpips_heads = ''  # of the LPIPS package, version 0.1
     config.precision = 'default'  # of products outside the quantizer: TF32 on GPU, bf16 on TPU
-    config.remat = 'none' if stage == 'stage1' else 'full'  # 1024² wants the memory
+    # 1024² wants memory: 64 pictures in 4 parts are one a chip of a v5e:4x4, see docs/plan.md.
+    config.dtype = 'float32' if stage == 'stage1' else 'bfloat16'  # of convolutions
+    config.remat = 'none' if stage == 'stage1' else 'full'
+    config.accumulate_steps = 1 if stage == 'stage1' else 4
 
     config.data = ConfigDict(
         {

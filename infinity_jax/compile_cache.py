@@ -34,9 +34,10 @@ def use_compile_cache() -> None:
 
 @contextlib.contextmanager
 def without_compile_cache() -> Iterator[None]:
-    """Compiles anew what is to be serialized.
+    """Compiles anew, and keeps nothing.
 
-    A program that XLA's CPU backend took from its cache loses functions when it is serialized.
+    For what is to be serialized: a program that XLA's CPU backend took from its cache loses
+    functions when it is. And for programs of devices that are not here.
     """
     enabled = jax.config.jax_enable_compilation_cache
     jax.config.update('jax_enable_compilation_cache', False)

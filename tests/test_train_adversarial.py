@@ -13,6 +13,7 @@ from infinity_jax.data.config import DataConfig
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.discriminator import generator_loss
+from infinity_jax.tokenizer.quantizer_noise import QuantizerTraining
 from infinity_jax.training import loop
 from infinity_jax.training.checkpoint import Checkpoints
 from infinity_jax.training.metrics import read_metrics
@@ -20,17 +21,19 @@ from infinity_jax.training.optimizer import OptimizerConfig
 from infinity_jax.training.run_batches import put_batch
 from infinity_jax.training.run_config import step_key
 from infinity_jax.training.train_adversarial import make_discriminator
-from infinity_jax.training.train_tokenizer import (
-    forward,
-    last_layer_gradient,
-    loss_terms,
-    make_task,
-    train_step,
-)
+from infinity_jax.training.train_tokenizer import make_task
 from infinity_jax.training.train_tokenizer_config import (
     AdversarialConfig,
     TokenizerLosses,
     TokenizerRunConfig,
+)
+from infinity_jax.training.train_tokenizer_step import (
+    draw_noise,
+    evaluation_step,
+    forward,
+    last_layer_gradient,
+    loss_terms,
+    train_step,
 )
 from infinity_jax.weights.model_folder import load_model
 
@@ -113,6 +116,33 @@ def test_before_its_start_the_term_changes_nothing():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+def test_a_batch_in_parts_gives_the_update_of_the_whole_one():
+    """The entropy penalty and the adaptive weight, which are means over a part, are off."""
+    # The first step of AdamW is the sign of the gradient, which would show rounding and hide size.
+    plain = OptimizerConfig(learning_rate=1e-2, ema_decay=0.5, epsilon=1.0, clip_norm=1e3)
+    whole = dataclasses.replace(
+        CONFIG,
+        losses=TokenizerLosses(truncated=0.5, entropy=0.0),
+        quantizer=QuantizerTraining(scale_drop=0.5, keep_first=True),
+        adversarial=dataclasses.replace(
+            CONFIG.adversarial, adaptive=False, start_step=0, optimizer=plain
+        ),
+        optimizer=plain,
+    )
+    parts = dataclasses.replace(whole, accumulate_steps=2)
+    state, batches = start()
+    (a, metrics), (b, of_parts) = (compiled(c)(state, None, batches[0]) for c in (whole, parts))
+    assert not same(a.params, state.params)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+    for name in ('loss', 'psnr', 'truncated', 'adversarial', 'lecam', 'grad_norm'):
+        np.testing.assert_allclose(metrics[name], of_parts[name], rtol=1e-4, atol=1e-7)
+    evaluate = functools.partial(evaluation_step, state.ema, None, batches[0], model=MODEL)
+    (metrics, strip), (of_parts, strip_of_parts) = (evaluate(config=c) for c in (whole, parts))
+    np.testing.assert_allclose(strip, strip_of_parts, atol=1e-5)
+    assert metrics['psnr'] == pytest.approx(float(of_parts['psnr']), rel=1e-4)
+
+
 def test_gradient_equals_the_plain_sum_of_all_losses():
     """The step pulls one summed gradient back; here the weighted losses are one function."""
     fixed = dataclasses.replace(
@@ -125,8 +155,8 @@ def test_gradient_equals_the_plain_sum_of_all_losses():
     @jax.jit
     def norm(params):
         def loss(params):
-            key = step_key(fixed.seed, state.step)
-            outputs = forward(MODEL, params, target, fixed, key)[0]
+            noise = draw_noise(step_key(fixed.seed, state.step), target, fixed)
+            outputs = forward(MODEL, params, target, fixed, noise)[0]
             total, _ = loss_terms(outputs, target, None, fixed.losses)
             judged = make_discriminator(fixed).apply(
                 {'params': state.discriminator.params}, outputs.pixels

@@ -23,9 +23,10 @@ from infinity_jax.tokenizer.quantizer_noise import QuantizerTraining
 from infinity_jax.training import loop
 from infinity_jax.training.metrics import read_metrics
 from infinity_jax.training.optimizer import OptimizerConfig
-from infinity_jax.training.train_tokenizer import Outputs, bit_usage, loss_terms, make_task
+from infinity_jax.training.train_tokenizer import make_task
 from infinity_jax.training.train_tokenizer_config import TokenizerLosses, TokenizerRunConfig, check
 from infinity_jax.training.train_tokenizer_start import starting_params
+from infinity_jax.training.train_tokenizer_step import Outputs, bit_usage, loss_terms
 from infinity_jax.weights import perceptual_files
 from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model
 

@@ -11,6 +11,7 @@ from infinity_jax.plan.abstract_step import AbstractStep
 from infinity_jax.sharding import batch_sharding, in_mesh, replicated, shardings_of
 from infinity_jax.tokenizer.perceptual import BLOCKS, convolution_shapes
 from infinity_jax.training import loop
+from infinity_jax.training.accumulate import check_parts
 from infinity_jax.training.train_tokenizer import init_state, jit_step, make_model
 from infinity_jax.training.train_tokenizer_config import TokenizerRunConfig
 
@@ -23,7 +24,7 @@ def abstract_tokenizer_step(config: TokenizerRunConfig, mesh: Mesh) -> AbstractS
     Raises:
       UserError: the batch does not split over the mesh.
     """
-    loop.check_batch(config, mesh)
+    check_parts(config.batch_size, config.accumulate_steps, mesh)
     model = make_model(config)
     boxed = jax.eval_shape(lambda key: init_state(key, model, config), jax.random.key(0))
     shardings = shardings_of(boxed, mesh)

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from infinity_jax.compile_cache import without_compile_cache
 from infinity_jax.config import UserError
 from infinity_jax.plan.collectives import CollectiveTotal, collectives_of, totals
 from infinity_jax.plan.hlo_text import HloProgram
@@ -92,7 +93,8 @@ def compile_program(
     start = time.monotonic()
     lowered = lower(*arguments)
     try:
-        compiled = lowered.compile()
+        with without_compile_cache():  # nothing here could load a slice's program from it
+            compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         needed = read_too_large(str(error))
         return ProgramCost(None, needed, {}, {}, None, (), time.monotonic() - start)

@@ -15,6 +15,7 @@ BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 SHIFT = (-0.030, -0.088, -0.188)
 SPREAD = (0.458, 0.448, 0.450)
 NORM_EPSILON = 1e-10  # added to the length of a feature vector, as published
+HIGHEST = jax.lax.Precision.HIGHEST
 MIN_EDGE = 16  # pixels; four max pools leave one position of it
 
 
@@ -28,12 +29,15 @@ def convolution_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def vgg_features(params: Any, pixels_BYX3: jax.Array) -> list[jax.Array]:
+def vgg_features(
+    params: Any, pixels_BYX3: jax.Array, precision: jax.lax.Precision = HIGHEST
+) -> list[jax.Array]:
     """Activations after the last ReLU of each block: relu1_2, 2_2, 3_3, 4_3 and 5_3, float32.
 
     Args:
       params: {'vgg': {'BLOCK_INDEX': {'kernel', 'bias'}}, …}.
       pixels_BYX3: in [-1, 1], edges of 16 pixels or more.
+      precision: of the convolutions' products.
     """
     if min(pixels_BYX3.shape[1:3]) < MIN_EDGE:
         raise ValueError(f'pictures of {pixels_BYX3.shape[1:3]}; wanted edges of {MIN_EDGE} pixels')
@@ -51,7 +55,7 @@ def vgg_features(params: Any, pixels_BYX3: jax.Array) -> list[jax.Array]:
                 (1, 1),
                 'SAME',
                 dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-                precision=jax.lax.Precision.HIGHEST,
+                precision=precision,
             )
             x = jax.nn.relu(x + layer['bias'][None, None, None])
         taps.append(x)
@@ -66,15 +70,22 @@ def _unit(x_Bhwc: jax.Array) -> jax.Array:
     return x_Bhwc / (length + NORM_EPSILON)
 
 
-def lpips(params: Any, pixels_BYX3: jax.Array, target_BYX3: jax.Array) -> jax.Array:
+def lpips(
+    params: Any,
+    pixels_BYX3: jax.Array,
+    target_BYX3: jax.Array,
+    precision: jax.lax.Precision = HIGHEST,
+) -> jax.Array:
     """(B,) distances of picture pairs in [-1, 1]; 0 for equal ones.
 
     Args:
       params: {'vgg': …, 'heads': ((64,), (128,), (256,), (512,), (512,))}, as
         `perceptual_files.load_perceptual` reads them.
+      precision: of the convolutions' products; measuring wants the highest.
     """
     distance_B = jnp.zeros(pixels_BYX3.shape[0])
-    taps = zip(vgg_features(params, pixels_BYX3), vgg_features(params, target_BYX3), strict=True)
+    ours, wanted = (vgg_features(params, x, precision) for x in (pixels_BYX3, target_BYX3))
+    taps = zip(ours, wanted, strict=True)
     for head, (ours, wanted) in zip(params['heads'], taps, strict=True):
         square = jnp.square(_unit(ours) - _unit(wanted))
         distance_B += jnp.mean(jnp.sum(square * head[None, None, None], axis=-1), axis=(1, 2))

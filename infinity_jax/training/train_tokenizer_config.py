@@ -76,7 +76,9 @@ class TokenizerRunConfig(RunConfig):
     vgg_weights: str = ''  # VGG-16 in torchvision's format; '': no perceptual term
     lpips_heads: str = ''  # lin0 to lin4 in the LPIPS package's format
     precision: str = 'highest'  # of products in training: 'highest', or 'default' (faster on GPU)
+    dtype: str = 'float32'  # of convolutions in training; 'bfloat16' halves their memory
     remat: str = 'none'  # 'full': residual blocks are computed again in the backward pass
+    accumulate_steps: int = 1  # parts of a batch that are worked on one after the other
 
     def code_grids(self, picture: tuple[int, int]) -> tuple[Grid, ...]:
         """The grids of a picture of (height, width) pixels.
@@ -135,6 +137,8 @@ def check(config: TokenizerRunConfig) -> None:
         )
     if config.precision not in ('highest', 'default'):
         raise UserError(f"precision is {config.precision!r}; wanted 'highest' or 'default'")
+    if config.dtype not in ('float32', 'bfloat16'):
+        raise UserError(f"dtype is {config.dtype!r}; wanted 'float32' or 'bfloat16'")
     if config.remat not in ('none', 'full'):
         raise UserError(f"remat is {config.remat!r}; wanted 'none' or 'full'")
     wanted = smallest_picture(config.adversarial.layers) if config.adversarial.weight else 1
