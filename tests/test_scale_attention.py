@@ -6,8 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import QUICK_COMPILE
+from tiny import QUICK_COMPILE, TRANSFORMER
 
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import MeshConfig, make_mesh
+from infinity_jax.transformer import cache as cache_module
 from infinity_jax.transformer.cache import KeyValueCache
 from infinity_jax.transformer.layer_step import attend_heads_first
 from infinity_jax.transformer.scale_attention import attend_scale
@@ -41,3 +44,17 @@ def test_a_scale_sees_the_cache_and_itself(implementation, last, tokens):
         if not last:
             old = old.at[1, :, :, START : START + LENGTH].set(new)
         assert (now == old).all()
+
+
+def test_on_a_mesh_no_device_gathers_the_cache(monkeypatch):
+    monkeypatch.setattr(cache_module, 'target_platform', lambda: 'tpu')
+    schedule = ScaleSchedule.for_picture(1.0, '0.06M')
+
+    def fill(k_BNLH):
+        store = lambda cache, layer: (cache.store(layer, 0, k_BNLH, k_BNLH), None)
+        cache = KeyValueCache.empty(TRANSFORMER, schedule, 8)
+        return jax.lax.scan(store, cache, jnp.arange(TRANSFORMER.depth))[0]
+
+    with jax.set_mesh(make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))):
+        k_BNLH = jnp.ones((8, TRANSFORMER.num_heads, 4, TRANSFORMER.head_dim))
+        assert 'all-gather' not in jax.jit(fill).lower(k_BNLH).compile().as_text()

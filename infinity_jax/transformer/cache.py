@@ -8,9 +8,11 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import constrain, target_platform
+from infinity_jax.sharding import activation_spec, constrain, target_platform
 from infinity_jax.transformer.int8 import Int8
 from infinity_jax.transformer.splash import whole_blocks
+
+AXES = (None, 'batch', 'heads', None, None)  # logical ones of keys and values; scales lack the last
 
 
 class KeyValueCache(NamedTuple):
@@ -35,9 +37,9 @@ class KeyValueCache(NamedTuple):
             tokens = whole_blocks(tokens, tokens)
         shape = (config.depth, batch, config.num_heads, tokens, config.head_dim)
         zeros = jnp.zeros(shape, jnp.int8 if int8 else jnp.dtype(config.dtype))
-        zeros = constrain(zeros, None, 'batch', 'heads', None, None)
+        zeros = constrain(zeros, *AXES)
         if int8:
-            scales = constrain(jnp.zeros(shape[:-1]), None, 'batch', 'heads', None)
+            scales = constrain(jnp.zeros(shape[:-1]), *AXES[:-1])
             zeros = Int8(zeros, scales)
         return cls(zeros, zeros)
 
@@ -90,4 +92,9 @@ def _as_written(x: jax.Array) -> jax.Array:
     """
     if target_platform() != 'tpu':
         return x
-    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+    hold = lambda x: with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+    if jax.sharding.get_abstract_mesh().empty:
+        return hold(x)
+    # Each device its own share: the compiler would gather the whole cache for the constraint.
+    spec = activation_spec(x.shape, AXES[: x.ndim])
+    return jax.shard_map(hold, in_specs=spec, out_specs=spec, check_vma=False)(x)
