@@ -11,7 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from infinity_jax.config import PRESETS, UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh, target_platform
-from infinity_jax.transformer import splash
+from infinity_jax.transformer import remat, splash
 from infinity_jax.transformer.attention import (
     _key_ends,
     attend,
@@ -206,3 +206,20 @@ def test_cudnn_is_called_without_masks(monkeypatch):
     # The first scales share one small mask and are left to XLA.
     assert used == [('xla', False), ('cudnn', True), ('cudnn', True)]
     assert calls[-1]['key_value_seq_lengths'] is not None
+
+
+@pytest.mark.parametrize('sequence', [1, 2])
+def test_a_policy_keeps_the_output_of_self_attention_alone(sequence):
+    """Kernels of value and gradient: a second forward one where it is computed again."""
+
+    def kernels(attention, *shapes):
+        kept = jax.checkpoint(attention, policy=remat.POLICIES['attention'])
+        gradient = jax.grad(lambda *args: kept(*args).sum())
+        return str(jax.make_jaxpr(gradient)(*shapes)).count('pallas_call[')
+
+    q, text = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in of_text()[:2])
+    mesh = make_mesh(MeshConfig(sequence=sequence, data=1), jax.devices()[:sequence])
+    with jax.set_mesh(mesh):
+        whole_again = kernels(functools.partial(whole, 'splash'), q, q, q)
+        text_again = kernels(functools.partial(to_text, 'splash'), q, text, text)
+    assert text_again == whole_again + 1

@@ -71,10 +71,11 @@ def splash_attend(
 
     Args:
       ends_L: query i sees the keys [0, ends[i]), at least one; a query without one sees all.
-        None: all see all.
+        None: all see all, as of text. That has few keys: to attend to it again costs less than to
+        keep what came out, so no rematerialisation policy does.
       key_lengths_B: of padded keys, how many are real, at least one.
     """
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh, kept = jax.sharding.get_abstract_mesh(), ends_L is not None
     batch, length, heads, width = q_BLNH.shape
     keys = k_BSNH.shape[1]
     block = block_of(length, keys)
@@ -93,7 +94,7 @@ def splash_attend(
         ends_L = np.full(rows, keys) if ends_L is None else ends_L
         ends_L = np.pad(ends_L, (0, rows - ends_L.size), constant_values=keys)
         mask = PrefixMask(ends_L, filled_keys)
-    kernel = _make_kernel(mask, block, local_heads, cuts)
+    kernel = _make_kernel(mask, block, local_heads, cuts, kept)
 
     def attend(kernel, q_BNLH, k_BNSH, v_BNSH, key_lengths_B):
         arrays = (q_BNLH, k_BNSH, v_BNSH)
@@ -156,9 +157,12 @@ def whole_blocks(length: int, keys: int) -> int:
     return _multiple(keys, block_of(length, keys))
 
 
-def _make_kernel(mask: Mask, block: int, heads: int, parts: int) -> Any:
-    """The kernel for the heads that one device holds; queries in `parts` along the mesh."""
-    queries, keys = mask.shape
+def _make_kernel(mask: Mask, block: int, heads: int, parts: int, kept: bool) -> Any:
+    """The kernel for the heads that one device holds; queries in `parts` along the mesh.
+
+    `kept`: a rematerialisation policy may keep what comes out.
+    """
+    keys = mask.shape[1]
     sizes = {name: block for name in ('block_q', 'block_kv', 'block_q_dkv')}
     columns = gradient_block(keys, block)
     if columns is None:
@@ -170,8 +174,7 @@ def _make_kernel(mask: Mask, block: int, heads: int, parts: int) -> Any:
         block_sizes=BlockSizes(**sizes, use_fused_bwd_kernel=columns is not None),
         head_shards=1,
         q_seq_shards=parts,
-        # Text has few keys: to attend to it again costs less than to keep and fetch what came out.
-        residual_checkpoint_name=ATTENDED if queries == keys else None,
+        residual_checkpoint_name=ATTENDED if kept else None,
         interpret=target_platform() == 'cpu',
     )
 
