@@ -121,6 +121,15 @@ def _take_overrides(args: argparse.Namespace, overrides: list[str]) -> None:
     args.overrides = overrides
 
 
+def _end_unread() -> None:
+    """Ends quietly if it is stdout whose reader, such as head, has seen enough and left."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point. Errors of the user become one line and exit code 2."""
     typed = argv is None  # by a user, so that this process is ours to restart
@@ -148,9 +157,9 @@ def main(argv: list[str] | None = None) -> None:
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # whoever reads, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except BrokenPipeError:
+        _end_unread()
+        raise
 
 
 if __name__ == '__main__':

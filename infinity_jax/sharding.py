@@ -26,8 +26,8 @@ class MeshConfig:
     sequence: int = 1  # activations are split along their tokens
 
 
-# Memory beside the matrix units for the operands of one operation, of 128 MiB on v5e and v6e and 64
-# on v5p; by default 16. With it, products of whole sequences with weights come close to the peak.
+# KiB of vector memory for the operands of one operation, twice the default; a chip has 64 MiB (v5p)
+# or 128. With it, products of whole sequences with weights come close to the peak.
 TPU_OPTIONS = {'xla_tpu_scoped_vmem_limit_kib': '32768'}
 
 # Logical axis of a parameter or an activation -> mesh axes. An axis absent here is not split.
@@ -81,11 +81,20 @@ def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
     if bad or len(free) > 1 or devices % fixed or (not free and fixed != devices):
         raise UserError(
             f'mesh {sizes} does not cover {devices} devices; make the axes multiply to that '
-            'number, with at most one of them -1'
+            f'number, with at most one of them -1{_smaller(sizes, devices)}'
         )
     for name in free:
         sizes[name] = devices // fixed
     return sizes
+
+
+def _smaller(sizes: dict[str, int], devices: int) -> str:
+    """How the largest axis, as that of a preset for many devices, would fit fewer of them."""
+    name = max(sizes, key=lambda axis: sizes[axis])
+    others = math.prod(n for axis, n in sizes.items() if axis != name and n != -1)
+    if others < 1 or devices % others or -1 not in sizes.values():
+        return ''
+    return f': --config.mesh.{name}={math.gcd(sizes[name], devices // others)} does'
 
 
 def device_grid(sizes: dict[str, int], devices: np.ndarray) -> np.ndarray:

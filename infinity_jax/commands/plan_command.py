@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> None:
             raise UserError(f'--{name.replace("_", "-")} is {value}; wanted 1 or more')
     config = changed(_read(args.config, args.overrides), args, topology.num_chips)
     # A preset's mesh is for training on the slice that it names; pictures are drawn on any.
-    axes = MeshConfig(data=1, fsdp=-1) if args.generation else config.mesh
+    own_mesh = not args.generation or any('.mesh.' in field for field in args.overrides)
+    axes = config.mesh if own_mesh else MeshConfig(data=1, fsdp=-1)
     if can_compile():
         mesh = make_mesh(axes, devices_of(topology))
     else:
