@@ -66,8 +66,8 @@ STAGES = {
     '512': {'steps': 110_000, 'batch_size': 4096, 'learning_rate': 6e-5},
     '1024': {'steps': 60_000, 'batch_size': 2048, 'learning_rate': 2e-5},
 }
-# Of the slices above, and how many pictures of an edge one of their chips works on at once;
-# estimated from what rematerialised blocks keep, a residual stream a layer.
+# Of the slices above, and how many pictures of an edge one of their chips works on at once: by what
+# rematerialised blocks keep, of which docs/scaling.md has a table. Compiled are those of REMAT.
 CHIPS = {'125m': 32, '361m': 64, '940m': 128, '2b': 256, '5b': 128, '8b': 128, '20b': 512}
 AT_ONCE_16_GB = {'256': 16, '512': 4, '1024': 1}  # v5e
 AT_ONCE_95_GB = {'256': 64, '512': 16, '1024': 2}  # v5p

@@ -62,7 +62,7 @@ class T2IConfig(RunConfig):
     condition_drop: float = 0.1  # share of captions that the learned unconditional text replaces
     reweight_scales: bool = True  # tokens weigh 1/√(h·w) of their scale in the loss
     attention: str = 'auto'  # 'auto', 'xla', 'cudnn' or 'splash', see docs/scaling.md
-    remat: str = 'none'  # recompute in the backward pass: 'none', 'dots', 'attention', 'full'
+    remat: str = 'none'  # what the backward pass recomputes, see `remat.POLICIES`
     accumulate_steps: int = 1  # parts of a batch that are worked on one after the other
     lora: LoraConfig = LoraConfig()  # adapters are trained instead of the transformer
 

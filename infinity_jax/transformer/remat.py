@@ -17,8 +17,9 @@ _queries = jax.checkpoint_policies.save_only_these_names(ATTENDED, ROTATED, UPDA
 _dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 # Beside each block's input, which is always kept, a block keeps: 'none', all that its gradient
-# reads; 'dots', the outputs of its weight matrices and of attention; 'attention', the latter
-# alone; 'full', nothing.
+# reads; 'dots', the outputs of its weight matrices and of self-attention; 'queries', those of
+# self-attention and FFN, queries and keys as they are compared, and the norms' statistics;
+# 'attention', the output of self-attention alone; 'full', nothing.
 POLICIES: dict[str, Callable[..., Any] | None] = {
     'none': None,
     'dots': jax.checkpoint_policies.save_from_both_policies(_dots, _names),
