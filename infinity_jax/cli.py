@@ -124,7 +124,7 @@ def _take_overrides(args: argparse.Namespace, overrides: list[str]) -> None:
 def _end_unread() -> None:
     """Ends quietly if it is stdout whose reader, such as head, has seen enough and left."""
     try:
-        sys.stdout.flush()
+        print(flush=True)  # what broke before is gone from its buffer
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -162,7 +162,7 @@ def test_guidance_on_hidden_states(layer):
                 of_block,
                 x_BLD,
                 condition.modulation_B6D,
-                jnp.asarray(rope_table(SCHEDULE, TRANSFORMER.head_dim)),
+                rope_table(SCHEDULE, TRANSFORMER.head_dim),
                 block.apply(of_block, condition.memory_BTD, method='text_keys_values'),
                 condition.lengths_B,
                 lambda q, k, v: prefix_attention(q, k, v, query_groups(SCHEDULE)),

@@ -191,7 +191,7 @@ class SelfAttention(nn.Module):
         )
         self.out = linear(width, ('heads', 'embed'), std / (2 * config.depth) ** 0.5, dtype)
 
-    def project(self, x_BLD: jax.Array, rope_2Lh: jax.Array):
+    def project(self, x_BLD: jax.Array, rope_2Lh: np.ndarray):
         """Queries, keys and values (B, L, N, H) in the compute dtype, rotated and normalised."""
         scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
         heads_first = target_platform() == 'tpu'

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from infinity_jax.config import TransformerConfig
@@ -87,7 +88,7 @@ class Block(nn.Module):
         self,
         x_BLD: jax.Array,
         modulation_B6D: jax.Array,
-        rope_2Lh: jax.Array,
+        rope_2Lh: np.ndarray,
         text_keys_values: tuple[jax.Array, jax.Array],
         text_lengths_B: jax.Array,
         attend_self: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
