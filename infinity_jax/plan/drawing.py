@@ -48,10 +48,7 @@ def plan_drawing(
         for name, call in drawing_calls(bundle, mesh, pictures).items():
             say(f'compiling: {name}')
             costs[name] = compile_program(
-                *call,
-                topology,
-                coordinates_of(mesh),
-                splash_flops(all_visible),
+                *call, topology, coordinates_of(mesh), splash_flops(all_visible)
             )
     return DrawingPlan(pictures, work, costs)
 

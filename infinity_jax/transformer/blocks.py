@@ -9,10 +9,11 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from infinity_jax.config import TransformerConfig
-from infinity_jax.sharding import constrain, target_platform
+from infinity_jax.sharding import constrain
 from infinity_jax.transformer.attention import CrossAttention, SelfAttention
 from infinity_jax.transformer.linear import VECTOR, linear
 from infinity_jax.transformer.norm import layer_norm
+from infinity_jax.transformer.settled import settled
 
 UPDATE = 'update'  # name of the FFN's output, which a rematerialisation policy may keep
 
@@ -20,15 +21,6 @@ UPDATE = 'update'  # name of the FFN's output, which a rematerialisation policy 
 def modulate(x_BLD: jax.Array, scale_BD: jax.Array, shift_BD: jax.Array) -> jax.Array:
     """LN(x)(1 + s) + b, with one s and b per batch row."""
     return layer_norm(x_BLD) * (1 + scale_BD[:, None]) + shift_BD[:, None]
-
-
-def settled(x: jax.Array) -> jax.Array:
-    """x, as an array of its own in a program for TPU.
-
-    Its compiler would otherwise make the x that two matrix products read twice, inside of them,
-    which takes longer.
-    """
-    return jax.lax.optimization_barrier(x) if target_platform() == 'tpu' else x
 
 
 class LayerNorm(nn.Module):

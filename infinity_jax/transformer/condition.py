@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from infinity_jax.config import TransformerConfig, UserError
 from infinity_jax.transformer.linear import HIGHEST, linear
+from infinity_jax.transformer.settled import settled
 
 NORM_EPSILON = 1e-6
 
@@ -108,13 +109,11 @@ class TextConditioner(nn.Module):
         return jnp.broadcast_to(rows[None], text_BTE.shape)
 
     def __call__(self, text_BTE: jax.Array, lengths_B: jax.Array) -> Condition:
-        # Float32 products at the highest precision are long programs on a TPU. Apart from what
-        # stands around them, those of equal shape are equal, and compiled once.
-        apart = jax.lax.optimization_barrier
-        text = apart(self.text_norm(text_BTE))
+        # Float32 products at the highest precision are long programs on a TPU, to compile as well.
+        text = settled(self.text_norm(text_BTE))
         pooled = self.text_pool(text, lengths_B)
-        hidden = apart(nn.gelu(apart(self.text_project_in(text))))
-        memory = apart(self.text_project_out(hidden))
+        hidden = settled(nn.gelu(settled(self.text_project_in(text))))
+        memory = settled(self.text_project_out(hidden))
         modulation = self.shared_modulation(nn.silu(pooled))
         modulation_B6D = modulation.reshape(-1, 6, self.config.width)
         return Condition(pooled, memory, lengths_B, modulation_B6D)
