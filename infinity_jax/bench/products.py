@@ -110,7 +110,7 @@ def _inner(eqn: Any, platforms: tuple) -> list[Any]:
     values = [v for value in eqn.params.values() for v in _as_list(value)]
     inner = [getattr(v, 'jaxpr', v) for v in values if hasattr(v, 'eqns') or hasattr(v, 'jaxpr')]
     if eqn.primitive.name in ('cond', 'while') and any(list(_groups(body)) for body in inner):
-        raise NotImplementedError(f'products in a {eqn.primitive.name}: how often do they run?')
+        raise ValueError(f'products in a {eqn.primitive.name}, which runs nobody knows how often')
     return inner
 
 
