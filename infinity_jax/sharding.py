@@ -29,6 +29,8 @@ class MeshConfig:
 # KiB of vector memory for the operands of one operation, twice the default; a chip has 64 MiB (v5p)
 # or 128. With it, products of whole sequences with weights come close to the peak.
 TPU_OPTIONS = {'xla_tpu_scoped_vmem_limit_kib': '32768'}
+# The same for drawing, where less than the default makes shorter programs that take as long.
+TPU_DRAWING_OPTIONS = {'xla_tpu_scoped_vmem_limit_kib': '12288'}
 
 # Logical axis of a parameter or an activation -> mesh axes. An axis absent here is not split.
 RULES: tuple[tuple[str, Any], ...] = (

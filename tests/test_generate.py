@@ -240,14 +240,14 @@ def pictures(seed=0, lengths=(5, 8, 2), sampling=SAMPLING, **options):
 def test_prompts_seeds_and_numbers_do_not_recompile():
     first = pictures()
     assert first.shape == (3, 8, 6, 3) and first.dtype == jnp.uint8
-    compiled = draw_pictures._cache_size()
+    compiled = draw_pictures.compiled()
     again = pictures()
     assert (first == again).all()
     assert (pictures(seed=1) != first).any()
     pictures(lengths=(1, 3, 7))
     pictures(sampling=SamplingConfig(guidance=(5.0,), temperature=(0.3,)))
     pictures(sampling=SamplingConfig(guidance=GUIDANCE, temperature=TEMPERATURE))
-    assert draw_pictures._cache_size() == compiled > 0
+    assert draw_pictures.compiled() == compiled > 0
 
 
 def test_grey_levels_are_clamped_and_truncated():
