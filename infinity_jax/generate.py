@@ -162,7 +162,7 @@ def draw_pictures(
         top_p=top_p,
         economy=economy,
     )
-    return decode(autoencoder, autoencoder_variables, drawn.total_Bhwd)
+    return to_uint8(decode_features(autoencoder, autoencoder_variables, drawn.total_Bhwd))
 
 
 @functools.partial(

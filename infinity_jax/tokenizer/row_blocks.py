@@ -19,7 +19,6 @@ from infinity_jax.sharding import target_platform
 from infinity_jax.tokenizer.autoencoder import NORM_EPSILON, to_pixels
 
 LANES = 128  # of a TPU register
-PIECE = 128  # pixels of a row that a TPU convolves by themselves
 REACH = 1  # rows that a 3×3 convolution reads beyond a block
 Params = Mapping[str, Any]
 
@@ -160,29 +159,25 @@ def whole(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Ar
 
 
 def by_rows(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
-    """The same on pieces of each row by themselves, with their neighbours as further channels.
+    """The same on each row by itself, with its neighbours as further channels.
 
     A TPU wants many pictures at once: of one it would cut up the width and copy it about, which in
-    the estimate took half as long again as the products, and twice as long to compile. Pieces are
-    equally long at every resolution, so that equal convolutions can be compiled once.
+    the estimate took half as long again as the products, and twice as long to compile.
     """
     batch, rows, width, channels = x_Bhwc.shape
     taps, across, _, features = kernel.shape
     count, reach = rows - taps + 1, across // 2
-    piece = PIECE if width % PIECE == 0 else width
-    x_Bhwc = jnp.pad(x_Bhwc, ((0, 0), (0, 0), (reach, reach), (0, 0)))
     if channels < LANES and reach:  # with so few, neighbours along the row are channels as well
+        x_Bhwc = jnp.pad(x_Bhwc, ((0, 0), (0, 0), (reach, reach), (0, 0)))
         x_Bhwc = jnp.concatenate([x_Bhwc[:, :, i : i + width] for i in range(across)], axis=-1)
         kernel = kernel.reshape(taps, 1, across * channels, features)
         across, reach = 1, 0
     beside = jnp.concatenate([x_Bhwc[:, i : i + count] for i in range(taps)], axis=-1)
-    starts = range(0, width, piece)
-    pieces = jnp.stack([beside[:, :, i : i + piece + 2 * reach] for i in starts], axis=2)
     y = jax.lax.conv_general_dilated(
-        pieces.reshape(-1, piece + 2 * reach, pieces.shape[-1]),
+        beside.reshape(batch * count, width, -1),
         kernel.transpose(1, 0, 2, 3).reshape(across, -1, features),
         (1,),
-        'VALID',
+        ((reach, reach),),
         dimension_numbers=('NWC', 'WIO', 'NWC'),
         precision=precision,
     )
