@@ -24,7 +24,7 @@ from infinity_jax.drawing.draw_steps import (
 from infinity_jax.drawing.economy import Economy
 from infinity_jax.platform_jit import PlatformJit
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import TPU_DRAWING_OPTIONS
+from infinity_jax.sharding import drawing_compiler_options
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.decode import decode as decode_features
 from infinity_jax.transformer.cache import KeyValueCache
@@ -119,7 +119,7 @@ def draw_bits(
 
 @functools.partial(
     PlatformJit,
-    tpu=TPU_DRAWING_OPTIONS,
+    compiler_options=drawing_compiler_options,
     static_argnames=(
         'model',
         'autoencoder',
@@ -166,7 +166,9 @@ def draw_pictures(
 
 
 @functools.partial(
-    PlatformJit, tpu=TPU_DRAWING_OPTIONS, static_argnames=('model', 'schedule', 'mode')
+    PlatformJit,
+    compiler_options=drawing_compiler_options,
+    static_argnames=('model', 'schedule', 'mode'),
 )
 def draw_codes(
     model: Transformer,
@@ -191,7 +193,9 @@ def draw_codes(
     ).total_Bhwd
 
 
-@functools.partial(PlatformJit, tpu=TPU_DRAWING_OPTIONS, static_argnames='autoencoder')
+@functools.partial(
+    PlatformJit, compiler_options=drawing_compiler_options, static_argnames='autoencoder'
+)
 def decode(autoencoder: Autoencoder, variables: Any, total_Bhwd: jax.Array) -> jax.Array:
     """The decoder's part: accumulated codes to uint8 pictures (B, Y, X, 3)."""
     return to_uint8(decode_features(autoencoder, variables, total_Bhwd))

@@ -1,4 +1,4 @@
-"""`jax.jit` with compiler options that only one platform knows.
+"""`jax.jit` with compiler options that depend on the device.
 
 Options are given when a function is jitted; what it will run on is known when it is traced.
 """
@@ -9,21 +9,24 @@ from typing import Any
 
 import jax
 
-from infinity_jax.sharding import target_platform
-
 
 class PlatformJit:
-    """A jitted function that is compiled with options of its own where a TPU will run it.
+    """A jitted function whose compiler options are asked for at every call.
 
-    As with `jax.jit`, it can be called and lowered; the current mesh or the default device tells
-    the platform, see `target_platform`.
+    As with `jax.jit`, it can be called and lowered, but if there are options, not traced within
+    another jitted function.
     """
 
-    def __init__(self, function: Callable[..., Any], tpu: dict[str, str], **options: Any):
-        """Takes compiler options for TPU, and those of `jax.jit`."""
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        compiler_options: Callable[[], dict[str, str] | None],
+        **options: Any,
+    ):
+        """Takes what tells the compiler's options, and options of `jax.jit`."""
         functools.update_wrapper(self, function)
-        self._anywhere = jax.jit(function, **options)
-        self._on_tpu = jax.jit(function, compiler_options=tpu, **options)
+        self._function, self._compiler_options, self._options = function, compiler_options, options
+        self._made: dict[tuple[tuple[str, str], ...], Any] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._jitted()(*args, **kwargs)
@@ -33,7 +36,11 @@ class PlatformJit:
 
     def compiled(self) -> int:
         """How many programs calls have made."""
-        return self._anywhere._cache_size() + self._on_tpu._cache_size()
+        return sum(jitted._cache_size() for jitted in self._made.values())
 
     def _jitted(self) -> Any:
-        return self._on_tpu if target_platform() == 'tpu' else self._anywhere
+        asked = self._compiler_options()
+        key = tuple(sorted((asked or {}).items()))
+        if key not in self._made:
+            self._made[key] = jax.jit(self._function, compiler_options=asked, **self._options)
+        return self._made[key]

@@ -15,7 +15,7 @@ from tiny import (
     transformer_variables,
 )
 
-from infinity_jax import platform_jit
+from infinity_jax import sharding
 from infinity_jax.config import UserError
 from infinity_jax.drawing.draw_steps import Controls, Text, controls, to_uint8
 from infinity_jax.generate import draw_bits, draw_pictures
@@ -252,7 +252,7 @@ def test_prompts_seeds_and_numbers_do_not_recompile():
 
 
 def test_a_tpu_gets_compiler_options(monkeypatch):
-    monkeypatch.setattr(platform_jit, 'target_platform', lambda: 'tpu')
+    monkeypatch.setattr(sharding, 'target_kind', lambda: 'TPU v5 lite')
     # The compiler is a CPU's here: it says what it is asked for, and that all before it went well.
     with pytest.raises(jax.errors.JaxRuntimeError, match='xla_tpu_scoped_vmem_limit_kib'):
         pictures(seed=2)

@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import pytest
 from tiny import TOKENIZER, tokenizer_variables
 
-from infinity_jax import generate, platform_jit
+from infinity_jax import generate, sharding
 from infinity_jax.platform_jit import PlatformJit
-from infinity_jax.sharding import TPU_DRAWING_OPTIONS
+from infinity_jax.sharding import drawing_compiler_options
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 
 
-@functools.partial(PlatformJit, tpu=TPU_DRAWING_OPTIONS, static_argnames='times')
+@functools.partial(PlatformJit, compiler_options=drawing_compiler_options, static_argnames='times')
 def scaled(x, times):
     """x, so often."""
     return x * times
@@ -22,7 +22,7 @@ def scaled(x, times):
 def refused_on_tpu(monkeypatch, call):
     """Whether the compiler, which here is a CPU's, refuses what a program for TPU asks of it."""
     call()
-    monkeypatch.setattr(platform_jit, 'target_platform', lambda: 'tpu')
+    monkeypatch.setattr(sharding, 'target_kind', lambda: 'TPU v5 lite')
     with pytest.raises(jax.errors.JaxRuntimeError, match='xla_tpu_scoped_vmem_limit_kib'):
         call()
 
