@@ -12,7 +12,7 @@ from infinity_jax.tokenizer.row_blocks import RowDecoder
 WHOLE_BYTES = 2**28  # of the widest float32 feature map that is taken in one piece
 BLOCK_BYTES = 2**26  # of such a map's rows that are taken at once otherwise
 # The same on TPU, where maps of 128² pixels are then several blocks too: a loop of one turn would
-# be dissolved, and the compiler would find its convolutions, equal in themselves, in unequal places.
+# be dissolved, and the compiler would find its convolutions, though equal, in unequal places.
 TPU_BLOCK_BYTES = 2**24
 PLAIN_MAPS, ROW_MAPS = 4, 2  # widest maps that are alive at once
 BLOCKS = 4  # the same for blocks of rows
