@@ -30,11 +30,12 @@ class MeshConfig:
 # KiB of vector memory for the operands of one operation, twice the default; a chip has 64 MiB (v5p)
 # or 128. With it, products of whole sequences with weights come close to the peak.
 TPU_OPTIONS = {'xla_tpu_scoped_vmem_limit_kib': '32768'}
-# The same for drawing, by chip: less than the default, 16 MiB, makes shorter programs, which these
-# chips take as long for, or little longer. v6e would take twice as long for some.
+# The same for drawing, by chip: with less than the default, 16 MiB, programs are shorter, compile
+# sooner and take a little longer. docs/plan.md has the figures.
 TPU_DRAWING_OPTIONS = {
     'v5e': {'xla_tpu_scoped_vmem_limit_kib': '12288'},
     'v5p': {'xla_tpu_scoped_vmem_limit_kib': '14336'},
+    'v6e': {'xla_tpu_scoped_vmem_limit_kib': '12288'},
 }
 
 # Logical axis of a parameter or an activation -> mesh axes. An axis absent here is not split.

@@ -258,4 +258,5 @@ def test_drawing_gets_options_by_chip():
     assert drawing_compiler_options() is None
     assert on('TPU v5 lite') == TPU_DRAWING_OPTIONS['v5e'] != on('TPU v5')
     assert on('TPU v5') == TPU_DRAWING_OPTIONS['v5p']
-    assert on('TPU v6 lite') is None
+    assert on('TPU v6 lite') == TPU_DRAWING_OPTIONS['v6e']
+    assert on('TPU v4') is None
