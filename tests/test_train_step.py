@@ -101,10 +101,11 @@ def metrics(remat='none', accumulate_steps=1):
     return found
 
 
-def test_recomputing_and_accumulating_change_nothing():
+@pytest.mark.parametrize(('remat', 'parts'), [('full', 4), ('queries', 2)])
+def test_recomputing_and_accumulating_change_nothing(remat, parts):
     plain = metrics()
     assert plain[3]['loss'] != plain[0]['loss']
-    for ours, wanted in zip(metrics('full', 4), plain, strict=True):
+    for ours, wanted in zip(metrics(remat, parts), plain, strict=True):
         np.testing.assert_allclose(ours['loss'], wanted['loss'], rtol=0, atol=1e-6)
         for name in ('grad_norm', 'accuracy_per_scale', 'majority_rate_per_scale'):
             np.testing.assert_allclose(ours[name], wanted[name], rtol=1e-5)
