@@ -144,6 +144,10 @@ def main(argv: list[str] | None = None) -> None:
         from infinity_jax.main import run as train
 
         train(['infinity-jax train', *argv[1:]])
+    if typed and argv[:2] == ['data', 'precompute']:  # may be one of several processes, too
+        from infinity_jax.supervisor import supervise
+
+        supervise()
     argv, overrides = split_overrides(argv)
     args = build_parser().parse_args(argv)
     try:

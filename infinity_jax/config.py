@@ -31,6 +31,7 @@ class TokenizerConfig:
     unshuffle: int = 1  # pixel-unshuffle factor before the first and after the last convolution
     norm_groups: int = 32  # 24 where this does not divide the width
     decoder_blocks: int = 0  # per decoder level; 0: residual_blocks + 1, as released
+    kernel_size: int = 3  # of convolutions; 1: each code and its pixels by themselves
 
     def __post_init__(self):
         if not self.channel_multipliers:
@@ -42,6 +43,13 @@ class TokenizerConfig:
                     f'tokenizer width {width} divides by neither norm_groups {self.norm_groups} '
                     f'nor {FALLBACK_GROUPS}: change tokenizer.base_channels or norm_groups'
                 )
+        if self.kernel_size not in (1, 3):
+            raise UserError(f'tokenizer.kernel_size is {self.kernel_size}; wanted 3 or 1')
+        if self.kernel_size == 1 and len(self.channel_multipliers) > 1:
+            raise UserError(
+                f'tokenizer.channel_multipliers are {self.channel_multipliers}; with kernel_size 1 '
+                'wanted a single one, and tokenizer.unshuffle for the stride'
+            )
 
     @property
     def decoder_depth(self) -> int:

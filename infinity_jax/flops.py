@@ -103,30 +103,32 @@ def text_encoder_forward(config: TextConfig, batch: int, text_length: int) -> Fl
 def tokenizer_encode(config: TokenizerConfig, height: int, width: int, batch: int) -> Flops:
     """The autoencoder's encoder on pictures of height x width pixels."""
     areas, widths = _levels(config, height, width)
-    total = areas[0] * _conv(3 * config.unshuffle**2, widths[0])
+    size = config.kernel_size
+    total = areas[0] * _conv(3 * config.unshuffle**2, widths[0], size)
     previous = widths[0]
     for level, (area, channels) in enumerate(zip(areas, widths, strict=True)):
-        total += area * _residual_blocks(previous, channels, config.residual_blocks)
+        total += area * _residual_blocks(previous, channels, config.residual_blocks, size)
         if level + 1 < len(widths):
             total += areas[level + 1] * _conv(channels, channels)  # stride 2
         previous = channels
-    total += areas[-1] * _residual_blocks(previous, previous, 2)
-    total += areas[-1] * _conv(previous, config.bits)
+    total += areas[-1] * _residual_blocks(previous, previous, 2, size)
+    total += areas[-1] * _conv(previous, config.bits, size)
     return Flops(tokenizer=batch * total)
 
 
 def tokenizer_decode(config: TokenizerConfig, height: int, width: int, batch: int) -> Flops:
     """The autoencoder's decoder to pictures of height x width pixels."""
     areas, widths = _levels(config, height, width)
-    previous = widths[-1]
-    total = areas[-1] * _conv(config.bits, previous)
-    total += areas[-1] * _residual_blocks(previous, previous, 2)
+    previous, size = widths[-1], config.kernel_size
+    total = areas[-1] * _conv(config.bits, previous, size)
+    total += areas[-1] * _residual_blocks(previous, previous, 2, size)
     for level in reversed(range(len(widths))):
-        total += areas[level] * _residual_blocks(previous, widths[level], config.decoder_depth)
+        blocks = _residual_blocks(previous, widths[level], config.decoder_depth, size)
+        total += areas[level] * blocks
         previous = widths[level]
         if level:
             total += areas[level - 1] * _conv(previous, previous)  # after nearest x 2
-    total += areas[0] * _conv(previous, 3 * config.unshuffle**2)
+    total += areas[0] * _conv(previous, 3 * config.unshuffle**2, size)
     return Flops(tokenizer=batch * total)
 
 
@@ -220,12 +222,12 @@ def _conv(channels_in: int, channels_out: int, size: int = 3) -> int:
     return 2 * size**2 * channels_in * channels_out
 
 
-def _residual_blocks(channels_in: int, channels: int, count: int) -> int:
+def _residual_blocks(channels_in: int, channels: int, count: int, size: int) -> int:
     """Operations per position of `count` residual blocks, the first of which may change width."""
     widths = (channels_in, *[channels] * count)
     total = 0
     for before, after in itertools.pairwise(widths):
-        total += _conv(before, after) + _conv(after, after)
+        total += _conv(before, after, size) + _conv(after, after, size)
         if before != after:
             total += _conv(before, after, size=1)  # shortcut
     return total

@@ -14,7 +14,7 @@ from infinity_jax.processes import launcher
 
 PEER_DIED = 75  # exit code: nothing is wrong here, start again
 PARENT = 'INFINITY_JAX_SUPERVISOR'  # environment variable of the child: who watches it
-RESUME = 'start the same command again on every host: it goes on from the last checkpoint'
+RESUME = 'start the same command again on every host: it goes on from what was saved last'
 
 
 def supervise() -> None:

@@ -44,7 +44,7 @@ def test_stride_two_pads_zeros_on_the_right_and_bottom_only():
     x = rng.standard_normal((1, 6, 4, 3)).astype(np.float32)
     kernel = rng.standard_normal((3, 3, 3, 2)).astype(np.float32)
     params = {'kernel': kernel, 'bias': np.zeros(2, np.float32)}
-    ours = conv(2, stride=2, precision='highest').apply({'params': params}, x)
+    ours = conv(2, 3, stride=2, precision='highest').apply({'params': params}, x)
     padded = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
     assert ours.shape == (1, 3, 2, 2)
     for i in range(3):
@@ -115,6 +115,23 @@ def test_unshuffle_moves_pixels_into_channels():
     shapes = tokenizer_shapes(config)
     assert shapes['encoder']['conv_in']['kernel'].shape == (3, 3, 48, 8)
     assert shapes['decoder']['conv_out']['kernel'].shape == (3, 3, 8, 48)
+
+
+def test_pointwise_convolutions_see_their_own_patch():
+    config = TokenizerConfig(4, 8, (1,), 1, unshuffle=4, norm_groups=4, kernel_size=1)
+    model, variables = Autoencoder(config), tokenizer_variables(config)
+    features = np.random.default_rng(0).standard_normal((1, 3, 3, 4)).astype(np.float32)
+
+    def corner(x):
+        return model.apply(variables, x, method='decode')[0, :4, :4].sum()
+
+    def no_norm(method, args, kwargs, context):  # its statistics are of the whole picture
+        return args[0] if isinstance(context.module, GroupNorm) else method(*args, **kwargs)
+
+    with nn.intercept_methods(no_norm):
+        gradient = jax.grad(corner)(features)
+    assert np.abs(gradient[0, 0, 0]).min() > 0
+    assert not np.abs(gradient).sum(-1).ravel()[1:].any()
 
 
 def test_upsampling_by_phases_is_the_plain_form_and_so_are_its_gradients():

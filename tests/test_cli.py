@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infinity_jax import cli
+from infinity_jax import cli, supervisor
 from infinity_jax import pipeline as pipeline_module
 from infinity_jax.commands import generate_command
 from infinity_jax.config import UserError
@@ -115,6 +115,17 @@ def test_data_and_loss_read_a_config_file(monkeypatch, tmp_path):
         with pytest.raises(SystemExit):
             cli.main(loss[: 4 + len(config)] + config + (['--batches', '2'] if config else []))
     assert len(asked) == 3
+
+
+def test_precompute_of_several_processes_is_supervised(monkeypatch, capsys):
+    watched = []
+    monkeypatch.setattr(supervisor, 'supervise', lambda: watched.append(sys.argv[2]))
+    for command in ('speed', 'precompute'):
+        arguments = ['data', command, 'nowhere.py', *(['--out', 'x'] * (command != 'speed'))]
+        monkeypatch.setattr(sys, 'argv', ['infinity-jax', *arguments])
+        with pytest.raises(SystemExit):
+            cli.main()
+    assert watched == ['precompute'] and 'nowhere.py' in capsys.readouterr().err
 
 
 def test_a_config_file_is_changed_as_in_training(monkeypatch, capsys):

@@ -106,6 +106,8 @@ def test_derived_sizes_of_the_released_models():
         (lambda: TransformerConfig(depth=1, width=40, num_heads=2, text_channels=384), 'width'),
         (lambda: TokenizerConfig(channel_multipliers=()), 'channel_multipliers'),
         (lambda: TokenizerConfig(base_channels=20), 'norm_groups'),
+        (lambda: TokenizerConfig(kernel_size=2), 'kernel_size'),
+        (lambda: TokenizerConfig(kernel_size=1), 'channel_multipliers'),
     ],
 )
 def test_impossible_sizes_are_refused(make, name):

@@ -48,6 +48,17 @@ def test_a_photo_is_turned_upright():
     assert np.abs(decode(io.BytesIO(turned), (64, 32)).astype(int) - wanted).mean() < 1
 
 
+def test_an_orientation_that_is_a_text_is_left_alone():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded(64, 128, exif=exif)
+    entry, as_text = (bytes.fromhex(f'0112 000{kind}') for kind in (3, 2))
+    assert turned.count(entry) == 1
+    content = turned.replace(entry, as_text)
+    assert upright_size(io.BytesIO(content)) == (64, 128)
+    assert decode(io.BytesIO(content), (32, 64)).shape == (32, 64, 3)
+
+
 def test_grey_palette_and_transparent_pictures():
     buffer = io.BytesIO()
     Image.new('RGBA', (32, 32), (255, 0, 0, 0)).save(buffer, 'PNG')

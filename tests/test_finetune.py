@@ -20,6 +20,7 @@ from infinity_jax.config import (
 from infinity_jax.convert.to_torch import to_torch_files
 from infinity_jax.evaluation.loss import evaluate_loss
 from infinity_jax.pipeline import DEMO_FOLDER, InfinityPipeline
+from infinity_jax.plan.abstract_step import abstract_step, configured_parts
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import make_mesh
 from infinity_jax.text import TextTokenizer
@@ -27,7 +28,7 @@ from infinity_jax.training import loop
 from infinity_jax.training.lora import LoraConfig, merge
 from infinity_jax.training.metrics import read_metrics
 from infinity_jax.training.train import make_task
-from infinity_jax.training.train_parts import T2IConfig, load_parts, load_start
+from infinity_jax.training.train_parts import T2IConfig, load_parts, load_start, place_frozen
 from infinity_jax.weights.adapter_file import FILE_NAME, load_adapter, merge_into_folder
 from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model
 from infinity_jax.weights.t5_folder import encoder_shapes
@@ -134,6 +135,21 @@ def test_adapters_start_at_the_folders_loss_and_merge_into_what_they_drew(folder
         assert len(file.keys()) == 14
     with pytest.raises(UserError, match='its checkpoints hold LoRA adapters alone'):
         to_torch_files(config.run_dir, tmp_path / 'torch')
+
+
+@pytest.mark.parametrize('variant', ['full', 'lora'])
+def test_a_plan_has_the_frozen_parts_of_the_run(folder, tmp_path, variant):
+    config = from_mapping(T2IConfig, fields(folder, tmp_path, variant))
+    mesh = make_mesh(config.mesh)
+    placed = place_frozen(config, load_parts(config, mesh), mesh)
+    planned = abstract_step(config, configured_parts(config), mesh).arguments[1]
+    assert ('transformer' in placed) == (variant == 'lora')
+
+    def compare(ours, wanted):
+        assert (ours.shape, ours.dtype) == (wanted.shape, wanted.dtype)
+        assert ours.sharding.is_equivalent_to(wanted.sharding, wanted.ndim)
+
+    jax.tree.map(compare, planned, placed)
 
 
 def test_all_weights_start_at_the_folders(folder, tmp_path):

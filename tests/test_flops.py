@@ -109,6 +109,7 @@ def test_text_encoder_is_what_jax_traces():
     [
         TokenizerConfig(bits=14, channel_multipliers=(1, 2, 4)),
         dataclasses.replace(tiny.TOKENIZER, decoder_blocks=4),
+        TokenizerConfig(8, 16, (1,), unshuffle=8, norm_groups=8, kernel_size=1),
     ],
 )
 def test_tokenizer_is_what_jax_traces(config):

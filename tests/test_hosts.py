@@ -31,13 +31,14 @@ FLAGS = {
 }
 
 
-def train(run_dir, steps, *, hosts, devices):
-    """Trains to the end; `devices` is of each host."""
+def train(run_dir, steps, *, hosts, devices, **mesh):
+    """Trains to the end; `devices` is of each host, `mesh` the axes' sizes."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
     flags = {**FLAGS, 'run_dir': run_dir, 'steps': steps}
     command = [sys.executable, '-m', 'infinity_jax.main', '--config=configs/tokenizer.py']
+    flags |= {f'mesh.{axis}': size for axis, size in mesh.items()}
     command += [f'--config.{name}={value}' for name, value in flags.items()]
     several = {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}', 'JAX_NUM_PROCESSES': str(hosts)}
     common = {
@@ -65,7 +66,8 @@ def train(run_dir, steps, *, hosts, devices):
 def test_two_hosts_train_as_one_and_a_single_one_goes_on(tmp_path):
     train(tmp_path / 'alone', 6, hosts=1, devices=2)
     wanted = {r['step']: r['loss'] for r in read_metrics(tmp_path / 'alone')}
-    first, second = train(tmp_path / 'run', 3, hosts=2, devices=2)
+    # Parameters and checkpoint are split over both, and then lie on one mesh of copies.
+    first, second = train(tmp_path / 'run', 3, hosts=2, devices=2, data=1, fsdp=4)
     assert 'starting from random weights' in first and 'starting from' not in second
     assert 'held out' in first and 'held out' not in second  # one process writes the log
     (again,) = train(tmp_path / 'run', 6, hosts=1, devices=2)

@@ -25,9 +25,11 @@ def test_bad_lines_are_broken_records(tmp_path):
     folder = tmp_path / 'data'
     folder.mkdir()
     lines = ['{"image_path": 3}', '[1]', '{"image_path": "a.jpg", "text": 5}', '{"image', '\xff']
+    lines += ['{"image_path": "\\ud83d.jpg"}', '{"image_path": "a.jpg", "text": "cut \\ud83d"}']
     (folder / 'a.jsonl').write_text('\n'.join(lines), encoding='latin-1')
     source = JsonlSource.open(SourceConfig('jsonl', str(folder)))
     reasons = ('image_path is 3', 'list instead', 'not text', 'bad JSON', 'bad JSON')
+    reasons += (r"image_path is '\\ud83d.jpg'", 'half of a character')
     for place, reason in zip(source.places(), reasons, strict=True):
         with pytest.raises(BrokenRecord, match=reason):
             source.read(place)

@@ -126,6 +126,7 @@ def test_what_is_installed_on_each_host():
     lines = launch('tpu_worker.sh', 'install', '--dry-run', NFS_SHARE='10.0.0.9:/runs')
     assert '+ sudo mount -t nfs 10.0.0.9:/runs /mnt/infinity' in lines
     assert re.search(r"uv pip install --python \S+ '\S+\[tpu\]'", lines)
+    assert launch('tpu_worker.sh', 'stop', '--dry-run') == '+ sudo systemctl stop infinity-jax\n'
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig
 from infinity_jax.sharding import MeshConfig, make_mesh, replicated
 from infinity_jax.training import loop
+from infinity_jax.training.checkpoint import Checkpoints
 from infinity_jax.training.metrics import read_metrics
 from infinity_jax.training.optimizer import OptimizerConfig, make_optimizer, new_state
 from infinity_jax.training.preemption import Preempted, Terminated
@@ -148,6 +149,24 @@ def test_sigterm_beside_the_steps_is_told_and_loses_nothing(tmp_path, phase, at,
     assert run(tmp_path) == then
     held_out = {r['step']: r['loss'] for r in read_metrics(tmp_path, 'heldout')}
     assert held_out[6] == 15 and len(read_metrics(tmp_path, 'heldout')) == len(held_out)
+
+
+def test_sigterm_while_the_last_step_is_saved_is_heard(tmp_path, monkeypatch):
+    looked = []
+
+    def wait(checkpoints, inner=Checkpoints.wait):
+        if looked == [3, 6]:
+            terminate()
+        inner(checkpoints)
+
+    monkeypatch.setattr(Checkpoints, 'wait', wait)
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail('nobody listened'))
+    try:
+        told = run(tmp_path, sample=lambda state, _: looked.append(int(state.step)))[-1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert told.startswith('stopped by SIGTERM after step 6, saved in ')
+    assert saved(tmp_path) == [4, 6]
 
 
 def test_a_step_is_saved_before_what_else_is_due(tmp_path):

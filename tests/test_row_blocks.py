@@ -17,7 +17,14 @@ from infinity_jax.tokenizer.row_blocks import block_rows, by_rows, whole
 
 UNSHUFFLED = dataclasses.replace(TOKENIZER, unshuffle=2, channel_multipliers=(1, 2, 2))
 DEEPER = dataclasses.replace(TOKENIZER, decoder_blocks=TOKENIZER.residual_blocks + 2)
-CASES = [(TOKENIZER, (4, 3)), (TOKENIZER, (3, 5)), (UNSHUFFLED, (2, 3)), (DEEPER, (3, 2))]
+POINTWISE = TokenizerConfig(8, 16, (1,), unshuffle=4, norm_groups=4, kernel_size=1)
+CASES = [
+    (TOKENIZER, (4, 3)),
+    (TOKENIZER, (3, 5)),
+    (UNSHUFFLED, (2, 3)),
+    (DEEPER, (3, 2)),
+    (POINTWISE, (4, 3)),
+]
 
 
 def features(config, grid, batch=2):

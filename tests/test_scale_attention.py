@@ -11,6 +11,7 @@ from tiny import QUICK_COMPILE, TRANSFORMER
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.transformer import cache as cache_module
+from infinity_jax.transformer.attention import attend
 from infinity_jax.transformer.cache import KeyValueCache
 from infinity_jax.transformer.layer_step import attend_heads_first
 from infinity_jax.transformer.scale_attention import attend_scale
@@ -33,17 +34,26 @@ def test_a_scale_sees_the_cache_and_itself(implementation, last, tokens):
     run = functools.partial(attend_scale, start=START, last=last, implementation=implementation)
     attended, stored = jax.jit(run, compiler_options=QUICK_COMPILE)(q, k, v, cache, jnp.int32(1))
 
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
     seen = [
         jnp.concatenate([old[1, :, :, :START], new], axis=2)
         for old, new in zip(cache, (k, v), strict=True)
     ]
-    wanted = attend_heads_first(q, *seen).transpose(0, 2, 1, 3)
+    wanted = attend_heads_first(q, *seen)
     np.testing.assert_allclose(attended, wanted, atol=1e-5 * np.abs(wanted).max())
     for old, new, now in zip(cache, (k, v), stored, strict=True):
         if not last:
             old = old.at[1, :, :, START : START + LENGTH].set(new)
         assert (now == old).all()
+
+
+def test_attention_with_heads_first_is_attention():
+    _, (q, k, v) = arrays(START)
+    lengths_B = jnp.asarray([LENGTH, 3])
+    wanted = attend(q, k, v, scale=0.3, key_lengths_B=lengths_B, implementation='xla')
+    k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
+    found = attend_heads_first(q, k, v, scale=0.3, key_lengths_B=lengths_B)
+    np.testing.assert_allclose(found, wanted, atol=1e-6 * np.abs(wanted).max())
 
 
 def test_on_a_mesh_no_device_gathers_the_cache(monkeypatch):

@@ -46,6 +46,22 @@ def test_unreadable_shards_are_user_errors(tmp_path):
         list(opened(tmp_path).places())
 
 
+def test_a_shard_that_ends_too_early_is_a_user_error(tmp_path):
+    folder = tar_folder(tmp_path / 'shards', count=6)
+    shard = folder / '000.tar'
+    whole = shard.read_bytes()
+    with tarfile.open(shard) as members:
+        second = members.getmembers()[2].offset
+    changed = bytearray(whole)
+    changed[second + 3] ^= 255  # in the name, which the header's checksum covers
+    for damaged in (whole[:second], whole[: second + 200], bytes(changed)):
+        shard.write_bytes(damaged)
+        with pytest.raises(UserError, match=f'000.tar: damaged or cut off at byte {second}; '):
+            list(opened(folder).places())
+    shard.write_bytes(whole[:-1])
+    list(opened(folder).places())  # what fills up the last blocks may be missing
+
+
 def test_a_part_of_a_file_is_a_file(tmp_path):
     (tmp_path / 'whole').write_bytes(bytes(range(100)))
     with open_part(tmp_path / 'whole', 10, 20) as part:

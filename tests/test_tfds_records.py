@@ -6,6 +6,7 @@ from data_folders import encoded, tfds_folder
 
 from infinity_jax.config import UserError
 from infinity_jax.data.config import SourceConfig
+from infinity_jax.data.records import BrokenRecord
 from infinity_jax.data.tfds_records import TfdsSource
 
 
@@ -57,3 +58,28 @@ def test_wrong_names_are_user_errors(folder, fields, message):
 def test_an_unknown_split_is_a_user_error(folder):
     with pytest.raises(UserError, match='no such split; choose one of train'):
         opened(folder, split='trian').files()
+
+
+@pytest.mark.parametrize('field', ['captions/nothing', 'label/nothing', 'captions', 'picture'])
+def test_a_field_that_is_no_text_makes_broken_records(folder, field):
+    with pytest.raises(BrokenRecord, match=f'{field} is not text'):
+        opened(folder, text_field=field).read((0,))
+
+
+@pytest.mark.parametrize(
+    ('cut', 'broken', 'reason'), [(False, 1, 'hash mismatch'), (True, 4, 'should be at least')]
+)
+def test_damaged_bytes_are_broken_records(tmp_path, cut, broken, reason):
+    source = opened(tfds_folder(tmp_path, count=4))
+    (path,) = source.files()
+    content = bytearray(path.read_bytes())
+    content[2000] ^= 255  # inside a record, which are 1 to 2 kB each
+    path.write_bytes(content[:3000] if cut else content)
+    reasons = []
+    for place in source.places():
+        try:
+            source.read(place)
+        except BrokenRecord as error:
+            reasons.append(str(error))
+    assert len(reasons) == broken and reason in reasons[0]
+    assert '\n' not in ''.join(reasons)

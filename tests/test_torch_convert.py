@@ -143,9 +143,15 @@ def test_names_and_shapes_are_those_of_the_released_files(file):
     assert len(listed) == count
 
 
-@pytest.mark.parametrize('decoder_blocks', [0, 5])
-def test_a_deeper_decoder_is_read_off_the_shapes(decoder_blocks):
-    config = TokenizerConfig(4, 32, (1, 2), decoder_blocks=decoder_blocks)
+@pytest.mark.parametrize(
+    'config',
+    [
+        TokenizerConfig(4, 32, (1, 2)),
+        TokenizerConfig(4, 32, (1, 2), decoder_blocks=5),
+        TokenizerConfig(4, 32, (1,), unshuffle=8, kernel_size=1),
+    ],
+)
+def test_tokenizers_of_other_sizes_are_read_off_the_shapes(config):
     specs = Plan.of(config, Naming()).torch_specs(lambda *_: np.float32)
     assert read_tokenizer_config(specs) == config
 

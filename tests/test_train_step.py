@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 from tiny import (
     QUICK_COMPILE,
     SCHEDULE,
@@ -21,14 +22,14 @@ from tiny import (
 from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import MeshConfig, in_mesh, make_mesh
+from infinity_jax.sharding import TPU_OPTIONS, MeshConfig, in_mesh, make_mesh
 from infinity_jax.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.training.accumulate import batch_parts, check_parts, mean_of_parts
 from infinity_jax.training.optimizer import OptimizerConfig, make_optimizer, new_state
 from infinity_jax.training.run_batches import put_batch
 from infinity_jax.training.train_parts import SelfCorrection, T2IConfig, TextTraining, place_frozen
-from infinity_jax.training.train_step import Models, evaluation_step, train_step
+from infinity_jax.training.train_step import Models, evaluation_step, jit_step, train_step
 from infinity_jax.transformer.model import Transformer
 from infinity_jax.transformer.remat import POLICIES
 from infinity_jax.weights.model_folder import ModelBundle
@@ -100,10 +101,11 @@ def metrics(remat='none', accumulate_steps=1):
     return found
 
 
-def test_recomputing_and_accumulating_change_nothing():
+@pytest.mark.parametrize(('remat', 'parts'), [('full', 4), ('queries', 2)])
+def test_recomputing_and_accumulating_change_nothing(remat, parts):
     plain = metrics()
     assert plain[3]['loss'] != plain[0]['loss']
-    for ours, wanted in zip(metrics('full', 4), plain, strict=True):
+    for ours, wanted in zip(metrics(remat, parts), plain, strict=True):
         np.testing.assert_allclose(ours['loss'], wanted['loss'], rtol=0, atol=1e-6)
         for name in ('grad_norm', 'accuracy_per_scale', 'majority_rate_per_scale'):
             np.testing.assert_allclose(ours[name], wanted[name], rtol=1e-5)
@@ -168,6 +170,16 @@ def test_policies_recompute_what_they_say():
     # The self- and cross-attention kernels: values and gradients each, values to text twice.
     kernels = [operations(name, 'splash')[1] for name in POLICIES]
     assert kernels == [4, 5, 5, 5, 6]
+
+
+def test_a_step_is_compiled_with_the_options_of_its_platform(monkeypatch):
+    device = AbstractDevice(device_kind='some', num_cores=1, platform='tpu')
+    tpu = AbstractMesh((1,), ('data',), abstract_device=device)
+    given = []
+    monkeypatch.setattr(jax, 'jit', lambda _, **options: given.append(options['compiler_options']))
+    for mesh in (tpu, make_mesh()):
+        jit_step(models=None, config=None, shardings=None, mesh=mesh)
+    assert given == [TPU_OPTIONS, None]
 
 
 def test_unknown_names_are_refused():

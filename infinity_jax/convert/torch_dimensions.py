@@ -147,5 +147,8 @@ def read_tokenizer_config(tensors: Tensors, **overrides: Any) -> TokenizerConfig
         'residual_blocks': blocks,
         'decoder_blocks': 0 if decoder_blocks == blocks + 1 else decoder_blocks,
         'unshuffle': math.isqrt(folded),
+        'kernel_size': _vote(
+            'the kernel size', [s.size('encoder.conv_in.conv.weight', 3)], default=3
+        ),
     }
     return from_mapping(TokenizerConfig, {**fields, **overrides}, 'tokenizer')

@@ -39,8 +39,8 @@ def _opened(stream: BinaryIO) -> Iterator[tuple[Image.Image, int]]:
     try:
         with stream, Image.open(stream) as image:
             # Of a PNG, Pillow would decode all pixels to look for EXIF behind them.
-            orientation = image.getexif().get(0x0112, 1) if image.format != 'PNG' else 1
-            yield image, orientation
+            stated = image.getexif().get(0x0112) if image.format != 'PNG' else None
+            yield image, stated if stated in _UPRIGHT else 1  # it may be a text
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
         raise BrokenRecord(f'picture cannot be read: {error}') from None
     except Image.DecompressionBombError as error:

@@ -30,7 +30,7 @@ from infinity_jax.data.decode import upright_size
 from infinity_jax.data.features import FeatureSource
 from infinity_jax.data.records import BrokenRecord, Place, Source
 
-VERSION = 1  # of what is stored
+VERSION = 2  # of what is stored, and of what is found broken
 THREADS = 8  # that wait for files
 CHUNK = 8192  # records handed to them at once
 

@@ -8,6 +8,7 @@ often wrong and none is read: lines are counted, and a picture's own size decide
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Iterator
 
@@ -62,9 +63,17 @@ class JsonlSource:
             raise BrokenRecord(f'{self.paths[number]}: {error.strerror}') from None
         fields = parse_object(line)
         path = fields.get('image_path')
-        if not isinstance(path, str) or not path or '\0' in path:  # the last is no file's name
+        if not isinstance(path, str) or not path or not _may_name_a_file(path):
             raise BrokenRecord(f'image_path is {path!r}')
         return RawRecord(functools.partial(open, self.pictures / path, 'rb'), captions_of(fields))
 
     def record_name(self, place: Place) -> str:
         return f'{self.paths[place[0]].name} line {place[3]}'
+
+
+def _may_name_a_file(path: str) -> bool:
+    """Whether the system takes it for a name: without zero bytes and halves of characters."""
+    try:
+        return b'\0' not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False

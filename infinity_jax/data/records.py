@@ -62,5 +62,9 @@ def captions_of(fields: Mapping[str, Any], text_field: str = 'text') -> RecordCa
     short, long = fields.get(text_field) or '', fields.get('long_caption') or ''
     if not isinstance(short, str) or not isinstance(long, str):
         raise BrokenRecord('a caption is not text')
+    try:
+        f'{short}{long}'.encode()
+    except UnicodeEncodeError:  # JSON has it as an escape; tokenizers refuse it
+        raise BrokenRecord('a caption holds half of a character') from None
     machine_written = fields.get('long_caption_type', 'user_prompt') != 'user_prompt'
     return RecordCaptions((short,), long, machine_written)

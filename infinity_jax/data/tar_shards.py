@@ -131,6 +131,10 @@ def _members(path: pathlib.Path) -> Iterator[tuple[str, int, int, int]]:
                 column = _COLUMNS.get(ending.lower())
                 if member.isfile() and column:
                     yield f'{folder}/{stem}', column, member.offset_data, member.size
+            end = shard.offset
+        # tarfile takes a damaged header, or none, for the end: the rest would be lost unnoticed.
+        if _content(path, (end, tarfile.BLOCKSIZE)) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError(f'damaged or cut off at byte {end}')
     except (OSError, tarfile.TarError) as error:
         raise UserError(f'tar shard {path}: {error}; fetch or pack it again') from None
 

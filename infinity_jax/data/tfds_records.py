@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import operator
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -63,14 +64,15 @@ class TfdsSource:
         return ((i,) for i in range(len(self._examples())))
 
     def read(self, place: Place) -> RawRecord:
-        example = self._examples()[place[0]]
-        texts: Any = example
-        for part in self.text_field.split('/'):
-            texts = texts[part]
-        texts = [texts] if isinstance(texts, bytes) else list(texts)
         try:
+            example = self._examples()[place[0]]
+        except RuntimeError as error:  # damaged bytes, a file cut off
+            raise BrokenRecord(_line(error)) from None
+        try:
+            texts: Any = functools.reduce(operator.getitem, self.text_field.split('/'), example)
+            texts = [texts] if isinstance(texts, bytes) else texts
             captions = RecordCaptions(tuple(text.decode() for text in texts))
-        except (AttributeError, UnicodeDecodeError):
+        except (AttributeError, LookupError, TypeError, UnicodeDecodeError):
             raise BrokenRecord(f'{self.text_field} is not text') from None
         return RawRecord(functools.partial(io.BytesIO, example[self.image_field]), captions)
 
@@ -90,9 +92,8 @@ def _builder(path: str, dataset: str) -> Any:
             return tfds.builder(dataset, data_dir=path)
         return tfds.builder_from_directory(path)
     except Exception as error:  # of many kinds; each means that it is not there
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f'TFDS data set {dataset} in {path}: {reason}; name a folder that holds '
+            f'TFDS data set {dataset} in {path}: {_line(error)}; name a folder that holds '
             'dataset_info.json, or its data_dir and name'
         ) from None
 
@@ -106,8 +107,12 @@ def _examples(path: str, dataset: str, split: str, image_field: str) -> Any:
     try:
         return _builder(path, dataset).as_data_source(split, decoders=decoders)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f'TFDS data set {dataset} in {path}: {reason}; prepare it with '
+            f'TFDS data set {dataset} in {path}: {_line(error)}; prepare it with '
             "file_format='array_record', which can be read at random"
         ) from None
+
+
+def _line(error: Exception) -> str:
+    """What an error says first."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

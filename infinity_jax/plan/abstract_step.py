@@ -119,6 +119,8 @@ def _frozen(config: T2IConfig, bundle: ModelBundle, mesh: Mesh, source: str) -> 
         frozen['tokenizer'] = _on_mesh(bundle.tokenizer_config, 'float32', mesh)
         if not config.text.train:
             frozen['text'] = _on_mesh(bundle.text_config, config.transformer.dtype, mesh)
+    if config.lora.rank:
+        frozen['transformer'] = _on_mesh(config.transformer, 'float32', mesh)
     return frozen
 
 

@@ -19,7 +19,7 @@ KERNEL_INIT = nn.with_logical_partitioning(
 )
 
 
-def conv(features: int, size: int = 3, stride: int = 1, **options: Any) -> nn.Conv:
+def conv(features: int, size: int, stride: int = 1, **options: Any) -> nn.Conv:
     """A 3×3 (or 1×1) convolution; stride 2 pads zeros on the right and bottom only."""
     return nn.Conv(
         features,
@@ -59,20 +59,21 @@ class GroupNorm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm, swish and 3×3 convolution, twice, beside a shortcut (1×1 if widths differ)."""
+    """GroupNorm, swish and convolution, twice, beside a shortcut (1×1 if widths differ)."""
 
     features: int
-    groups: int
+    config: TokenizerConfig
     dtype: Any
     precision: Any
 
     @nn.compact
     def __call__(self, x_Bhwc: jax.Array) -> jax.Array:
         compute = {'dtype': self.dtype, 'precision': self.precision}
-        h = nn.swish(GroupNorm(self.groups, name='norm1')(x_Bhwc))
-        h = conv(self.features, **compute, name='conv1')(h)
-        h = nn.swish(GroupNorm(self.groups, name='norm2')(h))
-        h = conv(self.features, **compute, name='conv2')(h)
+        groups, size = self.config.norm_groups, self.config.kernel_size
+        h = nn.swish(GroupNorm(groups, name='norm1')(x_Bhwc))
+        h = conv(self.features, size, **compute, name='conv1')(h)
+        h = nn.swish(GroupNorm(groups, name='norm2')(h))
+        h = conv(self.features, size, **compute, name='conv2')(h)
         if x_Bhwc.shape[-1] != self.features:
             x_Bhwc = conv(self.features, size=1, **compute, name='shortcut')(x_Bhwc)
         return x_Bhwc + h
@@ -99,10 +100,10 @@ class Level(nn.Module):
         compute = {'dtype': self.dtype, 'precision': self.precision}
         for i in range(self.blocks):
             x_Bhwc = residual_block(self.remat)(
-                self.features, self.config.norm_groups, **compute, name=f'block_{i}'
+                self.features, self.config, **compute, name=f'block_{i}'
             )(x_Bhwc)
         if self.change == 'downsample':
-            x_Bhwc = conv(self.features, stride=2, **compute, name='downsample')(x_Bhwc)
+            x_Bhwc = conv(self.features, 3, stride=2, **compute, name='downsample')(x_Bhwc)
         if self.change == 'upsample':
             x_Bhwc = UpsampleConv(self.features, KERNEL_INIT, **compute, name='upsample')(x_Bhwc)
         return x_Bhwc
@@ -123,16 +124,18 @@ class Encoder(nn.Module):
         u = config.unshuffle
         x = rearrange(pixels_BYX3, 'b (h dy) (w dx) c -> b h w (c dy dx)', dy=u, dx=u)
         widths = [config.base_channels * m for m in config.channel_multipliers]
-        x = conv(widths[0], **compute, name='conv_in')(x)
+        x = conv(widths[0], config.kernel_size, **compute, name='conv_in')(x)
         for i, width in enumerate(widths):
             change = 'downsample' if i + 1 < len(widths) else ''
             x = Level(
                 width, config.residual_blocks, config, **saving, change=change, name=f'down_{i}'
             )(x)
         for i in (1, 2):
-            x = block(widths[-1], config.norm_groups, **compute, name=f'mid_{i}')(x)
+            x = block(widths[-1], config, **compute, name=f'mid_{i}')(x)
         x = nn.swish(GroupNorm(config.norm_groups, name='norm_out')(x))
-        return conv(config.bits, **compute, name='conv_out')(x).astype(jnp.float32)
+        return conv(config.bits, config.kernel_size, **compute, name='conv_out')(x).astype(
+            jnp.float32
+        )
 
 
 class Decoder(nn.Module):
@@ -149,9 +152,9 @@ class Decoder(nn.Module):
         saving, block = {**compute, 'remat': self.remat}, residual_block(self.remat)
         u = config.unshuffle
         widths = [config.base_channels * m for m in config.channel_multipliers]
-        x = conv(widths[-1], **compute, name='conv_in')(features_Bhwd)
+        x = conv(widths[-1], config.kernel_size, **compute, name='conv_in')(features_Bhwd)
         for i in (1, 2):
-            x = block(widths[-1], config.norm_groups, **compute, name=f'mid_{i}')(x)
+            x = block(widths[-1], config, **compute, name=f'mid_{i}')(x)
         for i, width in reversed(list(enumerate(widths))):
             change = 'upsample' if i else ''
             x = Level(width, config.decoder_depth, config, **saving, change=change, name=f'up_{i}')(
@@ -159,7 +162,8 @@ class Decoder(nn.Module):
             )
         x = nn.swish(GroupNorm(config.norm_groups, name='norm_out')(x))
         self.sow('intermediates', 'last_hidden', x)  # kept only where training asks for it
-        return to_pixels(conv(3 * u * u, **compute, name='conv_out')(x), u)
+        x = conv(3 * u * u, config.kernel_size, **compute, name='conv_out')(x)
+        return to_pixels(x, u)
 
 
 def to_pixels(x_Bhwc: jax.Array, unshuffle: int) -> jax.Array:
@@ -202,5 +206,6 @@ class Autoencoder(nn.Module):
     def last_layer(self, last_params: Any, hidden_Bhwc: jax.Array) -> jax.Array:
         """The decoder's last convolution by itself, from what `Decoder` sows; no variables used."""
         u = self.config.unshuffle
-        layer = conv(3 * u * u, dtype=self.dtype, precision=self.precision, parent=None)
+        size, compute = self.config.kernel_size, {'dtype': self.dtype, 'precision': self.precision}
+        layer = conv(3 * u * u, size, **compute, parent=None)
         return to_pixels(layer.apply({'params': last_params}, hidden_Bhwc), u)

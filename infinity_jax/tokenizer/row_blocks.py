@@ -19,7 +19,6 @@ from infinity_jax.sharding import target_platform
 from infinity_jax.tokenizer.autoencoder import NORM_EPSILON, to_pixels
 
 LANES = 128  # of a TPU register
-REACH = 1  # rows that a 3×3 convolution reads beyond a block
 Params = Mapping[str, Any]
 
 
@@ -95,7 +94,7 @@ class RowDecoder:
         beside: jax.Array | None = None,
         shortcut: Params | None = None,
     ) -> jax.Array:
-        """The activated `x`, upsampled by repetition, through a 3×3 convolution, and `beside`.
+        """The activated `x`, upsampled by repetition, through a convolution, and `beside`.
 
         With `beside`, the input of a residual block, that is added, through the block's shortcut if
         it has one; otherwise the result takes its place in memory.
@@ -104,21 +103,22 @@ class RowDecoder:
         features = conv['kernel'].shape[-1]
         widest = max(channels, features) * upsample**2
         count = block_rows(height, batch * width * widest * 4, self.max_bytes)
-        taken = min(count + 2 * REACH, height)
+        reach = conv['kernel'].shape[0] // 2  # rows that it reads beyond a block
+        taken = min(count + 2 * reach, height)
         widened = shortcut is not None and 'shortcut' in shortcut
         in_place = beside is not None and not widened
 
         def compute(i: jax.Array, out: jax.Array) -> jax.Array:
-            first = i * count - REACH
+            first = i * count - reach
             start = jnp.clip(first, 0, height - taken)
             rows = activation(jax.lax.dynamic_slice_in_dim(x_Bhwc, start, taken, axis=1))
             # Beyond the picture are zeros, as the convolution wants them, not activated zeros.
-            rows = jnp.pad(rows, ((0, 0), (REACH, 2 * REACH), (0, 0), (0, 0)))
-            offset = REACH + first - start
-            rows = jax.lax.dynamic_slice_in_dim(rows, offset, count + 2 * REACH, axis=1)
+            rows = jnp.pad(rows, ((0, 0), (reach, 2 * reach), (0, 0), (0, 0)))
+            offset = reach + first - start
+            rows = jax.lax.dynamic_slice_in_dim(rows, offset, count + 2 * reach, axis=1)
             if upsample > 1:
                 rows = jnp.repeat(jnp.repeat(rows, upsample, axis=1), upsample, axis=2)
-                spare = REACH * (upsample - 1)
+                spare = reach * (upsample - 1)
                 rows = rows[:, spare : rows.shape[1] - spare]
             y = self._product(conv, rows)
             at = i * count * upsample

@@ -90,7 +90,6 @@ def run(config: RunConfig, task: Task, mesh: Mesh) -> pathlib.Path:
     try:
         with StopNotice() as notice:
             state = _train(config, task, state, mesh, checkpoints, log, notice)
-        checkpoints.wait()
     except OSError as error:  # metrics, pictures: what saves checkpoints has its own message
         raise UserError(
             f'run folder {run_dir} cannot be written: {error}; free space or mend it, then start '
@@ -115,7 +114,10 @@ def _train(
     log: RunLog,
     notice: StopNotice,
 ) -> TrainState:
-    """The loop itself. Metrics are read one step late, so that the devices never wait for us."""
+    """The loop itself; all is saved when it returns.
+
+    Metrics are read one step late, so that the devices never wait for us.
+    """
     if config.init_from and int(state.step) == 0:
         with log.pause():
             _evaluate(config, task, state, 0, log)  # what the model could do before
@@ -150,6 +152,9 @@ def _train(
     # Also if all steps were taken before: the run may have been stopped while it looked.
     with log.pause():
         _look(config, task, state, int(state.step), log, checkpoints, notice)
+    checkpoints.wait()
+    if notice.stops():  # while the last step was being saved
+        raise notice.stopped(int(state.step))
     return state
 
 

@@ -5,6 +5,7 @@ together, under one small mask; large ones go alone, each to its own slice of th
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -247,14 +248,25 @@ class CrossAttention(nn.Module):
         values = values + self.value_bias.astype(values.dtype)[None, None]
         return keys.reshape(shape), values.reshape(shape)
 
-    def __call__(self, x_BLD, keys_BTNH, values_BTNH, text_lengths_B) -> jax.Array:
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        keys_values: tuple[jax.Array, jax.Array],
+        text_lengths_B: jax.Array,
+        attend_text: Callable[..., jax.Array] | None = None,
+    ) -> jax.Array:
+        """What each token finds in its text, (B, L, D).
+
+        `attend_text(q_BLNH, keys, values, key_lengths_B=…, scale=…)`, as `attend`, which is the
+        default, is for keys and values that do not lie as in `keys_values`.
+        """
+        if attend_text is None:
+            attend_text = functools.partial(attend, implementation=self.implementation)
         shape = (*x_BLD.shape[:2], self.config.num_heads, self.config.head_dim)
-        attended = attend(
+        attended = attend_text(
             self.query(x_BLD).reshape(shape),
-            keys_BTNH,
-            values_BTNH,
+            *keys_values,
             scale=self.config.head_dim**-0.5,
             key_lengths_B=text_lengths_B,
-            implementation=self.implementation,
         )
         return self.out(attended, contract=2)

@@ -85,6 +85,7 @@ class Block(nn.Module):
         text_lengths_B: jax.Array,
         attend_self: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
         keep_2B: jax.Array | None = None,
+        attend_text: Callable[..., jax.Array] | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Runs the layer on float32 x.
 
@@ -92,6 +93,7 @@ class Block(nn.Module):
           text_keys_values, text_lengths_B: of the batch's prompts, which its rows share evenly.
           attend_self: (q, k, v) of these tokens to attended values; it knows what they may see.
           keep_2B: stochastic depth factors of self-attention and FFN: 0 or 1/(1 − rate).
+          attend_text: as in `CrossAttention`.
 
         Returns:
           The new x and the keys and values (B, L, N, H) that later scales will want.
@@ -107,7 +109,7 @@ class Block(nn.Module):
 
         # Pictures of one prompt lie side by side: joined, they share its keys and values.
         joined_PMD = self.cross_norm(x_BLD).reshape(text_lengths_B.shape[0], -1, x_BLD.shape[-1])
-        update = self.cross_attention(joined_PMD, *text_keys_values, text_lengths_B)
+        update = self.cross_attention(joined_PMD, text_keys_values, text_lengths_B, attend_text)
         x_BLD = x_BLD + update.reshape(x_BLD.shape).astype(jnp.float32)
 
         inner_BLD = modulate(x_BLD, scale2, shift2).astype(self.config.dtype)

@@ -35,8 +35,9 @@ def unstack(blocks: Any, depth: int) -> tuple[Any, ...]:
 
 @functools.partial(jax.jit, static_argnames='config')
 def layer_text(config: TransformerConfig, params: Any, memory_BTD: jax.Array) -> KeysValues:
-    """One layer's cross-attention keys and values of the text, (P, T, N, H)."""
-    return Block(config).apply({'params': params}, memory_BTD, method=Block.text_keys_values)
+    """One layer's cross-attention keys and values of the text, heads first: (P, N, T, H)."""
+    pair = Block(config).apply({'params': params}, memory_BTD, method=Block.text_keys_values)
+    return tuple(x.transpose(0, 2, 1, 3) for x in pair)
 
 
 @functools.partial(
@@ -71,11 +72,11 @@ def layer_step(
 
     def attend_to_prefix(q_BLNH, k_BLNH, v_BLNH):
         nonlocal joined
-        q, k, v = (each.transpose(0, 2, 1, 3) for each in (q_BLNH, k_BLNH, v_BLNH))
+        k, v = (each.transpose(0, 2, 1, 3) for each in (k_BLNH, v_BLNH))
         if prefix is not None:
             k, v = (jnp.concatenate(pair, axis=2) for pair in zip(prefix, (k, v), strict=True))
         joined = k, v
-        return attend_heads_first(q, k, v).transpose(0, 2, 1, 3)
+        return attend_heads_first(q_BLNH, k, v)
 
     x_BLD, _ = Block(config).apply(
         {'params': params},
@@ -85,15 +86,28 @@ def layer_step(
         text_keys_values,
         condition.lengths_B,
         attend_to_prefix,
+        attend_text=attend_heads_first,
     )
     return x_BLD, None if end == schedule.num_tokens else joined
 
 
-def attend_heads_first(q_BNLH: jax.Array, k_BNSH: jax.Array, v_BNSH: jax.Array) -> jax.Array:
-    """softmax(q·k) v, (B, N, L, H) in the dtype of v, with float32 scores as in `attend`."""
-    precision = HIGHEST if q_BNLH.dtype == jnp.float32 else None
-    scores = jnp.einsum(
+def attend_heads_first(
+    q_BLNH: jax.Array,
+    k_BNSH: jax.Array,
+    v_BNSH: jax.Array,
+    *,
+    scale: float = 1.0,
+    key_lengths_B: jax.Array | None = None,
+) -> jax.Array:
+    """`attention.attend`, (B, L, N, H), for keys and values that no product has to transpose."""
+    precision = HIGHEST if q_BLNH.dtype == jnp.float32 else None
+    q_BNLH = q_BLNH.transpose(0, 2, 1, 3)
+    scores = scale * jnp.einsum(
         'bnlh,bnsh->bnls', q_BNLH, k_BNSH, precision=precision, preferred_element_type=jnp.float32
     )
+    if key_lengths_B is not None:
+        padding_BS = jnp.arange(k_BNSH.shape[2])[None] >= key_lengths_B[:, None]
+        scores = jnp.where(padding_BS[:, None, None], -jnp.inf, scores)
     weights = jax.nn.softmax(scores, axis=-1).astype(v_BNSH.dtype)
-    return jnp.einsum('bnls,bnsh->bnlh', weights, v_BNSH, precision=precision)
+    attended = jnp.einsum('bnls,bnsh->bnlh', weights, v_BNSH, precision=precision)
+    return attended.transpose(0, 2, 1, 3)
