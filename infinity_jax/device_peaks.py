@@ -45,6 +45,11 @@ _KINDS = (
 )
 
 
+def name_of(device_kind: str) -> str | None:
+    """The name above of a `jax.Device.device_kind`; None for a device that is not in the table."""
+    return next((name for kind, name in _KINDS if re.search(kind, device_kind)), None)
+
+
 def peak_of(device_kind: str) -> DevicePeak | None:
     """The peaks of `jax.devices()[0].device_kind`; None for a device that is not in the table."""
-    return next((PEAKS[name] for kind, name in _KINDS if re.search(kind, device_kind)), None)
+    return PEAKS.get(name_of(device_kind))

@@ -22,7 +22,9 @@ from infinity_jax.drawing.draw_steps import (
     to_uint8,
 )
 from infinity_jax.drawing.economy import Economy
+from infinity_jax.platform_jit import PlatformJit
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import drawing_compiler_options
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.decode import decode as decode_features
 from infinity_jax.transformer.cache import KeyValueCache
@@ -116,7 +118,8 @@ def draw_bits(
 
 
 @functools.partial(
-    jax.jit,
+    PlatformJit,
+    compiler_options=drawing_compiler_options,
     static_argnames=(
         'model',
         'autoencoder',
@@ -159,10 +162,14 @@ def draw_pictures(
         top_p=top_p,
         economy=economy,
     )
-    return decode(autoencoder, autoencoder_variables, drawn.total_Bhwd)
+    return to_uint8(decode_features(autoencoder, autoencoder_variables, drawn.total_Bhwd))
 
 
-@functools.partial(jax.jit, static_argnames=('model', 'schedule', 'mode'))
+@functools.partial(
+    PlatformJit,
+    compiler_options=drawing_compiler_options,
+    static_argnames=('model', 'schedule', 'mode'),
+)
 def draw_codes(
     model: Transformer,
     variables: Any,
@@ -186,7 +193,9 @@ def draw_codes(
     ).total_Bhwd
 
 
-@functools.partial(jax.jit, static_argnames='autoencoder')
+@functools.partial(
+    PlatformJit, compiler_options=drawing_compiler_options, static_argnames='autoencoder'
+)
 def decode(autoencoder: Autoencoder, variables: Any, total_Bhwd: jax.Array) -> jax.Array:
     """The decoder's part: accumulated codes to uint8 pictures (B, Y, X, 3)."""
     return to_uint8(decode_features(autoencoder, variables, total_Bhwd))

@@ -14,6 +14,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from infinity_jax.config import UserError
+from infinity_jax.device_peaks import name_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,13 @@ class MeshConfig:
 # KiB of vector memory for the operands of one operation, twice the default; a chip has 64 MiB (v5p)
 # or 128. With it, products of whole sequences with weights come close to the peak.
 TPU_OPTIONS = {'xla_tpu_scoped_vmem_limit_kib': '32768'}
+# The same for drawing, by chip: with less than the default, 16 MiB, programs are shorter, compile
+# sooner and take a little longer. docs/plan.md has the figures.
+TPU_DRAWING_OPTIONS = {
+    'v5e': {'xla_tpu_scoped_vmem_limit_kib': '12288'},
+    'v5p': {'xla_tpu_scoped_vmem_limit_kib': '14336'},
+    'v6e': {'xla_tpu_scoped_vmem_limit_kib': '12288'},
+}
 
 # Logical axis of a parameter or an activation -> mesh axes. An axis absent here is not split.
 RULES: tuple[tuple[str, Any], ...] = (
@@ -239,10 +247,24 @@ def target_platform() -> str:
     return device.platform if isinstance(device, jax.Device) else jax.default_backend()
 
 
+def target_kind() -> str:
+    """The kind of device, as jax names it, that the program being traced will run on."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        return mesh.abstract_device.device_kind
+    device = jax.config.jax_default_device
+    return (device if isinstance(device, jax.Device) else jax.local_devices()[0]).device_kind
+
+
 def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str] | None:
     """For `jax.jit` of a training step on this mesh; None: as the compiler comes."""
     device = mesh.abstract_device if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0]
     return TPU_OPTIONS if device is not None and device.platform == 'tpu' else None
+
+
+def drawing_compiler_options() -> dict[str, str] | None:
+    """For `jax.jit` of a program of drawing that is being traced; None: as the compiler comes."""
+    return TPU_DRAWING_OPTIONS.get(name_of(target_kind()))
 
 
 def _parts(axis: Any, mesh: Any) -> int:

@@ -15,6 +15,7 @@ from tiny import (
     transformer_variables,
 )
 
+from infinity_jax import sharding
 from infinity_jax.config import UserError
 from infinity_jax.drawing.draw_steps import Controls, Text, controls, to_uint8
 from infinity_jax.generate import draw_bits, draw_pictures
@@ -240,14 +241,21 @@ def pictures(seed=0, lengths=(5, 8, 2), sampling=SAMPLING, **options):
 def test_prompts_seeds_and_numbers_do_not_recompile():
     first = pictures()
     assert first.shape == (3, 8, 6, 3) and first.dtype == jnp.uint8
-    compiled = draw_pictures._cache_size()
+    compiled = draw_pictures.compiled()
     again = pictures()
     assert (first == again).all()
     assert (pictures(seed=1) != first).any()
     pictures(lengths=(1, 3, 7))
     pictures(sampling=SamplingConfig(guidance=(5.0,), temperature=(0.3,)))
     pictures(sampling=SamplingConfig(guidance=GUIDANCE, temperature=TEMPERATURE))
-    assert draw_pictures._cache_size() == compiled > 0
+    assert draw_pictures.compiled() == compiled > 0
+
+
+def test_a_tpu_gets_compiler_options(monkeypatch):
+    monkeypatch.setattr(sharding, 'target_kind', lambda: 'TPU v5 lite')
+    # The compiler is a CPU's here: it says what it is asked for, and that all before it went well.
+    with pytest.raises(jax.errors.JaxRuntimeError, match='xla_tpu_scoped_vmem_limit_kib'):
+        pictures(seed=2)
 
 
 def test_grey_levels_are_clamped_and_truncated():

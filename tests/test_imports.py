@@ -35,9 +35,9 @@ LAYERS = (
         'weights.weight_writer', 'convert.torch_pickle', 'convert.torch_writer',
     ),
     (
-        'config', 'scales', 'sharding', 'compile_cache', 'host_memory', 'processes', 'flops',
-        'device_peaks', 'weights.hub', 'training.preemption', 'drawing.programs', 'plan.hlo_text',
-        'plan.collectives', 'plan.topology', 'plan.program_*',
+        'config', 'scales', 'sharding', 'platform_jit', 'compile_cache', 'host_memory', 'processes',
+        'flops', 'device_peaks', 'weights.hub', 'training.preemption', 'drawing.programs',
+        'plan.hlo_text', 'plan.collectives', 'plan.topology', 'plan.program_*',
     ),
 )  # fmt: skip
 MAY_KNOW_TORCH = (

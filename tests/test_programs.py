@@ -142,7 +142,7 @@ def test_a_model_draws_by_its_stored_programs(tmp_path, monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, 'compile', None)  # nothing is compiled ahead
     pipeline = InfinityPipeline.from_pretrained(tmp_path / 'model', max_batch=2, request=request)
     drawn = pipeline(list(request.prompts), negative='green', seed=3)
-    assert draw_pictures._cache_size() == 0  # nor by jit
+    assert draw_pictures.compiled() == 0  # nor by jit
     monkeypatch.undo()
     plain = InfinityPipeline(small, max_batch=2)
     assert (drawn.pixels == plain(list(request.prompts), negative='green', seed=3).pixels).all()

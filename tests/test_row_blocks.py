@@ -95,3 +95,9 @@ def test_rows_divide_the_height():
     assert block_rows(1040, 2**20, 2**26) == 52
     assert block_rows(7, 100, 300) == 1 and block_rows(7, 100, 700) == 7
     assert block_rows(64, 2**30, 2**26) == 1
+
+
+def test_on_a_tpu_large_maps_are_several_blocks():
+    for size, channels in ((128, 512), (256, 512), (512, 256), (1024, 128)):
+        row_bytes = size * channels * 4
+        assert 1 < size // block_rows(size, row_bytes, decode_module.TPU_BLOCK_BYTES) <= 32

@@ -13,12 +13,14 @@ from infinity_jax.config import PRESETS, TextConfig, TokenizerConfig, UserError
 from infinity_jax.losses import bit_loss
 from infinity_jax.sharding import (
     RULES,
+    TPU_DRAWING_OPTIONS,
     TPU_OPTIONS,
     MeshConfig,
     batch_sharding,
     compiler_options,
     constrain,
     device_grid,
+    drawing_compiler_options,
     init_sharded,
     make_mesh,
     replicated,
@@ -244,3 +246,17 @@ def test_only_programs_for_tpus_get_its_options():
     assert compiler_options(make_mesh()) is None
     assert compiler_options(AbstractMesh((1,), ('data',))) is None
     assert [compiler_options(deviceless(name)) for name in ('gpu', 'tpu')] == [None, TPU_OPTIONS]
+
+
+def test_drawing_gets_options_by_chip():
+    def on(kind):
+        device = AbstractDevice(device_kind=kind, num_cores=1, platform='tpu')
+        mesh = AbstractMesh((1,), ('data',), abstract_device=device)
+        with jax.sharding.use_abstract_mesh(mesh):
+            return drawing_compiler_options()
+
+    assert drawing_compiler_options() is None
+    assert on('TPU v5 lite') == TPU_DRAWING_OPTIONS['v5e'] != on('TPU v5')
+    assert on('TPU v5') == TPU_DRAWING_OPTIONS['v5p']
+    assert on('TPU v6 lite') == TPU_DRAWING_OPTIONS['v6e']
+    assert on('TPU v4') is None

@@ -107,7 +107,7 @@ def read_text(
             )
             negative = Text(features, text.lengths_B)
         text = Text(*(jnp.concatenate(pair) for pair in zip(text, negative, strict=True)))
-    return model.apply(variables, *text, method=Transformer.encode_text)
+    return model.apply(variables, *text, in_blocks=True, method=Transformer.encode_text)
 
 
 def for_pictures(condition: Condition, pictures: int, guided: bool) -> Condition:
@@ -188,7 +188,7 @@ def leave_scale(
     if not guide_logits:  # guidance on hidden states leaves both halves equal: read the first
         condition = condition._replace(pooled_BD=condition.pooled_BD[:batch])
         x_BLD = x_BLD[:batch]
-    logits = model.apply(variables, x_BLD, condition, method=Transformer.logits)
+    logits = model.apply(variables, x_BLD, condition, in_blocks=True, method=Transformer.logits)
     logits = logits / controls.temperature_K[scale]
     if guide_logits:
         guidance = controls.guidance_K[scale]

@@ -5,11 +5,15 @@ from typing import Any
 import jax
 
 from infinity_jax.config import TokenizerConfig
+from infinity_jax.sharding import target_platform
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.row_blocks import RowDecoder
 
 WHOLE_BYTES = 2**28  # of the widest float32 feature map that is taken in one piece
 BLOCK_BYTES = 2**26  # of such a map's rows that are taken at once otherwise
+# The same on TPU, where maps of 128² pixels are then several blocks too: a loop of one turn would
+# be dissolved, and the compiler would find its convolutions, though equal, in unequal places.
+TPU_BLOCK_BYTES = 2**24
 PLAIN_MAPS, ROW_MAPS = 4, 2  # widest maps that are alive at once
 BLOCKS = 4  # the same for blocks of rows
 
@@ -50,7 +54,8 @@ def decode(autoencoder: Autoencoder, variables: Any, features_Bhwd: jax.Array) -
     if shared or batch * bytes_each <= WHOLE_BYTES:
         return autoencoder.apply(variables, features_Bhwd, method=Autoencoder.decode)
     compute = {'dtype': autoencoder.dtype, 'precision': autoencoder.precision}
-    in_rows = RowDecoder(config, **compute, max_bytes=BLOCK_BYTES)
+    block_bytes = TPU_BLOCK_BYTES if target_platform() == 'tpu' else BLOCK_BYTES
+    in_rows = RowDecoder(config, **compute, max_bytes=block_bytes)
 
     def one(features_hwd: jax.Array) -> jax.Array:
         features = features_hwd[None]

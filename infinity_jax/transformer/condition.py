@@ -46,7 +46,9 @@ class TextPool(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, text_BTE: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    def __call__(
+        self, text_BTE: jax.Array, lengths_B: jax.Array, in_blocks: bool = False
+    ) -> jax.Array:
         config = self.config
         heads, head_dim = config.pool_heads, config.width // config.pool_heads
         std = (1 / (3 * config.width)) ** 0.5
@@ -61,7 +63,7 @@ class TextPool(nn.Module):
             name='key_value',
         )
         shape = (*text_BTE.shape[:2], heads, head_dim)
-        keys, values = jnp.split(key_value(text_BTE), 2, axis=-1)
+        keys, values = jnp.split(key_value(text_BTE, in_blocks=in_blocks), 2, axis=-1)
         keys, values = keys.reshape(shape), (values + value_bias[None, None]).reshape(shape)
         scores_BNT = jnp.einsum('nh,btnh->bnt', query_NH, keys, precision=HIGHEST)
         present_BT = jnp.arange(text_BTE.shape[1])[None] < lengths_B[:, None]
@@ -69,7 +71,7 @@ class TextPool(nn.Module):
         weights_BNT = jax.nn.softmax(scores_BNT, axis=-1)
         pooled = jnp.einsum('bnt,btnh->bnh', weights_BNT, values, precision=HIGHEST)
         out = linear(config.width, ('heads', 'embed'), std, jnp.float32, name='out')
-        return out(pooled.reshape(-1, config.width))
+        return out(pooled.reshape(-1, config.width), in_blocks=in_blocks)
 
 
 class TextConditioner(nn.Module):
@@ -108,12 +110,16 @@ class TextConditioner(nn.Module):
         rows = self.unconditional_text[:length].astype(text_BTE.dtype)
         return jnp.broadcast_to(rows[None], text_BTE.shape)
 
-    def __call__(self, text_BTE: jax.Array, lengths_B: jax.Array) -> Condition:
+    def __call__(
+        self, text_BTE: jax.Array, lengths_B: jax.Array, in_blocks: bool = False
+    ) -> Condition:
+        """The condition; `in_blocks` as in `Linear`."""
+        taken = {'in_blocks': in_blocks}
         # Float32 products at the highest precision are long programs on a TPU, to compile as well.
         text = settled(self.text_norm(text_BTE))
-        pooled = self.text_pool(text, lengths_B)
-        hidden = settled(nn.gelu(settled(self.text_project_in(text))))
-        memory = settled(self.text_project_out(hidden))
-        modulation = self.shared_modulation(nn.silu(pooled))
+        pooled = self.text_pool(text, lengths_B, **taken)
+        hidden = settled(nn.gelu(settled(self.text_project_in(text, **taken))))
+        memory = settled(self.text_project_out(hidden, **taken))
+        modulation = self.shared_modulation(nn.silu(pooled), **taken)
         modulation_B6D = modulation.reshape(-1, 6, self.config.width)
         return Condition(pooled, memory, lengths_B, modulation_B6D)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from infinity_jax.transformer.equal_blocks import in_equal_blocks, pays
 from infinity_jax.transformer.int8 import SCALE
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -29,12 +30,15 @@ class Linear(nn.Module):
     use_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, contract: int = 1, parts: int = 1) -> Any:
+    def __call__(
+        self, x: jax.Array, *, contract: int = 1, parts: int = 1, in_blocks: bool = False
+    ) -> Any:
         """The product; of several, each with its own share of the features, a list.
 
         Args:
           x: (…, features in), or these cut over its last `contract` axes.
           parts: products instead of one.
+          in_blocks: take equal blocks where that pays; for a program that makes no gradient.
         """
         init = nn.initializers.normal(self.std) if self.std else nn.initializers.zeros
         shape = (math.prod(x.shape[-contract:]), self.features)
@@ -44,25 +48,30 @@ class Linear(nn.Module):
         if self.use_bias:
             added.append(self.param('bias', VECTOR(nn.initializers.zeros), (self.features,)))
         if parts == 1:
-            return self._product(x, contract, kernel, *added)
+            return self._product(x, contract, kernel, *added, in_blocks=in_blocks and pays())
         cut = (jnp.split(array, parts, axis=-1) for array in (kernel, *added))
         return [self._product(x, contract, *arrays) for arrays in zip(*cut, strict=True)]
 
-    def _product(self, x, contract, kernel, *added):
+    def _product(self, x, contract, kernel, *added, in_blocks=False):
         scaled = self.has_variable('params', SCALE)
-        last = tuple(range(x.ndim - contract, x.ndim))
         kernel = kernel.reshape(*x.shape[-contract:], -1).astype(self.dtype)
-        y = jax.lax.dot_general(
-            x.astype(self.dtype),
-            kernel,
-            ((last, tuple(range(contract))), ((), ())),
-            precision=HIGHEST if self.dtype == jnp.float32 else None,
-            preferred_element_type=jnp.float32 if scaled else None,
-        )
+        kind = jnp.float32 if scaled else None
+        product = functools.partial(_contract, axes=contract, preferred_element_type=kind)
+        x = x.astype(self.dtype)
+        y = in_equal_blocks(product, x, kernel) if in_blocks else product(x, kernel)
         added = [jnp.expand_dims(array, range(y.ndim - 1)) for array in added]
         if scaled:
             y = (y * added[0]).astype(self.dtype)
         return y + added[-1].astype(self.dtype) if self.use_bias else y
+
+
+def _contract(x: jax.Array, kernel: jax.Array, *, axes: int, **options: Any) -> jax.Array:
+    """Sums over the last `axes` of x and the first of the kernel."""
+    last, first = range(x.ndim - axes, x.ndim), range(axes)
+    precision = HIGHEST if x.dtype == jnp.float32 else None
+    return jax.lax.dot_general(
+        x, kernel, ((tuple(last), tuple(first)), ((), ())), precision=precision, **options
+    )
 
 
 def linear(features: int, axes: tuple[str | None, ...], std: float, dtype: Any, **options: Any):

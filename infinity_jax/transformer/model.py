@@ -85,9 +85,14 @@ class Transformer(nn.Module):
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )(self.blocks, carry, per_layer)
 
-    def encode_text(self, text_BTE: jax.Array, lengths_B: jax.Array) -> Condition:
-        """Text features (B, T, E), padded to a common length, to the condition."""
-        return self.condition(text_BTE, lengths_B)
+    def encode_text(
+        self, text_BTE: jax.Array, lengths_B: jax.Array, in_blocks: bool = False
+    ) -> Condition:
+        """Text features (B, T, E), padded to a common length, to the condition.
+
+        `in_blocks` as in `Linear`, for drawing.
+        """
+        return self.condition(text_BTE, lengths_B, in_blocks)
 
     def unconditional_text(self, text_BTE: jax.Array) -> jax.Array:
         """Learned features (B, T, E) that replace the text in the unconditional branch."""
@@ -105,14 +110,17 @@ class Transformer(nn.Module):
         if scale == 0:
             x_BLD = (condition.pooled_BD + self.first_token[None])[:, None]
         else:
-            x_BLD = self.word_embed(input_BLd)
+            x_BLD = self.word_embed(input_BLd, in_blocks=True)
         return x_BLD + self.level_embed[scale][None, None]
 
-    def logits(self, x_BLD: jax.Array, condition: Condition) -> jax.Array:
-        """Final hidden states to float32 logits (B, L, d, 2): for each bit those of 0 and 1."""
-        modulation = self.head_modulation(nn.silu(condition.pooled_BD))
+    def logits(self, x_BLD: jax.Array, condition: Condition, in_blocks: bool = False) -> jax.Array:
+        """Final hidden states to float32 logits (B, L, d, 2): for each bit those of 0 and 1.
+
+        `in_blocks` as in `Linear`, for drawing.
+        """
+        modulation = self.head_modulation(nn.silu(condition.pooled_BD), in_blocks=in_blocks)
         scale, shift = jnp.split(modulation, 2, axis=-1)
-        logits = self.head(modulate(x_BLD, scale, shift))
+        logits = self.head(modulate(x_BLD, scale, shift), in_blocks=in_blocks)
         return logits.reshape(*x_BLD.shape[:2], self.config.token_bits, 2)
 
     def __call__(
