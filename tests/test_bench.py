@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from tiny import TEXT, TOKENIZER, TRANSFORMER
 
-from infinity_jax import cli
+from infinity_jax import cli, sharding
 from infinity_jax.bench import generate as bench_generate
 from infinity_jax.bench import stage as bench
 from infinity_jax.bench import tokenizer as bench_tokenizer
@@ -118,6 +118,22 @@ def test_bench_writes_what_it_says(what, stages, tmp_path, monkeypatch, capsys):
         assert report['tokens_per_second'] == pytest.approx(rate)
     assert files['out.png'].stat().st_size > 1000 and any(files['trace'].rglob('*.pb'))
     assert 'large product ran at' in capsys.readouterr().out
+
+
+def test_products_are_found_where_programs_have_options_of_the_chip(monkeypatch):
+    """Of the functions without their jit, which could not be traced within another."""
+    monkeypatch.setattr(sharding, 'target_kind', lambda: 'TPU v5 lite')
+    small = classmethod(lambda cls, ratio, budget: SCHEDULE)
+    monkeypatch.setattr(ScaleSchedule, 'for_picture', small)
+    stages = []
+    for module in (bench_generate, bench_tokenizer):
+        monkeypatch.setattr(module, 'preset', lambda name, precision: (TRANSFORMER, TOKENIZER))
+        monkeypatch.setattr(module, 'measure', lambda found, **options: stages.extend(found))
+    workload = Workload('tiny', '1.000', '0.06M', 1, 'float32', 3.0, 8, text_encoder=False)
+    bench_generate.bench_generate(workload)
+    bench_tokenizer.bench_tokenizer(workload)
+    assert [stage.name for stage in stages] == ['transformer', 'decoder', 'encoder', 'decoder']
+    assert all(total_flops(stage.groups) > 0 for stage in stages)
 
 
 def test_the_text_stage_runs_the_encoder_on_prompts_of_the_asked_length(monkeypatch):

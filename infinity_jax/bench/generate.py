@@ -17,6 +17,7 @@ from infinity_jax.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.tokenizer.decode import decode
 from infinity_jax.transformer.model import Transformer
 from infinity_jax.weights.part_weights import tokenizer_shapes, transformer_shapes
 from infinity_jax.weights.t5_folder import encoder_shapes
@@ -96,10 +97,13 @@ def drawing_stages(workload: Workload) -> list[Stage]:
             guided=mode.guided,
         ).total_Bhwd
 
+    def plain_decode(total_Bhwd):
+        return decode(autoencoder, {'params': decoder}, total_Bhwd)
+
     grid = schedule.code_grids(config.spatial_patchify)[-1]
     total_Bhwd = random_features((batch, *grid, config.bits))
 
     return [
         Stage.of('transformer', run, plain, keys_B, text, numbers),
-        Stage.of('decoder', drawing.decode, drawing.decode, total_Bhwd),
+        Stage.of('decoder', drawing.decode, plain_decode, total_Bhwd),
     ]

@@ -4,12 +4,13 @@ from typing import Any
 
 import jax
 
+from infinity_jax import generate
 from infinity_jax.bench.generate import Workload
 from infinity_jax.bench.models import preset, random_features, random_params
 from infinity_jax.bench.stage import Measured, Stage, measure
-from infinity_jax.generate import decode
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.tokenizer.decode import decode
 from infinity_jax.tokenizer.quantizer import quantize
 from infinity_jax.weights.part_weights import tokenizer_shapes
 
@@ -32,10 +33,13 @@ def bench_tokenizer(workload: Workload, **options: Any) -> Measured:
         return quantize(features, grids).bits
 
     def draw(variables, total_Bhwd):
+        return generate.decode(autoencoder, variables, total_Bhwd)
+
+    def plain_draw(variables, total_Bhwd):
         return decode(autoencoder, variables, total_Bhwd)
 
     stages = [
         Stage.of('encoder', encode, encode, variables, pixels_BYX3),
-        Stage.of('decoder', draw, draw, variables, total_Bhwd),
+        Stage.of('decoder', draw, plain_draw, variables, total_Bhwd),
     ]
     return measure(stages, dtype='float32', **options)
