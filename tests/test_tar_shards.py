@@ -54,10 +54,14 @@ def test_a_shard_that_ends_too_early_is_a_user_error(tmp_path):
         second = members.getmembers()[2].offset
     changed = bytearray(whole)
     changed[second + 3] ^= 255  # in the name, which the header's checksum covers
-    for damaged in (whole[:second], whole[: second + 200], bytes(changed)):
+    unwritten = whole[:second] + bytes(10 * tarfile.RECORDSIZE)  # a download's empty tail
+    for damaged in (whole[:second], whole[: second + 200], bytes(changed), unwritten):
         shard.write_bytes(damaged)
         with pytest.raises(UserError, match=f'000.tar: damaged or cut off at byte {second}; '):
             list(opened(folder).places())
+    shard.write_bytes(whole + whole)
+    with pytest.raises(UserError, match='000.tar: damaged or cut off at byte'):
+        list(opened(folder).places())  # tarfile reads the first of the two alone
     shard.write_bytes(whole[:-1])
     list(opened(folder).places())  # what fills up the last blocks may be missing
 

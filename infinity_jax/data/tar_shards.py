@@ -15,6 +15,7 @@ from infinity_jax.data.records import BrokenRecord, Place, RawRecord, captions_o
 # Ending of a member -> its column pair (offset, bytes) in a place.
 _COLUMNS = {'jpg': 1, 'jpeg': 1, 'png': 1, 'webp': 1, 'txt': 3, 'json': 5}
 _ABSENT = -1
+MAX_FILL = 2 * tarfile.RECORDSIZE  # bytes of zeros that may stand behind the last member
 
 
 class FilePart(io.RawIOBase):
@@ -132,8 +133,9 @@ def _members(path: pathlib.Path) -> Iterator[tuple[str, int, int, int]]:
                 if member.isfile() and column:
                     yield f'{folder}/{stem}', column, member.offset_data, member.size
             end = shard.offset
-        # tarfile takes a damaged header, or none, for the end: the rest would be lost unnoticed.
-        if _content(path, (end, tarfile.BLOCKSIZE)) != tarfile.NUL * tarfile.BLOCKSIZE:
+        # tarfile takes a damaged header, zeros or nothing for the end, and would lose what follows.
+        rest = path.stat().st_size - end
+        if not 0 < rest <= MAX_FILL or any(_content(path, (end, rest))):
             raise tarfile.ReadError(f'damaged or cut off at byte {end}')
     except (OSError, tarfile.TarError) as error:
         raise UserError(f'tar shard {path}: {error}; fetch or pack it again') from None
