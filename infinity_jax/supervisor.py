@@ -54,7 +54,7 @@ def ending(code: int) -> tuple[str, int]:
         )
     name = signal.Signals(-code).name
     hint = ', which the system does when memory runs out' if -code == signal.SIGKILL else ''
-    return f'error: the training process was ended by {name}{hint}; {RESUME}', 128 - code
+    return f'error: this process was ended by {name}{hint}; {RESUME}', 128 - code
 
 
 def _die_with(parent: int) -> None:

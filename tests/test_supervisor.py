@@ -46,7 +46,7 @@ def start(code, environment=SEVERAL):
         ('sys.exit(0)', 0, ''),
         ('sys.exit(2)', 2, ''),
         ('os.abort()', 75, 'error: another process of this run died or did not start'),
-        ('os.kill(os.getpid(), signal.SIGKILL)', 137, 'error: the training process was ended by'),
+        ('os.kill(os.getpid(), signal.SIGKILL)', 137, 'error: this process was ended by'),
     ],
 )
 def test_the_end_of_the_trainer_is_told(code, exit_code, message):
