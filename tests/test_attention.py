@@ -106,12 +106,12 @@ def test_cross_attention_ignores_padded_text():
     lengths = jnp.array([3, 8])
 
     def run(variables, memory, lengths):
-        keys, values = module.apply(variables, memory, method='keys_values')
-        return module.apply(variables, x, keys, values, lengths)
+        keys_values = module.apply(variables, memory, method='keys_values')
+        return module.apply(variables, x, keys_values, lengths)
 
     keys = jnp.zeros((2, 8, 2, 16))
     of_text = module_variables(module, memory, method='keys_values')['params']
-    of_tokens = module_variables(module, x, keys, keys, lengths, method='__call__')['params']
+    of_tokens = module_variables(module, x, (keys, keys), lengths, method='__call__')['params']
     variables = {'params': of_tokens | of_text}
     plain = run(variables, memory, lengths)
     noisy = memory.copy()
