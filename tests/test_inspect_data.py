@@ -54,7 +54,7 @@ def test_too_many_broken_records_are_listed_and_not_refused(config, tmp_path, ca
 
 def test_speed(config, capsys):
     found = measure_speed(config, batches=2)
-    assert found['rate'] > 0 and found['cpu'] > 0 and 'pictures/s' in capsys.readouterr().out
+    assert found['rate'] > 0 and found['cpu'] >= 0 and 'pictures/s' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('call', [
