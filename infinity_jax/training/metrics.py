@@ -124,7 +124,11 @@ def read_metrics(folder: str | os.PathLike, split: str = 'train') -> list[dict[s
 
 
 def plot_losses(folder: str | os.PathLike) -> pathlib.Path | None:
-    """Draws loss, and accuracy per scale where there is one, from metrics.jsonl into losses.png."""
+    """Draws what metrics.jsonl holds into losses.png.
+
+    The loss; beside it bit accuracy per scale or PSNR, where pictures were held out; and the
+    discriminator's loss, where there is one.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -132,9 +136,11 @@ def plot_losses(folder: str | os.PathLike) -> pathlib.Path | None:
     if not train:
         return None
     second = next((n for n in ('accuracy_per_scale', 'psnr') if heldout and n in heldout[-1]), None)
-    figure = Figure(figsize=(10, 4) if second else (5, 4), layout='constrained')
+    game = [record for record in train if record.get('discriminator')]
+    panels = 1 + bool(second) + bool(game)
+    figure = Figure(figsize=(5 * panels, 4), layout='constrained')
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, 2 if second else 1, squeeze=False)[0]
+    axes = figure.subplots(1, panels, squeeze=False)[0]
     axes[0].plot(*_series(train, 'loss'), label='training', linewidth=0.8)
     if heldout:
         axes[0].plot(*_series(heldout, 'loss'), label='held out', marker='.')
@@ -151,6 +157,10 @@ def plot_losses(folder: str | os.PathLike) -> pathlib.Path | None:
             axes[1].axhline(majority[k], color=f'C{k}', linestyle=':', linewidth=0.8)
         axes[1].set(xlabel='step', ylabel='held-out bit accuracy (dotted: majority bit)')
         axes[1].legend()
+    if game:
+        axes[-1].plot(*_series(game, 'discriminator'), linewidth=0.8)
+        axes[-1].axhline(1.0, color='grey', linestyle=':')
+        axes[-1].set(xlabel='step', ylabel="discriminator's hinge loss (dotted: it cannot tell)")
     path = pathlib.Path(folder) / 'losses.png'
     figure.savefig(path, dpi=100)
     return path
