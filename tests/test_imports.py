@@ -32,7 +32,8 @@ LAYERS = (
     ),
     (
         'text', 't5', 'tokenizer', 'transformer', 'weights.t5_folder', 'weights.weight_files',
-        'weights.weight_writer', 'convert.torch_pickle', 'convert.torch_writer',
+        'weights.weight_writer', 'convert.torch_pickle', 'convert.torch_legacy',
+        'convert.torch_unpickler', 'convert.torch_writer',
     ),
     (
         'config', 'scales', 'sharding', 'platform_jit', 'compile_cache', 'host_memory', 'processes',

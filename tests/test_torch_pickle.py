@@ -119,8 +119,8 @@ def test_a_tensor_that_was_changed_after_it_was_built(tmp_path):
     with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as archive:
         for name, content in members.items():
             archive.writestr(name, content)
-    with pytest.raises(UserError, match='reaches element 299999 of a storage of 4'):
-        read_torch_file(tmp_path / 'x.pth')['w'].read()
+    with pytest.raises(UserError, match='changes a tensor'):
+        read_torch_file(tmp_path / 'x.pth')
 
 
 def test_other_files_are_named_for_what_they_are(tmp_path):
@@ -128,11 +128,12 @@ def test_other_files_are_named_for_what_they_are(tmp_path):
     with pytest.raises(UserError, match='no such file'):
         read_torch_file(path)
     path.write_bytes(b'\x80\x02}q\x00.')
-    with pytest.raises(UserError, match='torch before 1.6'):
+    with pytest.raises(UserError, match='magic number'):
         read_torch_file(path)
-    path.write_bytes(b'hello there')
-    with pytest.raises(UserError, match='not a torch file'):
-        read_torch_file(path)
+    for text in (b'hello there', b''):
+        path.write_bytes(text)
+        with pytest.raises(UserError, match='not a torch file.*; name one that torch.save wrote'):
+            read_torch_file(path)
     with zipfile.ZipFile(path, 'w') as archive:
         archive.writestr('a.txt', 'a')
     with pytest.raises(UserError, match='not a torch file'):

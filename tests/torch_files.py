@@ -1,5 +1,6 @@
 """Writes `.pth` files as torch does, without torch."""
 
+import contextlib
 import pickle
 import sys
 import types
@@ -41,8 +42,9 @@ class _Storage:
         self.flat = flat
 
 
-def write_pth(path, content, compression=zipfile.ZIP_STORED, name='archive'):
-    """Writes nested dicts and lists whose arrays become tensors."""
+@contextlib.contextmanager
+def _torch_in_name():
+    """Lets pickles name what torch has."""
     modules = {'torch': types.ModuleType('torch'), 'torch._utils': types.ModuleType('torch._utils')}
 
     def function(module, name):
@@ -53,6 +55,20 @@ def write_pth(path, content, compression=zipfile.ZIP_STORED, name='archive'):
     function('torch._utils', '_rebuild_tensor_v2')
     for storage in STORAGES.values():
         function('torch', storage)
+    before = {n: sys.modules.get(n) for n in modules}
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for n, module in before.items():
+            sys.modules.pop(n) if module is None else sys.modules.update({n: module})
+
+
+def _dump(stream, content, *view):
+    """Pickles nested dicts whose arrays become tensors; gives key -> flat array.
+
+    `view` ends the persistent ids.
+    """
     flats = {}
 
     class Pickler(pickle.Pickler):
@@ -60,26 +76,43 @@ def write_pth(path, content, compression=zipfile.ZIP_STORED, name='archive'):
             if not isinstance(value, _Storage):
                 return None
             key = str(flats.setdefault(id(value.flat), (len(flats), value.flat))[0])
-            tag = getattr(modules['torch'], STORAGES[value.flat.dtype.name])
-            return 'storage', tag, key, 'cpu', value.flat.size
+            tag = getattr(sys.modules['torch'], STORAGES[value.flat.dtype.name])
+            return 'storage', tag, key, 'cpu', value.flat.size, *view
 
     def wrap(value):
         if isinstance(value, dict):
             return type(value)((k, wrap(v)) for k, v in value.items())
         return Stored.of(value) if isinstance(value, np.ndarray) else value
 
-    before = {n: sys.modules.get(n) for n in modules}
-    sys.modules.update(modules)
-    try:
-        with zipfile.ZipFile(path, 'w', compression) as archive:
-            with archive.open(f'{name}/data.pkl', 'w') as stream:
-                Pickler(stream, protocol=2).dump(wrap(content))
-            archive.writestr(f'{name}/byteorder', 'little')
-            for number, flat in flats.values():
-                archive.writestr(f'{name}/data/{number}', flat.tobytes())
-    finally:
-        for n, module in before.items():
-            sys.modules.pop(n) if module is None else sys.modules.update({n: module})
+    with _torch_in_name():
+        Pickler(stream, protocol=2).dump(wrap(content))
+    return {str(number): flat for number, flat in flats.values()}
+
+
+def write_pth(path, content, compression=zipfile.ZIP_STORED, name='archive'):
+    """Writes nested dicts whose arrays become tensors."""
+    with zipfile.ZipFile(path, 'w', compression) as archive:
+        with archive.open(f'{name}/data.pkl', 'w') as stream:
+            flats = _dump(stream, content)
+        archive.writestr(f'{name}/byteorder', 'little')
+        for key, flat in flats.items():
+            archive.writestr(f'{name}/data/{key}', flat.tobytes())
+
+
+MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
+C_TYPES = {'protocol_version': VERSION, 'little_endian': True, 'type_sizes': {'int': 4, 'long': 4}}
+
+
+def write_legacy_pth(path, content, magic=MAGIC, version=VERSION, keys=None, counts=(), view=None):
+    """The same in the layout before torch 1.6; `keys` and `counts` (key -> elements) may lie."""
+    with open(path, 'wb') as stream:
+        for head in (magic, version, C_TYPES):
+            pickle.dump(head, stream, protocol=2)
+        flats = _dump(stream, content, view)
+        pickle.dump(sorted(flats) if keys is None else keys, stream, protocol=2)
+        for key in sorted(flats):
+            stream.write(dict(counts).get(key, flats[key].size).to_bytes(8, 'little'))
+            stream.write(flats[key].tobytes())
 
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -13,7 +13,7 @@ from typing import Self
 
 import numpy as np
 
-from infinity_jax.convert.torch_pickle import STORAGE_DTYPES
+from infinity_jax.convert.torch_unpickler import STORAGE_DTYPES
 from infinity_jax.weights.weight_writer import Spec, raw_bytes
 
 ALIGNMENT = 64  # bytes: where torch puts the elements, so that it can map them into memory

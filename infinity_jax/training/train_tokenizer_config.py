@@ -73,7 +73,7 @@ class TokenizerRunConfig(RunConfig):
     quantizer: QuantizerTraining = QuantizerTraining()
     adversarial: AdversarialConfig = AdversarialConfig()
     freeze_encoder: bool = False  # train the decoder alone: all bits stay as they are
-    vgg_weights: str = ''  # VGG-16 in torchvision's format; '': no perceptual term
+    vgg_weights: str = ''  # VGG-16 in torchvision's format; wants losses.perceptual above 0
     lpips_heads: str = ''  # lin0 to lin4 in the LPIPS package's format
     precision: str = 'highest'  # of products in training: 'highest', or 'default' (faster on GPU)
     dtype: str = 'float32'  # of convolutions in training; 'bfloat16' halves their memory

@@ -52,8 +52,7 @@ def _read(path: Any, tensors: Any, wanted: dict[str, tuple[int, ...]], what: str
     found = {n: tuple(t.shape) if is_tensor(t) else 'no tensor' for n, t in tensors.items()}
     wrong = [f'{n} {s} is {found.get(n, "absent")}' for n, s in wanted.items() if found.get(n) != s]
     if wrong:
-        more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
-        raise UserError(f'{path}: wanted {what}, but {"; ".join(wrong[:3])}{more}; name that file')
+        raise UserError(f'{path}: wanted {what}, but {"; ".join(wrong)}; name that file')
     return {name: np.asarray(tensors[name].read(), np.float32) for name in wanted}
 
 
@@ -61,12 +60,13 @@ def perceptual_or_none(weight: float, vgg: str, heads: str) -> dict[str, Any] | 
     """The weights on the host where the term is on; None, said in one line, without files.
 
     Args:
-      weight: of the term in the loss; 0: off, nothing is said.
+      weight: losses.perceptual; 0: off, nothing is said.
       vgg: config.vgg_weights.
       heads: config.lpips_heads.
 
     Raises:
-      UserError: one file is named without the other, or they cannot be read.
+      UserError: one file is named without the other, or both for a term that is off, or they
+        cannot be read.
     """
     if bool(vgg) != bool(heads):
         raise UserError(
@@ -74,6 +74,12 @@ def perceptual_or_none(weight: float, vgg: str, heads: str) -> dict[str, Any] | 
             'files; name both or neither'
         )
     if not weight:
+        if vgg:
+            raise UserError(
+                f'losses.perceptual is {weight:g}, so config.vgg_weights {vgg!r} and '
+                f'config.lpips_heads {heads!r} would not be used; set losses.perceptual above 0 '
+                '(1 as published), or name no files'
+            )
         return None
     if not vgg:
         if jax.process_index() == 0:

@@ -1,6 +1,6 @@
 """Opens weight files of any usual kind as one mapping from names to tensors still on disk.
 
-Knows `.safetensors`, torch's zip format (`.pth`, `.pt`, `.bin`), and folders of either, with or
+Knows `.safetensors`, what torch saves (`.pth`, `.pt`, `.bin`), and folders of either, with or
 without an index. Nothing is loaded before a tensor's `read()`.
 """
 
@@ -15,7 +15,8 @@ import numpy as np
 import safetensors
 
 from infinity_jax.config import UserError
-from infinity_jax.convert.torch_pickle import TorchTensor, read_torch_file
+from infinity_jax.convert.torch_pickle import read_torch_file
+from infinity_jax.convert.torch_unpickler import TorchTensor
 
 SAFETENSORS_DTYPES = {
     'F64': np.float64,

@@ -1,0 +1,143 @@
+"""Unpickles what torch saved, without torch and without running anything that a file contains.
+
+The unpickler here knows the few names that plain state dicts need and refuses every other. Tensors
+stay on disk; the modules of the two file layouts say where their elements stand.
+"""
+
+import abc
+import collections
+import dataclasses
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import ml_dtypes
+import numpy as np
+
+from infinity_jax.config import UserError
+
+STORAGE_DTYPES = {
+    'FloatStorage': np.float32,
+    'DoubleStorage': np.float64,
+    'HalfStorage': np.float16,
+    'BFloat16Storage': ml_dtypes.bfloat16,
+    'LongStorage': np.int64,
+    'IntStorage': np.int32,
+    'ShortStorage': np.int16,
+    'CharStorage': np.int8,
+    'ByteStorage': np.uint8,
+    'BoolStorage': np.bool_,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage(abc.ABC):
+    """A flat run of elements inside the file."""
+
+    path: Path
+    dtype: np.dtype
+    size: int
+
+    @abc.abstractmethod
+    def elements(self) -> np.ndarray:
+        """All of them: a view of the mapped file, or a copy if they are compressed there."""
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError('it changes a storage that it has named')
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchTensor:
+    """A tensor that is still on disk. `read()` gives it as a numpy array of its own."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # in elements
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.storage.dtype
+
+    def check_bounds(self, elements: int) -> None:
+        """Raises `UserError` where it reaches outside a storage of so many elements."""
+        if 0 in self.shape:
+            return
+        pairs = zip(self.shape, self.strides, strict=True)
+        last = self.offset + sum((n - 1) * s for n, s in pairs)
+        if min((self.offset, *self.shape, *self.strides)) < 0 or last >= elements:
+            raise UserError(
+                f'{self.storage.path}: a tensor of shape {self.shape} reaches element '
+                f'{last} of a storage of {elements}: the file is damaged, copy it again'
+            )
+
+    def read(self, index: tuple[int | slice, ...] = ()) -> np.ndarray:
+        """Reads this tensor alone, or a part of it, contiguous and in row-major order."""
+        flat = self.storage.elements()
+        self.check_bounds(flat.size)  # as_strided checks nothing
+        size = self.dtype.itemsize
+        view = np.lib.stride_tricks.as_strided(
+            flat[self.offset :],
+            self.shape,
+            tuple(s * size for s in self.strides),
+            writeable=False,
+        )
+        return np.array(view[index], order='C')
+
+    def __setstate__(self, state: Any) -> None:
+        """Takes what torch before 0.4 says of a parameter, nothing of which is the tensor's."""
+        if not (isinstance(state, tuple) and len(state) == 3):
+            raise ValueError('it changes a tensor that it has built')
+
+
+class Unpickler(pickle.Unpickler):
+    """Builds containers, numbers and `TorchTensor`s; any other name is refused, not looked up.
+
+    Args:
+      file: at the start of a pickle; after `load()` just behind it.
+      path: of that file, for errors.
+      storage: gives the storage of a key, a dtype and a number of elements.
+    """
+
+    def __init__(
+        self, file: BinaryIO, path: Path, storage: Callable[[str, np.dtype, int], Storage]
+    ):
+        super().__init__(file, encoding='utf-8')
+        self.path = path
+        self.storage = storage
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ('collections', 'OrderedDict'):
+            return collections.OrderedDict
+        if (module, name) == ('torch', 'Size'):
+            return tuple
+        # Without v2 in files of torch before 0.4, which tells no gradients and hooks.
+        if module == 'torch._utils' and name in ('_rebuild_tensor', '_rebuild_tensor_v2'):
+            return self._tensor
+        if (module, name) in (
+            ('torch._utils', '_rebuild_parameter'),
+            ('torch.nn.parameter', 'Parameter'),  # torch before 0.4
+        ):
+            return lambda tensor, *unused: tensor
+        if module in ('torch', 'torch.storage') and name in STORAGE_DTYPES:
+            return name  # used as a plain tag in persistent_load
+        raise UserError(
+            f'{self.path}: its pickle asks for {module}.{name}, which a file of plain '
+            'tensors does not need; nothing was executed. Save the bare state dict instead'
+        )
+
+    def persistent_load(self, key: Any) -> Storage:
+        # The sixth part says of what other storage this one is a view; torch no longer makes such.
+        if not (isinstance(key, tuple) and key[:1] == ('storage',) and key[5:] in ((), (None,))):
+            raise UserError(f'{self.path}: unknown persistent id {str(key)[:60]}; wanted a storage')
+        _, tag, name, _, size = key[:5]
+        if size < 0:
+            raise ValueError(f'a storage of {size} elements')
+        return self.storage(name, np.dtype(STORAGE_DTYPES[tag]), size)
+
+    def _tensor(self, storage, offset, shape, strides, *unused) -> TorchTensor:
+        shape = tuple(shape)
+        tensor = TorchTensor(storage, 0 if 0 in shape else offset, shape, tuple(strides))
+        tensor.check_bounds(storage.size)
+        return tensor
