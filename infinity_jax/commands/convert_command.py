@@ -16,7 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = 'Released PyTorch weights to a model folder.'
     start = directions.add_parser('from-torch', help=text, description=text)
     start.add_argument('--transformer', metavar='PATH', help='.pth, .safetensors or shard folder')
-    start.add_argument('--tokenizer', metavar='PATH', help='the tokenizer that it was trained with')
+    start.add_argument(
+        '--tokenizer',
+        metavar='PATH',
+        help='the tokenizer that it was trained with; alone also a continuous autoencoder, to '
+        'start training one from',
+    )
     start.add_argument('--text-encoder', metavar='DIR', help='Hugging Face folder of a Flan-T5')
     start.add_argument(
         '--ema', action='store_true', help="transformer's moving average in a training checkpoint"

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from infinity_jax.config import UserError
+from infinity_jax.config import TokenizerConfig, UserError
+from infinity_jax.convert.torch_continuous import is_continuous, read_continuous
 from infinity_jax.convert.torch_convert import TOKEN_STRIDE, Plan, check_pair
 from infinity_jax.convert.torch_dimensions import (
     Tensors,
@@ -49,7 +50,8 @@ def from_torch(
     Args:
       out: the folder; a model folder that is there is replaced, anything else is left alone.
       transformer, tokenizer: .pth or .safetensors files or folders of shards. A transformer wants
-        its tokenizer, whose d alone shows how many codes a token folds.
+        its tokenizer, whose d alone shows how many codes a token folds. A tokenizer by itself may
+        be a continuous autoencoder, to start training from: its latent's channels are the bits.
       text_encoder: Hugging Face folder of a T5 v1.1, encoder or whole.
       ema: take the transformer's moving average, of a training checkpoint.
       dtype: of the stored weights; None keeps each tensor's own.
@@ -140,7 +142,12 @@ def _read_configs(
     if tokenizer is not None:
         tensors = open_tokenizer(tokenizer)
         try:
-            config = read_tokenizer_config(tensors, **changes['tokenizer'])
+            if is_continuous(tensors):
+                config, tensors = _read_continuous(
+                    tokenizer, tensors, transformer is not None, changes['tokenizer']
+                )
+            else:
+                config = read_tokenizer_config(tensors, **changes['tokenizer'])
             bundle.tokenizer_config, bits = config, config.bits
             described = describe_source(tensors)
             sources.append(_Source('tokenizer', tokenizer, tensors, Plan.of(config), described))
@@ -161,6 +168,21 @@ def _read_configs(
         if wrong:
             problems.append(f'{each.path}: ' + '; '.join(wrong))
     return bundle, sources, problems
+
+
+def _read_continuous(
+    path: str | Path, tensors: Tensors, paired: bool, changes: Mapping[str, Any]
+) -> tuple[TokenizerConfig, Tensors]:
+    """A continuous autoencoder as a tokenizer to be trained; prints what did not come along."""
+    if paired:
+        raise UserError(
+            'a continuous autoencoder, whose latent has no bits; give the tokenizer that the '
+            'transformer was trained with'
+        )
+    config, tensors, lines = read_continuous(tensors, **changes)
+    for line in ('a continuous autoencoder, to start training a tokenizer from', *lines):
+        print(f'{path}: {line}')
+    return config, tensors
 
 
 def describe_source(tensors: Tensors) -> dict[str, Any]:

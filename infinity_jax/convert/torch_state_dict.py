@@ -30,12 +30,14 @@ def open_transformer(path: str | Path, ema: bool = False) -> Tensors:
 
 
 def open_tokenizer(path: str | Path, ema: bool = False) -> Tensors:
-    """A tokenizer's state dict, unread: plain, or under `vae` or `ema`."""
+    """A tokenizer's state dict, unread: plain, or under `vae`, `ema` or `state_dict`."""
     state = open_weights(path)
     if 'trainer' in state:
         return _nested(path, state['trainer'], ('vae_local',))
     if ema or 'vae' in state or 'ema' in state:
         return _nested(path, state, ('ema',) if ema else ('vae', 'ema'))
+    if 'state_dict' in state:  # as Lightning saves VQGAN and LDM
+        return _nested(path, state, ('state_dict',))
     return _state_dict(path, state)
 
 

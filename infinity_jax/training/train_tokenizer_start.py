@@ -17,8 +17,9 @@ BIT_LAYERS = ('encoder.conv_out.kernel', 'encoder.conv_out.bias', 'decoder.conv_
 def starting_params(init_from: str, fresh: Any) -> Any:
     """The weights of `init_from`, and new ones for what it lacks, which is said in one line.
 
-    A tokenizer of another d, or a continuous autoencoder, gives all but the convolutions next to
-    the quantizer. A deeper decoder gets blocks that change nothing at first.
+    A tokenizer of another d, or an imported continuous autoencoder of another number of channels,
+    gives all but the convolutions next to the quantizer. A deeper decoder gets blocks that change
+    nothing at first.
 
     Args:
       init_from: a model folder, or a run's or checkpoint's, which gives averaged weights.
