@@ -9,13 +9,13 @@ from infinity_jax.commands import (
     bench_command,
     compile_command,
     convert_command,
+    evaluate_command,
     generate_command,
     plan_command,
 )
 from infinity_jax.commands.config_flags import split_overrides
-from infinity_jax.commands.data_command import add_data, add_loss, run_loss
-from infinity_jax.commands.model_flags import add_saving_flags, economy_of
-from infinity_jax.commands.sampling_flags import add_sampling_flags, sampling_of
+from infinity_jax.commands.data_command import add_data
+from infinity_jax.commands.sampling_flags import add_sampling_flags
 from infinity_jax.config import UserError
 
 
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     compiling.set_defaults(run=compile_command.run)
     _add_check(add('check', 'Compare every stage with reference arrays in a folder.'))
     bench_command.add_flags(add('bench', 'Measure speed beside the limits of the device.'))
-    _add_evaluate(add('evaluate', 'Measure how well a model draws.'))
+    evaluate_command.add_kinds(add('evaluate', 'Measure how well a model draws.'))
     convert_command.add_arguments(
         add('convert', 'Read and write PyTorch files, merge LoRA adapters.')
     )
@@ -61,28 +61,6 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_check)
 
 
-def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        'what',
-        choices=['demo', 'loss', 'tokenizer'],
-        help='demo: emoji and backgrounds by the matcher; loss: on held-out data; tokenizer: '
-        'reconstructions and bits',
-    )
-    parser.add_argument('--count', type=int, default=500, help='captions of each kind of pairs')
-    parser.add_argument('--subset', help='starter, demo or all; default: what it was trained on')
-    parser.add_argument('--out', default='.', help='folder for tables (JSON) and pictures')
-    add_sampling_flags(parser)
-    add_loss(parser)
-    add_saving_flags(parser)
-    only = parser.add_argument_group('tokenizer only')
-    only.add_argument('--data', default='emoji', help='emoji, or a folder of pictures')
-    only.add_argument('--size', type=int, default=0, metavar='N', help='pixels of an edge')
-    only.add_argument('--vgg', default='', metavar='FILE', help="torchvision's VGG-16, for LPIPS")
-    only.add_argument('--lpips-heads', default='', metavar='FILE', help='heads of LPIPS')
-    only.add_argument('--features', default='', metavar='NPZ', help='for the Fréchet distance')
-    parser.set_defaults(run=run_evaluate)
-
-
 def run_check(args: argparse.Namespace) -> None:
     """Prints the table; exits with 1 where a stage is off."""
     from infinity_jax.parity.check import check_folder
@@ -90,33 +68,9 @@ def run_check(args: argparse.Namespace) -> None:
     sys.exit(check_folder(args.folder))
 
 
-def run_evaluate(args: argparse.Namespace) -> None:
-    """Prints the matcher's table, that of the loss, or the tokenizer's."""
-    if args.what == 'loss':
-        return run_loss(args)
-    if args.what == 'tokenizer':
-        from infinity_jax.evaluation.tokenizer import run as run_tokenizer
-
-        return run_tokenizer(args)
-    from infinity_jax.evaluation.demo import evaluate_demo
-    from infinity_jax.pipeline import DEMO_FOLDER
-    from infinity_jax.weights.hub import local_folder
-
-    evaluate_demo(
-        local_folder(args.checkpoint or DEMO_FOLDER),
-        count=args.count,
-        subset=args.subset,
-        seed=args.seed,
-        sampling=sampling_of(args),
-        economy=economy_of(args),
-        out=args.out,
-    )
-
-
 def _take_overrides(args: argparse.Namespace, overrides: list[str]) -> None:
-    what = getattr(args, 'what', None)
-    if not hasattr(args, 'overrides') or what not in (None, 'loss'):
-        command = ' '.join(filter(None, (args.command, what)))
+    if not hasattr(args, 'overrides'):
+        command = ' '.join(filter(None, (args.command, getattr(args, 'what', None))))
         raise UserError(f'{overrides[0]}: {command} takes no fields of a config; leave it out')
     args.overrides = overrides
 

@@ -4,8 +4,11 @@ import functools
 import pathlib
 
 import numpy as np
+import safetensors.numpy
 
+from infinity_jax.tokenizer import perceptual
 from infinity_jax.tokenizer.perceptual import convolution_shapes
+from infinity_jax.weights import perceptual_files
 from infinity_jax.weights.perceptual_files import HEAD_NAME, TORCHVISION_INDICES
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'lpips'
@@ -30,3 +33,18 @@ def vgg_tensors():
 def head_tensors():
     golden = np.load(GOLDEN / 'arrays.npz')
     return {HEAD_NAME.format(i): golden[f'lin{i}'].reshape(1, -1, 1, 1) for i in range(5)}
+
+
+def narrow_files(folder, monkeypatch):
+    """Paths of VGG and heads with four channels a layer, which is what is then expected.
+
+    The real ones take seconds to compile, and are tested in test_perceptual.
+    """
+    blocks = tuple((4,) * len(widths) for widths in perceptual.BLOCKS)
+    for module in (perceptual, perceptual_files):
+        monkeypatch.setattr(module, 'BLOCKS', blocks)
+    heads = {HEAD_NAME.format(i): np.ones((1, 4, 1, 1), np.float32) for i in range(5)}
+    paths = folder / 'vgg.safetensors', folder / 'heads.safetensors'
+    for path, tensors in zip(paths, (vgg_tensors.__wrapped__(), heads), strict=True):
+        safetensors.numpy.save_file(tensors, path)
+    return tuple(map(str, paths))

@@ -184,6 +184,17 @@ def test_several_prompts_and_a_file(fake, tmp_path):
         (['generate', 'x', '--checkpoint', '/nowhere'], '/nowhere: no such folder'),
         (['evaluate', 'demo', '--checkpoint', '/nowhere'], '/nowhere: no such folder'),
         (['evaluate', 'tokenizer', '--checkpoint', '/nowhere'], '/nowhere: no such folder'),
+        (['evaluate', 'tokenizer', '--checkpoint', ''], "--checkpoint: '' names nothing"),
+        (['evaluate', 'tokenizer', '--data', ''], "--data: '' names nothing"),
+        (['evaluate', 'tokenizer', '--subset', 'x'], "subset 'x' is unknown; choose one of"),
+        (['evaluate', 'tokenizer', '--cfg', '9'], 'unrecognized arguments: --cfg 9'),
+        (['evaluate', 'tokenizer', '--batches', '7'], 'unrecognized arguments: --batches 7'),
+        (['evaluate', 'tokenizer', '--seed', '3'], 'unrecognized arguments: --seed 3'),
+        (['evaluate', 'demo', '--data', 'x'], 'unrecognized arguments: --data x'),
+        (['evaluate', 'demo', '--config', 'x'], 'unrecognized arguments: --config x'),
+        (['evaluate', 'loss', '--config', 'x', '--tau', '1'], 'unrecognized arguments: --tau 1'),
+        (['evaluate', 'loss'], 'the following arguments are required: --config'),
+        (['evaluate'], 'the following arguments are required: WHAT'),
     ],
 )
 def test_errors_are_one_line_and_exit_two(arguments, message, capsys, monkeypatch, tmp_path):

@@ -1,28 +1,38 @@
 """The tokenizer's evaluation on random weights: figures by hand, files left, errors in one line."""
 
 import json
+import weakref
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from perceptual_weights import narrow_files
 from PIL import Image
 from tiny import tokenizer_variables
 
 from infinity_jax import cli
 from infinity_jax.config import TokenizerConfig, UserError
+from infinity_jax.evaluation import tokenizer as evaluation
 from infinity_jax.evaluation.tokenizer import (
     NEAR_ZERO,
     evaluate_tokenizer,
-    load_pictures,
     measure,
     scale_figures,
+)
+from infinity_jax.evaluation.tokenizer_pictures import (
+    PictureSet,
+    emoji_pictures,
+    folder_pictures,
 )
 from infinity_jax.pictures import from_uint8
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.losses import psnr
+from infinity_jax.tokenizer.perceptual import lpips
 from infinity_jax.tokenizer.quantizer import quantize, total_from_bits
 from infinity_jax.weights.model_folder import ModelBundle, save_model
+from infinity_jax.weights.perceptual_files import load_perceptual
 
 GRIDS = ((1, 1), (2, 2), (4, 4))
 TOKENIZER = TokenizerConfig(
@@ -43,8 +53,22 @@ def bundle():
 
 @pytest.fixture
 def folder(bundle, tmp_path):
-    save_model(tmp_path / 'model', bundle)
-    return tmp_path / 'model'
+    save_model(tmp_path / 'run' / 'model', bundle)
+    return tmp_path / 'run' / 'model'
+
+
+@jax.jit
+def decoded(pictures):
+    """Pixels of pictures, uint8 (B, Y, X, 3), through the tokenizer and back."""
+    model, variables = Autoencoder(TOKENIZER), {'params': PARAMS}
+    features = model.apply(variables, from_uint8(pictures), method=Autoencoder.encode)
+    total = quantize(features, GRIDS).total_Bhwd
+    return model.apply(variables, total, method=Autoencoder.decode)
+
+
+def noise(count):
+    pictures = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), np.uint8)
+    return PictureSet(count, 16, lambda number: pictures[number].copy())
 
 
 def test_leaves_table_strip_and_plot(folder, tmp_path, capsys):
@@ -59,12 +83,14 @@ def test_leaves_table_strip_and_plot(folder, tmp_path, capsys):
     assert strip.width > 4 * 128 and strip.height > 3 * 128
     assert Image.open(out / 'tokenizer_bits.png').width > 500
     said = capsys.readouterr().out
-    assert 'PSNR' in said and '4x4' in said
+    assert 'PSNR' in said and '4x4' in said and f'{out}: tokenizer.json' in said
+    assert results['subset'] == 'starter'  # what it was trained on
 
 
 def test_figures_equal_a_plain_computation(bundle):
-    pictures = load_pictures('emoji', 5, 16, bundle)
-    sums, strip = measure(bundle, GRIDS, None, pictures)
+    held_out = emoji_pictures('starter', 5, 16)
+    sums, strip = measure(bundle, GRIDS, None, held_out)
+    (pictures,) = held_out.batches(5)
     target = from_uint8(jnp.asarray(pictures))
     model, variables = Autoencoder(TOKENIZER), {'params': PARAMS}
     features = model.apply(variables, target, method=Autoencoder.encode)
@@ -90,36 +116,99 @@ def test_scale_figures_by_hand():
     assert figures['near_zero'] == 0.125
 
 
-def test_pictures_of_a_folder_cover_the_square_and_are_cut_at_the_centre(bundle, tmp_path):
+def test_pictures_of_a_folder_cover_the_square_and_are_cut_at_the_centre(tmp_path):
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, 20:40] = 200  # the middle third is what stays
     Image.fromarray(wide).save(tmp_path / 'b.png')
     Image.fromarray(wide[..., 0]).save(tmp_path / 'a.png')  # grey
     (tmp_path / 'notes.txt').write_text('no picture')
-    pictures = load_pictures(str(tmp_path), 9, 16, bundle)
+    (pictures,) = folder_pictures(str(tmp_path), 9, 16).batches(9)
     assert pictures.shape == (2, 16, 16, 3) and (pictures[:, :, 2:14] > 150).all()
 
 
-def test_frechet_distance_of_features_in_a_file(folder, tmp_path):
-    rows = np.random.default_rng(0).standard_normal((20, 4))
+def test_pictures_stream_and_the_bar_counts_them(bundle, monkeypatch):
+    bars, held, most = [], [], []
+
+    class Bar(evaluation.tqdm):
+        def __init__(self, **options):
+            super().__init__(**options)
+            bars.append((options, self))
+
+        def update(self, n=1):
+            self.told = getattr(self, 'told', 0) + n
+
+    def keep(start, originals, reconstructions):
+        held.append(weakref.ref(originals))
+        most.append(sum(ref() is not None for ref in held))
+        assert start == 4 * (len(held) - 1) and reconstructions.shape == originals.shape
+
+    whole, _ = measure(bundle, GRIDS, None, noise(22))
+    monkeypatch.setattr(evaluation, 'BATCH_PIXELS', 4 * 16**2)
+    monkeypatch.setattr(evaluation, 'tqdm', Bar)
+    sums, strip = measure(bundle, GRIDS, None, noise(22), keep)
+    assert max(most) <= 2 and len(held) == 6 and len(strip) == 8
+    ((options, bar),) = bars
+    assert options['total'] == bar.told == 22 and 'pictures' in options['unit']
+    for name, value in whole.items():  # the last batch, of 2, counts as 2
+        np.testing.assert_allclose(sums[name], value, rtol=1e-4)
+
+
+def test_lpips_is_that_of_the_files(folder, tmp_path, monkeypatch):
+    vgg, heads = narrow_files(tmp_path, monkeypatch)
+    monkeypatch.setattr(evaluation, 'BATCH_PIXELS', 16**2)  # one at a time
+    results = evaluate_tokenizer(folder, count=3, vgg=vgg, heads=heads, out=tmp_path / 'out')
+    (pictures,) = emoji_pictures('starter', 3, 16).batches(3)
+    ours = jnp.clip(decoded(pictures), -1, 1)
+    wanted = jax.jit(lpips)(load_perceptual(vgg, heads), ours, from_uint8(jnp.asarray(pictures)))
+    assert results['lpips'] == pytest.approx(float(wanted.mean()), rel=1e-4)
+    assert wanted.mean() > 0.01
+
+
+def test_saves_pairs_of_pictures_as_they_were_coded(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, 'BATCH_PIXELS', 2 * 16**2)
+    arguments = ['evaluate', 'tokenizer', '--checkpoint', str(folder.parent), '--count', '5']
+    cli.main([*arguments, '--subset', 'demo', '--save', str(tmp_path / 'pairs')])
+    (pictures,) = emoji_pictures('demo', 5, 16).batches(5)
+    names = [f'{number:06}.png' for number in range(5)]
+    for kind, wanted, close in (('gt', pictures, 0), ('pred', decoded(pictures), 1)):
+        paths = sorted((tmp_path / 'pairs' / kind).iterdir())
+        assert [path.name for path in paths] == names
+        found = np.stack([np.asarray(Image.open(path)) for path in paths]).astype(int)
+        if kind == 'pred':
+            wanted = np.round((np.clip(wanted, -1, 1) + 1) * 127.5)
+        assert np.abs(found - wanted).max() <= close and found.std() > 5
+    said = capsys.readouterr().out
+    assert str(tmp_path / 'pairs') in said
+    results = json.loads((tmp_path / 'run' / 'evaluation' / 'tokenizer.json').read_text())
+    assert results['subset'] == 'demo' and str(tmp_path / 'run' / 'evaluation') in said
+    with pytest.raises(UserError, match='gt holds files; name a new folder'):
+        evaluate_tokenizer(folder, save=tmp_path / 'pairs', out=tmp_path)
+
+
+def test_frechet_distance_says_what_it_is_of(folder, tmp_path, capsys):
+    rows = np.random.default_rng(0).standard_normal((3, 4))
     np.savez(tmp_path / 'f.npz', originals=rows, reconstructions=rows + 1)
-    results = evaluate_tokenizer(
-        folder, count=1, features=str(tmp_path / 'f.npz'), out=tmp_path / 'out'
-    )
-    assert results['frechet_distance'] == pytest.approx(4)
+    for count, more in ((3, ''), (2, '; NOT of the 2 pictures above')):
+        results = evaluate_tokenizer(
+            folder, count=count, features=str(tmp_path / 'f.npz'), out=tmp_path / 'out'
+        )
+        assert results['frechet']['distance'] == pytest.approx(4)
+        line = 'distance 4.000 by f.npz: 3 originals, 3 reconstructions, 4 features each' + more
+        assert f'{line}\n' in capsys.readouterr().out
 
 
 def test_errors_are_one_line(folder, tmp_path):
-    np.savez(tmp_path / 'f.npz', originals=np.zeros((3, 2)))
     (tmp_path / 'broken').mkdir()
     (tmp_path / 'broken' / 'x.png').write_text('no picture')
     for options, message in (
         ({'count': 0}, 'count is 0'),
         ({'data': '/nowhere'}, 'no such folder'),
+        ({'data': ''}, "--data '': no such folder"),
+        ({'subset': 'nonsense'}, "subset 'nonsense' is unknown"),
+        ({'subset': 'demo', 'data': str(tmp_path)}, '--subset demo: is of --data emoji'),
         ({'data': str(folder)}, 'no pictures there'),
         ({'data': str(tmp_path / 'broken')}, 'not a readable picture'),
         ({'size': 64}, 'codes pictures of 16 x 16'),
-        ({'features': str(tmp_path / 'f.npz')}, 'wanted .npz with originals'),
         ({'vgg': 'vgg16.pth'}, 'wants both'),
     ):
         with pytest.raises(UserError, match=message) as caught:

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
-from perceptual_weights import vgg_tensors
+from perceptual_weights import narrow_files
 from PIL import Image
 from tiny import tokenizer_variables
 
@@ -15,7 +14,6 @@ from infinity_jax import flops
 from infinity_jax.config import TokenizerConfig, UserError
 from infinity_jax.data.config import DataConfig
 from infinity_jax.sharding import make_mesh
-from infinity_jax.tokenizer import perceptual
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.losses import entropy_penalty
 from infinity_jax.tokenizer.quantizer import quantize
@@ -27,7 +25,6 @@ from infinity_jax.training.train_tokenizer import make_task
 from infinity_jax.training.train_tokenizer_config import TokenizerLosses, TokenizerRunConfig, check
 from infinity_jax.training.train_tokenizer_start import starting_params
 from infinity_jax.training.train_tokenizer_step import Outputs, bit_usage, loss_terms
-from infinity_jax.weights import perceptual_files
 from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model
 
 
@@ -127,21 +124,13 @@ def test_every_option_trains_and_is_finite(config):
 
 
 def test_perceptual_weights_are_used_and_not_remembered(config, tmp_path, monkeypatch):
-    # Narrow layers: the real ones take seconds to compile, and are tested in test_perceptual.
-    blocks = tuple((4,) * len(widths) for widths in perceptual.BLOCKS)
-    for module in (perceptual, perceptual_files):
-        monkeypatch.setattr(module, 'BLOCKS', blocks)
-    heads = {
-        perceptual_files.HEAD_NAME.format(i): np.ones((1, 4, 1, 1), np.float32) for i in range(5)
-    }
-    safetensors.numpy.save_file(vgg_tensors.__wrapped__(), tmp_path / 'vgg.safetensors')
-    safetensors.numpy.save_file(heads, tmp_path / 'heads.safetensors')
+    vgg, heads = narrow_files(tmp_path, monkeypatch)
     named = dataclasses.replace(
         config,
         steps=2,
         losses=TokenizerLosses(perceptual=1.0),
-        vgg_weights=str(tmp_path / 'vgg.safetensors'),
-        lpips_heads=str(tmp_path / 'heads.safetensors'),
+        vgg_weights=vgg,
+        lpips_heads=heads,
     )
     folder = run(named)
     for split in ('train', 'heldout'):

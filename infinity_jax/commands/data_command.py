@@ -1,4 +1,4 @@
-"""Arguments of `infinity-jax data …` and of `evaluate loss`; the work is done elsewhere."""
+"""Arguments of `infinity-jax data …`; the work is done elsewhere."""
 
 import argparse
 import dataclasses
@@ -37,17 +37,6 @@ def add_data(parser: argparse.ArgumentParser) -> None:
             help='such as configs/t2i.py:demo; --config.FIELD=VALUE changes it as in training',
         )
         command.set_defaults(overrides=())
-
-
-def add_loss(parser: argparse.ArgumentParser) -> None:
-    """What `evaluate loss` needs beside `--checkpoint`."""
-    parser.add_argument(
-        '--config',
-        metavar='FILE[:ARG]',
-        help='loss: whose held-out data is read; --config.FIELD=VALUE changes it as in training',
-    )
-    parser.set_defaults(overrides=())
-    parser.add_argument('--batches', type=int, default=16, help='loss: held-out batches')
 
 
 def run_config(args: argparse.Namespace) -> Any:
@@ -100,14 +89,3 @@ def run_precompute(args: argparse.Namespace) -> None:
             for source, folder in zip(config.data.sources_of(args.split), folders, strict=True):
                 named = {'kind': 'features', 'path': str(folder.absolute())}
                 print(f'{named | {"weight": source.weight}},')
-
-
-def run_loss(args: argparse.Namespace) -> None:
-    """Prints the loss table."""
-    from infinity_jax.evaluation.loss import evaluate_loss
-    from infinity_jax.pipeline import DEMO_FOLDER
-
-    config = run_config(args)
-    if config.task != 't2i':
-        raise UserError(f'--config {args.config} is of task {config.task}; wanted a t2i run')
-    evaluate_loss(args.checkpoint or DEMO_FOLDER, config, num_batches=args.batches)

@@ -1,167 +1,139 @@
 """How well a tokenizer codes pictures: fidelity, use of its bits, and what each scale adds."""
 
-import argparse
+import dataclasses
 import functools
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from infinity_jax.config import TokenizerConfig, UserError
-from infinity_jax.data.decode import decode
-from infinity_jax.data.folder import ENDINGS, picture_paths
-from infinity_jax.data.records import BrokenRecord
-from infinity_jax.data.render import render
 from infinity_jax.drawing.draw_steps import to_uint8
-from infinity_jax.evaluation.matcher import evaluation_specs
-from infinity_jax.evaluation.picture_metrics import WINDOW, frechet_distance, ssim
-from infinity_jax.evaluation.tokenizer_report import BALANCED, write_report
-from infinity_jax.pictures import from_uint8
-from infinity_jax.pipeline import DEMO_FOLDER
+from infinity_jax.evaluation.feature_file import features_distance
+from infinity_jax.evaluation.picture_metrics import WINDOW, ssim
+from infinity_jax.evaluation.tokenizer_checkpoint import TokenizerCheckpoint, open_checkpoint
+from infinity_jax.evaluation.tokenizer_pictures import (
+    PictureSet,
+    claim_pairs,
+    emoji_pictures,
+    folder_pictures,
+    save_pairs,
+)
+from infinity_jax.evaluation.tokenizer_report import BALANCED, JSON, write_report
+from infinity_jax.pictures import check_writable, from_uint8
 from infinity_jax.scales import Grid
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.losses import psnr
 from infinity_jax.tokenizer.perceptual import MIN_EDGE, lpips
 from infinity_jax.tokenizer.quantizer import accumulate, quantize, residual_at
 from infinity_jax.training.train_tokenizer_config import released_schedule
-from infinity_jax.weights.model_folder import ModelBundle, load_model
-from infinity_jax.weights.perceptual_files import perceptual_or_none
-from infinity_jax.weights.weight_files import read_json
+from infinity_jax.weights.model_folder import ModelBundle
+from infinity_jax.weights.perceptual_files import load_perceptual
 
-NEAR_ZERO = 0.05  # of a code's 1/√d: residuals below it carry noise; the released code's measure
+# Of a code's 1/√d: a smaller residual counts as near zero, as in FoundationVision/Infinity's
+# infinity/models/bsq_vae/multiscale_bsq.py, `residual_norm_per_scale`.
+NEAR_ZERO = 0.05
 BATCH_PIXELS = 2**18  # of pictures coded in one call: 64 of 64², one of 512² or larger
 STRIP_PICTURES = 8
+EMOJI = 'emoji'
+
+Keep = Callable[[int, np.ndarray, np.ndarray], None]  # number of the first, originals, decoded
 
 
 def evaluate_tokenizer(
-    folder: str | os.PathLike,
+    checkpoint: str | os.PathLike,
     *,
-    data: str = 'emoji',
+    data: str = EMOJI,
+    subset: str = '',
     count: int = 256,
     size: int = 0,
     vgg: str = '',
     heads: str = '',
     features: str = '',
-    out: str | os.PathLike = '.',
+    save: str | os.PathLike = '',
+    out: str | os.PathLike = '',
 ) -> dict[str, Any]:
     """Codes pictures and measures what comes back; prints a table and writes the report's files.
 
     Args:
-      folder: model folder with a tokenizer.
+      checkpoint: model folder with a tokenizer; or a run folder, its `checkpoints`, or one of them.
       data: 'emoji' for held-out pairs of the embedded set, or a folder of pictures, which are
         resized to cover the size and cut at the centre.
+      subset: of the emoji: starter, demo or all; '': what the tokenizer was trained on.
       count: pictures; fewer where a folder holds fewer.
       size: pixels of an edge, for a tokenizer that names no schedule of its own; 0: 256.
       vgg, heads: weights of LPIPS, see `perceptual_files`; '': not measured.
       features: .npz with `originals` and `reconstructions` (N, D), made by a network of the user's
         choice; their Fréchet distance is the rFID if it is Inception. '': not measured.
-      out: folder for tokenizer.json, tokenizer_strip.png, tokenizer_bits.png.
+      save: folder for the pictures as they were coded and their reconstructions, PNGs of equal
+        names in `gt` and `pred`; '': not kept.
+      out: folder for tokenizer.json, tokenizer_strip.png, tokenizer_bits.png; '': `evaluation` in
+        the run folder, or beside a model folder.
 
     Raises:
-      UserError: model, pictures or weights are missing or do not fit.
+      UserError: model, pictures or weights are missing or do not fit, or a folder is unwritable.
     """
     if count < 1:
         raise UserError(f'count is {count}; evaluate 1 picture or more')
-    bundle = load_model(folder, parts=('tokenizer',))
-    if bundle.tokenizer_params is None:
-        raise UserError(f'{folder}: holds no tokenizer; name the model folder of one')
-    grids, edge = coding(pathlib.Path(folder), bundle, size)
+    if subset and data != EMOJI:
+        raise UserError(f"--subset {subset}: is of --data emoji, not of '{data}'; leave it out")
+    if bool(vgg) != bool(heads):
+        raise UserError(
+            f'--vgg is {vgg!r} and --lpips-heads {heads!r}: LPIPS wants both; name both or neither'
+        )
+    source = open_checkpoint(checkpoint)
+    bundle, out = source.bundle, pathlib.Path(out or source.results)
+    grids, edge = coding(source, size)
     smallest = MIN_EDGE if vgg else WINDOW
     if edge < smallest:
         raise UserError(f'pictures of {edge} pixels; SSIM and LPIPS want {smallest} or more')
-    distance = _features_distance(features) if features else None
-    perceptual = perceptual_or_none(1.0, vgg, heads) if vgg or heads else None
-    pictures = load_pictures(data, count, edge, bundle)
-    sums, strip = measure(bundle, grids, perceptual, pictures)
+    if data == EMOJI:
+        subset = subset or bundle.extra.get('run', {}).get('data', {}).get('subset', 'all')
+        pictures = emoji_pictures(subset, count, edge)
+    else:
+        pictures = folder_pictures(data, count, edge)
+    distance = features_distance(features) if features else None
+    perceptual = load_perceptual(vgg, heads) if vgg else None
+    check_writable(out / JSON)
+    if save:
+        claim_pairs(pathlib.Path(save))
+    keep = functools.partial(save_pairs, pathlib.Path(save)) if save else None
+    sums, strip = measure(bundle, grids, perceptual, pictures, keep)
     results = {
-        'pictures': len(pictures),
-        'data': data if data == 'emoji' else 'folder',
+        'pictures': pictures.count,
+        'data': data if data == EMOJI else 'folder',
+        'subset': subset or None,
         'size': edge,
         'bits': bundle.tokenizer_config.bits,
-        'grids': [list(grid) for grid in grids],
-        'psnr': float(sums['psnr_K'][-1]),
-        'ssim': float(sums['ssim']),
-        'lpips': float(sums['lpips']) if 'lpips' in sums else None,
-        'frechet_distance': distance,
-        'scales': [
-            scale_figures(grid, sums['ones_Kd'][k], sums['near_zero_K'][k], sums['psnr_K'][k])
-            for k, grid in enumerate(grids)
-        ],
-        'ones': np.round(sums['ones_Kd'], 5).tolist(),
+        **figures(sums, grids),
+        'frechet': dataclasses.asdict(distance) if distance else None,
     }
-    write_report(pathlib.Path(out), results, strip)
+    write_report(out, results, strip)
+    if save:
+        print(f'{pictures.count} originals and reconstructions: {save}/gt, {save}/pred')
     return results
 
 
-def run(args: argparse.Namespace) -> None:
-    """`infinity-jax evaluate tokenizer`."""
-    evaluate_tokenizer(
-        args.checkpoint or DEMO_FOLDER,
-        data=args.data,
-        count=args.count,
-        size=args.size,
-        vgg=args.vgg,
-        heads=args.lpips_heads,
-        features=args.features,
-        out=args.out,
-    )
-
-
-def coding(folder: pathlib.Path, bundle: ModelBundle, size: int) -> tuple[tuple[Grid, ...], int]:
+def coding(source: TokenizerCheckpoint, size: int) -> tuple[tuple[Grid, ...], int]:
     """The code grids of a square picture and its edge in pixels."""
+    bundle = source.bundle
     stride = bundle.tokenizer_config.stride
     if bundle.schedule is None:
         edge = size or 256
         return released_schedule((edge, edge)).code_grids(patchify=stride < 16), edge
-    described = read_json(folder / 'config.json').get('transformer') or {}
-    grids = bundle.schedule.code_grids(described.get('spatial_patchify', False))
+    grids = bundle.schedule.code_grids(source.folded)
     height, width = (n * stride for n in grids[-1])
     if height != width or size not in (0, height):
         raise UserError(
-            f'{folder}: codes pictures of {height} x {width} pixels; wanted squares, and --size '
-            f'{size or height} to be theirs'
+            f'{source.name}: codes pictures of {height} x {width} pixels; wanted squares, and '
+            f'--size {size or height} to be theirs'
         )
     return grids, height
-
-
-def load_pictures(data: str, count: int, size: int, bundle: ModelBundle) -> np.ndarray:
-    """uint8 (N, size, size, 3), always the same ones: the first of a folder by name, or emoji."""
-    if data == 'emoji':
-        subset = bundle.extra.get('run', {}).get('data', {}).get('subset', 'all')
-        return np.stack([render(s, size) for s in evaluation_specs(subset, 'held_out', count)])
-    folder = pathlib.Path(data)
-    if not folder.is_dir():
-        raise UserError(f"--data {data}: no such folder; wanted 'emoji' or a folder of pictures")
-    paths = picture_paths(folder)[:count]
-    if not paths:
-        raise UserError(f'--data {data}: no pictures there ({", ".join(ENDINGS)})')
-    return np.stack([_open_square(path, size) for path in paths])
-
-
-def _open_square(path: pathlib.Path, size: int) -> np.ndarray:
-    try:
-        return decode(path.open('rb'), (size, size))  # as in training
-    except (OSError, BrokenRecord) as error:
-        raise UserError(f'{path}: not a readable picture ({error}); mend or remove it') from None
-
-
-def _features_distance(path: str) -> float:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            sets = [file[name] for name in ('originals', 'reconstructions')]
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f'--features {path}: {error}; wanted .npz with originals and reconstructions (N, D)'
-        ) from None
-    shapes = [s.shape for s in sets]
-    if any(len(s) != 2 or s[0] < 2 for s in shapes) or shapes[0][1] != shapes[1][1]:
-        raise UserError(
-            f'--features {path}: shapes {shapes[0]} and {shapes[1]}; wanted (N, D), N above 1'
-        )
-    return frechet_distance(*sets)
 
 
 def code_batch(
@@ -192,23 +164,52 @@ def code_batch(
 
 
 def measure(
-    bundle: ModelBundle, grids: tuple[Grid, ...], perceptual: Any, pictures: np.ndarray
+    bundle: ModelBundle,
+    grids: tuple[Grid, ...],
+    perceptual: Any,
+    pictures: PictureSet,
+    keep: Keep | None = None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Means over all pictures, and (n, 1 + K, Y, X, 3): originals beside what scales make."""
+    """Means over all pictures, and (n, 1 + K, Y, X, 3): originals beside what scales make.
+
+    One batch is held at a time; `keep` is called with each, uint8 (B, Y, X, 3).
+    """
     config = bundle.tokenizer_config
     run = jax.jit(functools.partial(code_batch, config=config, grids=grids))
-    size = max(1, BATCH_PIXELS // pictures.shape[1] ** 2)
+    at_once = max(1, BATCH_PIXELS // pictures.size**2)
     sums: dict[str, np.ndarray] = {}
     strips: list[np.ndarray] = []
-    for start in range(0, len(pictures), size):
-        batch = pictures[start : start + size]
-        means, decoded = run(bundle.tokenizer_params, perceptual, batch)
-        for name, value in means.items():
-            sums[name] = sums.get(name, 0) + np.asarray(value, np.float64) * len(batch)
-        if len(strips) < STRIP_PICTURES:
-            rows = np.concatenate([batch[None], decoded]).swapaxes(0, 1)
-            strips += list(rows[: STRIP_PICTURES - len(strips)])
-    return {name: value / len(pictures) for name, value in sums.items()}, np.stack(strips)
+    done = 0
+    with tqdm(
+        total=pictures.count, desc='coding', unit=' pictures', dynamic_ncols=True, disable=None
+    ) as bar:
+        for batch in pictures.batches(at_once):
+            means, decoded = run(bundle.tokenizer_params, perceptual, batch)
+            for name, value in means.items():
+                sums[name] = sums.get(name, 0) + np.asarray(value, np.float64) * len(batch)
+            if len(strips) < STRIP_PICTURES:
+                rows = np.concatenate([batch[None], decoded]).swapaxes(0, 1)
+                strips += list(rows[: STRIP_PICTURES - len(strips)])
+            if keep is not None:
+                keep(done, batch, np.asarray(decoded[-1]))
+            done += len(batch)
+            bar.update(len(batch))
+    return {name: value / pictures.count for name, value in sums.items()}, np.stack(strips)
+
+
+def figures(sums: dict[str, np.ndarray], grids: tuple[Grid, ...]) -> dict[str, Any]:
+    """Means of `measure` as plain numbers: over all, and by scale."""
+    return {
+        'grids': [list(grid) for grid in grids],
+        'psnr': float(sums['psnr_K'][-1]),
+        'ssim': float(sums['ssim']),
+        'lpips': float(sums['lpips']) if 'lpips' in sums else None,
+        'scales': [
+            scale_figures(grid, sums['ones_Kd'][k], sums['near_zero_K'][k], sums['psnr_K'][k])
+            for k, grid in enumerate(grids)
+        ],
+        'ones': np.round(sums['ones_Kd'], 5).tolist(),
+    }
 
 
 def scale_figures(grid: Grid, ones_d: np.ndarray, near_zero: float, ratio: float) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from infinity_jax.config import UserError
 from infinity_jax.evaluation.matcher import contact_sheet
 from infinity_jax.pictures import save_png
 
+JSON, STRIP, BITS = 'tokenizer.json', 'tokenizer_strip.png', 'tokenizer_bits.png'
 BALANCED = (0.35, 0.65)  # shares of ones between which a bit counts as used
 
 
 def write_report(out: pathlib.Path, results: dict[str, Any], strip: np.ndarray) -> None:
-    """Writes tokenizer.json, tokenizer_strip.png and tokenizer_bits.png; prints the table.
+    """Writes tokenizer.json, tokenizer_strip.png and tokenizer_bits.png; prints table and place.
 
     Args:
       results: as `evaluate_tokenizer` returns them.
@@ -26,26 +27,26 @@ def write_report(out: pathlib.Path, results: dict[str, Any], strip: np.ndarray) 
     columns = strip.shape[1]
     names = ['original', *('x'.join(map(str, s['grid'])) for s in results['scales'])]
     sheet = contact_sheet(strip.reshape(-1, *strip.shape[2:]), names * len(strip), columns=columns)
-    save_png(out / 'tokenizer_strip.png', sheet)
+    save_png(out / STRIP, sheet)
     try:
-        plot_bits(results, out / 'tokenizer_bits.png')
+        plot_bits(results, out / BITS)
         text = json.dumps(results, indent=2) + '\n'
-        (out / 'tokenizer.json').write_text(text, encoding='utf-8')
+        (out / JSON).write_text(text, encoding='utf-8')
     except OSError as error:
         raise UserError(f'cannot write to {out}: {error}; choose another folder') from None
     print(table(results))
+    print(f'{out}: {JSON}, {STRIP}, {BITS}')
 
 
 def table(results: dict[str, Any]) -> str:
-    """The figures as text: one line over all, one row a scale."""
+    """The figures as text: one line over all, one of features if there are any, a row a scale."""
     parts = [f'PSNR {results["psnr"]:.2f} dB', f'SSIM {results["ssim"]:.4f}']
     if results['lpips'] is not None:
         parts.append(f'LPIPS {results["lpips"]:.4f}')
-    if results['frechet_distance'] is not None:
-        parts.append(f'Fréchet distance {results["frechet_distance"]:.3f}')
     lines = [
         f'{results["pictures"]} pictures of {results["size"]}², {results["bits"]} bits a code: '
         + ', '.join(parts),
+        *([features_line(results)] if results['frechet'] else []),
         f'{"grid":>8}{"PSNR":>8}{"bit entropy":>13}{"ones":>16}{"balanced":>10}{"near zero":>11}',
     ]
     for scale in results['scales']:
@@ -56,6 +57,17 @@ def table(results: dict[str, Any]) -> str:
             f'{scale["near_zero"]:11.1%}'
         )
     return '\n'.join(lines)
+
+
+def features_line(results: dict[str, Any]) -> str:
+    """The Fréchet distance, what it is of, and whether that can be the pictures of the table."""
+    found, pictures = results['frechet'], results['pictures']
+    rows = found['originals'], found['reconstructions']
+    line = (
+        f'Fréchet distance {found["distance"]:.3f} by {found["file"]}: {rows[0]} originals, '
+        f'{rows[1]} reconstructions, {found["width"]} features each'
+    )
+    return line if rows == (pictures, pictures) else f'{line}; NOT of the {pictures} pictures above'
 
 
 def plot_bits(results: dict[str, Any], path: pathlib.Path) -> None:
