@@ -112,7 +112,7 @@ def demo() -> ConfigDict:
             'adaptive': False,  # True: `weight` times a ratio of gradient norms
             'adaptive_limit': 1e4,  # of that ratio
             'channels': 64,
-            'layers': 2,  # of stride 2: patches of 34²; 3 judges 70², more than such a picture
+            'layers': 3,  # of stride 2; with 2, patches of 34², flat backgrounds got a grain
             'lecam': 0.3,
             'lecam_decay': 0.999,  # of its moving averages of logits
             # Faster than the tokenizer and with little momentum: with the same rate and 0.9 either
