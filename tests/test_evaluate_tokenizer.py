@@ -14,9 +14,11 @@ from tiny import tokenizer_variables
 from infinity_jax import cli
 from infinity_jax.config import TokenizerConfig, UserError
 from infinity_jax.evaluation import tokenizer as evaluation
+from infinity_jax.evaluation.picture_metrics import edge_energy
 from infinity_jax.evaluation.tokenizer import (
     NEAR_ZERO,
     evaluate_tokenizer,
+    figures,
     measure,
     scale_figures,
 )
@@ -106,14 +108,17 @@ def test_figures_equal_a_plain_computation(bundle):
     near = np.mean(np.abs(np.asarray(features - two)) < NEAR_ZERO / 2)
     assert sums['near_zero_K'][2] == pytest.approx(near, abs=2e-3)
     assert strip.shape == (5, 4, 16, 16, 3) and (strip[:, 0] == pictures).all()
+    last = model.apply(variables, total_from_bits(bits), method=Autoencoder.decode)
+    ratio = float(edge_energy(last).mean() / edge_energy(target).mean())
+    assert figures(sums, GRIDS)['edge_energy'] == pytest.approx(ratio, rel=1e-4)
 
 
 def test_scale_figures_by_hand():
-    figures = scale_figures((2, 2), np.array([0.5, 0.25, 0.0, 0.6]), 0.125, 20.0)
+    row = scale_figures((2, 2), np.array([0.5, 0.25, 0.0, 0.6]), 0.125, 20.0)
     entropy = (1 + 0.8112781 + 0 + 0.9709506) / 4
-    assert figures['bit_entropy'] == pytest.approx(entropy, abs=1e-6)
-    assert (figures['least_used'], figures['most_used'], figures['balanced']) == (0.0, 0.6, 0.5)
-    assert figures['near_zero'] == 0.125
+    assert row['bit_entropy'] == pytest.approx(entropy, abs=1e-6)
+    assert (row['least_used'], row['most_used'], row['balanced']) == (0.0, 0.6, 0.5)
+    assert row['near_zero'] == 0.125
 
 
 def test_pictures_of_a_folder_cover_the_square_and_are_cut_at_the_centre(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from infinity_jax.evaluation.picture_metrics import frechet_distance, ssim
+from infinity_jax.evaluation.picture_metrics import edge_energy, frechet_distance, ssim
 
 
 def test_ssim_equals_scikit_image():
@@ -20,6 +20,13 @@ def test_ssim_equals_scikit_image():
     np.testing.assert_allclose(ssim(jnp.asarray(target), jnp.asarray(target)), 1, atol=1e-5)
     with pytest.raises(ValueError, match='wanted edges of 11'):
         ssim(jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 8, 8, 3)))
+
+
+def test_edge_energy_by_hand():
+    steps = np.zeros((2, 2, 3, 3), np.float32)
+    steps[0, :, 2] = 0.5  # one of two neighbours across differs, by 0.5, none down
+    steps[1, 1] = 3.0  # all three down, by 1 as it is clamped
+    np.testing.assert_allclose(edge_energy(jnp.asarray(steps)), [0.125, 1.0])
 
 
 def test_frechet_distance_equals_the_formula_with_a_matrix_root():

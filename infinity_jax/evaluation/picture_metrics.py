@@ -1,4 +1,4 @@
-"""Figures of merit of reconstructions: SSIM, and the Fréchet distance of features (FID)."""
+"""Figures of merit of reconstructions: SSIM, edge energy, Fréchet distance of features (FID)."""
 
 import functools
 
@@ -45,6 +45,17 @@ def ssim(pixels_BYX3: jax.Array, target_BYX3: jax.Array) -> jax.Array:
     luminance = (2 * mean_x * mean_y + c1) / (jnp.square(mean_x) + jnp.square(mean_y) + c1)
     structure = (2 * covariance + c2) / (variance_x + variance_y + c2)
     return jnp.mean(luminance * structure, axis=(1, 2, 3))
+
+
+def edge_energy(pixels_BYX3: jax.Array) -> jax.Array:
+    """(B,) mean squared difference of neighbouring pixels, down plus across: what blur takes away.
+
+    Args:
+      pixels_BYX3: in [-1, 1]; clamped.
+    """
+    pixels = jnp.clip(pixels_BYX3, -1.0, 1.0)
+    means = [jnp.mean(jnp.square(jnp.diff(pixels, axis=i)), axis=(1, 2, 3)) for i in (1, 2)]
+    return sum(means)
 
 
 def frechet_distance(features_ND: np.ndarray, others_ND: np.ndarray) -> float:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from infinity_jax.config import TokenizerConfig, UserError
 from infinity_jax.drawing.draw_steps import to_uint8
 from infinity_jax.evaluation.feature_file import features_distance
-from infinity_jax.evaluation.picture_metrics import WINDOW, ssim
+from infinity_jax.evaluation.picture_metrics import WINDOW, edge_energy, ssim
 from infinity_jax.evaluation.tokenizer_checkpoint import TokenizerCheckpoint, open_checkpoint
 from infinity_jax.evaluation.tokenizer_pictures import (
     PictureSet,
@@ -152,6 +152,8 @@ def code_batch(
     means = {
         'psnr_K': jnp.stack([psnr(pixels, target) for pixels in decoded]),
         'ssim': jnp.mean(ssim(decoded[-1], target)),
+        'edges': jnp.mean(edge_energy(decoded[-1])),
+        'original_edges': jnp.mean(edge_energy(target)),
         'ones_Kd': jnp.stack(
             [jnp.mean(bits.astype(jnp.float32), axis=(0, 1, 2)) for bits in quantized.bits]
         ),
@@ -203,6 +205,7 @@ def figures(sums: dict[str, np.ndarray], grids: tuple[Grid, ...]) -> dict[str, A
         'grids': [list(grid) for grid in grids],
         'psnr': float(sums['psnr_K'][-1]),
         'ssim': float(sums['ssim']),
+        'edge_energy': float(sums['edges'] / np.maximum(sums['original_edges'], 1e-12)),
         'lpips': float(sums['lpips']) if 'lpips' in sums else None,
         'scales': [
             scale_figures(grid, sums['ones_Kd'][k], sums['near_zero_K'][k], sums['psnr_K'][k])

@@ -41,6 +41,7 @@ def write_report(out: pathlib.Path, results: dict[str, Any], strip: np.ndarray) 
 def table(results: dict[str, Any]) -> str:
     """The figures as text: one line over all, one of features if there are any, a row a scale."""
     parts = [f'PSNR {results["psnr"]:.2f} dB', f'SSIM {results["ssim"]:.4f}']
+    parts.append(f"edge energy {results['edge_energy']:.3f} of the originals'")
     if results['lpips'] is not None:
         parts.append(f'LPIPS {results["lpips"]:.4f}')
     lines = [
