@@ -36,6 +36,19 @@ class TokenizerConfig:
     def __post_init__(self):
         if not self.channel_multipliers:
             raise UserError('tokenizer.channel_multipliers is empty; wanted one per resolution')
+        if min(self.channel_multipliers) < 1:
+            raise UserError(
+                f'tokenizer.channel_multipliers are {self.channel_multipliers}; wanted 1 or more '
+                'of each'
+            )
+        for name in ('bits', 'base_channels', 'residual_blocks', 'unshuffle', 'norm_groups'):
+            if getattr(self, name) < 1:
+                raise UserError(f'tokenizer.{name} is {getattr(self, name)}; wanted 1 or more')
+        if self.decoder_blocks < 0:
+            raise UserError(
+                f'tokenizer.decoder_blocks is {self.decoder_blocks}; wanted 1 or more, or 0 for '
+                'residual_blocks + 1'
+            )
         for multiplier in self.channel_multipliers:
             width = self.base_channels * multiplier
             if width % self.norm_groups and width % FALLBACK_GROUPS:

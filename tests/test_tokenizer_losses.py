@@ -68,6 +68,30 @@ def test_commitment_pulls_towards_the_code():
     assert losses.commitment(codes) == pytest.approx(0.0, abs=1e-6)
 
 
+def test_commitment_by_hand():
+    # d = 4: codes are ±1/2 each. Distances 0.25 and 1.25, then 0.5.
+    first = jnp.array([[[[1.0, 0.5, 0.5, 0.5], [1.5, -0.5, -0.5, 1.0]]]])
+    second = jnp.array([[[[0.0, 0.0, -0.5, -0.5]]]])
+    assert losses.commitment((first,)) == pytest.approx((0.25 + 1.25) / 2, rel=1e-6)
+    assert losses.commitment((first, second)) == pytest.approx((0.75 + 0.5) / 2, rel=1e-6)
+
+
+def test_the_entropy_penalty_by_hand():
+    """From probabilities themselves, in float64, at a β that leaves none of them at 0 or 1."""
+    beta, d, penalties = 1.5, 4, []
+    scales = [np.random.default_rng(n).standard_normal((2, n, n, d)) / 2 for n in (1, 3)]
+    entropy = lambda p: -(p * np.log(p) + (1 - p) * np.log(1 - p))
+    for z in scales:
+        # Softmax over −β·(distance to a code)², for the codes −1/√d and 1/√d.
+        weight = [np.exp(-beta * (z - code) ** 2) for code in (-(d**-0.5), d**-0.5)]
+        p = (weight[0] / sum(weight)).reshape(-1, d)
+        penalties.append((entropy(p).sum(-1).mean() - entropy(p.mean(0)).sum()) / beta)
+    penalty = jax.jit(lambda *normalised: losses.entropy_penalty(normalised, beta))
+    found = penalty(*[jnp.asarray(z, jnp.float32) for z in scales])
+    assert found == pytest.approx(np.mean(penalties), rel=1e-4)
+    assert np.mean(penalties) < -0.01
+
+
 def test_psnr_of_a_known_error():
     target = jnp.zeros((2, 4, 4, 3))
     assert losses.psnr(target + 0.2, target) == pytest.approx(20.0, abs=1e-4)  # (2 / 0.2)² = 20 dB

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import QUICK_COMPILE
 
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.data.config import DataConfig
@@ -66,6 +67,8 @@ CONFIG = TokenizerRunConfig(
     ),
 )  # fmt: skip
 MODEL = Autoencoder(CONFIG.tokenizer)
+# The first step of AdamW is the sign of the gradient, which would show rounding and hide size.
+PLAIN = OptimizerConfig(learning_rate=1e-2, ema_decay=0.5, epsilon=1.0, clip_norm=1e3)
 
 
 def run(config):
@@ -118,16 +121,14 @@ def test_before_its_start_the_term_changes_nothing():
 
 def test_a_batch_in_parts_gives_the_update_of_the_whole_one():
     """The entropy penalty and the adaptive weight, which are means over a part, are off."""
-    # The first step of AdamW is the sign of the gradient, which would show rounding and hide size.
-    plain = OptimizerConfig(learning_rate=1e-2, ema_decay=0.5, epsilon=1.0, clip_norm=1e3)
     whole = dataclasses.replace(
         CONFIG,
         losses=TokenizerLosses(truncated=0.5, entropy=0.0),
         quantizer=QuantizerTraining(scale_drop=0.5, keep_first=True),
         adversarial=dataclasses.replace(
-            CONFIG.adversarial, adaptive=False, start_step=0, optimizer=plain
+            CONFIG.adversarial, adaptive=False, start_step=0, optimizer=PLAIN
         ),
-        optimizer=plain,
+        optimizer=PLAIN,
     )
     parts = dataclasses.replace(whole, accumulate_steps=2)
     state, batches = start()
@@ -172,19 +173,55 @@ def test_gradient_equals_the_plain_sum_of_all_losses():
     assert metrics['grad_norm'] == pytest.approx(float(wanted), rel=1e-5)
 
 
+def test_the_adaptive_weight_is_a_ratio_of_gradients_of_the_last_kernel():
+    state, batches = start()
+    state = state.replace(step=jnp.int32(START))
+    target = batches[0]['pixels_BYX3'] / np.float32(127.5) - 1
+    last = state.params['decoder']['conv_out']
+
+    def plain(kernel):
+        params = {**state.params}
+        params['decoder'] = {**params['decoder'], 'conv_out': {**last, 'kernel': kernel}}
+        noise = draw_noise(step_key(CONFIG.seed, state.step), target, CONFIG)
+        outputs = forward(MODEL, params, target, CONFIG, noise)[0]
+        # As in VQGAN, of the reconstruction alone: pictures decoded from fewer scales are apart.
+        rec, _ = loss_terms(outputs._replace(truncated=None), target, None, CONFIG.losses)
+        discriminator = {'params': state.discriminator.params}
+        judged = make_discriminator(CONFIG).apply(discriminator, outputs.pixels)
+        return jnp.stack([rec, -judged.mean()])
+
+    both = jax.jit(jax.jacrev(plain), compiler_options=QUICK_COMPILE)(last['kernel'])
+    rec, adversarial = np.linalg.norm(np.asarray(both).reshape(2, -1), axis=1)
+    assert not 0.7 < rec / adversarial < 1.4  # so that their order matters
+    wanted = 0.3 * min(rec / (adversarial + 1e-4), 1e4)
+    _, metrics = compiled()(state, None, batches[0])
+    assert metrics['adversarial_weight'] == pytest.approx(float(wanted), rel=1e-4)
+
+
 def test_sharded_over_eight_devices_equals_one():
+    plain = dataclasses.replace(PLAIN, learning_rate=1.0)
     config = dataclasses.replace(
-        CONFIG, batch_size=8, adversarial=dataclasses.replace(CONFIG.adversarial, start_step=0)
+        CONFIG,
+        batch_size=8,
+        optimizer=plain,
+        adversarial=dataclasses.replace(CONFIG.adversarial, start_step=0, optimizer=plain),
     )
-    losses = []
+    results = []
     for devices in (jax.devices()[:1], jax.devices()):
         mesh = make_mesh(MeshConfig(data=-1, fsdp=min(2, len(devices))), devices)
         task = make_task(config, mesh)
         state, batch = task.init(jax.random.key(0)), put_batch(next(task.batches), mesh)
         task.batches.close()
-        losses.append(jax.device_get(task.train_step(state, batch)[1]))
-    for name, value in losses[0].items():
-        np.testing.assert_allclose(losses[1][name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+        before = jax.device_get(state)  # the step takes its buffers
+        results.append(jax.device_get(task.train_step(state, batch)))
+    (one, metrics), (eight, of_eight) = results
+    for name, value in metrics.items():
+        np.testing.assert_allclose(of_eight[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+    for x, y in zip(jax.tree.leaves(eight), jax.tree.leaves(one), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5)
+    trained = lambda state: (state.params, state.ema, state.discriminator.params)
+    moved = jax.tree.map(lambda x, y: np.abs(x - y).max(), trained(one), trained(before))
+    assert min(jax.tree.leaves(moved)) > 1e-4  # far more than the tolerance
 
 
 def test_last_layer_gradient_is_the_one_of_that_kernel():

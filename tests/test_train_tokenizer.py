@@ -160,6 +160,32 @@ def test_a_folder_with_other_bits_gives_all_but_the_layers_next_to_them(config, 
         starting_params(str(tmp_path / 'd8'), tokenizer_variables(other)['params'])
 
 
+def test_a_frozen_encoder_wants_its_own_number_of_bits(config, tmp_path):
+    params = tokenizer_variables(config.tokenizer)['params']
+    save_model(tmp_path / 'd8', ModelBundle(tokenizer_config=config.tokenizer,
+                                            tokenizer_params=params))  # fmt: skip
+    frozen = dataclasses.replace(
+        config,
+        tokenizer=dataclasses.replace(config.tokenizer, bits=12),
+        init_from=str(tmp_path / 'd8'),
+        freeze_encoder=True,
+    )
+    check(frozen)  # which reads no folder
+    task = make_task(frozen, make_mesh(devices=jax.devices()[:1]))
+    task.batches.close()
+    with pytest.raises(UserError, match='freeze_encoder is set and tokenizer.bits is 12, but') as e:
+        task.from_model()
+    assert 'd8 has 8:' in str(e.value) and '\n' not in str(e.value)
+
+
+def test_a_folder_without_a_tokenizer_is_told_so(config, tmp_path):
+    save_model(tmp_path / 'none', ModelBundle())
+    fresh = tokenizer_variables(config.tokenizer)['params']
+    with pytest.raises(UserError, match='none: holds no tokenizer; name a model folder') as e:
+        starting_params(str(tmp_path / 'none'), fresh)
+    assert '\n' not in str(e.value)
+
+
 def test_training_starts_from_a_folder_with_other_bits(config, tmp_path):
     params = tokenizer_variables(config.tokenizer)['params']
     save_model(tmp_path / 'd8', ModelBundle(tokenizer_config=config.tokenizer,

@@ -76,11 +76,28 @@ def test_a_stride_without_released_schedules():
 
 
 @pytest.mark.parametrize(
-    'fields', [{'layers': 0}, {'channels': 6}, {'weight': -1.0}, {'lecam_decay': 1.0}]
+    'fields',
+    [
+        {'layers': 0},
+        {'channels': 6},
+        {'weight': -1.0},
+        {'lecam': float('nan')},
+        {'adaptive_limit': float('inf')},
+        {'lecam_decay': 1.0},
+    ],
 )
 def test_impossible_adversaries(fields):
-    with pytest.raises(UserError, match='wanted'):
+    with pytest.raises(UserError, match=f'adversarial.{next(iter(fields))} .*wanted'):
         AdversarialConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    'name', ['l1', 'l2', 'commitment', 'entropy', 'perceptual', 'truncated', 'inverse_temperature']
+)
+@pytest.mark.parametrize('value', [-0.5, float('nan'), float('inf')])
+def test_impossible_weights_of_losses(name, value):
+    with pytest.raises(UserError, match=f'losses.{name} is {value}; wanted 0 or more, and finite'):
+        TokenizerLosses(**{name: value})
 
 
 def test_unknown_remat():

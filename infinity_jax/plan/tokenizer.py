@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import jax
 from jax.sharding import Mesh
 
 from infinity_jax import flops
@@ -9,6 +10,7 @@ from infinity_jax.plan.abstract_tokenizer import abstract_tokenizer_step
 from infinity_jax.plan.program_cost import compile_program
 from infinity_jax.plan.topology import Topology, can_compile
 from infinity_jax.plan.training import Analysis, TrainingPlan, coordinates_of, sizes_of
+from infinity_jax.training.optimizer import TrainState
 from infinity_jax.training.train_tokenizer_config import TokenizerRunConfig
 
 
@@ -18,11 +20,7 @@ def plan_tokenizer(
     """Compiles the step. Its model FLOP are the autoencoder's; LPIPS and discriminator, whose
     arithmetic `flops` does not count, are in the program and its time."""
     step = abstract_tokenizer_step(config, mesh)
-    size, batch = config.data.picture_size, config.batch_size
-    encode = flops.tokenizer_encode(config.tokenizer, size, size, batch)
-    decode = flops.tokenizer_decode(config.tokenizer, size, size, batch)
-    work = (encode + decode) * (1 + flops.BACKWARD)
-    analysis = Analysis(*sizes_of(step.arguments[0]), work.total, 0.0, batch)
+    analysis = _analyse(config, step.arguments[0])
     if not can_compile():
         return TrainingPlan(analysis)
     say('compiling the training step')
@@ -30,3 +28,15 @@ def plan_tokenizer(
         step.lower, step.arguments, topology, coordinates_of(mesh), lambda name, operands: 0.0
     )
     return TrainingPlan(analysis, cost)
+
+
+def _analyse(config: TokenizerRunConfig, state: TrainState) -> Analysis:
+    """Counts without a compiler. A frozen encoder has optimizer state all the same."""
+    sizes = (config.tokenizer, *[config.data.picture_size] * 2, config.batch_size)
+    trained = flops.tokenizer_training_step(*sizes, frozen_encoder=config.freeze_encoder)
+    parameters, state_bytes = sizes_of(state)
+    frozen = 0.0
+    if config.freeze_encoder:
+        frozen = flops.tokenizer_encode(*sizes).total
+        parameters -= sum(leaf.size for leaf in jax.tree.leaves(state.params['encoder']))
+    return Analysis(parameters, state_bytes, trained, frozen, config.batch_size)

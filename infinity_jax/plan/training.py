@@ -27,7 +27,7 @@ class Analysis:
       parameters: of the trained networks.
       state_bytes: parameters, their average and optimizer state, a chip.
       model_flops: a step of all chips, as `flops.training_step` counts.
-      frozen_flops: of tokenizer and text encoder in the step.
+      frozen_flops: of the networks in the step that are not trained.
       pictures: a step.
     """
 

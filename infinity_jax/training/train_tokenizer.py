@@ -80,7 +80,9 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
 
     def from_model() -> TrainState:
         fresh = init_sharded(init, mesh, init_key(config.seed))
-        params = starting_params(config.init_from, fresh.params)
+        params = starting_params(
+            config.init_from, fresh.params, freeze_encoder=config.freeze_encoder
+        )
         start = lambda state, p: state.replace(params=p, ema=jax.tree.map(jnp.copy, p))
         return jax.jit(start, out_shardings=shardings)(fresh, params)
 

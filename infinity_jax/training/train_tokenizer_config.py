@@ -1,6 +1,7 @@
 """Configuration of a tokenizer's training, and what of it must agree."""
 
 import dataclasses
+import math
 
 from infinity_jax.config import TokenizerConfig, UserError
 from infinity_jax.data.buckets import SQUARE
@@ -27,10 +28,15 @@ class TokenizerLosses:
     truncated: float = 0.0  # l1 and l2 of a picture decoded after a random number of scales
 
     def __post_init__(self):
-        if not self.inverse_temperature > 0:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not 0 <= value < math.inf:
+                raise UserError(
+                    f'config field losses.{field.name} is {value}; wanted 0 or more, and finite'
+                )
+        if self.inverse_temperature == 0:
             raise UserError(
-                f'config field losses.inverse_temperature is {self.inverse_temperature}; wanted a '
-                'positive number'
+                'config field losses.inverse_temperature is 0.0; wanted a positive number'
             )
 
 
@@ -54,8 +60,10 @@ class AdversarialConfig:
                 f'adversarial.layers is {self.layers} and adversarial.channels {self.channels}; '
                 'wanted 1 or more layers and a multiple of 4'
             )
-        if min(self.weight, self.start_step, self.lecam, self.adaptive_limit) < 0:
-            raise UserError('a number in config.adversarial is negative; wanted 0 or more')
+        for name in ('weight', 'start_step', 'lecam', 'adaptive_limit'):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise UserError(f'adversarial.{name} is {value}; wanted 0 or more, and finite')
         if not 0 <= self.lecam_decay < 1:
             raise UserError(
                 f'adversarial.lecam_decay is {self.lecam_decay}; wanted 0 up to below 1'
