@@ -160,7 +160,7 @@ def plot_losses(folder: str | os.PathLike) -> pathlib.Path | None:
     if game:
         axes[-1].plot(*_series(game, 'discriminator'), linewidth=0.8)
         axes[-1].axhline(1.0, color='grey', linestyle=':')
-        axes[-1].set(xlabel='step', ylabel="discriminator's hinge loss (dotted: it cannot tell)")
+        axes[-1].set(xlabel='step', ylabel="discriminator's loss (dotted: it cannot tell)")
     path = pathlib.Path(folder) / 'losses.png'
     figure.savefig(path, dpi=100)
     return path
