@@ -92,6 +92,11 @@ class TransformerConfig:
     dtype: str = 'bfloat16'  # of the matrix products inside blocks; the rest is float32
 
     def __post_init__(self):
+        for name in ('depth', 'width', 'bits', 'text_channels', 'text_length', 'levels'):
+            if getattr(self, name) < 1:
+                raise UserError(f'transformer.{name} is {getattr(self, name)}; wanted 1 or more')
+        if not 0 <= self.drop_path < 1:
+            raise UserError(f'transformer.drop_path is {self.drop_path}; wanted 0 up to below 1')
         if self.num_heads < 1 or self.width % (4 * self.num_heads):
             raise UserError(
                 f'transformer.width {self.width} over {self.num_heads} heads: 2-D RoPE wants a '

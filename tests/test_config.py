@@ -104,6 +104,12 @@ def test_derived_sizes_of_the_released_models():
         (lambda: TransformerConfig(depth=1, width=32, num_heads=0), 'num_heads'),
         (lambda: TransformerConfig(depth=1, width=32, num_heads=2, dtype='float33'), 'dtype'),
         (lambda: TransformerConfig(depth=1, width=40, num_heads=2, text_channels=384), 'width'),
+        (
+            lambda: TransformerConfig(depth=0, width=32, num_heads=2),
+            'transformer.depth is 0; wanted',
+        ),
+        (lambda: TransformerConfig(1, 32, 2, bits=0), 'transformer.bits is 0; wanted'),
+        (lambda: TransformerConfig(1, 32, 2, drop_path=1.0), 'drop_path is 1.0; wanted'),
         (lambda: TokenizerConfig(channel_multipliers=()), 'channel_multipliers'),
         (lambda: TokenizerConfig(base_channels=20), 'norm_groups'),
         (lambda: TokenizerConfig(kernel_size=2), 'kernel_size'),

@@ -62,6 +62,26 @@ def test_unknown_decay_is_named():
         make_schedule(OptimizerConfig(learning_rate=1.0, decay='linear'), 10)
 
 
+@pytest.mark.parametrize(
+    'field',
+    [
+        {'learning_rate': -1.0},
+        {'learning_rate': float('nan')},
+        {'clip_norm': float('inf')},
+        {'weight_decay': -0.1},
+        {'beta2': 1.0},
+        {'epsilon': 0.0},
+        {'ema_decay': 1.5},
+        {'warmup_steps': -1},
+    ],
+    ids=str,
+)
+def test_impossible_numbers_are_named(field):
+    ((name, value),) = field.items()
+    with pytest.raises(UserError, match=f'optimizer.{name} is {value}; wanted'):
+        OptimizerConfig(**{'learning_rate': 1e-3, **field})
+
+
 def test_bias_does_not_decay_and_kernel_does():
     optimizer = make_optimizer(CONFIG, 10)
     state = new_state(params(), optimizer)

@@ -1,6 +1,7 @@
 """AdamW as the paper trains it: which parameters decay, the schedule, the clip (paper 4)."""
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,25 @@ class OptimizerConfig:
     weight_decay: float = 0.005  # times the learning rate, as AdamW has it
     clip_norm: float = 5.0  # of the global gradient norm, as released; 0: no clipping
     ema_decay: float = 0.9999  # reached through (1 + step) / (10 + step)
+
+    def __post_init__(self):
+        if not 0 < self.epsilon < math.inf:
+            raise UserError(f'optimizer.epsilon is {self.epsilon}; wanted a positive number')
+        for name in ('beta1', 'beta2'):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(
+                    f'optimizer.{name} is {getattr(self, name)}; wanted 0 up to below 1'
+                )
+        if not 0 <= self.ema_decay <= 1:
+            raise UserError(f'optimizer.ema_decay is {self.ema_decay}; wanted 0 to 1')
+        for name in ('learning_rate', 'final_learning_rate', 'weight_decay', 'clip_norm'):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(
+                    f'optimizer.{name} is {getattr(self, name)}; wanted 0 or more, and finite'
+                )
+        for name in ('warmup_steps', 'decay_steps'):
+            if getattr(self, name) < 0:
+                raise UserError(f'optimizer.{name} is {getattr(self, name)}; wanted 0 or more')
 
 
 def decay_mask(params: Any) -> Any:
