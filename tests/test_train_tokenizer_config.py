@@ -7,6 +7,7 @@ import pytest
 from infinity_jax.config import TokenizerConfig, UserError
 from infinity_jax.data.config import DataConfig
 from infinity_jax.scales import BUDGETS, RATIOS, ScaleSchedule
+from infinity_jax.tokenizer.quantizer_noise import QuantizerTraining
 from infinity_jax.training.optimizer import OptimizerConfig
 from infinity_jax.training.train_tokenizer_config import (
     AdversarialConfig,
@@ -36,6 +37,18 @@ def test_disagreeing_sizes_are_refused():
         check(dataclasses.replace(CONFIG, precision='low'))
     with pytest.raises(UserError, match='too small for a discriminator of 3 layers, which wants'):
         check(dataclasses.replace(CONFIG, adversarial=AdversarialConfig(weight=0.3)))
+
+
+def test_truncated_pictures_keep_a_scale():
+    dropped = dataclasses.replace(
+        CONFIG,
+        losses=TokenizerLosses(truncated=1.0),
+        quantizer=QuantizerTraining(scale_drop=0.5),
+    )
+    with pytest.raises(UserError, match='set quantizer.keep_first'):
+        check(dropped)
+    kept = QuantizerTraining(scale_drop=0.5, keep_first=True)
+    check(dataclasses.replace(dropped, quantizer=kept))
 
 
 def test_a_picture_too_small_for_the_perceptual_term():

@@ -143,6 +143,12 @@ def check(config: TokenizerRunConfig) -> None:
         raise UserError(
             'freeze_encoder is set without init_from; name the model folder whose encoder is kept'
         )
+    if config.losses.truncated and config.quantizer.scale_drop and not config.quantizer.keep_first:
+        # Nothing decoded is a constant picture, at which every norm's gradient is huge.
+        raise UserError(
+            'losses.truncated with quantizer.scale_drop could leave no scale of a picture to '
+            'decode; set quantizer.keep_first'
+        )
     if config.precision not in ('highest', 'default'):
         raise UserError(f"precision is {config.precision!r}; wanted 'highest' or 'default'")
     if config.dtype not in ('float32', 'bfloat16'):
