@@ -114,7 +114,7 @@ def test_every_option_trains_and_is_finite(config):
         steps=3,
         losses=TokenizerLosses(truncated=0.5),
         quantizer=QuantizerTraining(
-            scale_drop=0.5, flip_rate=0.1, flip_scales=2, attach_residual=True
+            scale_drop=0.5, keep_first=True, flip_rate=0.1, flip_scales=2, attach_residual=True
         ),
     )
     run(options)
