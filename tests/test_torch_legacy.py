@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-from torch_files import BFLOAT16, C_TYPES, MAGIC, VERSION, Stored, write_legacy_pth
+from torch_files import BFLOAT16, C_TYPES, MAGIC, VERSION, Stored, assert_reads, write_legacy_pth
 
 from infinity_jax.config import UserError
 from infinity_jax.convert.torch_pickle import read_torch_file
@@ -37,12 +37,7 @@ def test_reads_every_dtype(tmp_path, length):
     content['empty'] = np.zeros((0, 3), np.float32)
     write_legacy_pth(tmp_path / 'x.pth', OrderedDict(content))
     found = read_torch_file(tmp_path / 'x.pth')
-    assert list(found) == list(content)
-    for name, array in content.items():
-        assert found[name].shape == array.shape and found[name].dtype == array.dtype
-        read = found[name].read()
-        assert read.dtype == array.dtype
-        np.testing.assert_array_equal(read, array)
+    assert_reads(found, content)
 
 
 def test_views_share_one_storage(tmp_path):

@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-from torch_files import BFLOAT16, Stored, write_pth
+from torch_files import BFLOAT16, Stored, assert_reads, write_pth
 
 from infinity_jax.config import UserError
 from infinity_jax.convert.torch_pickle import read_torch_file
@@ -22,12 +22,7 @@ def test_reads_every_dtype(tmp_path, compression):
     content['empty'] = np.zeros((0, 3), np.float32)
     write_pth(tmp_path / 'x.pth', OrderedDict(content), compression)
     found = read_torch_file(tmp_path / 'x.pth')
-    assert list(found) == list(content)
-    for name, array in content.items():
-        assert found[name].shape == array.shape and found[name].dtype == array.dtype
-        read = found[name].read()
-        assert read.dtype == array.dtype
-        np.testing.assert_array_equal(read, array)
+    assert_reads(found, content)
 
 
 def test_views_share_one_storage(tmp_path):

@@ -1,4 +1,4 @@
-"""Writes `.pth` files as torch does, without torch."""
+"""Writes `.pth` files as torch does, without torch, and compares what was read with arrays."""
 
 import contextlib
 import pickle
@@ -116,3 +116,13 @@ def write_legacy_pth(path, content, magic=MAGIC, version=VERSION, keys=None, cou
 
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def assert_reads(found, content):
+    """Holds the tensors of a file, in order, to the arrays that were written."""
+    assert list(found) == list(content)
+    for name, array in content.items():
+        assert found[name].shape == array.shape and found[name].dtype == array.dtype
+        read = found[name].read()
+        assert read.dtype == array.dtype
+        np.testing.assert_array_equal(read, array)
