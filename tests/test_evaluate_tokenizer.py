@@ -1,5 +1,6 @@
 """The tokenizer's evaluation on random weights: figures by hand, files left, errors in one line."""
 
+import dataclasses
 import json
 import weakref
 
@@ -200,6 +201,18 @@ def test_frechet_distance_says_what_it_is_of(folder, tmp_path, capsys):
         assert results['frechet']['distance'] == pytest.approx(4)
         line = 'distance 4.000 by f.npz: 3 originals, 3 reconstructions, 4 features each' + more
         assert f'{line}\n' in capsys.readouterr().out
+
+
+def test_without_a_schedule_stride_and_size_must_be_released_ones(bundle, tmp_path):
+    bundle.schedule = None
+    save_model(tmp_path / 'vae', bundle)
+    with pytest.raises(UserError, match='names no grids, .* for stride 16 or 8, not 4; name'):
+        evaluate_tokenizer(tmp_path / 'vae')
+    bundle.tokenizer_config = dataclasses.replace(TOKENIZER, unshuffle=16)
+    bundle.tokenizer_params = tokenizer_variables(bundle.tokenizer_config)['params']
+    save_model(tmp_path / 'stride16', bundle)
+    with pytest.raises(UserError, match='--size is 100; wanted one of 256, 512'):
+        evaluate_tokenizer(tmp_path / 'stride16', size=100)
 
 
 def test_errors_are_one_line(folder, tmp_path):

@@ -25,6 +25,7 @@ def test_distance_and_what_it_is_of(tmp_path):
         ({'reconstructions': ROWS + 1j}, 'reconstructions is of dtype complex128; wanted'),
         ({'reconstructions': ROWS * np.nan}, 'reconstructions has NaN or infinity in 20 of 20'),
         ({'originals': np.where(ROWS == ROWS[3], np.inf, 1)}, 'originals has NaN or infinity in 1'),
+        ({'originals': ROWS * 1e200}, 'have no finite covariance; wanted'),
         ({'originals': ROWS[:1]}, 'originals is of shape (1, 4); wanted'),
         ({'reconstructions': ROWS[0]}, 'reconstructions is of shape (4,); wanted'),
         ({'reconstructions': ROWS[:, :0]}, 'reconstructions is of shape (20, 0); wanted'),
@@ -66,4 +67,4 @@ def told(path, message):
         features_distance(path)
     line = str(caught.value)
     assert line.startswith(f'--features {path}: ') and message in line and '\n' not in line
-    assert 'wanted' in line
+    assert 'wanted' in line and line.count('--features') == 1

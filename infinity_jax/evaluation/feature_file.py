@@ -39,7 +39,7 @@ def features_distance(path: str | os.PathLike) -> FeatureDistance:
 
     Raises:
       UserError: the file cannot be read, lacks an array, or one is not of finite numbers (N, D)
-        with two rows or more; or they differ in D.
+        with two rows or more; or they differ in D, or are too large to square.
     """
     originals, reconstructions = sets = _read(path)
     for name, array in zip(ARRAYS, sets, strict=True):
@@ -50,8 +50,17 @@ def features_distance(path: str | os.PathLike) -> FeatureDistance:
             f'--features {path}: {ARRAYS[0]} has {widths[0]} numbers a row, {ARRAYS[1]} '
             f'{widths[1]}; wanted equal ones, of the same network'
         )
+    try:
+        with np.errstate(over='ignore', invalid='ignore'):  # what comes of that is told below
+            distance = frechet_distance(originals, reconstructions)
+    except np.linalg.LinAlgError:
+        largest = max(float(np.abs(array).max()) for array in sets)
+        raise UserError(
+            f'--features {path}: numbers up to {largest:.3g} have no finite covariance; wanted '
+            'features as a network makes them'
+        ) from None
     return FeatureDistance(
-        frechet_distance(originals, reconstructions),
+        distance,
         pathlib.Path(path).name,
         len(originals),
         len(reconstructions),
@@ -76,6 +85,8 @@ def _read(path: str | os.PathLike) -> list[np.ndarray]:
             for what in ARRAYS:
                 sets.append(file[what])
             return sets
+    except UserError:  # which is a ValueError too
+        raise
     except UNREADABLE as error:
         reason = ' '.join(str(error).split()) or type(error).__name__
         raise UserError(f'--features {path}: {what} cannot be read ({reason}); {WANTED}') from None

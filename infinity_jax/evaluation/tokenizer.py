@@ -26,7 +26,7 @@ from infinity_jax.evaluation.tokenizer_pictures import (
 )
 from infinity_jax.evaluation.tokenizer_report import BALANCED, JSON, write_report
 from infinity_jax.pictures import check_writable, from_uint8
-from infinity_jax.scales import Grid
+from infinity_jax.scales import BUDGET_OF_EDGE, STRIDE, Grid
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.losses import psnr
 from infinity_jax.tokenizer.perceptual import MIN_EDGE, lpips
@@ -125,7 +125,15 @@ def coding(source: TokenizerCheckpoint, size: int) -> tuple[tuple[Grid, ...], in
     stride = bundle.tokenizer_config.stride
     if bundle.schedule is None:
         edge = size or 256
-        return released_schedule((edge, edge)).code_grids(patchify=stride < 16), edge
+        if stride not in (STRIDE, STRIDE // 2):
+            raise UserError(
+                f'{source.name}: names no grids, and the released ones are for stride {STRIDE} or '
+                f'{STRIDE // 2}, not {stride}; name a run that was trained with grids'
+            )
+        if edge not in BUDGET_OF_EDGE:
+            edges = ', '.join(map(str, sorted(BUDGET_OF_EDGE)))
+            raise UserError(f'--size is {edge}; wanted one of {edges}')
+        return released_schedule((edge, edge)).code_grids(patchify=stride < STRIDE), edge
     grids = bundle.schedule.code_grids(source.folded)
     height, width = (n * stride for n in grids[-1])
     if height != width or size not in (0, height):

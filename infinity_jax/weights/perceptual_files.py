@@ -13,6 +13,7 @@ from infinity_jax.weights.weight_files import is_tensor, open_weights
 # Where the convolutions stand in torchvision's list of VGG-16's layers; ReLUs and pools between.
 TORCHVISION_INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 HEAD_NAME = 'lin{}.model.1.weight'  # in the LPIPS package's own vgg.pth
+NAMED = 5  # wrong weights in an error; as many as there are heads
 
 
 def load_perceptual(vgg: str | os.PathLike, heads: str | os.PathLike) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def load_perceptual(vgg: str | os.PathLike, heads: str | os.PathLike) -> dict[st
       heads: `lin{0…4}.model.1.weight`, as the LPIPS package (version 0.1) has them in `vgg.pth`.
 
     Raises:
-      UserError: a file cannot be read, or lacks or misshapes weights: all of them together.
+      UserError: a file cannot be read, or lacks or misshapes weights, of which the first are named.
     """
     tensors = open_weights(vgg)
     shapes = dict(zip(TORCHVISION_INDICES, convolution_shapes().items(), strict=True))
@@ -52,7 +53,10 @@ def _read(path: Any, tensors: Any, wanted: dict[str, tuple[int, ...]], what: str
     found = {n: tuple(t.shape) if is_tensor(t) else 'no tensor' for n, t in tensors.items()}
     wrong = [f'{n} {s} is {found.get(n, "absent")}' for n, s in wanted.items() if found.get(n) != s]
     if wrong:
-        raise UserError(f'{path}: wanted {what}, but {"; ".join(wrong)}; name that file')
+        more = f' and {len(wrong) - NAMED} more' if len(wrong) > NAMED else ''
+        raise UserError(
+            f'{path}: wanted {what}, but {"; ".join(wrong[:NAMED])}{more}; name a file of that kind'
+        )
     return {name: np.asarray(tensors[name].read(), np.float32) for name in wanted}
 
 
