@@ -58,6 +58,7 @@ def test_plots(tmp_path):
         file.write(json.dumps({'step': 4, 'split': 'train', 'loss': float('nan')}) + '\n')
         file.write(json.dumps(held_out) + '\n')
     assert Image.open(plot_losses(tmp_path)).size == (1000, 400)
+    game = {'step': 5, 'split': 'train', 'adversarial_weight': 0.3, 'discriminator': 0.0}
     with (tmp_path / FILE_NAME).open('a') as file:
-        file.write(json.dumps({'step': 5, 'split': 'train', 'discriminator': 1.1}) + '\n')
+        file.write(json.dumps(game) + '\n')
     assert Image.open(plot_losses(tmp_path)).size == (1500, 400)

@@ -136,7 +136,7 @@ def plot_losses(folder: str | os.PathLike) -> pathlib.Path | None:
     if not train:
         return None
     second = next((n for n in ('accuracy_per_scale', 'psnr') if heldout and n in heldout[-1]), None)
-    game = [record for record in train if record.get('discriminator')]
+    game = [record for record in train if record.get('adversarial_weight')]
     panels = 1 + bool(second) + bool(game)
     figure = Figure(figsize=(5 * panels, 4), layout='constrained')
     FigureCanvasAgg(figure)
