@@ -25,6 +25,11 @@ SAMPLING = SamplingConfig(guidance=(3.0,), temperature=(0.5,))
 
 KEEP = {'keep_logits': True}
 
+# From jax 0.12 on, XLA hands some products on a CPU to a library that rounds bfloat16 ten times as
+# much (docs/speed.md). What rounds here is to be our program.
+OWN_PRODUCTS = {'xla_cpu_experimental_ynn_fusion_type': ''}
+ONCE = QUICK_COMPILE | (OWN_PRODUCTS if jax.__version_info__ >= (0, 12) else {})
+
 
 def of_ratio(ratio):
     """Three scales of the 0.06M budget, of 1, up to 36 and up to 256 tokens."""
@@ -57,7 +62,7 @@ def plain(variables, bits, prompts, negative, schedule):
 
 
 def one_program(model, schedule, mode, arrays):
-    @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
+    @functools.partial(jax.jit, compiler_options=ONCE)
     def draw(variables, arrays):
         settings = {'guided': mode.guided, 'top_k': mode.top_k, 'top_p': mode.top_p}
         return draw_bits(model, variables, schedule=schedule, **arrays, **settings, **KEEP)
