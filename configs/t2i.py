@@ -24,7 +24,7 @@ paper's recipe, one after the other:
         --config.init_from=runs/t2i_2b_256/model
 
 and so on with 2b_1024. Tokenizer, text encoder and your own pictures: docs/presets.md. None of
-these was run. Chip-hours are computed, not measured: model FLOP of `infinity_jax.flops` at an
+these was run. Chip-hours are computed, not measured: model FLOP of `training.flops` at an
 assumed MFU of 40 %.
 
     preset      steps x batch   TFLOP/picture  TPU slice  chip-hours    days

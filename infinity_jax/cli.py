@@ -5,7 +5,8 @@ import os
 import sys
 from typing import NoReturn
 
-from infinity_jax.commands import (
+from infinity_jax.config import UserError
+from infinity_jax.tools.commands import (
     bench_command,
     compile_command,
     convert_command,
@@ -13,10 +14,9 @@ from infinity_jax.commands import (
     generate_command,
     plan_command,
 )
-from infinity_jax.commands.config_flags import split_overrides
-from infinity_jax.commands.data_command import add_data
-from infinity_jax.commands.sampling_flags import add_sampling_flags
-from infinity_jax.config import UserError
+from infinity_jax.tools.commands.config_flags import split_overrides
+from infinity_jax.tools.commands.data_command import add_data
+from infinity_jax.tools.commands.sampling_flags import add_sampling_flags
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -63,7 +63,7 @@ def _add_check(parser: argparse.ArgumentParser) -> None:
 
 def run_check(args: argparse.Namespace) -> None:
     """Prints the table; exits with 1 where a stage is off."""
-    from infinity_jax.parity.check import check_folder
+    from infinity_jax.tools.parity.check import check_folder
 
     sys.exit(check_folder(args.folder))
 
@@ -90,8 +90,8 @@ def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if typed else argv
     if argv[:1] == ['train'] and argv[1:] not in (['-h'], ['--help']):
         if typed:
-            from infinity_jax.host_memory import restart_with_tuned_allocator
-            from infinity_jax.supervisor import supervise
+            from infinity_jax.runtime.host_memory import restart_with_tuned_allocator
+            from infinity_jax.runtime.supervisor import supervise
 
             restart_with_tuned_allocator()
             supervise()
@@ -99,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
 
         train(['infinity-jax train', *argv[1:]])
     if typed and argv[:2] == ['data', 'precompute']:  # may be one of several processes, too
-        from infinity_jax.supervisor import supervise
+        from infinity_jax.runtime.supervisor import supervise
 
         supervise()
     argv, overrides = split_overrides(argv)
@@ -107,7 +107,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         if overrides:
             _take_overrides(args, overrides)
-        from infinity_jax.compile_cache import use_compile_cache
+        from infinity_jax.runtime.compile_cache import use_compile_cache
 
         use_compile_cache()
         args.run(args)

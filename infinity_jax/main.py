@@ -2,13 +2,13 @@
 
 from absl import app, logging
 
-from infinity_jax.commands.config_flags import CONFIG, parse_flags
-from infinity_jax.compile_cache import use_compile_cache
 from infinity_jax.config import UserError, from_mapping
-from infinity_jax.exits import one_line_endings
-from infinity_jax.host_memory import restart_with_tuned_allocator
-from infinity_jax.processes import join_processes
-from infinity_jax.supervisor import supervise
+from infinity_jax.runtime.compile_cache import use_compile_cache
+from infinity_jax.runtime.distributed import join_processes
+from infinity_jax.runtime.exit_codes import one_line_endings
+from infinity_jax.runtime.host_memory import restart_with_tuned_allocator
+from infinity_jax.runtime.supervisor import supervise
+from infinity_jax.tools.commands.config_flags import CONFIG, parse_flags
 
 TASKS = ('t2i', 'tokenizer')
 
@@ -16,11 +16,11 @@ TASKS = ('t2i', 'tokenizer')
 def train(config) -> None:
     """Dispatches on `config.task`; modules of the other task are not imported."""
     if config.task == 't2i':
-        from infinity_jax.training import train as task
+        from infinity_jax.training.transformer import task
 
         task.train(from_mapping(task.T2IConfig, config))
     elif config.task == 'tokenizer':
-        from infinity_jax.training import train_tokenizer as task
+        from infinity_jax.training.tokenizer import task
 
         task.train(from_mapping(task.TokenizerRunConfig, config))
     else:

@@ -14,7 +14,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from infinity_jax.config import UserError
-from infinity_jax.device_peaks import name_of
+from infinity_jax.runtime.accelerators import name_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,5 @@
 """The console command: arguments, files, metadata and one-line errors; no model is run."""
 
-import pathlib
 import subprocess
 import sys
 import time
@@ -8,15 +7,17 @@ import warnings
 
 import numpy as np
 import pytest
+from helpers.paths import CONFIGS
 from PIL import Image
 
-from infinity_jax import cli, supervisor
-from infinity_jax import pipeline as pipeline_module
-from infinity_jax.commands import generate_command
+from infinity_jax import cli
 from infinity_jax.config import UserError
-from infinity_jax.pictures import save_png
-from infinity_jax.pipeline import Pictures
+from infinity_jax.images import save_png
+from infinity_jax.inference import pipeline as pipeline_module
+from infinity_jax.inference.pipeline import Pictures
+from infinity_jax.runtime import supervisor
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tools.commands import generate_command
 
 
 class FakePipeline:
@@ -92,14 +93,14 @@ def test_a_place_that_cannot_be_written_is_found_before_drawing(fake, tmp_path, 
 
 
 def test_data_and_loss_read_a_config_file(monkeypatch, tmp_path):
-    from infinity_jax import inspect_data
-    from infinity_jax.evaluation import loss as evaluate_loss
+    from infinity_jax.tools import inspect_data
+    from infinity_jax.tools.evaluation import loss as evaluate_loss
 
     asked = []
     monkeypatch.setattr(inspect_data, 'inspect_data', lambda c, **k: asked.append((c.task, k)))
     monkeypatch.setattr(inspect_data, 'measure_speed', lambda c, n: asked.append((c.task, n)))
     monkeypatch.setattr(evaluate_loss, 'evaluate_loss', lambda f, c, **k: asked.append((f, k)))
-    configs = pathlib.Path(__file__).parent.parent / 'configs'
+    configs = CONFIGS
     cli.main(['data', 'inspect', f'{configs}/t2i.py:demo', '--out', 'x.png', '--count', '3'])
     cli.main(['data', 'speed', f'{configs}/tokenizer.py', '--batches', '5'])
     loss = ['evaluate', 'loss', '--checkpoint', 'here', '--config']
@@ -129,11 +130,11 @@ def test_precompute_of_several_processes_is_supervised(monkeypatch, capsys):
 
 
 def test_a_config_file_is_changed_as_in_training(monkeypatch, capsys):
-    from infinity_jax import inspect_data
+    from infinity_jax.tools import inspect_data
 
     asked = []
     monkeypatch.setattr(inspect_data, 'inspect_data', lambda config, **_: asked.append(config))
-    t2i = str(pathlib.Path(__file__).parent.parent / 'configs' / 't2i.py')
+    t2i = str(CONFIGS / 't2i.py')
     flags = ['--config.batch_size=3', "--config.data.ratios=('1.000', '0.500')"]
     cli.main(['data', 'inspect', f'{t2i}:2b_256', *flags])
     assert asked[0].batch_size == 3 and asked[0].data.ratios == ('1.000', '0.500')

@@ -3,13 +3,7 @@ import dataclasses
 import pytest
 from ml_collections import ConfigDict
 
-from infinity_jax.config import (
-    PRESETS,
-    TokenizerConfig,
-    TransformerConfig,
-    UserError,
-    from_mapping,
-)
+from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig, UserError, from_mapping
 
 
 @dataclasses.dataclass(frozen=True)

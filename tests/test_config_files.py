@@ -2,25 +2,23 @@
 
 import dataclasses
 import importlib.util
-import pathlib
 
 import pytest
 from absl import flags
+from helpers.paths import CONFIGS
 
-from infinity_jax.commands.config_flags import parse_flags
 from infinity_jax.config import UserError, from_mapping
 from infinity_jax.data.buckets import target_size
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.training.train_parts import T2IConfig
-from infinity_jax.training.train_tokenizer_config import (
+from infinity_jax.tools.commands.config_flags import parse_flags
+from infinity_jax.training.tokenizer.config import (
     AdversarialConfig,
     TokenizerLosses,
     TokenizerRunConfig,
     check,
 )
-
-CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
+from infinity_jax.training.transformer.config import T2IConfig
 
 
 def load(name):

@@ -1,62 +1,47 @@
-"""Imports point one way, from what is run down to facts (layers below, top first)."""
+"""Imports point one way between folders, from what is run down to facts; see `GRAPH`."""
 
 import ast
-import fnmatch
 import functools
 import pathlib
+import subprocess
+import sys
 
 import pytest
+from helpers.paths import CONFIGS, REPOSITORY
 
-import infinity_jax
+PACKAGE = REPOSITORY / 'infinity_jax'
 
-PACKAGE = pathlib.Path(infinity_jax.__file__).parent
-CONFIGS = PACKAGE.parent / 'configs'
-
-WHOLE = ('data', 'tokenizer', 'transformer')  # packages that stand in one layer
-
-# A module imports from its own layer or lower ones, never in a circle. The lowest name that
-# matches says where a module stands.
-LAYERS = (
-    ('main', 'cli', 'commands.*', 'exits', 'supervisor'),
-    ('convert.from_torch', 'convert.to_torch'),
-    (
-        'training.*', 'evaluation.*', 'parity.*', 'bench.*', 'plan.*', 'inspect_data', 'precompute',
-        'precompute_encode',
+# Folder (or module beside the folders) -> all that it may import. Each stands below those it names,
+# so that reading this from the top tells where a thing can live.
+FACTS = ('config', 'scales')
+NETWORKS = ('text', 'tokenizer', 'transformer')
+GRAPH = {
+    'config': (),
+    'scales': ('config',),
+    'images': ('config',),
+    'runtime': ('config',),
+    'sharding': ('config', 'runtime'),
+    'text': ('config',),
+    'tokenizer': (*FACTS, 'sharding'),
+    'transformer': (*FACTS, 'sharding'),
+    'emoji': ('config',),
+    'data': (*FACTS, 'runtime', 'emoji'),
+    'weights': (*FACTS, 'sharding', *NETWORKS),
+    'inference': (*FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'weights'),
+    'training': (
+        *FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'emoji', 'data', 'weights', 'inference',
     ),
-    ('pipeline', 'generate', 'drawing.*', 'weights.placement'),
-    (
-        'self_correction', 'losses', 'sampling', 'pictures', 'data', 'drawing.economy',
-        'weights.*', 'convert.torch_*', 'evaluation.matcher', 'evaluation.picture_metrics',
-        'training.checkpoint', 'training.optimizer', 'training.metrics', 'training.throughput',
-        'training.lora', 'training.run_folder', 'training.loss_level',
+    'convert': (*FACTS, 'text', 'weights', 'training'),
+    'tools': (
+        *FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'emoji', 'data', 'weights', 'inference',
+        'training', 'convert',
     ),
-    (
-        'text', 't5', 'tokenizer', 'transformer', 'weights.t5_folder', 'weights.weight_files',
-        'weights.weight_writer', 'convert.torch_pickle', 'convert.torch_legacy',
-        'convert.torch_unpickler', 'convert.torch_writer',
-    ),
-    (
-        'config', 'scales', 'sharding', 'platform_jit', 'compile_cache', 'host_memory', 'processes',
-        'flops', 'device_peaks', 'weights.hub', 'training.preemption', 'drawing.programs',
-        'plan.hlo_text', 'plan.collectives', 'plan.topology', 'plan.program_*',
-    ),
-)  # fmt: skip
-MAY_KNOW_TORCH = (
-    'convert.*',
-    'weights.weight_files',
-    'parity.*',
-    'cli',
-    'commands.convert_command',
-)
-
-
-def matches(module: str, names: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatchcase(module, name) for name in names)
-
-
-def layer_of(module: str) -> int | None:
-    """Depth of a module's layer, 0 at the top; None for one that has no layer yet."""
-    return max((i for i, names in enumerate(LAYERS) if matches(module, names)), default=None)
+    'main': ('config', 'runtime', 'training', 'tools'),
+    'cli': ('config', 'runtime', 'tools', 'main'),
+}  # fmt: skip
+# What a pure training step must not bring along.
+UNWANTED = ('data.', 'emoji.', 'weights.', 'inference.', 'tools.', 'convert.')
+CONFIGURATION = ('data.config',)  # dataclasses of a run's configuration, which a step reads
 
 
 def imported(source: str) -> set[str]:
@@ -72,64 +57,81 @@ def imported(source: str) -> set[str]:
     return names
 
 
-def module_of(path: pathlib.Path) -> str:
-    """Dotted name below the package, of a module or of the package in WHOLE that it is part of."""
-    parts = path.relative_to(PACKAGE).with_suffix('').parts
-    return parts[0] if parts[0] in WHOLE else '.'.join(parts)
+def modules() -> dict[str, pathlib.Path]:
+    """Dotted name below the package -> file."""
+    paths = (path for path in PACKAGE.rglob('*.py') if path.stem != '__init__')
+    return {'.'.join(p.relative_to(PACKAGE).with_suffix('').parts): p for p in paths}
 
 
 @functools.cache
-def graph() -> dict[str, frozenset[str]]:
+def edges() -> dict[str, frozenset[str]]:
     """Module -> those of ours that it imports."""
-    paths = {path: module_of(path) for path in PACKAGE.rglob('*.py') if path.stem != '__init__'}
-    known = set(paths.values())
-    edges: dict[str, set[str]] = {name: set() for name in known}
-    for path, name in paths.items():
-        for found in imported(path.read_text()):
-            parts = found.split('.')[1:] if found.startswith('infinity_jax.') else []
-            inside = {'.'.join(parts[:n]) for n in range(1, len(parts) + 1)}
-            edges[name] |= (inside & known) - {name}
-    return {name: frozenset(found) for name, found in edges.items()}
+    known, found = modules(), {}
+    for name, path in known.items():
+        inside = {
+            other.removeprefix('infinity_jax.')
+            for other in imported(path.read_text())
+            if other.startswith('infinity_jax.')
+        }
+        found[name] = frozenset((inside & known.keys()) - {name})
+    return found
 
 
-def test_every_module_has_its_layer():
-    homeless = sorted(module for module in graph() if layer_of(module) is None)
-    assert not homeless, f'place {homeless} in LAYERS'
+def folder(module: str) -> str:
+    return module.split('.')[0]
 
 
-@pytest.mark.parametrize('module', sorted(graph()))
-def test_no_module_imports_from_a_higher_layer(module):
-    own = layer_of(module)
-    layers = {name: layer_of(name) for name in graph()[module]}
-    higher = sorted(
-        name for name, layer in layers.items() if None not in (own, layer) and layer < own
-    )
-    assert not higher, f'{module} imports {higher}'
+@pytest.mark.parametrize('name', sorted({folder(module) for module in modules()}))
+def test_a_folder_imports_only_those_below_it(name):
+    assert name in GRAPH, f'{name} has no place in GRAPH'
+    for module, others in edges().items():
+        if folder(module) == name:
+            wrong = sorted(other for other in others if folder(other) not in (name, *GRAPH[name]))
+            assert not wrong, f'{module} imports {wrong}'
 
 
-def test_there_is_no_circle():
+def test_the_graph_of_folders_has_no_cycle():
+    seen: list[str] = []
+    for name, others in GRAPH.items():
+        assert set(others) <= set(seen), f'{name} stands above {set(others) - set(seen)}'
+        seen.append(name)
+
+
+def test_no_modules_import_each_other_in_a_circle():
     done: set[str] = set()
 
     def visit(module, path):
         assert module not in path, ' → '.join((*path, module))
         if module not in done:
-            for other in graph().get(module, ()):
+            for other in edges()[module]:
                 visit(other, (*path, module))
             done.add(module)
 
-    for module in graph():
+    for module in edges():
         visit(module, ())
 
 
-def test_tokenizer_and_transformer_never_import_each_other():
-    assert 'transformer' not in graph()['tokenizer']
-    assert 'tokenizer' not in graph()['transformer']
-    for module in ('tokenizer', 'transformer'):
-        assert graph()[module] <= {'config', 'scales', 'sharding'}
+def test_the_two_tasks_share_no_module_of_their_own():
+    for module, others in edges().items():
+        for own, other in (('transformer', 'tokenizer'), ('tokenizer', 'transformer')):
+            if module.startswith(f'training.{own}.'):
+                assert not any(name.startswith(f'training.{other}.') for name in others), module
 
 
-def test_scales_is_numpy_only_and_config_imports_nothing_of_ours():
-    assert graph()['config'] == frozenset()
+def test_the_training_step_loads_no_readers_of_data_or_weights_and_no_inference():
+    code = (
+        'import sys, infinity_jax.training.transformer.step;'
+        'print(*(name for name in sys.modules if name.startswith("infinity_jax.")))'
+    )
+    command = [sys.executable, '-c', code]
+    output = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    loaded = [name.removeprefix('infinity_jax.') for name in output.stdout.split()]
+    wrong = [n for n in loaded if n.startswith(UNWANTED) and n not in CONFIGURATION]
+    assert not wrong
+    assert len(loaded) <= 55
+
+
+def test_scales_is_numpy_only():
     names = imported((PACKAGE / 'scales.py').read_text())
     assert not any(n.split('.')[0] in ('jax', 'flax') for n in names)
 
@@ -140,21 +142,15 @@ def test_nothing_imports_torch():
         assert 'torch' not in roots, path.name
 
 
-def test_only_the_weight_files_know_torch():
-    for module, found in graph().items():
-        if any(matches(name, ('convert.torch_*',)) for name in found):
-            assert matches(module, MAY_KNOW_TORCH), module
-
-
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda p: p.name)
 def test_configs_import_nothing_of_the_package(path):
     assert not any(n.split('.')[0] == 'infinity_jax' for n in imported(path.read_text()))
 
 
 def test_a_relative_or_nested_import_is_seen():
-    assert imported('def f():\n    from infinity_jax.training.train import x') == {
-        'infinity_jax.training.train',
-        'infinity_jax.training.train.x',
+    assert imported('def f():\n    from infinity_jax.training.loop import x') == {
+        'infinity_jax.training.loop',
+        'infinity_jax.training.loop.x',
     }
     with pytest.raises(AssertionError):
         imported('from . import x')

@@ -11,8 +11,8 @@ import sys
 
 import pytest
 import yaml
+from helpers.paths import LAUNCH
 
-LAUNCH = pathlib.Path(__file__).parent.parent / 'launch'
 TRAIN = 'infinity-jax train --config=configs/t2i.py --config.run_dir={} --config.mesh.fsdp=16'
 COMMON = {'TRAIN_FLAGS': '--config.mesh.fsdp=16'}
 TPU = {**COMMON, 'PROJECT': 'my-project', 'ZONE': 'us-east5-b', 'NAME': 'pod'}

@@ -10,19 +10,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
-from test_config_files import CONFIGS
+from helpers.paths import CONFIGS
 
-from infinity_jax import flops
 from infinity_jax.config import PRESETS, TextConfig, UserError, from_mapping
-from infinity_jax.device_peaks import PEAKS
+from infinity_jax.runtime.accelerators import PEAKS
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
 from infinity_jax.sharding import mesh_sizes
+from infinity_jax.tokenizer.autoencoder import tokenizer_shapes
+from infinity_jax.training import flops
 from infinity_jax.training.optimizer import make_optimizer, new_state
-from infinity_jax.training.train_parts import T2IConfig, load_parts
-from infinity_jax.training.train_step import make_models, train_step
-from infinity_jax.training.train_tokenizer_config import TokenizerRunConfig
+from infinity_jax.training.tokenizer.config import TokenizerRunConfig
+from infinity_jax.training.transformer.config import T2IConfig
+from infinity_jax.training.transformer.parts import load_parts
+from infinity_jax.training.transformer.step import make_models, train_step
 from infinity_jax.weights.model_folder import ModelBundle, pairing_problems
-from infinity_jax.weights.part_weights import tokenizer_shapes
 from infinity_jax.weights.t5_folder import encoder_shapes
 
 T2I = runpy.run_path(str(CONFIGS / 't2i.py'))

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.tiny import QUICK_COMPILE, SCHEDULE, TRANSFORMER, text, transformer_variables
 from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
-from tiny import QUICK_COMPILE, SCHEDULE, TRANSFORMER, text, transformer_variables
 
 from infinity_jax.config import PRESETS, TextConfig, TokenizerConfig, UserError
-from infinity_jax.losses import bit_loss
 from infinity_jax.sharding import (
     RULES,
     TPU_DRAWING_OPTIONS,
@@ -27,6 +26,7 @@ from infinity_jax.sharding import (
     shardings_of,
 )
 from infinity_jax.training.optimizer import OptimizerConfig, make_optimizer, new_state
+from infinity_jax.training.transformer.loss import bit_loss
 from infinity_jax.transformer.model import Transformer, init_transformer
 from infinity_jax.weights.part_weights import part_shapes
 from infinity_jax.weights.t5_folder import encoder_shapes

@@ -1,155 +1,70 @@
-"""What a picture of the embedded set shows, and the caption that says so.
-
-A caption is a pure function of a `PictureSpec`; nothing here reads captions back.
-"""
+"""Which of a stored record's captions is used, and how much of it."""
 
 import dataclasses
-import functools
-import zlib
+import re
 
 import numpy as np
 
-from infinity_jax.config import UserError
-from infinity_jax.data import emoji as emoji_set
+LONG_SENTENCE = 15  # words; a first sentence of so many can stand alone
+_SENTENCE_END = re.compile(r'(?<=[.!?])\s+')
 
-# Any two are more than 105 apart in RGB, so that the nearest name of a slightly wrong colour is
-# still unambiguous.
-BACKGROUNDS = {
-    'white': (250, 250, 250),
-    'black': (15, 15, 15),
-    'grey': (128, 128, 128),
-    'red': (225, 30, 45),
-    'orange': (255, 130, 0),
-    'yellow': (255, 230, 60),
-    'green': (30, 150, 50),
-    'light blue': (140, 205, 255),
-    'blue': (30, 70, 200),
-    'pink': (255, 150, 205),
-    'purple': (125, 20, 165),
-    'brown': (120, 65, 20),
-}
-# Edge of the emoji over edge of the picture: 56, 44 and 32 pixels of 64.
-SIZES = {'large': 7 / 8, 'medium': 11 / 16, 'small': 1 / 2}
-SIZE_WORDS = {'large': 'large', 'medium': 'medium-sized', 'small': 'small'}
-PLACE_WORDS = {
-    'centre': 'in the middle',
-    'top left': 'in the top left corner',
-    'top right': 'in the top right corner',
-    'bottom left': 'in the bottom left corner',
-    'bottom right': 'in the bottom right corner',
-}
-PLACES = tuple(PLACE_WORDS)
-TEMPLATES = ('scene', 'name')  # 'a red apple on a blue background' and 'red apple'
-SPLITS = ('train', 'held_out')
 
-HELD_OUT_PERCENT = 10
-NAME_ONLY_RATE = 0.1  # of the captions are the bare name
-PLACED_RATE = 0.3  # of the pictures have a drawn size and place; the rest are large and centred
-MENTION_RATE = 0.85  # of a drawn size, and of a drawn place
+def cut(text: str) -> str:
+    """The text before `--`, where prompts of some services carry settings."""
+    return text.split('--')[0].strip()
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureSpec:
-    """A picture of the embedded set and how its caption speaks of it."""
+class RecordCaptions:
+    """What a record says about its picture.
 
-    emoji: str
-    background: str
-    size: str = 'large'
-    place: str = 'centre'
-    mention_size: bool = False
-    mention_place: bool = False
-    mention_background: bool = True
-    template: str = 'scene'
-
-    def __post_init__(self):
-        emoji_set.find(self.emoji)
-        for field, wanted in (
-            ('background', tuple(BACKGROUNDS)),
-            ('size', tuple(SIZES)),
-            ('place', PLACES),
-            ('template', TEMPLATES),
-        ):
-            if getattr(self, field) not in wanted:
-                raise UserError(
-                    f'{field} {getattr(self, field)!r} is unknown; choose one of '
-                    f'{", ".join(wanted)}'
-                )
-        if self.size == 'large' and self.place != 'centre':
-            raise UserError(
-                f'a large emoji fills the picture; its place is centre, not {self.place!r}'
-            )
-        if self.template == 'name' and (
-            self.mention_size or self.mention_place or self.mention_background
-        ):
-            raise UserError(
-                "template 'name' mentions nothing else; set the mention_ fields to False"
-            )
-
-
-def with_article(noun_phrase: str) -> str:
-    """'a red apple', 'an onion': the article for the sound that the first word starts with."""
-    vowel = noun_phrase[0] in 'aeiou' or noun_phrase.startswith(('hourglass', 'x-ray'))
-    if noun_phrase.startswith(('uni', 'ewe', 'euro', 'one ')):
-        vowel = False
-    return f'{"an" if vowel else "a"} {noun_phrase}'
-
-
-def caption(spec: PictureSpec) -> str:
-    """The caption of a picture."""
-    if spec.template == 'name':
-        return spec.emoji
-    subject = f'{SIZE_WORDS[spec.size]} {spec.emoji}' if spec.mention_size else spec.emoji
-    words = [with_article(subject) if emoji_set.find(spec.emoji).article else subject]
-    if spec.mention_place:
-        words.append(PLACE_WORDS[spec.place])
-    if spec.mention_background:
-        words.append(f'on {with_article(spec.background)} background')
-    return ' '.join(words)
-
-
-def is_held_out(emoji: str, background: str) -> bool:
-    """Whether training never shows this emoji on this background: 10 % of the pairs.
-
-    A checksum of the names, so that the answer is the same in every process and subset.
+    Attributes:
+      short: short captions, any of which may be used.
+      long: a long caption, or ''.
+      machine_written: whether the long caption may be shortened.
     """
-    return zlib.crc32(f'{emoji} on {background}'.encode()) % 100 < HELD_OUT_PERCENT
 
+    short: tuple[str, ...]
+    long: str = ''
+    machine_written: bool = False
 
-@functools.cache
-def pairs(subset: str, split: str) -> tuple[tuple[str, str], ...]:
-    """All (emoji, background) pairs of a subset that belong to a split."""
-    if split not in SPLITS:
-        raise UserError(f'split {split!r} is unknown; choose one of {", ".join(SPLITS)}')
-    return tuple(
-        (each.name, background)
-        for each in emoji_set.subset(subset)
-        for background in BACKGROUNDS
-        if is_held_out(each.name, background) == (split == 'held_out')
-    )
+    @property
+    def usable(self) -> bool:
+        """Whether anything is left of any caption."""
+        return bool(cut(self.long)) or any(map(cut, self.short))
 
+    def choose(self, rng: np.random.Generator, short_probability: float) -> str:
+        """Draws the caption of one showing: a short one with the given probability, or the long.
 
-def draw_spec(
-    rng: np.random.Generator,
-    emoji: str,
-    background: str,
-    *,
-    name_only_rate: float = NAME_ONLY_RATE,
-    placed_rate: float = PLACED_RATE,
-) -> PictureSpec:
-    """Draws size, place and wording for a pair.
+        A machine-written long caption is cut after n sentences, n drawn evenly from more than its
+        lead to all. The lead, one sentence if that is long and else two, stands in for a missing
+        short caption. Where one kind is empty the other is used.
+        """
+        shorts, longs = self._choices()
+        long = longs[rng.integers(len(longs))] if longs else ''
+        if shorts and (not long or rng.random() < short_probability):
+            return shorts[rng.integers(len(shorts))]
+        return long
 
-    Bare names go with large centred pictures: nothing in them could ask for another place.
-    """
-    name_only, placed, say_size, say_place = rng.random(4)
-    if name_only < name_only_rate:
-        return PictureSpec(emoji, background, mention_background=False, template='name')
-    if placed >= placed_rate:
-        return PictureSpec(emoji, background)
-    return PictureSpec(
-        emoji,
-        background,
-        size=('medium', 'small')[rng.integers(2)],
-        place=PLACES[rng.integers(len(PLACES))],
-        mention_size=bool(say_size < MENTION_RATE),
-        mention_place=bool(say_place < MENTION_RATE),
-    )
+    def every(self) -> tuple[str, ...]:
+        """Each caption that `choose` may give, once, in a fixed order."""
+        shorts, longs = self._choices()
+        return tuple(dict.fromkeys((*shorts, *longs)))
+
+    def uncut(self) -> 'RecordCaptions':
+        """The same with its long caption always whole; `choose` gives few different ones then."""
+        shorts, longs = self._choices()
+        return RecordCaptions(tuple(shorts), longs[-1] if longs else '')
+
+    def _choices(self) -> tuple[list[str], list[str]]:
+        """Short captions, and long ones from the shortest cut to the whole."""
+        shorts, long = [text for text in map(cut, self.short) if text], cut(self.long)
+        longs = [long] if long else []
+        if self.machine_written and long:
+            sentences = _SENTENCE_END.split(long)
+            lead = 1 if len(sentences[0].split()) >= LONG_SENTENCE else 2
+            shorts = shorts or [' '.join(sentences[:lead])]
+            if len(sentences) > lead:
+                counts = range(lead + 1, len(sentences) + 1)
+                longs = [' '.join(sentences[:count]) for count in counts]
+        return shorts, longs

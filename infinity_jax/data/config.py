@@ -3,7 +3,7 @@
 import dataclasses
 
 from infinity_jax.config import UserError
-from infinity_jax.data.captions import PLACED_RATE
+from infinity_jax.emoji.captions import PLACED_RATE
 from infinity_jax.scales import RATIOS
 
 KINDS = ('emoji', 'features', 'folder', 'jsonl', 'tar', 'tfds')

@@ -27,7 +27,7 @@ import tqdm
 
 from infinity_jax.config import UserError
 from infinity_jax.data.decode import upright_size
-from infinity_jax.data.features import FeatureSource
+from infinity_jax.data.features.stored import FeatureSource
 from infinity_jax.data.records import BrokenRecord, Place, Source
 
 VERSION = 2  # of what is stored, and of what is found broken

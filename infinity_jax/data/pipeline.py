@@ -28,9 +28,9 @@ from infinity_jax.config import UserError
 from infinity_jax.data.buckets import Part, StoredSource, make_buckets
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.decode import Crop, decode
-from infinity_jax.data.features import FeatureSource
+from infinity_jax.data.features.stored import FeatureSource
 from infinity_jax.data.records import BrokenRecord, Place, RawRecord
-from infinity_jax.data.worker_signals import obey_parent_alone
+from infinity_jax.runtime.worker_signals import obey_parent_alone
 
 MAX_TRIES = 100  # broken records in a row that stop a run at once
 JUDGED_FROM = 1000  # records read before their broken share is judged by itself

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, Protocol
 
-from infinity_jax.data.caption_choice import RecordCaptions
+from infinity_jax.data.captions import RecordCaptions
 
 Place = tuple[int, ...]  # where a record lies; the source's own numbers
 

@@ -1,5 +1,6 @@
 """Convolutional encoder and decoder around the bitwise quantizer (paper 3.2, as in VQGAN/FLUX)."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -209,3 +210,11 @@ class Autoencoder(nn.Module):
         size, compute = self.config.kernel_size, {'dtype': self.dtype, 'precision': self.precision}
         layer = conv(3 * u * u, size, **compute, parent=None)
         return to_pixels(layer.apply({'params': last_params}, hidden_Bhwc), u)
+
+
+@functools.cache
+def tokenizer_shapes(config: TokenizerConfig, boxed: bool = False) -> dict[str, Any]:
+    """The tokenizer's parameter tree as `ShapeDtypeStruct`s; boxed ones know their axes."""
+    pixels = jax.ShapeDtypeStruct((1, config.stride, config.stride, 3), jnp.float32)
+    shapes = jax.eval_shape(Autoencoder(config).init, jax.random.key(0), pixels)['params']
+    return shapes if boxed else nn.unbox(shapes)

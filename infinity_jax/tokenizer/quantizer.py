@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from infinity_jax.scales import Grid
 from infinity_jax.tokenizer.resize import area, bilinear
@@ -126,3 +127,20 @@ def total_from_bits(bits: tuple[jax.Array, ...]) -> jax.Array:
     for scale_bits in bits:
         total = accumulate(total, codes_from_bits(scale_bits))
     return total
+
+
+def fold(x_Bhwd: jax.Array) -> jax.Array:
+    """(B, 2h, 2w, d) to (B, h, w, 4d); the channel order is c·4 + 2·dy + dx."""
+    return rearrange(x_Bhwd, 'b (h dy) (w dx) c -> b h w (c dy dx)', dy=2, dx=2)
+
+
+def unfold(x_Bhwd: jax.Array) -> jax.Array:
+    """The inverse of `fold`: (B, h, w, 4d) to (B, 2h, 2w, d)."""
+    return rearrange(x_Bhwd, 'b h w (c dy dx) -> b (h dy) (w dx) c', dy=2, dx=2)
+
+
+def flatten_tokens(x_Bhwd: jax.Array, patchify: bool) -> jax.Array:
+    """A scale's codes or inputs as tokens, (B, h·w, d), row by row; 4d with spatial patchify."""
+    if patchify:
+        x_Bhwd = fold(x_Bhwd)
+    return x_Bhwd.reshape(x_Bhwd.shape[0], -1, x_Bhwd.shape[-1])

@@ -11,12 +11,12 @@ from jax.sharding import Mesh
 
 from infinity_jax.config import UserError
 from infinity_jax.data.pipeline import Batches
+from infinity_jax.runtime.preemption import StopNotice, finishing
+from infinity_jax.training.batches import check_batch, put_batch
 from infinity_jax.training.checkpoint import Checkpoints, starting_state
+from infinity_jax.training.config import RunConfig, init_key
 from infinity_jax.training.metrics import RunLog, plot_losses
 from infinity_jax.training.optimizer import TrainState
-from infinity_jax.training.preemption import StopNotice, finishing
-from infinity_jax.training.run_batches import check_batch, put_batch
-from infinity_jax.training.run_config import RunConfig, init_key
 from infinity_jax.training.run_folder import changed_since, write_description
 from infinity_jax.training.throughput import Stopwatch, mesh_peak, shown
 
@@ -31,7 +31,7 @@ class Task:
       from_model: makes a TrainState from `config.init_from`, or None.
       batches: this process's host batches; a step reads one.
       train_step: (state, batch) -> (state, metrics); jitted, state donated.
-      step_flops: batch -> model FLOP of the step that it makes, by `infinity_jax.flops`.
+      step_flops: batch -> model FLOP of the step that it makes, by `infinity_jax.training.flops`.
       evaluate: state -> held-out metrics.
       sample: (state, path) writes a picture of how things stand.
       export: (state, folder) writes the model folder.

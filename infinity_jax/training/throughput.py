@@ -1,6 +1,6 @@
 """How fast a run goes: steps, pictures, model FLOP/s, and the share of the devices' peak.
 
-Model FLOP/s are `infinity_jax.flops` of what is trained, forward and backward, over the time that
+Model FLOP/s are `training.flops` of what is trained, forward and backward, over the time that
 the steps took. Frozen networks and whatever is computed again are not counted. MFU divides by the
 dense bfloat16 peak of all devices, whatever precision the run has.
 """
@@ -9,7 +9,7 @@ import time
 
 from jax.sharding import Mesh
 
-from infinity_jax.device_peaks import peak_of
+from infinity_jax.runtime.accelerators import peak_of
 
 TERA = 1e12
 

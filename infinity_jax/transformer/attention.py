@@ -6,170 +6,19 @@ together, under one small mask; large ones go alone, each to its own slice of th
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.ad_checkpoint import checkpoint_name
 
-from infinity_jax.config import TransformerConfig, UserError
-from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import axis_size, target_platform
-from infinity_jax.transformer.directions import directions
-from infinity_jax.transformer.linear import VECTOR, linear
-from infinity_jax.transformer.query_chunks import chunked_attention
-from infinity_jax.transformer.splash import (
-    ATTENDED,
-    SMALL_BLOCK,
-    filled_length,
-    splash_attend,
-)
+from infinity_jax.config import TransformerConfig
+from infinity_jax.sharding import target_platform
+from infinity_jax.transformer.attention_ops import attend
+from infinity_jax.transformer.layers import VECTOR, linear
+from infinity_jax.transformer.tpu import directions
 
-IMPLEMENTATIONS = ('auto', 'xla', 'cudnn', 'splash')
-CUDNN_MAX_WIDTH = 128  # of a head; Hopper would take 256
-MERGE_TOKENS = 128  # scales share one masked product up to this many queries
 MAX_LOG_SCALE = np.log(100.0).astype(np.float32)
-
-
-def choose(implementation: str, q_BLNH: jax.Array) -> str:
-    """The implementation that serves these queries: 'xla', 'cudnn' or 'splash'.
-
-    'auto' goes by the platform that the program is compiled for. Few queries, as the first scales
-    have, are left to XLA: kernels would mostly compute padding. cuDNN wants 16 bits.
-
-    Raises:
-      UserError: the named one does not run there, or not on this dtype or head width.
-    """
-    platform, width = target_platform(), q_BLNH.shape[-1]
-    few = q_BLNH.shape[1] < SMALL_BLOCK
-    half = q_BLNH.dtype in (jnp.bfloat16, jnp.float16)
-    fits_cudnn = half and width % 8 == 0 and width <= CUDNN_MAX_WIDTH
-    if implementation == 'auto':
-        on_gpu = 'cudnn' if fits_cudnn else 'xla'
-        implementation = {'tpu': 'splash', 'gpu': on_gpu}.get(platform, 'xla')
-        implementation = 'xla' if few else implementation
-    if implementation not in IMPLEMENTATIONS:
-        raise UserError(f'attention is {implementation!r}; wanted {", ".join(IMPLEMENTATIONS)}')
-    if implementation == 'cudnn' and not (fits_cudnn and platform == 'gpu'):
-        raise UserError(
-            f"attention is 'cudnn', but it would run in {q_BLNH.dtype} with heads of {width} on "
-            f'{platform}; it wants a GPU, 16 bits and heads of a multiple of 8 up to '
-            f"{CUDNN_MAX_WIDTH}: set attention to 'auto', or transformer.dtype to bfloat16"
-        )
-    if implementation == 'splash' and platform == 'gpu':
-        raise UserError("attention is 'splash', which is for TPU; on a GPU set 'auto' or 'cudnn'")
-    return 'xla' if implementation == 'splash' and few else implementation
-
-
-def attend(
-    q_BLNH: jax.Array,
-    k_BSNH: jax.Array,
-    v_BSNH: jax.Array,
-    *,
-    scale: float,
-    key_lengths_B: jax.Array | None = None,
-    mask_LS: np.ndarray | None = None,
-    implementation: str = 'auto',
-) -> jax.Array:
-    """softmax(scale · q·k) v, (B, L, N, H), with padded keys or masked pairs left out.
-
-    `implementation` is as in `choose`; a mask is for XLA, whatever it says.
-    """
-    chosen = choose(implementation, q_BLNH)
-    if chosen == 'splash' and mask_LS is None:
-        return splash_attend(q_BLNH, k_BSNH, v_BSNH, scale=scale, key_lengths_B=key_lengths_B)
-    precision = 'highest' if q_BLNH.dtype == jnp.float32 else 'default'
-    with jax.default_matmul_precision(precision):
-        return chunked_attention(
-            q_BLNH,
-            k_BSNH,
-            v_BSNH,
-            scale=scale,
-            mask=None if mask_LS is None else jnp.asarray(mask_LS)[None, None],
-            key_value_seq_lengths=key_lengths_B,
-            implementation='cudnn' if chosen == 'cudnn' and mask_LS is None else 'xla',
-        )
-
-
-class Group(NamedTuple):
-    """Queries [start, end), which see keys [0, end); `mask` where its scales differ in sight."""
-
-    start: int
-    end: int
-    mask: np.ndarray | None
-
-
-@functools.lru_cache(maxsize=64)
-def query_groups(schedule: ScaleSchedule, merge_tokens: int = MERGE_TOKENS) -> tuple[Group, ...]:
-    """Partitions the sequence into runs of scales that are attended together."""
-    runs: list[list[int]] = []
-    for scale, (_, end) in enumerate(schedule.spans):
-        if runs and end - schedule.spans[runs[-1][0]][0] <= merge_tokens:
-            runs[-1].append(scale)
-        else:
-            runs.append([scale])
-    groups = []
-    for run in runs:
-        start, end = schedule.spans[run[0]][0], schedule.spans[run[-1]][1]
-        scale_of = schedule.scale_of_token
-        visible = scale_of[start:end, None] >= scale_of[None, :end]
-        groups.append(Group(start, end, None if len(run) == 1 else visible))
-    return tuple(groups)
-
-
-def prefix_attention(
-    q_BLNH: jax.Array,
-    k_BLNH: jax.Array,
-    v_BLNH: jax.Array,
-    groups: tuple[Group, ...],
-    implementation: str = 'auto',
-) -> jax.Array:
-    """Self-attention of a whole training sequence, each token seeing scales up to its own.
-
-    Tokens behind the last group only fill up the length; no other token sees them. On TPU one call
-    of splash attention serves all groups, and skips what none of them sees.
-    """
-    if choose(implementation, q_BLNH) == 'splash':
-        return splash_attend(q_BLNH, k_BLNH, v_BLNH, ends_L=_key_ends(groups))
-    parts = [
-        attend(
-            q_BLNH[:, group.start : group.end],
-            k_BLNH[:, : group.end],
-            v_BLNH[:, : group.end],
-            scale=1.0,
-            mask_LS=group.mask,
-            implementation=implementation,
-        )
-        for group in groups
-    ]
-    fill = q_BLNH.shape[1] - groups[-1].end
-    if fill:
-        parts.append(jnp.zeros_like(q_BLNH[:, :fill]))
-    attended = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
-    return checkpoint_name(attended, ATTENDED)
-
-
-def training_length(length: int, config: TransformerConfig, implementation: str) -> int:
-    """Tokens that a sequence is filled up to before its first layer; no real one sees the rest.
-
-    So that the mesh's sequence axis divides it, and splash attention need not fill up its own
-    arrays, six times a layer.
-    """
-    shape = (1, length, config.num_heads, config.head_dim)
-    if choose(implementation, jax.ShapeDtypeStruct(shape, jnp.dtype(config.dtype))) == 'splash':
-        length = filled_length(length)
-    return length + -length % axis_size('sequence')
-
-
-def _key_ends(groups: tuple[Group, ...]) -> np.ndarray:
-    """(L,) how many keys each query sees."""
-    ends = [
-        np.full(group.end - group.start, group.end) if group.mask is None else group.mask.sum(1)
-        for group in groups
-    ]
-    return np.concatenate(ends)
 
 
 class SelfAttention(nn.Module):

@@ -4,6 +4,7 @@ Both run the same blocks, stacked and scanned over the layers. Training attends 
 sequence; generation runs one scale at a time against a cache.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,14 +15,18 @@ import numpy as np
 from infinity_jax.config import TransformerConfig, UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import constrain
-from infinity_jax.transformer.attention import prefix_attention, query_groups, training_length
-from infinity_jax.transformer.blocks import Block, modulate
-from infinity_jax.transformer.cache import KeyValueCache
-from infinity_jax.transformer.condition import Condition, TextConditioner
-from infinity_jax.transformer.linear import linear
+from infinity_jax.transformer.attention_ops import (
+    attend_scale,
+    prefix_attention,
+    query_groups,
+    training_length,
+)
+from infinity_jax.transformer.block import Block, modulate
+from infinity_jax.transformer.conditioning import Condition, TextConditioner
+from infinity_jax.transformer.kv_cache import KeyValueCache
+from infinity_jax.transformer.layers import linear
 from infinity_jax.transformer.remat import remat
 from infinity_jax.transformer.rope import rope_table
-from infinity_jax.transformer.scale_attention import attend_scale
 
 
 class Trace(NamedTuple):
@@ -286,3 +291,18 @@ def init_transformer(model: Transformer, key: jax.Array, schedule: ScaleSchedule
         jnp.zeros((1, schedule.num_tokens - 1, config.token_bits)),
         schedule,
     )
+
+
+@functools.cache  # a trace costs as much as reading a small model
+def transformer_shapes(config: TransformerConfig, boxed: bool = False) -> dict[str, Any]:
+    """The transformer's parameter tree as `ShapeDtypeStruct`s; boxed ones know their axes."""
+    schedule = ScaleSchedule.free(((1, 1), (1, 1)))
+    text = jax.ShapeDtypeStruct((1, 1, config.text_channels), jnp.float32)
+    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
+    inputs = jax.ShapeDtypeStruct((1, 1, config.token_bits), jnp.float32)
+
+    def init(text, lengths, inputs):
+        return Transformer(config).init(jax.random.key(0), text, lengths, inputs, schedule)
+
+    shapes = jax.eval_shape(init, text, lengths, inputs)['params']
+    return shapes if boxed else nn.unbox(shapes)

@@ -7,10 +7,10 @@ import flax.linen as nn
 import jax
 
 from infinity_jax.config import UserError
-from infinity_jax.transformer.blocks import UPDATE
-from infinity_jax.transformer.directions import ROTATED
-from infinity_jax.transformer.norm import STATISTICS
+from infinity_jax.transformer.block import UPDATE
+from infinity_jax.transformer.layers import STATISTICS
 from infinity_jax.transformer.splash import ATTENDED
+from infinity_jax.transformer.tpu import ROTATED
 
 _names = jax.checkpoint_policies.save_only_these_names(ATTENDED)
 _queries = jax.checkpoint_policies.save_only_these_names(ATTENDED, ROTATED, UPDATE, STATISTICS)

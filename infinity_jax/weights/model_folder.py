@@ -32,7 +32,7 @@ from infinity_jax.config import (
     from_mapping,
 )
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.text import TextTokenizer
+from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.weights.part_weights import (
     Params,
     flat_shapes,
@@ -246,3 +246,6 @@ def pairing_problems(bundle: ModelBundle) -> list[str]:
             f'gives {text.width}; use the encoder that it was trained with'
         )
     return problems
+
+
+DEMO_FOLDER = Path(__file__).parent.parent / 'demo'  # the model that ships with the package

@@ -4,56 +4,29 @@ Names are our parameter paths joined by dots, layers stacked. Above 5 GB a part 
 with an index. Nothing here holds more than one tensor besides what it returns.
 """
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError
-from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import read_placed, shardings_of
-from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.transformer.model import Transformer
+from infinity_jax.tokenizer.autoencoder import tokenizer_shapes
+from infinity_jax.transformer.model import transformer_shapes
+from infinity_jax.weights.safetensors_writer import ShardWriter, Spec
 from infinity_jax.weights.weight_files import (
     LazyTensor,
     name_problems,
     open_safetensors,
     open_shards,
 )
-from infinity_jax.weights.weight_writer import ShardWriter, Spec
 
 Params = dict[str, Any]
 PartConfig = TransformerConfig | TokenizerConfig
-
-
-@functools.cache  # a trace costs as much as reading a small model
-def transformer_shapes(config: TransformerConfig, boxed: bool = False) -> Params:
-    """The transformer's parameter tree as `ShapeDtypeStruct`s; boxed ones know their axes."""
-    schedule = ScaleSchedule.free(((1, 1), (1, 1)))
-    text = jax.ShapeDtypeStruct((1, 1, config.text_channels), jnp.float32)
-    lengths = jax.ShapeDtypeStruct((1,), jnp.int32)
-    inputs = jax.ShapeDtypeStruct((1, 1, config.token_bits), jnp.float32)
-
-    def init(text, lengths, inputs):
-        return Transformer(config).init(jax.random.key(0), text, lengths, inputs, schedule)
-
-    shapes = jax.eval_shape(init, text, lengths, inputs)['params']
-    return shapes if boxed else nn.unbox(shapes)
-
-
-@functools.cache
-def tokenizer_shapes(config: TokenizerConfig, boxed: bool = False) -> Params:
-    """The tokenizer's parameter tree as `ShapeDtypeStruct`s; boxed ones know their axes."""
-    pixels = jax.ShapeDtypeStruct((1, config.stride, config.stride, 3), jnp.float32)
-    shapes = jax.eval_shape(Autoencoder(config).init, jax.random.key(0), pixels)['params']
-    return shapes if boxed else nn.unbox(shapes)
 
 
 def part_shapes(config: PartConfig, boxed: bool = False) -> Params:

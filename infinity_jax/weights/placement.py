@@ -11,13 +11,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from infinity_jax.config import (
+    Economy,
     TextConfig,
     TokenizerConfig,
     TransformerConfig,
     UserError,
     from_mapping,
 )
-from infinity_jax.drawing.economy import Economy
 from infinity_jax.sharding import batch_sharding, shardings_of
 from infinity_jax.transformer.int8 import SCALE, int8_shapes, quantize_kernels
 from infinity_jax.weights.model_folder import (

@@ -14,7 +14,8 @@ from jax.sharding import Mesh
 
 from infinity_jax.config import TextConfig, UserError
 from infinity_jax.sharding import read_placed, shardings_of
-from infinity_jax.t5 import T5Encoder
+from infinity_jax.text.t5 import T5Encoder
+from infinity_jax.weights.safetensors_writer import ShardWriter, Spec
 from infinity_jax.weights.weight_files import (
     Index,
     LazyTensor,
@@ -23,7 +24,6 @@ from infinity_jax.weights.weight_files import (
     open_weights,
     read_json,
 )
-from infinity_jax.weights.weight_writer import ShardWriter, Spec
 
 Params = dict[str, Any]
 

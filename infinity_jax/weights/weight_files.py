@@ -15,8 +15,8 @@ import numpy as np
 import safetensors
 
 from infinity_jax.config import UserError
-from infinity_jax.convert.torch_pickle import read_torch_file
-from infinity_jax.convert.torch_unpickler import TorchTensor
+from infinity_jax.weights.torch_file.reader import read_torch_file
+from infinity_jax.weights.torch_file.unpickler import TorchTensor
 
 SAFETENSORS_DTYPES = {
     'F64': np.float64,

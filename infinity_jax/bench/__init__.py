@@ -1,1 +1,0 @@
-"""Speed beside the limits of the device: `infinity-jax bench`."""

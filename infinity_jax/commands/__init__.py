@@ -1,1 +1,0 @@
-"""The subcommands of `infinity-jax`: flags, and what they call."""

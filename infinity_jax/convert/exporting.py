@@ -1,0 +1,271 @@
+"""A model folder or a training checkpoint to files that the released PyTorch code loads."""
+
+import dataclasses
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError, from_mapping
+from infinity_jax.convert.importing import with_bar
+from infinity_jax.convert.names import Naming
+from infinity_jax.convert.plan import Plan, layer_of
+from infinity_jax.text.tokenizer import TOKENIZER_FILES
+from infinity_jax.training.run_folder import run_named
+from infinity_jax.weights.model_folder import DTYPES, read_description
+from infinity_jax.weights.part_weights import PartConfig, flat_shapes, open_part, part_shapes
+from infinity_jax.weights.safetensors_writer import SHARD_BYTES, ShardWriter, Spec
+from infinity_jax.weights.t5_folder import copy_encoder, save_encoder
+from infinity_jax.weights.torch_file.writer import TorchWriter
+from infinity_jax.weights.weight_files import name_problems, read_json
+
+FORMATS = ('pth', 'safetensors')
+OURS = re.compile(  # what an export leaves
+    r'(transformer|tokenizer)(-\d{5}-of-\d{5})?\.(pth|safetensors)|model\.safetensors\.index\.json'
+)
+INDEX = 'model.safetensors.index.json'  # the name that the released loader of shards looks for
+
+
+WriteText = Callable[[Path, str | None], None]  # (folder, dtype or None for the stored one)
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Weights to export.
+
+    Attributes:
+      config: of a transformer or a tokenizer.
+      read: (our path, layer) -> array.
+      dtypes: our path -> stored dtype.
+      source: how the torch file that it came from was written; {} where there was none.
+    """
+
+    name: str
+    config: PartConfig
+    read: Callable[[str, int | None], np.ndarray]
+    dtypes: Mapping[str, Any]
+    source: Mapping[str, Any]
+
+
+def to_torch_files(
+    checkpoint: str | Path,
+    out: str | Path,
+    *,
+    ema: bool = False,
+    file_format: str = 'pth',
+    shard_size: int = SHARD_BYTES,
+    chunks: int | None = None,
+    scale_axis: int | None = None,
+    dtype: str | None = None,
+) -> list[Path]:
+    """Writes transformer and tokenizer in the released layout, and the text encoder's folder.
+
+    Names, dtypes and the layout of `scale_mul` are those of the file that was imported; of a model
+    trained here, one chunk and the stored dtype.
+
+    Args:
+      checkpoint: a model folder; or a run folder, its `checkpoints`, or one step of them.
+      out: folder for the files. Those of an earlier export are replaced, all else stays.
+      ema: of a training checkpoint, take the moving average.
+      file_format: 'pth' or 'safetensors', the latter with an index.
+      shard_size: bytes of a safetensors file above which the transformer is cut.
+      chunks: of the blocks' names.
+      scale_axis: 1 for `scale_mul_1H11` of (1, heads, 1, 1), 2 for (1, 1, heads, 1).
+      dtype: of all floating-point tensors.
+
+    Returns:
+      the files written.
+
+    Raises:
+      UserError: nothing to export there, or a flag that does not fit it.
+    """
+    if file_format not in FORMATS:
+        raise UserError(f'format {file_format!r} is unknown; choose one of {", ".join(FORMATS)}')
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f'dtype {dtype!r} is unknown; choose one of {", ".join(DTYPES)}')
+    if shard_size < 1:
+        raise UserError(f'shard size is {shard_size}; wanted at least 1 byte')
+    out = Path(out)
+    parts, write_text = _parts_of(Path(checkpoint), ema)
+    temporary = out / f'.saving-{os.getpid()}'
+    try:
+        temporary.mkdir(parents=True)
+        for part in parts:
+            naming = _naming(part, chunks, scale_axis)
+            plan = Plan.of(part.config, naming)
+            specs = plan.torch_specs(_dtype_of(part, naming, dtype))
+            arrays = with_bar(plan.write(part.read, specs), len(specs), part.name)
+            if file_format == 'pth':
+                _write_pth(temporary, part.name, specs, arrays)
+            else:
+                limit = shard_size if part.name == 'transformer' else sys.maxsize
+                _write_safetensors(temporary, part.name, specs, arrays, limit)
+        write_text(temporary / 'text_encoder', dtype)
+        return _move(temporary, out)
+    except OSError as error:
+        raise UserError(f'{out}: cannot be written ({error}); free space or name another') from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _naming(part: Part, chunks: int | None, scale_axis: int | None) -> Naming:
+    source = part.source
+    naming = Naming(
+        source.get('chunks', 1) if chunks is None else chunks,
+        source.get('scale_axis', 1) if scale_axis is None else scale_axis,
+    )
+    transformer = isinstance(part.config, TransformerConfig)
+    if transformer and (naming.chunks < 1 or part.config.depth % naming.chunks):
+        raise UserError(
+            f'--chunks {naming.chunks} does not divide the {part.config.depth} blocks; name a '
+            'number that does'
+        )
+    return naming
+
+
+def _dtype_of(part: Part, naming: Naming, dtype: str | None) -> Callable[[str, str], Any]:
+    """(torch name, our path) -> dtype: asked for, else the source's, else the stored one."""
+    if dtype is not None:
+        return lambda name, ours: dtype
+    if not part.source:
+        return lambda name, ours: part.dtypes[ours]
+    # The source may have named its blocks otherwise; both plans list tensors in one order.
+    before = Naming(part.source.get('chunks', 1), naming.scale_axis)
+    plans = (Plan.of(part.config, naming), Plan.of(part.config, before))
+    names = [[*(e.torch for e in plan.entries), *plan.buffers] for plan in plans]
+    old_name = dict(zip(*names, strict=True))
+    others = part.source['other_dtypes']
+    return lambda name, ours: others.get(old_name[name], part.source['dtype'])
+
+
+def _write_pth(
+    folder: Path, part: str, specs: Mapping[str, Spec], arrays: Iterator[tuple[str, np.ndarray]]
+) -> None:
+    under = ('vae',) if part == 'tokenizer' else ()  # where the released code looks
+    with TorchWriter(folder / f'{part}.pth', specs, under) as writer:
+        for name, array in arrays:
+            writer.write(name, array)
+
+
+def _write_safetensors(
+    folder: Path,
+    part: str,
+    specs: Mapping[str, Spec],
+    arrays: Iterator[tuple[str, np.ndarray]],
+    limit: int,
+) -> None:
+    index = INDEX if part == 'transformer' else ''
+    with ShardWriter(folder, part, specs, limit, index) as writer:
+        for name, array in arrays:
+            writer.write(name, array)
+
+
+def _move(folder: Path, out: Path) -> list[Path]:
+    """Moves whole files to their place, the index last; an earlier export makes room."""
+    files = sorted(p.relative_to(folder) for p in folder.rglob('*') if p.is_file())
+    for old in out.iterdir():  # of an earlier export in another format or cut
+        if OURS.fullmatch(old.name) and Path(old.name) not in files:
+            old.unlink()
+    for file in sorted(files, key=lambda f: f.name == INDEX):
+        (out / file).parent.mkdir(exist_ok=True)
+        os.replace(folder / file, out / file)
+    return [out / file for file in files]
+
+
+def _parts_of(checkpoint: Path, ema: bool) -> tuple[list[Part], WriteText]:
+    """What there is to export, and how to write the text encoder beside it."""
+    if not checkpoint.exists():
+        raise UserError(f'{checkpoint}: no such folder; name a model folder or a run folder')
+    run_dir, step = run_named(checkpoint)
+    if run_dir is not None:
+        return _parts_of_run(run_dir, step, ema)
+    if ema:
+        raise UserError(
+            f'{checkpoint}: a model folder holds one set of weights; --ema is for the checkpoints '
+            'of a run'
+        )
+    return _parts_of_folder(checkpoint)
+
+
+def _parts_of_folder(folder: Path) -> tuple[list[Part], WriteText]:
+    folder, described = read_description(folder)
+    parts, problems = [], []
+    for name, kind in (('transformer', TransformerConfig), ('tokenizer', TokenizerConfig)):
+        if name not in described:
+            continue
+        config = from_mapping(kind, described[name], name)
+        tensors = open_part(folder, name)
+        wanted = flat_shapes(part_shapes(config))
+        found = {n: tuple(t.shape) for n, t in tensors.items()}
+        problems += [f'{name}: {line}' for line in name_problems(wanted, found)]
+        parts.append(
+            Part(
+                name,
+                config,
+                lambda ours, layer, tensors=tensors: tensors[ours].read(
+                    () if layer is None else (layer,)
+                ),
+                {n: t.dtype for n, t in tensors.items()},
+                described.get('source', {}).get(name, {}),
+            )
+        )
+    if problems:
+        raise UserError(f'{folder}: ' + '; '.join(problems))
+
+    def write_text(target: Path, dtype: str | None) -> None:
+        if (folder / 'text_encoder').is_dir():
+            copy_encoder(folder / 'text_encoder', target, dtype)
+            for name in TOKENIZER_FILES:
+                if (folder / 'text_encoder' / name).is_file():
+                    shutil.copy(folder / 'text_encoder' / name, target)
+
+    return parts, write_text
+
+
+def _parts_of_run(run_dir: Path, step: int | None, ema: bool) -> tuple[list[Part], WriteText]:
+    from infinity_jax.training.checkpoint import load_weights
+    from infinity_jax.training.tokenizer.task import TokenizerRunConfig
+    from infinity_jax.training.transformer.config import T2IConfig
+    from infinity_jax.training.transformer.parts import load_parts
+    from infinity_jax.weights.model_folder import DEMO_FOLDER
+
+    fields = read_json(run_dir / 'config.json')
+    weights = load_weights(run_dir, step, 'ema' if ema else 'params')
+    if fields.get('task') == 'tokenizer':
+        config = from_mapping(TokenizerRunConfig, fields)
+        return [_in_memory('tokenizer', config.tokenizer, weights, {})], lambda *_: None
+    config = from_mapping(T2IConfig, fields)
+    if config.lora.rank:
+        raise UserError(
+            f'{run_dir}: its checkpoints hold LoRA adapters alone; name the finished model, '
+            f'{run_dir / "model"}, or one of infinity-jax convert merge-lora'
+        )
+    bundle = load_parts(config)
+    parts = [
+        _in_memory(name, part_config, params, bundle.source.get(name, {}))
+        for name, part_config, params in (
+            ('transformer', config.transformer, weights['transformer']),
+            ('tokenizer', bundle.tokenizer_config, bundle.tokenizer_params),
+        )
+    ]
+
+    def write_text(target: Path, dtype: str | None) -> None:
+        if 'text' in weights:
+            save_encoder(target, bundle.text_config, weights['text'], dtype or 'float32')
+        else:
+            copy_encoder(config.text.folder or DEMO_FOLDER / 'text_encoder', target, dtype)
+        bundle.text_tokenizer.save(target)
+
+    return parts, write_text
+
+
+def _in_memory(name: str, config: PartConfig, params: Any, source: Mapping[str, Any]) -> Part:
+    flat = flatten_dict(params, sep='.')
+    dtypes = {path: array.dtype for path, array in flat.items()}
+    return Part(name, config, lambda ours, layer: layer_of(flat[ours], layer), dtypes, source)

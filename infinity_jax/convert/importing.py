@@ -1,0 +1,197 @@
+"""Released PyTorch files to a model folder, tensor by tensor."""
+
+import collections
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from infinity_jax.config import TokenizerConfig, UserError
+from infinity_jax.convert.continuous_vae import is_continuous, read_continuous
+from infinity_jax.convert.dimensions import Tensors, read_tokenizer_config, read_transformer_config
+from infinity_jax.convert.plan import TOKEN_STRIDE, Plan, check_pair
+from infinity_jax.convert.state_dict import open_tokenizer, open_transformer
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.text.tokenizer import TextTokenizer
+from infinity_jax.weights.model_folder import (
+    DTYPES,
+    FORMAT,
+    ModelBundle,
+    pairing_problems,
+    replacing,
+    write_description,
+)
+from infinity_jax.weights.safetensors_writer import ShardWriter
+from infinity_jax.weights.t5_folder import copy_encoder, open_encoder
+from infinity_jax.weights.weight_files import read_json
+
+
+def from_torch(
+    out: str | Path,
+    *,
+    transformer: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    ema: bool = False,
+    dtype: str | None = None,
+    token_stride: int = TOKEN_STRIDE,
+    grids: Sequence[tuple[int, int]] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> ModelBundle:
+    """Writes a model folder from files as people have them.
+
+    Args:
+      out: the folder; a model folder that is there is replaced, anything else is left alone.
+      transformer, tokenizer: .pth or .safetensors files or folders of shards. A transformer wants
+        its tokenizer, whose d alone shows how many codes a token folds. A tokenizer by itself may
+        be a continuous autoencoder, to start training from: its latent's channels are the bits.
+      text_encoder: Hugging Face folder of a T5 v1.1, encoder or whole.
+      ema: take the transformer's moving average, of a training checkpoint.
+      dtype: of the stored weights; None keeps each tensor's own.
+      token_stride: pixels per transformer token along an edge.
+      grids: token grids (h, w) of a model that draws on its own; None for the released ones.
+      overrides: 'transformer.FIELD' or 'tokenizer.FIELD' -> value, instead of what shapes say.
+
+    Returns:
+      a bundle with the configurations and without the weights.
+
+    Raises:
+      UserError: every missing, unknown and misshapen tensor of all files, or parts that do not
+        belong together.
+    """
+    out = Path(out)
+    if transformer is None and tokenizer is None and text_encoder is None:
+        raise UserError('nothing to convert; name --transformer, --tokenizer or --text-encoder')
+    if transformer is not None and tokenizer is None:
+        raise UserError('a transformer is read together with its tokenizer; name --tokenizer too')
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f'dtype {dtype!r} is unknown; choose one of {", ".join(DTYPES)}')
+    check_target(out)
+    bundle, sources, problems = _read_configs(transformer, tokenizer, ema, _split(overrides or {}))
+    if bundle.transformer_config and bundle.tokenizer_config:
+        check_pair(bundle.transformer_config, bundle.tokenizer_config, tokenizer, token_stride)
+    bundle.schedule = None if grids is None else ScaleSchedule.free(grids)
+    if text_encoder is not None:
+        bundle.text_config, _ = open_encoder(text_encoder)
+        bundle.text_tokenizer = TextTokenizer.from_folder(text_encoder)
+    problems += pairing_problems(bundle)
+    if problems:
+        raise UserError('; '.join(problems))
+    with replacing(out) as folder:
+        for each in sources:
+            specs = each.plan.our_specs(each.tensors, dtype)
+            arrays = each.plan.read(each.tensors, specs)
+            with ShardWriter(folder, each.part, specs) as writer:
+                for name, layer, array in with_bar(arrays, len(each.plan.entries), each.part):
+                    writer.write(name, array, layer)
+            bundle.source[each.part] = each.described
+        if text_encoder is not None:
+            copy_encoder(text_encoder, folder / 'text_encoder', dtype)
+            bundle.text_tokenizer.save(folder / 'text_encoder')
+        write_description(folder, bundle)
+    return bundle
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """One part's torch tensors, and how they become ours."""
+
+    part: str
+    path: str | Path
+    tensors: Tensors
+    plan: Plan
+    described: dict[str, Any]
+
+
+def check_target(out: Path) -> None:
+    """Raises `UserError` where `out` holds something else than a model, to be kept."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    config = out / 'config.json'
+    if not (config.is_file() and read_json(config).get('format') == FORMAT):
+        raise UserError(f'--out {out} is there and is not a model folder; name another one')
+
+
+def _split(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """'part.field' -> value, as part -> field -> value."""
+    changes: dict[str, dict[str, Any]] = {'transformer': {}, 'tokenizer': {}}
+    for name, value in overrides.items():
+        part, _, field = name.partition('.')
+        if part not in changes or not field:
+            raise UserError(f'--set {name}: wanted transformer.FIELD or tokenizer.FIELD')
+        changes[part][field] = value
+    return changes
+
+
+def _read_configs(
+    transformer: str | Path | None,
+    tokenizer: str | Path | None,
+    ema: bool,
+    changes: Mapping[str, Mapping[str, Any]],
+) -> tuple[ModelBundle, list[_Source], list[str]]:
+    """Configurations, what they were read from, and what is wrong with either file."""
+    bundle, sources, problems = ModelBundle(), [], []
+    bits = None
+    if tokenizer is not None:
+        tensors = open_tokenizer(tokenizer)
+        try:
+            if is_continuous(tensors):
+                config, tensors = _read_continuous(
+                    tokenizer, tensors, transformer is not None, changes['tokenizer']
+                )
+            else:
+                config = read_tokenizer_config(tensors, **changes['tokenizer'])
+            bundle.tokenizer_config, bits = config, config.bits
+            described = describe_source(tensors)
+            sources.append(_Source('tokenizer', tokenizer, tensors, Plan.of(config), described))
+        except UserError as error:
+            problems.append(f'{tokenizer}: {error}')
+    if transformer is not None:
+        tensors = open_transformer(transformer, ema)
+        try:
+            config, naming = read_transformer_config(tensors, bits, **changes['transformer'])
+            bundle.transformer_config = config
+            described = describe_source(tensors) | dataclasses.asdict(naming)
+            plan = Plan.of(config, naming)
+            sources.append(_Source('transformer', transformer, tensors, plan, described))
+        except UserError as error:
+            problems.append(f'{transformer}: {error}')
+    for each in sources:
+        wrong = each.plan.problems(each.tensors)
+        if wrong:
+            problems.append(f'{each.path}: ' + '; '.join(wrong))
+    return bundle, sources, problems
+
+
+def _read_continuous(
+    path: str | Path, tensors: Tensors, paired: bool, changes: Mapping[str, Any]
+) -> tuple[TokenizerConfig, Tensors]:
+    """A continuous autoencoder as a tokenizer to be trained; prints what did not come along."""
+    if paired:
+        raise UserError(
+            'a continuous autoencoder, whose latent has no bits; give the tokenizer that the '
+            'transformer was trained with'
+        )
+    config, tensors, lines = read_continuous(tensors, **changes)
+    for line in ('a continuous autoencoder, to start training a tokenizer from', *lines):
+        print(f'{path}: {line}')
+    return config, tensors
+
+
+def describe_source(tensors: Tensors) -> dict[str, Any]:
+    """What of a torch file the weights themselves do not show: the dtype of each tensor.
+
+    Returns:
+      {'dtype': the most common one, 'other_dtypes': {name: dtype}}.
+    """
+    names = {name: np.dtype(tensor.dtype).name for name, tensor in tensors.items()}
+    common = collections.Counter(names.values()).most_common(1)[0][0]
+    return {'dtype': common, 'other_dtypes': {n: d for n, d in names.items() if d != common}}
+
+
+def with_bar(items: Iterator, total: int, part: str) -> Iterator:
+    """A progress bar over the tensors of a part, on terminals."""
+    return tqdm(items, part, total, unit='tensor', dynamic_ncols=True, disable=None)

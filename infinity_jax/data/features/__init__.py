@@ -1,0 +1,1 @@
+"""Features and captions computed once and stored."""

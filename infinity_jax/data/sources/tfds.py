@@ -1,0 +1,118 @@
+"""Any TFDS data set that is stored as ArrayRecord; TensorFlow is not needed."""
+
+import dataclasses
+import functools
+import io
+import operator
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from infinity_jax.config import UserError
+from infinity_jax.data.captions import RecordCaptions
+from infinity_jax.data.config import SourceConfig
+from infinity_jax.data.records import BrokenRecord, Place, RawRecord
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsSource:
+    """The examples of a split. A place is (example,).
+
+    Attributes:
+      path: folder of the data set, or the folder that holds `name`.
+      dataset: 'NAME:VERSION', or ''.
+      split: of the stored data set.
+      image_field: an image feature, at the top level.
+      text_field: a text feature or a list of them, any of which is drawn; '/' leads into nested
+        features.
+    """
+
+    path: str
+    dataset: str
+    split: str
+    image_field: str
+    text_field: str
+
+    @classmethod
+    def open(cls, config: SourceConfig) -> 'TfdsSource':
+        path = str(pathlib.Path(config.path).absolute())
+        source = cls(path, config.name, config.split, config.image_field, config.text_field)
+        features = _builder(path, config.name).info.features
+        fields = ((config.image_field, 'image_field'), (config.text_field, 'text_field'))
+        for field, setting in fields:
+            if field.split('/')[0] not in features:
+                raise UserError(
+                    f'{source.name} has no field {field!r}; set {setting} to one of '
+                    f'{", ".join(features)}'
+                )
+        return source
+
+    @property
+    def name(self) -> str:
+        return f'tfds {self.dataset or self.path} {self.split}'
+
+    def files(self) -> tuple[pathlib.Path, ...]:
+        builder = _builder(self.path, self.dataset)
+        try:
+            return tuple(map(pathlib.Path, builder.info.splits[self.split].filepaths))
+        except (KeyError, ValueError):
+            raise UserError(
+                f'{self.name}: no such split; choose one of {", ".join(builder.info.splits)}'
+            ) from None
+
+    def places(self) -> Iterator[Place]:
+        return ((i,) for i in range(len(self._examples())))
+
+    def read(self, place: Place) -> RawRecord:
+        try:
+            example = self._examples()[place[0]]
+        except RuntimeError as error:  # damaged bytes, a file cut off
+            raise BrokenRecord(_line(error)) from None
+        try:
+            texts: Any = functools.reduce(operator.getitem, self.text_field.split('/'), example)
+            texts = [texts] if isinstance(texts, bytes) else texts
+            captions = RecordCaptions(tuple(text.decode() for text in texts))
+        except (AttributeError, LookupError, TypeError, UnicodeDecodeError):
+            raise BrokenRecord(f'{self.text_field} is not text') from None
+        return RawRecord(functools.partial(io.BytesIO, example[self.image_field]), captions)
+
+    def record_name(self, place: Place) -> str:
+        return f'{self.dataset or pathlib.Path(self.path).name} {self.split} example {place[0]}'
+
+    def _examples(self) -> Any:
+        return _examples(self.path, self.dataset, self.split, self.image_field)
+
+
+@functools.lru_cache(maxsize=8)
+def _builder(path: str, dataset: str) -> Any:
+    import tensorflow_datasets as tfds  # takes a second, and only this source needs it
+
+    try:
+        if dataset:
+            return tfds.builder(dataset, data_dir=path)
+        return tfds.builder_from_directory(path)
+    except Exception as error:  # of many kinds; each means that it is not there
+        raise UserError(
+            f'TFDS data set {dataset} in {path}: {_line(error)}; name a folder that holds '
+            'dataset_info.json, or its data_dir and name'
+        ) from None
+
+
+@functools.lru_cache(maxsize=8)
+def _examples(path: str, dataset: str, split: str, image_field: str) -> Any:
+    """Random access to the examples of a split, pictures left encoded; one a process."""
+    import tensorflow_datasets as tfds
+
+    decoders = {image_field: tfds.decode.SkipDecoding()}
+    try:
+        return _builder(path, dataset).as_data_source(split, decoders=decoders)
+    except Exception as error:
+        raise UserError(
+            f'TFDS data set {dataset} in {path}: {_line(error)}; prepare it with '
+            "file_format='array_record', which can be read at random"
+        ) from None
+
+
+def _line(error: Exception) -> str:
+    """What an error says first."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

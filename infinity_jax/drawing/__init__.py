@@ -1,1 +1,0 @@
-"""The programs that draw, and what they need before they run."""

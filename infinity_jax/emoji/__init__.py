@@ -1,0 +1,1 @@
+"""The embedded emoji: a small data set with exact truth, and its judge."""

@@ -1,0 +1,182 @@
+"""Which emoji does a picture show, and on which background? Nearest picture in pixel space.
+
+For every candidate the picture that was asked for is rendered and compared with the generated one
+by the sum of squared RGB differences. Size and place are those that the caption asks for; what it
+leaves open is tried in every way, and the best counts. The emoji are rendered on the colour that
+the picture's edge has, so that a wrong background does not also make the emoji wrong.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from infinity_jax.config import UserError
+from infinity_jax.emoji import artwork as emoji_set
+from infinity_jax.emoji.captions import BACKGROUNDS, PLACES, SIZES, PictureSpec, draw_spec, pairs
+from infinity_jax.emoji.render import check_picture_size, margin, placement
+
+MATCH_PIXELS = 64  # larger pictures are compared at this size
+PLACEMENTS = (('large', 'centre'),) + tuple((s, p) for s in ('medium', 'small') for p in PLACES)
+ROWS_AT_ONCE = 256  # pictures per matrix product, to bound memory
+
+
+@dataclasses.dataclass(frozen=True)
+class MatchReport:
+    """What the matcher saw in N pictures."""
+
+    emoji_right: np.ndarray  # (N,) bool
+    background_right: np.ndarray  # (N,) bool; also true where the caption asks for none
+    nearest_emoji: tuple[str, ...]
+    nearest_background: tuple[str, ...]
+
+    @property
+    def emoji_rate(self) -> float:
+        """Share of pictures whose nearest emoji is the one asked for."""
+        return float(self.emoji_right.mean())
+
+    @property
+    def background_rate(self) -> float:
+        """Share of pictures on the background asked for."""
+        return float(self.background_right.mean())
+
+
+def evaluation_specs(subset: str, pairs_of: str, count: int, seed: int = 0) -> list[PictureSpec]:
+    """Draws `count` specs from the 'trained' or 'held_out' pairs; all mention the background.
+
+    Pairs repeat only after every pair was drawn.
+    """
+    splits = {'trained': 'train', 'held_out': 'held_out'}
+    if pairs_of not in splits:
+        raise UserError(f'pairs {pairs_of!r} are unknown; choose one of {", ".join(splits)}')
+    known = pairs(subset, splits[pairs_of])
+    rng = np.random.default_rng(seed)
+    order = np.concatenate([rng.permutation(len(known)) for _ in range(-(-count // len(known)))])
+    return [draw_spec(rng, *known[i], name_only_rate=0) for i in order[:count]]
+
+
+def alternatives(spec: PictureSpec) -> tuple[tuple[str, str], ...]:
+    """The (size, place) pairs that fit what the caption of `spec` says."""
+    return tuple(
+        (size, place)
+        for size, place in PLACEMENTS
+        if (size == spec.size or not spec.mention_size)
+        and (place == spec.place or not spec.mention_place)
+    )
+
+
+def edge_colour(pictures: np.ndarray) -> np.ndarray:
+    """Median colour, (N, 3), of the pixels along the edges, which no emoji ever covers."""
+    ring = np.ones(pictures.shape[1:3], bool)
+    inside = slice(margin(len(ring)), -margin(len(ring)))
+    ring[inside, inside] = False
+    return np.median(pictures[:, ring], axis=1)
+
+
+def match(
+    pictures: np.ndarray, specs: Sequence[PictureSpec], candidates: Sequence[str]
+) -> MatchReport:
+    """Compares pictures, uint8 (N, Y, X, 3), with what their specs ask for.
+
+    `candidates` are the names of the emoji to choose among; each spec's own must be one of them.
+    """
+    _check(pictures, specs, candidates)
+    asked = np.array([spec.background for spec in specs])
+    colours_N3 = edge_colour(pictures)
+    names = np.array(list(BACKGROUNDS))
+    palette = np.array(list(BACKGROUNDS.values()), np.float32)
+    squared = ((colours_N3[:, None, :] - palette[None, :, :]) ** 2).sum(-1)
+    nearest_background = names[squared.argmin(1)]
+    mentioned = np.array([spec.mention_background for spec in specs])
+
+    distance_NK = _distances(_shrink(pictures), colours_N3, specs, tuple(candidates))
+    nearest_emoji = np.array(candidates)[distance_NK.argmin(1)]
+    return MatchReport(
+        emoji_right=nearest_emoji == np.array([spec.emoji for spec in specs]),
+        background_right=(nearest_background == asked) | ~mentioned,
+        nearest_emoji=tuple(nearest_emoji.tolist()),
+        nearest_background=tuple(nearest_background.tolist()),
+    )
+
+
+def _check(pictures: np.ndarray, specs: Sequence[PictureSpec], candidates: Sequence[str]) -> None:
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[0] != len(specs):
+        raise UserError(
+            f'pictures are {pictures.dtype} {pictures.shape}; wanted one uint8 (Y, X, 3) '
+            f'for each of {len(specs)} specs'
+        )
+    if not len(specs) or pictures.shape[1] != pictures.shape[2]:
+        raise UserError(f'pictures are {pictures.shape}; wanted at least one, and square')
+    check_picture_size(pictures.shape[1])
+    strangers = sorted({spec.emoji for spec in specs} - set(candidates))
+    if strangers:
+        raise UserError(
+            f'{strangers[0]!r} is asked for but not among the {len(candidates)} candidates'
+        )
+
+
+def _shrink(pictures: np.ndarray) -> np.ndarray:
+    """Pictures larger than `MATCH_PIXELS`, made that small by averaging; float32 (N, Y, X, 3)."""
+    if pictures.shape[1] <= MATCH_PIXELS:
+        return pictures.astype(np.float32)
+    size = (MATCH_PIXELS, MATCH_PIXELS)
+    small = [Image.fromarray(p).resize(size, Image.Resampling.BOX) for p in pictures]
+    return np.stack(small).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=2 * len(SIZES))
+def _sprites(candidates: tuple[str, ...], edge: int) -> np.ndarray:
+    """Premultiplied sprites of the candidates, uint8 (K, edge, edge, 4)."""
+    return np.stack([emoji_set.sprite(name, edge) for name in candidates])
+
+
+def _distances(
+    pictures: np.ndarray,
+    colours_N3: np.ndarray,
+    specs: Sequence[PictureSpec],
+    candidates: tuple[str, ...],
+) -> np.ndarray:
+    """Squared distance, (N, K), from each picture to its best rendering of each candidate.
+
+    With b the background, a candidate is C + b (1 - a) for premultiplied colours C and opacity a.
+    With Q = picture - b, the distance over the whole picture is
+
+        |Q - (C - b a)|^2 = |Q|^2 - 2 Q.C + 2 sum_c b_c Q_c.a
+                            + |C|^2 - 2 sum_c b_c C_c.a + |b|^2 |a|^2
+
+    where all terms but |Q|^2 need only the pixels under the emoji: matrix products. |Q|^2 is the
+    same for all candidates and placements of a picture, and is left out.
+    """
+    size = pictures.shape[1]
+    options = [set(alternatives(spec)) for spec in specs]
+    best_NK = np.full((len(specs), len(candidates)), np.inf, np.float32)
+    colours_N3 = colours_N3.astype(np.float32)
+    for name in SIZES:
+        edge = placement(name, 'centre', size)[2]
+        sprites = _sprites(candidates, edge).reshape(len(candidates), edge * edge, 4) / np.float32(
+            255
+        )
+        colour_KPc, alpha_KP = sprites[..., :3], sprites[..., 3]
+        colour_norm_K = np.einsum('kpc,kpc->k', colour_KPc, colour_KPc)
+        alpha_norm_K = np.einsum('kp,kp->k', alpha_KP, alpha_KP)
+        cross_K3 = np.einsum('kpc,kp->kc', colour_KPc, alpha_KP)
+        flat_KF = colour_KPc.reshape(len(candidates), -1)
+        for place in PLACES:
+            rows = np.array([i for i, o in enumerate(options) if (name, place) in o], np.int64)
+            top, left, _ = placement(name, place, size)
+            for chunk in np.split(rows, range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE)):
+                b_n3 = colours_N3[chunk] / 255
+                crop = pictures[chunk, top : top + edge, left : left + edge] / np.float32(255)
+                q_nPc = crop.reshape(len(chunk), edge * edge, 3) - b_n3[:, None, :]
+                weighted_nP = np.einsum('npc,nc->np', q_nPc, b_n3)
+                distance = (
+                    2 * weighted_nP @ alpha_KP.T
+                    - 2 * q_nPc.reshape(len(chunk), edge * edge * 3) @ flat_KF.T
+                    - 2 * b_n3 @ cross_K3.T
+                    + (b_n3**2).sum(1)[:, None] * alpha_norm_K[None, :]
+                    + colour_norm_K[None, :]
+                )
+                best_NK[chunk] = np.minimum(best_NK[chunk], distance)
+    return best_NK

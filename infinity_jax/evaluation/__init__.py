@@ -1,1 +1,0 @@
-"""How well a model draws, predicts and reconstructs."""

@@ -1,0 +1,101 @@
+"""Pixels in, PNG files out."""
+
+import os
+import pathlib
+import tempfile
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
+
+from infinity_jax.config import UserError
+
+
+def from_uint8(pixels_BYX3: jax.Array) -> jax.Array:
+    """8-bit pixels to float32 in [-1, 1]; float pixels pass unchanged."""
+    if pixels_BYX3.dtype == jnp.uint8:
+        return pixels_BYX3.astype(jnp.float32) / 127.5 - 1.0
+    return pixels_BYX3
+
+
+def save_png(
+    path: str | os.PathLike, image: Image.Image, metadata: Mapping[str, object] | None = None
+) -> None:
+    """Writes a picture with text entries in the file's own metadata (tEXt or iTXt), or nothing.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    info = PngImagePlugin.PngInfo()
+    for key, value in (metadata or {}).items():
+        info.add_text(key, str(value))
+    path = pathlib.Path(path)
+    partial = path.with_name(f'.{path.name}.partial')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(partial, format='PNG', pnginfo=info)
+        os.replace(partial, path)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Makes the folder of a picture that is yet to be drawn, and tries to write there.
+
+    Raises:
+      UserError: nothing can be written there.
+    """
+    path = pathlib.Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def _unwritable(path: pathlib.Path, error: OSError) -> UserError:
+    return UserError(f'cannot write {path}: {error.strerror or error}; choose another place')
+
+
+def to_uint8(pixels_BYX3: jax.Array) -> jax.Array:
+    """Decoder output to 8-bit grey levels: clamped to [-1, 1], then truncated as released."""
+    clamped = jnp.clip(pixels_BYX3, -1, 1)
+    return ((clamped + 1) / 2 * 255).astype(jnp.uint8)
+
+
+def psnr(pixels_BYX3: jax.Array, target_BYX3: jax.Array) -> jax.Array:
+    """Mean over pictures of the peak signal-to-noise ratio in dB; range 2, output clamped."""
+    difference = jnp.clip(pixels_BYX3, -1.0, 1.0) - target_BYX3
+    error = jnp.mean(jnp.square(difference), axis=(1, 2, 3))
+    return jnp.mean(10.0 * jnp.log10(4.0 / jnp.maximum(error, 1e-10)))
+
+
+def contact_sheet(
+    pictures: np.ndarray,
+    captions: Sequence[str],
+    marks: Sequence[bool] | None = None,
+    columns: int = 8,
+    cell: int = 128,
+) -> Image.Image:
+    """Pictures, uint8 (N, Y, X, 3), over their captions; framed green where marked, else red."""
+    font = ImageFont.load_default(11)
+    lines = [textwrap.wrap(text, cell // 6) or [''] for text in captions]
+    height = cell + 4 + 13 * max(map(len, lines))
+    rows = -(-len(pictures) // columns)
+    sheet = Image.new('RGB', (columns * (cell + 12) + 12, rows * (height + 12) + 12), 'white')
+    pen = ImageDraw.Draw(sheet)
+    for i, picture in enumerate(pictures):
+        x, y = 12 + i % columns * (cell + 12), 12 + i // columns * (height + 12)
+        if marks is not None:
+            colour = (20, 160, 60) if marks[i] else (210, 40, 40)
+            pen.rectangle((x - 4, y - 4, x + cell + 3, y + cell + 3), fill=colour)
+        enlarged = Image.fromarray(picture).resize((cell, cell), Image.Resampling.BICUBIC)
+        sheet.paste(enlarged, (x, y))
+        pen.multiline_text(
+            (x, y + cell + 4), '\n'.join(lines[i]), fill='black', font=font, spacing=1
+        )
+    return sheet

@@ -1,0 +1,1 @@
+"""Generation: prompts to images, and all that prepares it."""

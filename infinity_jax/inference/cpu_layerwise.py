@@ -1,0 +1,260 @@
+"""Drawing layer by layer on a CPU: the bits of `generate.draw_bits`, from unstacked weights.
+
+The host calls one small program a layer and scale, which costs it about 0.1 ms a call. See
+`transformer.layer_step` for what that saves and docs/speed.md for how much.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infinity_jax.config import TransformerConfig
+from infinity_jax.inference.generate import Drawn
+from infinity_jax.inference.scale_steps import (
+    Controls,
+    Mode,
+    Text,
+    add_bits,
+    conditional_half,
+    enter_scale,
+    for_pictures,
+    leave_scale,
+    no_codes,
+    read_text,
+)
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.transformer.block import Block
+from infinity_jax.transformer.conditioning import Condition
+from infinity_jax.transformer.layers import HIGHEST
+from infinity_jax.transformer.model import Transformer, check_schedule, mix_halves
+from infinity_jax.transformer.rope import rope_table
+
+STATIC = ('model', 'schedule', 'mode')
+
+
+class LayerWeights(NamedTuple):
+    """A transformer's parameters, one tree a layer, and the rest.
+
+    Attributes:
+      rest: variables of all that is not a block.
+      layers: parameters of each block.
+    """
+
+    rest: Any
+    layers: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, params: Any, depth: int) -> 'LayerWeights':
+        """Takes the stacked layers apart; `params` itself is left as it is."""
+        rest = {name: value for name, value in params.items() if name != 'blocks'}
+        return cls({'params': rest}, unstack(params['blocks'], depth))
+
+
+@functools.partial(jax.jit, static_argnames=STATIC)
+def _begin(
+    model: Transformer,
+    variables: Any,
+    keys_B: jax.Array,
+    text: Text,
+    negative: Text | None,
+    schedule: ScaleSchedule,
+    mode: Mode,
+) -> tuple[Condition, jax.Array, jax.Array]:
+    """The condition, no codes yet, and the first scale's tokens."""
+    condition = read_text(model, variables, text, negative, mode.guided)
+    condition = for_pictures(condition, keys_B.shape[0], mode.guided)
+    total = no_codes(model, schedule, keys_B.shape[0])
+    x_BLD = enter_scale(model, variables, condition, total, schedule, 0, mode.guided)
+    return condition, total, x_BLD
+
+
+@functools.partial(jax.jit, static_argnames=(*STATIC, 'scale', 'keep_logits'))
+def _advance(
+    model: Transformer,
+    variables: Any,
+    condition: Condition,
+    x_BLD: jax.Array,
+    total_Bhwd: jax.Array,
+    keys_B: jax.Array,
+    controls: Controls,
+    forced_Bhwd: jax.Array | None,
+    schedule: ScaleSchedule,
+    scale: int,
+    mode: Mode,
+    keep_logits: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
+    """Bits of one scale, the codes with them, the next scale's tokens, and logits if kept."""
+    now = mode.at_scale(scale, len(schedule))
+    bits, logits = leave_scale(
+        model, variables, condition, x_BLD, keys_B, controls, schedule, scale, now
+    )
+    total = add_bits(total_Bhwd, bits if forced_Bhwd is None else forced_Bhwd)
+    following = None
+    if scale + 1 < len(schedule):
+        after = mode.at_scale(scale + 1, len(schedule))
+        if now.guided and not after.guided:
+            condition = conditional_half(condition)
+        following = enter_scale(
+            model, variables, condition, total, schedule, scale + 1, after.guided
+        )
+    return bits, total, following, logits if keep_logits else None
+
+
+_mix = jax.jit(mix_halves)
+_conditional_half = jax.jit(conditional_half)
+
+
+def draw_bits_layerwise(
+    model: Transformer,
+    weights: LayerWeights,
+    keys_B: jax.Array,
+    text: Text,
+    controls: Controls,
+    schedule: ScaleSchedule,
+    *,
+    negative: Text | None = None,
+    mode: Mode = Mode(),
+    forced_bits: Sequence[jax.Array] | None = None,
+    keep_logits: bool = False,
+) -> Drawn:
+    """`generate.draw_bits`, called by the host; the arguments are those there."""
+    config = model.config
+    check_schedule(config, schedule)
+    guided = mode.at_scale(0, len(schedule)).guided
+    begin = dataclasses.replace(mode, guided=guided)
+    condition, total, x_BLD = _begin(
+        model, weights.rest, keys_B, text, negative, schedule=schedule, mode=begin
+    )
+    texts = [layer_text(config, layer, condition.memory_BTD) for layer in weights.layers]
+    prefixes = [None] * config.depth
+    all_bits, all_logits = [], []
+    for scale in range(len(schedule)):
+        now = mode.at_scale(scale, len(schedule))
+        if guided and not now.guided:
+            # No guided scale comes behind an unguided one: it would miss keys.
+            guided = False
+            condition, texts, prefixes = _conditional_half((condition, texts, prefixes))
+        guided_layer = now.hidden_layer(config) if now.on_hidden else None
+        for i, layer in enumerate(weights.layers):
+            x_BLD, prefixes[i] = layer_step(
+                config, layer, x_BLD, condition, texts[i], prefixes[i], schedule, scale
+            )
+            if i == guided_layer:
+                x_BLD = _mix(x_BLD, controls.guidance_K[scale])
+        bits, total, x_BLD, logits = _advance(
+            model,
+            weights.rest,
+            condition,
+            x_BLD,
+            total,
+            keys_B,
+            controls,
+            None if forced_bits is None else forced_bits[scale],
+            schedule,
+            scale,
+            mode,
+            keep_logits,
+        )
+        all_bits.append(bits)
+        all_logits += [logits] if keep_logits else []
+    return Drawn(tuple(all_bits), total, tuple(all_logits))
+
+
+KeysValues = tuple[jax.Array, jax.Array]
+
+
+def unstack(blocks: Any, depth: int) -> tuple[Any, ...]:
+    """The stacked parameters of all blocks as one tree a block.
+
+    On a CPU, a jax array made of a numpy view is that view: no weight is copied, except those that
+    do not lie on a multiple of 64 bytes, which are small.
+    """
+    views = jax.tree.map(np.asarray, blocks)
+    return tuple(
+        jax.tree.map(lambda view, i=i: jax.device_put(view[i]), views) for i in range(depth)
+    )
+
+
+@functools.partial(jax.jit, static_argnames='config')
+def layer_text(config: TransformerConfig, params: Any, memory_BTD: jax.Array) -> KeysValues:
+    """One layer's cross-attention keys and values of the text, heads first: (P, N, T, H)."""
+    pair = Block(config).apply({'params': params}, memory_BTD, method=Block.text_keys_values)
+    return tuple(x.transpose(0, 2, 1, 3) for x in pair)
+
+
+@functools.partial(
+    jax.jit, static_argnames=('config', 'schedule', 'scale'), donate_argnames='x_BLD'
+)
+def layer_step(
+    config: TransformerConfig,
+    params: Any,
+    x_BLD: jax.Array,
+    condition: Condition,
+    text_keys_values: KeysValues,
+    prefix: KeysValues | None,
+    schedule: ScaleSchedule,
+    scale: int,
+) -> tuple[jax.Array, KeysValues | None]:
+    """Runs one scale's tokens through one layer.
+
+    Args:
+      params: of this layer alone.
+      x_BLD: tokens of this scale, float32.
+      text_keys_values: `layer_text` of the same layer.
+      prefix: keys and values (B, N, S, H) of the scales before, heads first, so that no product
+        has to transpose them again; None at the first scale.
+      schedule, scale: static; they say where the tokens stand.
+
+    Returns:
+      The new x and the prefix of the next scale; None after the last, which no one reads. The
+      products want the old keys and the new in one array: that array is the cache.
+    """
+    start, end = schedule.spans[scale]
+    joined: KeysValues | None = None
+
+    def attend_to_prefix(q_BLNH, k_BLNH, v_BLNH):
+        nonlocal joined
+        k, v = (each.transpose(0, 2, 1, 3) for each in (k_BLNH, v_BLNH))
+        if prefix is not None:
+            k, v = (jnp.concatenate(pair, axis=2) for pair in zip(prefix, (k, v), strict=True))
+        joined = k, v
+        return attend_heads_first(q_BLNH, k, v)
+
+    x_BLD, _ = Block(config).apply(
+        {'params': params},
+        x_BLD,
+        condition.modulation_B6D,
+        rope_table(schedule, config.head_dim)[:, start:end],
+        text_keys_values,
+        condition.lengths_B,
+        attend_to_prefix,
+        attend_text=attend_heads_first,
+    )
+    return x_BLD, None if end == schedule.num_tokens else joined
+
+
+def attend_heads_first(
+    q_BLNH: jax.Array,
+    k_BNSH: jax.Array,
+    v_BNSH: jax.Array,
+    *,
+    scale: float = 1.0,
+    key_lengths_B: jax.Array | None = None,
+) -> jax.Array:
+    """`attention.attend`, (B, L, N, H), for keys and values that no product has to transpose."""
+    precision = HIGHEST if q_BLNH.dtype == jnp.float32 else None
+    q_BNLH = q_BLNH.transpose(0, 2, 1, 3)
+    scores = scale * jnp.einsum(
+        'bnlh,bnsh->bnls', q_BNLH, k_BNSH, precision=precision, preferred_element_type=jnp.float32
+    )
+    if key_lengths_B is not None:
+        padding_BS = jnp.arange(k_BNSH.shape[2])[None] >= key_lengths_B[:, None]
+        scores = jnp.where(padding_BS[:, None, None], -jnp.inf, scores)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v_BNSH.dtype)
+    attended = jnp.einsum('bnls,bnsh->bnlh', weights, v_BNSH, precision=precision)
+    return attended.transpose(0, 2, 1, 3)

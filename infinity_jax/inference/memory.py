@@ -1,0 +1,218 @@
+"""What drawing will need of memory, known before anything large is loaded."""
+
+import dataclasses
+import functools
+import math
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from infinity_jax.config import Economy, TextConfig, TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.inference.resolution import token_stride
+from infinity_jax.runtime.host_memory import available_bytes
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tokenizer.tiled_decoder import decoding_bytes
+from infinity_jax.transformer.attention_ops import chunk_length
+from infinity_jax.weights.model_folder import ModelBundle
+from infinity_jax.weights.placement import drawing_half, placed_shapes
+
+GB = 10**9
+SAY_ABOVE = GB  # smaller models are drawn without a word about memory
+STREAMS = 6  # copies of the last scale's float32 residual stream: norms, gates, sums
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of one program call that draws `batch` pictures.
+
+    Attributes:
+      transformer, tokenizer, text_encoder: weights, as they lie on the device.
+      cache: keys and values of self-attention, without the last scale.
+      activations: the transformer's at its last scale, its attention scores included.
+      decoder: feature maps at full resolution, once transformer and cache are done.
+    """
+
+    batch: int
+    transformer: int
+    tokenizer: int
+    text_encoder: int
+    cache: int
+    activations: int
+    decoder: int
+
+    @property
+    def work(self) -> int:
+        """Everything beside the weights; the decoder works where the cache was."""
+        return max(self.cache + self.activations, self.decoder)
+
+    def total(self, offload_text: bool = False) -> int:
+        """Bytes at the peak. An offloaded text encoder works where cache and decoder will be."""
+        drawing = self.transformer + self.tokenizer
+        if offload_text:
+            return drawing + max(self.text_encoder, self.work)
+        return drawing + self.text_encoder + self.work
+
+
+def estimate_memory(
+    transformer: TransformerConfig,
+    tokenizer: TokenizerConfig,
+    text: TextConfig,
+    schedule: ScaleSchedule,
+    batch: int,
+    *,
+    guided: bool = True,
+    on_cpu: bool = False,
+    on_mesh: bool = False,
+    economy: Economy = Economy(),
+) -> MemoryEstimate:
+    """Bytes for drawing `batch` pictures at once.
+
+    Guidance doubles the transformer's rows. A CPU multiplies in float32: XLA makes float32 copies
+    of all 16-bit kernels, and activations of that width.
+    """
+    weights = _weights(transformer, transformer.dtype, economy)
+    copies = 2 * (_weights(transformer, 'float32') - weights) if on_cpu else 0
+    item = jnp.dtype(transformer.dtype).itemsize
+    rows = batch * (2 if guided else 1)
+    earlier, every = schedule.spans[-1]
+    now = every - earlier
+    width = transformer.width
+    cache_item = 1 + 4 / transformer.head_dim if economy.cache == 'int8' else item
+    cache = round(2 * transformer.depth * rows * earlier * width * cache_item)
+    text_cache = 2 * transformer.depth * rows * transformer.text_length * width * item
+    item = 4 if on_cpu else item
+    streams = STREAMS * rows * now * width * 4
+    prefix = 2 * rows * every * width * item  # one layer's keys and values, joined to the cache's
+    hidden = 2 * rows * now * transformer.hidden_width * item  # before and after the GELU
+    # XLA's attention keeps float32 scores of a chunk and, in the products' dtype, their softmax.
+    heads = rows * transformer.num_heads
+    scores = heads * chunk_length(heads, now, every) * every * (4 + item)
+    height, width_px = schedule.picture_size(token_stride(transformer, tokenizer))
+    return MemoryEstimate(
+        batch=batch,
+        transformer=weights,
+        tokenizer=_weights(tokenizer, 'float32'),
+        text_encoder=_weights(text, transformer.dtype),
+        cache=cache,
+        activations=copies + text_cache + streams + prefix + max(scores, hidden),
+        decoder=decoding_bytes(tokenizer, batch, height, width_px, on_mesh),
+    )
+
+
+@functools.lru_cache(maxsize=16)  # the shapes take a trace, and every batch size asks for them
+def _weights(config: Any, product_dtype: str, economy: Economy = Economy()) -> int:
+    """Bytes of a part's weights as `place` puts them on a device."""
+    shapes = placed_shapes(config, product_dtype, economy)
+    if isinstance(config, TokenizerConfig):
+        shapes = drawing_half(shapes)
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """How a model is drawn with: pictures per program call, and where its text encoder stays."""
+
+    batch: int
+    offload_text: bool
+
+
+def plan_memory(
+    bundle: ModelBundle,
+    max_batch: int,
+    mesh: Mesh | None = None,
+    economy: Economy = Economy(),
+) -> MemoryPlan:
+    """Plans for the memory that there is, and says so on standard error for large models.
+
+    Args:
+      bundle: configurations and schedule; no weights are looked at.
+      max_batch: pictures per program call, at most.
+      mesh: the devices that share the work; None: the default device.
+      economy: what is saved.
+
+    Raises:
+      UserError: not even one picture fits.
+    """
+    parts = (bundle.transformer_config, bundle.tokenizer_config, bundle.text_config)
+    device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
+    on_host = device.platform == 'cpu'  # all devices of a mesh then share one memory
+    sizes = {} if on_host or mesh is None else dict(mesh.shape)
+    shares = sizes.get('data', 1) * sizes.get('fsdp', 1)
+    room = _room(device)
+    height, width = bundle.schedule.picture_size(token_stride(*parts[:2]))
+    offers = (False,) if on_host or mesh is not None else (False, True)
+    for batch in _halvings(max_batch, shares):
+        share = estimate_memory(
+            *parts,
+            bundle.schedule,
+            -(-batch // shares),
+            on_cpu=on_host,
+            on_mesh=mesh is not None,
+            economy=economy,
+        )
+        estimate = _on_one_device(share, sizes)
+        for offload in offers:
+            fits = room is None or estimate.total(offload) <= room
+            if fits and estimate.total(offload) > SAY_ABOVE:
+                have = 'unknown' if room is None else f'{room / GB:.1f} GB'
+                print(
+                    f'memory: about {describe(estimate, offload)}; {batch} of {height} x {width} '
+                    f'pixels at once; there is {have}',
+                    file=sys.stderr,
+                )
+            if fits:
+                return MemoryPlan(batch, offload)
+    narrower = ', use --dtype bfloat16' if parts[0].dtype == 'float32' else ''
+    weights = estimate.total(offers[-1]) - estimate.work
+    advice = 'draw a smaller --budget' if weights < room else 'use a smaller model'
+    raise UserError(
+        f'{batch} of {height} x {width} pixels at once would need about '
+        f'{describe(estimate, offers[-1])}, but {"this machine" if on_host else device} has '
+        f'{room / GB:.1f} GB free; {advice}{narrower}, or use more devices'
+    )
+
+
+def describe(estimate: MemoryEstimate, offload_text: bool = False) -> str:
+    """The total and its parts in GB, as text."""
+    names = {'transformer': estimate.transformer, 'tokenizer': estimate.tokenizer}
+    names['text encoder (off the device once done)' if offload_text else 'text encoder'] = (
+        estimate.text_encoder
+    )
+    names |= {'cache': estimate.cache, 'activations or decoder': estimate.work - estimate.cache}
+    parts = ', '.join(f'{name} {size / GB:.1f}' for name, size in names.items())
+    return f'{estimate.total(offload_text) / GB:.1f} GB ({parts})'
+
+
+def _halvings(batch: int, shares: int) -> list[int]:
+    """Batches to try: `batch` and its halves, down to one picture a share."""
+    batches = [max(batch, 1)]
+    while batches[-1] > shares:
+        batches.append(max(batches[-1] // 2, shares))
+    return batches
+
+
+def _on_one_device(estimate: MemoryEstimate, sizes: dict[str, int]) -> MemoryEstimate:
+    """What one device of a mesh holds, given the estimate for its share of the batch."""
+    tensor = sizes.get('tensor', 1)
+    split = sizes.get('fsdp', 1) * tensor
+    return dataclasses.replace(
+        estimate,
+        transformer=estimate.transformer // split,
+        tokenizer=estimate.tokenizer // sizes.get('fsdp', 1),
+        text_encoder=estimate.text_encoder // split,
+        cache=estimate.cache // tensor,
+        activations=estimate.activations // tensor,
+    )
+
+
+def _room(device: jax.Device) -> int | None:
+    """Bytes that a device, or for the CPU its host, has to give; None where it does not say."""
+    if device.platform == 'cpu':
+        return available_bytes()
+    stats = device.memory_stats() or {}
+    if 'bytes_limit' not in stats:
+        return None
+    return stats['bytes_limit'] - stats.get('bytes_in_use', 0)

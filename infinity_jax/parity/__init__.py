@@ -1,1 +1,0 @@
-"""Every stage against reference arrays: `infinity-jax check`."""

@@ -1,0 +1,241 @@
+"""The decoder in blocks of rows, for pictures whose feature maps are large.
+
+The plain decoder has four or more maps of full resolution alive at once, 1.1 GB each at 1024².
+Here two are: a residual block's result takes the place of its input, and what lies between norm
+and convolution exists for some rows only. Nothing is approximated: a block of rows brings the rows
+that a convolution reaches into, and norms take their statistics over the whole picture.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from infinity_jax.config import FALLBACK_GROUPS, TokenizerConfig
+from infinity_jax.sharding import target_platform
+from infinity_jax.tokenizer.autoencoder import NORM_EPSILON, Autoencoder, to_pixels
+
+LANES = 128  # of a TPU register
+Params = Mapping[str, Any]
+
+
+def block_rows(height: int, row_bytes: int, max_bytes: int) -> int:
+    """Rows of a block: the most that fit, of those that divide the height."""
+    fitting = [n for n in range(1, height + 1) if height % n == 0 and n * row_bytes <= max_bytes]
+    return max(fitting, default=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class RowDecoder:
+    """`autoencoder.Decoder` on the same parameters, block by block.
+
+    Attributes:
+      config: sizes.
+      dtype, precision: of the convolutions.
+      max_bytes: of a block of a float32 feature map.
+    """
+
+    config: TokenizerConfig
+    dtype: Any
+    precision: Any
+    max_bytes: int
+
+    def __call__(self, params: Params, features_Bhwd: jax.Array) -> jax.Array:
+        """Quantized features (B, h, w, d) to pixels (B, Y, X, 3), not clamped."""
+        levels = len(self.config.channel_multipliers)
+        x = self._convolve(params['conv_in'], features_Bhwd)
+        for i in (1, 2):
+            x = self._residual(params[f'mid_{i}'], x)
+        for i in reversed(range(levels)):
+            level = params[f'up_{i}']
+            for j in range(self.config.decoder_depth):
+                x = self._residual(level[f'block_{j}'], x)
+            if i:
+                x = self._convolve(level['upsample'], x, upsample=2)
+        x = self._convolve(params['conv_out'], x, self._activation(params['norm_out'], x))
+        return to_pixels(x, self.config.unshuffle)
+
+    def _residual(self, params: Params, x_Bhwc: jax.Array) -> jax.Array:
+        h = self._convolve(params['conv1'], x_Bhwc, self._activation(params['norm1'], x_Bhwc))
+        activation = self._activation(params['norm2'], h)
+        return self._convolve(params['conv2'], h, activation, beside=x_Bhwc, shortcut=params)
+
+    def _activation(self, norm: Params, x_Bhwc: jax.Array) -> Callable[[jax.Array], jax.Array]:
+        """GroupNorm and swish of any rows of `x`, by the statistics of all of them."""
+        channels = x_Bhwc.shape[-1]
+        groups = self.config.norm_groups
+        groups = groups if channels % groups == 0 else FALLBACK_GROUPS
+
+        def group_mean(y_Bhwc):
+            mean_Bg = y_Bhwc.mean((1, 2)).reshape(-1, groups, channels // groups).mean(-1)
+            return jnp.repeat(mean_Bg, channels // groups, axis=-1)[:, None, None, :]
+
+        x = x_Bhwc.astype(jnp.float32)
+        mean = group_mean(x)
+        inverse = jax.lax.rsqrt(group_mean(jnp.square(x - mean)) + NORM_EPSILON)
+        factor = inverse * norm['scale'][None, None, None]
+
+        def activate(rows_Bhwc):
+            y = (rows_Bhwc.astype(jnp.float32) - mean) * factor + norm['bias'][None, None, None]
+            return nn.swish(y.astype(rows_Bhwc.dtype))
+
+        return activate
+
+    def _convolve(
+        self,
+        conv: Params,
+        x_Bhwc: jax.Array,
+        activation: Callable[[jax.Array], jax.Array] = lambda rows: rows,
+        *,
+        upsample: int = 1,
+        beside: jax.Array | None = None,
+        shortcut: Params | None = None,
+    ) -> jax.Array:
+        """The activated `x`, upsampled by repetition, through a convolution, and `beside`.
+
+        With `beside`, the input of a residual block, that is added, through the block's shortcut if
+        it has one; otherwise the result takes its place in memory.
+        """
+        batch, height, width, channels = x_Bhwc.shape
+        features = conv['kernel'].shape[-1]
+        widest = max(channels, features) * upsample**2
+        count = block_rows(height, batch * width * widest * 4, self.max_bytes)
+        reach = conv['kernel'].shape[0] // 2  # rows that it reads beyond a block
+        taken = min(count + 2 * reach, height)
+        widened = shortcut is not None and 'shortcut' in shortcut
+        in_place = beside is not None and not widened
+
+        def compute(i: jax.Array, out: jax.Array) -> jax.Array:
+            first = i * count - reach
+            start = jnp.clip(first, 0, height - taken)
+            rows = activation(jax.lax.dynamic_slice_in_dim(x_Bhwc, start, taken, axis=1))
+            # Beyond the picture are zeros, as the convolution wants them, not activated zeros.
+            rows = jnp.pad(rows, ((0, 0), (reach, 2 * reach), (0, 0), (0, 0)))
+            offset = reach + first - start
+            rows = jax.lax.dynamic_slice_in_dim(rows, offset, count + 2 * reach, axis=1)
+            if upsample > 1:
+                rows = jnp.repeat(jnp.repeat(rows, upsample, axis=1), upsample, axis=2)
+                spare = reach * (upsample - 1)
+                rows = rows[:, spare : rows.shape[1] - spare]
+            y = self._product(conv, rows)
+            at = i * count * upsample
+            if beside is not None:
+                source = out if in_place else beside
+                same = jax.lax.dynamic_slice_in_dim(source, at, count, axis=1)
+                y = y + (self._product(shortcut['shortcut'], same) if widened else same)
+            return jax.lax.dynamic_update_slice_in_dim(out, y, at, axis=1)
+
+        if in_place:
+            out = beside
+        else:
+            shape = (batch, height * upsample, width * upsample, features)
+            out = jnp.zeros(shape, self.dtype)
+        return jax.lax.fori_loop(0, height // count, compute, out)
+
+    def _product(self, conv: Params, rows_Bhwc: jax.Array) -> jax.Array:
+        """A convolution whose rows come with those that it reaches into."""
+        x, kernel = rows_Bhwc.astype(self.dtype), conv['kernel'].astype(self.dtype)
+        bias = conv['bias'].astype(self.dtype)[None, None, None]
+        if target_platform() != 'tpu':
+            return whole(x, kernel, self.precision) + bias
+        # Apart from what follows, convolutions of equal shapes are equal, and compiled once.
+        return jax.lax.optimization_barrier(by_rows(x, kernel, self.precision) + bias)
+
+
+def whole(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
+    """A convolution of odd width over the picture's width, and over the rows that are there."""
+    reach = kernel.shape[1] // 2
+    return jax.lax.conv_general_dilated(
+        x_Bhwc,
+        kernel,
+        (1, 1),
+        ((0, 0), (reach, reach)),
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        precision=precision,
+    )
+
+
+def by_rows(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
+    """The same on each row by itself, with its neighbours as further channels.
+
+    A TPU wants many pictures at once: of one it would cut up the width and copy it about, which in
+    the estimate took half as long again as the products, and twice as long to compile.
+    """
+    batch, rows, width, channels = x_Bhwc.shape
+    taps, across, _, features = kernel.shape
+    count, reach = rows - taps + 1, across // 2
+    if channels < LANES and reach:  # with so few, neighbours along the row are channels as well
+        x_Bhwc = jnp.pad(x_Bhwc, ((0, 0), (0, 0), (reach, reach), (0, 0)))
+        x_Bhwc = jnp.concatenate([x_Bhwc[:, :, i : i + width] for i in range(across)], axis=-1)
+        kernel = kernel.reshape(taps, 1, across * channels, features)
+        across, reach = 1, 0
+    beside = jnp.concatenate([x_Bhwc[:, i : i + count] for i in range(taps)], axis=-1)
+    y = jax.lax.conv_general_dilated(
+        beside.reshape(batch * count, width, -1),
+        kernel.transpose(1, 0, 2, 3).reshape(across, -1, features),
+        (1,),
+        ((reach, reach),),
+        dimension_numbers=('NWC', 'WIO', 'NWC'),
+        precision=precision,
+    )
+    return y.reshape(batch, count, width, features)
+
+
+WHOLE_BYTES = 2**28  # of the widest float32 feature map that is taken in one piece
+BLOCK_BYTES = 2**26  # of such a map's rows that are taken at once otherwise
+# The same on TPU, where maps of 128² pixels are then several blocks too: a loop of one turn would
+# be dissolved, and the compiler would find its convolutions, though equal, in unequal places.
+TPU_BLOCK_BYTES = 2**24
+PLAIN_MAPS, ROW_MAPS = 4, 2  # widest maps that are alive at once
+BLOCKS = 4  # the same for blocks of rows
+
+
+def widest_map(config: TokenizerConfig, height: int, width: int) -> int:
+    """Numbers in the decoder's largest feature map: a level's channels after its upsampling."""
+    sizes = []
+    for level, multiplier in enumerate(config.channel_multipliers):
+        shrink = config.unshuffle * 2 ** max(level - 1, 0)
+        pixels = (height // shrink) * (width // shrink)
+        sizes.append(pixels * multiplier * config.base_channels)
+    return max(sizes)
+
+
+def decoding_bytes(
+    config: TokenizerConfig, batch: int, height: int, width: int, on_mesh: bool = False
+) -> int:
+    """About what `decode` needs beside weights and result, in float32."""
+    bytes_each = widest_map(config, height, width) * 4
+    if on_mesh or batch * bytes_each <= WHOLE_BYTES:
+        return batch * PLAIN_MAPS * bytes_each
+    if bytes_each <= WHOLE_BYTES:
+        return PLAIN_MAPS * bytes_each
+    return ROW_MAPS * bytes_each + BLOCKS * BLOCK_BYTES
+
+
+def decode(autoencoder: Autoencoder, variables: Any, features_Bhwd: jax.Array) -> jax.Array:
+    """`Autoencoder.decode`, in bounded memory where the pictures are large.
+
+    A batch whose maps are large is decoded picture by picture, and a large picture by blocks of
+    rows. Several devices share the batch out already; there it is decoded as it is.
+    """
+    config = autoencoder.config
+    batch, *grid, _ = features_Bhwd.shape
+    height, width = (size * config.stride for size in grid)
+    bytes_each = widest_map(config, height, width) * 4
+    shared = jax.sharding.get_abstract_mesh().size > 1
+    if shared or batch * bytes_each <= WHOLE_BYTES:
+        return autoencoder.apply(variables, features_Bhwd, method=Autoencoder.decode)
+    compute = {'dtype': autoencoder.dtype, 'precision': autoencoder.precision}
+    block_bytes = TPU_BLOCK_BYTES if target_platform() == 'tpu' else BLOCK_BYTES
+    in_rows = RowDecoder(config, **compute, max_bytes=block_bytes)
+
+    def one(features_hwd: jax.Array) -> jax.Array:
+        features = features_hwd[None]
+        if bytes_each > WHOLE_BYTES:
+            return in_rows(variables['params']['decoder'], features)[0]
+        return autoencoder.apply(variables, features, method=Autoencoder.decode)[0]
+
+    return jax.lax.map(one, features_Bhwd)

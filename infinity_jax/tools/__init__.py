@@ -1,0 +1,1 @@
+"""Measuring, planning, checking, and the console commands."""

@@ -1,0 +1,1 @@
+"""Flags and runners of `infinity-jax` subcommands."""

@@ -1,0 +1,100 @@
+"""Validation loss and bit accuracy of a finished model on a run's held-out data."""
+
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from infinity_jax.config import UserError
+from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule, released_name
+from infinity_jax.sharding import in_mesh, make_mesh, replicated
+from infinity_jax.training.accumulate import check_parts
+from infinity_jax.training.batches import check_batch, first_batches, put_batch
+from infinity_jax.training.transformer.config import T2IConfig
+from infinity_jax.training.transformer.features import check_features
+from infinity_jax.training.transformer.step import evaluation_step, make_models
+from infinity_jax.transformer.lora import LoraConfig
+from infinity_jax.weights.model_folder import load_model
+
+
+def evaluate_loss(
+    folder: str | os.PathLike, config: T2IConfig, *, num_batches: int
+) -> dict[str, Any]:
+    """Prints loss and accuracy, over all scales and by scale, in the way that training does.
+
+    Args:
+      folder: a complete model folder.
+      config: whose held-out data, batch size, self-correction and weights of scales are used;
+        sizes of networks are the model's own.
+      num_batches: held-out batches, the first ones.
+
+    Returns:
+      the means over pictures, by the names of the training log.
+
+    Raises:
+      UserError: the model is incomplete, or not made for pictures of `config.data`.
+    """
+    if num_batches < 1:
+        raise UserError(f'--batches is {num_batches}; wanted 1 or more')
+    mesh = make_mesh(config.mesh)
+    bundle = load_model(folder, mesh=mesh)
+    budget = BUDGET_OF_EDGE.get(config.data.picture_size)
+    if budget and (bundle.schedule is None or released_name(bundle.schedule)):
+        # A released model's folder names no grids, or those that it was last trained on.
+        bundle.schedule = ScaleSchedule.for_picture(1.0, budget)
+    for part in ('transformer_params', 'tokenizer_params', 'text_params', 'schedule'):
+        if getattr(bundle, part) is None:
+            raise UserError(f'{folder} has no {part}; the loss needs a complete model folder')
+    patchify = bundle.transformer_config.spatial_patchify
+    size = bundle.schedule.picture_size(bundle.tokenizer_config.stride * (2 if patchify else 1))
+    if size != (config.data.picture_size,) * 2:
+        raise UserError(
+            f'{folder} draws pictures of {size}, but data.picture_size is '
+            f'{config.data.picture_size}; name the config that the model was trained with'
+        )
+    # Adapters of the run that is described are none of this model's.
+    config = dataclasses.replace(config, transformer=bundle.transformer_config, lora=LoraConfig())
+    check_features(config, bundle)
+    models = make_models(config, bundle)
+    check_batch(config, mesh)
+    check_parts(config.batch_size, config.accumulate_steps, mesh)
+    params = {'transformer': bundle.transformer_params, 'text': bundle.text_params}
+    frozen = {'tokenizer': bundle.tokenizer_params}
+    step = jax.jit(
+        functools.partial(evaluation_step, models=models, config=config),
+        out_shardings=replicated(mesh),
+    )
+    batches = first_batches(
+        config,
+        'held_out',
+        num_batches,
+        text_tokenizer=bundle.text_tokenizer,
+        text_length=bundle.transformer_config.text_length,
+    )
+    evaluate = in_mesh(mesh, step)
+    found = [
+        jax.device_get(evaluate(params, frozen, put_batch(batch, mesh), jnp.int32(i)))
+        for i, batch in enumerate(batches)
+    ]
+    means = jax.tree.map(lambda *values: np.mean(values, axis=0), *found)
+    grids = models.schedules[0].grids
+    print(table(means, grids, num_batches * config.batch_size))
+    return means
+
+
+def table(means: dict[str, Any], grids: tuple[tuple[int, int], ...], pictures: int) -> str:
+    """The figures as text; `majority` is what guessing each bit's commoner value would give."""
+    lines = [
+        f'{pictures} held-out pictures',
+        f'{"grid":>10}{"loss":>10}{"accuracy":>10}{"majority":>10}',
+    ]
+    columns = [means[f'{name}_per_scale'] for name in ('loss', 'accuracy', 'majority_rate')]
+    for (h, w), *values in zip(grids, *columns, strict=True):
+        lines.append(f'{f"{h} x {w}":>10}' + ''.join(f'{value:>10.4f}' for value in values))
+    total = [means[name] for name in ('loss', 'accuracy', 'majority_rate')]
+    lines.append(f'{"all":>10}' + ''.join(f'{value:>10.4f}' for value in total))
+    return '\n'.join(lines)

@@ -1,0 +1,84 @@
+"""The tokenizer that a model folder, a run folder or one checkpoint of a run holds."""
+
+import dataclasses
+import os
+import pathlib
+
+import jax
+
+from infinity_jax.config import UserError, from_mapping
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.training.checkpoint import load_weights
+from infinity_jax.training.init_from import tokenizer_is_folded
+from infinity_jax.training.run_folder import recipe, run_named
+from infinity_jax.training.tokenizer.config import TokenizerRunConfig
+from infinity_jax.weights.model_folder import DEMO_FOLDER, ModelBundle, load_model
+from infinity_jax.weights.weight_files import read_json
+
+MODEL = 'model'  # where a finished run leaves its model
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerCheckpoint:
+    """A tokenizer and where it comes from.
+
+    Attributes:
+      name: as it was given, for messages.
+      bundle: its configuration, weights, schedule and the recipe of its run.
+      folded: whether its schedule has token grids of half the code grids.
+      results: folder for an evaluation's files, if no other one is named.
+    """
+
+    name: str
+    bundle: ModelBundle
+    folded: bool
+    results: pathlib.Path
+
+
+def open_checkpoint(checkpoint: str | os.PathLike) -> TokenizerCheckpoint:
+    """Reads a tokenizer; of a run the averaged weights, of its newest checkpoint or a named one.
+
+    Args:
+      checkpoint: a model folder; a run folder, its `checkpoints`, or one step of them.
+
+    Raises:
+      UserError: there is none, or it holds no tokenizer.
+    """
+    name = os.fspath(checkpoint)
+    if not name:
+        raise UserError("--checkpoint is ''; name a model folder or a run folder")
+    run_dir, step = run_named(name)
+    if run_dir is not None:
+        results = run_dir / ('evaluation' if step is None else f'evaluation_{step}')
+        return TokenizerCheckpoint(name, _of_run(run_dir, step), False, results)
+    folder = pathlib.Path(os.path.abspath(name))
+    if (folder / MODEL / 'config.json').is_file():  # a run whose checkpoints were removed
+        folder /= MODEL
+    bundle = load_model(folder, parts=('tokenizer',))
+    if bundle.tokenizer_params is None:
+        raise UserError(f'{name}: holds no tokenizer; name the model folder of one')
+    return TokenizerCheckpoint(name, bundle, tokenizer_is_folded(folder), _results_of(folder))
+
+
+def _of_run(run_dir: pathlib.Path, step: int | None) -> ModelBundle:
+    fields = read_json(run_dir / 'config.json')
+    if fields.get('task') != 'tokenizer':
+        raise UserError(
+            f'{run_dir}: a run of task {fields.get("task")!r}; wanted one of task tokenizer, or '
+            f'the model folder that it leaves, {run_dir / MODEL}'
+        )
+    config = from_mapping(TokenizerRunConfig, fields)
+    return ModelBundle(
+        tokenizer_config=config.tokenizer,
+        tokenizer_params=jax.device_get(load_weights(run_dir, step, 'ema')),
+        schedule=ScaleSchedule.free(config.grids) if config.grids else None,
+        extra={'run': recipe(config)},
+    )
+
+
+def _results_of(folder: pathlib.Path) -> pathlib.Path:
+    if folder == DEMO_FOLDER:  # an installed package is no place for results
+        return pathlib.Path('evaluation')
+    if folder.name == MODEL:
+        return folder.with_name('evaluation')
+    return folder.with_name(f'{folder.name}_evaluation')

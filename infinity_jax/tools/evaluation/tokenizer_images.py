@@ -1,0 +1,102 @@
+"""Pictures that a tokenizer is measured on, read as they are asked for; and pairs as PNGs."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import Image
+
+from infinity_jax.config import UserError
+from infinity_jax.data.decode import decode
+from infinity_jax.data.records import BrokenRecord
+from infinity_jax.data.sources.folder import ENDINGS, picture_paths
+from infinity_jax.emoji.matcher import evaluation_specs
+from infinity_jax.emoji.render import render
+from infinity_jax.images import check_writable, save_png
+
+PAIR = ('gt', 'pred')  # folders of originals and reconstructions
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureSet:
+    """Square pictures of which none is held.
+
+    Attributes:
+      count: how many.
+      size: pixels of an edge.
+      read: number from 0 on -> uint8 (size, size, 3).
+    """
+
+    count: int
+    size: int
+    read: Callable[[int], np.ndarray]
+
+    def batches(self, at_once: int) -> Iterator[np.ndarray]:
+        """uint8 (B, size, size, 3) in order; the last one may be smaller."""
+        for start in range(0, self.count, at_once):
+            numbers = range(start, min(start + at_once, self.count))
+            yield np.stack([self.read(number) for number in numbers])
+
+
+def emoji_pictures(subset: str, count: int, size: int) -> PictureSet:
+    """Renders of held-out pairs of the embedded emoji, always the same ones.
+
+    Raises:
+      UserError: there is no such subset.
+    """
+    specs = evaluation_specs(subset, 'held_out', count)
+    return PictureSet(count, size, lambda number: render(specs[number], size))
+
+
+def folder_pictures(data: str, count: int, size: int) -> PictureSet:
+    """The first pictures of a folder by name, resized to cover the square and cut at the centre.
+
+    Raises:
+      UserError: there is no such folder, or no picture in it.
+    """
+    folder = pathlib.Path(data)
+    if not data or not folder.is_dir():
+        raise UserError(f"--data {data!r}: no such folder; wanted 'emoji' or a folder of pictures")
+    paths = picture_paths(folder)[:count]
+    if not paths:
+        raise UserError(f'--data {data}: no pictures there ({", ".join(ENDINGS)})')
+    return PictureSet(len(paths), size, lambda number: _open_square(paths[number], size))
+
+
+def _open_square(path: pathlib.Path, size: int) -> np.ndarray:
+    try:
+        return decode(path.open('rb'), (size, size))  # as in training
+    except (OSError, BrokenRecord) as error:
+        raise UserError(f'{path}: not a readable picture ({error}); mend or remove it') from None
+
+
+def claim_pairs(folder: pathlib.Path) -> None:
+    """Makes the two folders of `save_pairs`.
+
+    Raises:
+      UserError: one cannot be written, or holds files: features would then be of those, too.
+    """
+    for name in PAIR:
+        check_writable(folder / name / 'x.png')
+        if any((folder / name).iterdir()):
+            raise UserError(
+                f'--save {folder}: {folder / name} holds files; name a new folder or empty this one'
+            )
+
+
+def save_pairs(
+    folder: pathlib.Path, start: int, originals: np.ndarray, reconstructions: np.ndarray
+) -> None:
+    """Writes gt/NUMBER.png and pred/NUMBER.png.
+
+    Args:
+      start: number of the first picture.
+      originals, reconstructions: uint8 (B, Y, X, 3).
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    for name, pictures in zip(PAIR, (originals, reconstructions), strict=True):
+        for number, pixels in enumerate(pictures, start):
+            save_png(folder / name / f'{number:06}.png', Image.fromarray(pixels))

@@ -1,0 +1,1 @@
+"""Every stage compared with reference arrays."""

@@ -1,0 +1,1 @@
+"""What a run would take on accelerators that one need not own."""

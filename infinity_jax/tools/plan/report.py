@@ -1,0 +1,121 @@
+"""A plan as text, and as JSON."""
+
+import dataclasses
+from typing import Any
+
+from infinity_jax.tools.plan.program_cost import ProgramCost
+from infinity_jax.tools.plan.program_time import ProgramTime
+from infinity_jax.tools.plan.topology import Topology
+from infinity_jax.tools.plan.training import TrainingPlan, extrapolate, mfu
+
+GIB = 2**30
+NO_COMPILER = (
+    'libtpu is not installed, so nothing was compiled: these are analytic numbers only; '
+    "install it with pip install 'jax[tpu]'"
+)
+METHOD = (
+    "The time is an estimate: the compiler's own cycles of each operation (estimated_cycles in the "
+    'compiled text) at the clock that gives the published peak; Pallas kernels, for which it has '
+    'none, at the peak; operations without cycles at the bandwidth of the memory; collectives at '
+    'the bandwidth of the links, whole rings, latency left out.'
+)
+
+
+def training_lines(plan: TrainingPlan, topology: Topology, depth: int = 0) -> list[str]:
+    """The report of a training step, a line each; `depth` is the transformer's."""
+    analysis = plan.analysis
+    peak = topology.num_chips * topology.peak.bf16_flops
+    lines = [
+        f'{topology.name}: {topology.num_chips} chips of {topology.peak.hbm_bytes / GIB:.0f} GiB '
+        f'and {topology.peak.bf16_flops / 1e12:.0f} TFLOP/s (bfloat16)',
+        f'trained parameters  {analysis.parameters / 1e9:.3f} B; with average and optimizer state '
+        f'{analysis.state_bytes / GIB:.2f} GiB a chip',
+        f'arithmetic a step   {analysis.model_flops / 1e12:,.1f} TFLOP for {analysis.pictures} '
+        f'pictures, frozen networks {analysis.frozen_flops / 1e12:,.1f} more',
+        f'at the peak         {analysis.model_flops / peak:.3g} s a step without the frozen ones',
+    ]
+    if plan.cost is None:
+        return [*lines, NO_COMPILER]
+    lines += cost_lines(plan.cost, topology)
+    if plan.largest is not None:
+        points = ', '.join(f'{n}: {size / GIB:.2f} GiB' for n, size in plan.measured)
+        lines.append(
+            f'largest batch       {plan.largest} pictures a chip at once, on the line through '
+            f'two compiled programs ({points})'
+        )
+    for name, time in estimates(plan, depth).items():
+        lines.append(time_line(name, time))
+        lines.append(f'    estimated MFU   {mfu(analysis, time.total, topology):.1%}')
+    return [*lines, METHOD]
+
+
+def estimates(plan: TrainingPlan, depth: int) -> dict[str, ProgramTime]:
+    """Estimated times of a step, by how they were made."""
+    times = {}
+    if plan.unrolled is not None:
+        times['T2 + (depth - 2)(T3 - T2)'] = extrapolate(plan.unrolled, depth)
+    if plan.cost is not None and plan.cost.time is not None:
+        times['all loops counted'] = plan.cost.time
+    return times
+
+
+def cost_lines(cost: ProgramCost, topology: Topology) -> list[str]:
+    """Memory, collectives and kernels of a compiled program."""
+    limit = topology.speed.usable_bytes
+    if cost.memory is None:
+        return [
+            f'memory              {cost.needed / GIB:.2f} GiB a chip: does not fit into '
+            f'{limit / GIB:.2f} GiB'
+        ]
+    memory = cost.memory
+    lines = [
+        f'memory              {memory.total / GIB:.2f} GiB a chip of {limit / GIB:.2f} GiB: '
+        f'arguments {memory.arguments / GIB:.2f}, outputs {memory.outputs / GIB:.2f} less '
+        f'{memory.aliased / GIB:.2f} that share their place, temporaries '
+        f'{memory.temporaries / GIB:.2f}, code {memory.code / GIB:.2f}',
+        f'compiled in         {cost.compile_seconds:.0f} s',
+    ]
+    for kind, total in cost.collectives.items():
+        lines.append(
+            f'{kind:<19} {total.count} a step, {total.bytes / GIB:.2f} GiB of buffers a chip'
+        )
+    for name, count in cost.kernels.items():
+        lines.append(f'kernel              {name}: {count} a step')
+    if cost.unknown_loops:
+        lines.append(f'loops counted once  {", ".join(cost.unknown_loops)}: turns not in the text')
+    return lines
+
+
+def time_line(name: str, time: ProgramTime) -> str:
+    """The estimated time of a program and its parts."""
+    return (
+        f'estimated time      {time.total:.4g} s, {name}: operations {time.estimated:.3f}, kernels '
+        f'{time.kernels:.3f}, moves {time.moved:.3f}, collectives waited for {time.exposed:.3f} '
+        f'(hidden {time.hidden:.3f})'
+    )
+
+
+def training_json(plan: TrainingPlan, topology: Topology, depth: int = 0) -> dict[str, Any]:
+    """The same as plain data; bytes and seconds."""
+    times = {
+        name: {
+            **dataclasses.asdict(time),
+            'total': time.total,
+            'mfu': mfu(plan.analysis, time.total, topology),
+        }
+        for name, time in estimates(plan, depth).items()
+    }
+    return {
+        'topology': topology.name,
+        **dataclasses.asdict(plan.analysis),
+        'program': None if plan.cost is None else cost_json(plan.cost),
+        'largest_batch': plan.largest,
+        'measured_batches': plan.measured,
+        'estimates': times,
+        'method': METHOD if times else NO_COMPILER,
+    }
+
+
+def cost_json(cost: ProgramCost) -> dict[str, Any]:
+    """A compiled program as plain data."""
+    return {**dataclasses.asdict(cost), 'fits': cost.memory is not None}

@@ -1,0 +1,141 @@
+"""Named TPU slices whose programs are compiled without owning one, and how fast their chips are."""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from typing import Any
+
+import jax
+
+from infinity_jax.config import UserError
+from infinity_jax.runtime.accelerators import GIB, PEAKS, DevicePeak
+
+# libtpu would ask the cloud's metadata server about a TPU that is not there, and would let one
+# process at a time load it.
+ENVIRONMENT = {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}
+HOST_CHIPS = (2, 2, 1)  # libtpu's default share of a host; a smaller slice has to say otherwise
+RING = 16  # chips along an axis of v5e and v6e from which its ends are joined; below, a line
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What `device_peaks` does not say of a TPU chip.
+
+    Attributes:
+      axes: of the torus that chips form.
+      hbm_bandwidth: bytes/s.
+      link_bandwidth: bytes/s of one link in one direction; there are two links an axis.
+      flops_per_cycle: bfloat16, of all matrix units of the chip; gives the clock rate.
+      usable_bytes: of its memory, what the compiler lets a program have.
+    """
+
+    axes: int
+    hbm_bandwidth: float
+    link_bandwidth: float
+    flops_per_cycle: int
+    usable_bytes: int
+
+
+# Memory and links: Cloud TPU's pages of each version, the inter-chip bandwidth divided over the
+# links. Matrix units: 4 of 128² on v5e, 8 on v5p, 4 of 256² on v6e. Usable bytes: as libtpu 0.0.42
+# says when it refuses a program. v4 is missing since libtpu compiles for its cores, not its chips.
+CHIPS: dict[str, Chip] = {
+    'v5e': Chip(2, 819e9, 50e9, 2 * 4 * 128**2, int(15.75 * GIB)),
+    'v5p': Chip(3, 2765e9, 100e9, 2 * 8 * 128**2, int(95.74 * GIB)),
+    'v6e': Chip(2, 1638e9, 100e9, 2 * 4 * 256**2, int(31.25 * GIB)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice: so many chips of one kind along each axis of their torus."""
+
+    chip: str
+    shape: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f'{self.chip}:{"x".join(map(str, self.shape))}'
+
+    @property
+    def num_chips(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def peak(self) -> DevicePeak:
+        return PEAKS[self.chip]
+
+    @property
+    def speed(self) -> Chip:
+        return CHIPS[self.chip]
+
+    @property
+    def clock(self) -> float:
+        """Cycles/s at which the published peak is reached."""
+        return self.peak.bf16_flops / self.speed.flops_per_cycle
+
+    def ring_bandwidth(self, axis: int, length: int) -> float:
+        """Bytes/s that a chip receives in a collective along one axis, both directions together.
+
+        `length` chips of it take part; only all of them form a ring.
+        """
+        joined = length == self.shape[axis] and (self.speed.axes == 3 or length >= RING)
+        return self.speed.link_bandwidth * (2 if joined else 1)
+
+
+def parse_topology(text: str) -> Topology:
+    """'v5e:16x16' and its like.
+
+    Raises:
+      UserError: unknown chip, or a shape that its torus does not have.
+    """
+    match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', text)
+    if not match:
+        raise UserError(f'--topology {text!r}; wanted CHIP:SHAPE, for instance v5e:16x16')
+    chip, shape = match[1], tuple(int(n) for n in match[2].split('x'))
+    if chip not in CHIPS:
+        raise UserError(f'--topology {text!r}: unknown chip {chip!r}; known: {", ".join(CHIPS)}')
+    axes = CHIPS[chip].axes
+    if len(shape) != axes or min(shape) < 1:
+        example = 'x'.join(['4'] * axes)
+        raise UserError(
+            f'--topology {text!r}: {chip} slices have {axes} axes of 1 or more chips; write for '
+            f'instance {chip}:{example}, or {chip}:{"x".join(["1"] * axes)} for one chip'
+        )
+    return Topology(chip, shape)
+
+
+def can_compile() -> bool:
+    """Whether libtpu, which holds the compiler, is installed."""
+    return importlib.util.find_spec('libtpu') is not None
+
+
+def prepare() -> None:
+    """Settings for compiling without a TPU; before jax starts a backend."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    jax.config.update('jax_platforms', 'cpu')
+
+
+def devices_of(topology: Topology) -> list[Any]:
+    """The slice's chips as devices to compile for; nothing can run on them.
+
+    Raises:
+      UserError: libtpu knows no such slice.
+    """
+    from jax.experimental import topologies
+
+    options = {}
+    padded = (*topology.shape, 1)[:3]
+    if any(n % m for n, m in zip(padded, HOST_CHIPS, strict=True)):
+        options['chips_per_host_bounds'] = padded  # all on one host
+    try:
+        found = topologies.get_topology_desc(platform='tpu', topology_name=topology.name, **options)
+    except jax.errors.JaxRuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f'--topology {topology.name}: libtpu refuses it ({reason}); name a slice that exists'
+        ) from None
+    return list(found.devices)

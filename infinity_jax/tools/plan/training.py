@@ -1,0 +1,179 @@
+"""What a run would take on a TPU slice: arithmetic by hand, memory and time by its compiler."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from infinity_jax.tools.plan.abstract_step import abstract_step
+from infinity_jax.tools.plan.program_cost import ProgramCost, compile_program
+from infinity_jax.tools.plan.program_time import ProgramTime
+from infinity_jax.tools.plan.splash_flops import training_flops
+from infinity_jax.tools.plan.topology import Topology
+from infinity_jax.training import flops
+from infinity_jax.training.transformer.config import T2IConfig
+from infinity_jax.weights.model_folder import ModelBundle
+
+SHALLOW = (2, 3)  # layers of the unrolled programs whose difference is the time of one
+
+
+@dataclasses.dataclass(frozen=True)
+class Analysis:
+    """What follows from configurations alone.
+
+    Attributes:
+      parameters: of the trained networks.
+      state_bytes: parameters, their average and optimizer state, a chip.
+      model_flops: a step of all chips, as `flops.training_step` counts.
+      frozen_flops: of the networks in the step that are not trained.
+      pictures: a step.
+    """
+
+    parameters: int
+    state_bytes: int
+    model_flops: float
+    frozen_flops: float
+    pictures: int
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingPlan:
+    """A training step on a slice.
+
+    Attributes:
+      cost: of the whole program; None without libtpu.
+      unrolled: times of the programs with `SHALLOW` layers; None where they were not compiled.
+      largest: pictures a chip at once that fit, from a line through two compiled programs; None
+        where it was not looked for.
+      measured: (pictures a chip at once, bytes) of these two programs.
+    """
+
+    analysis: Analysis
+    cost: ProgramCost | None = None
+    unrolled: tuple[ProgramTime, ProgramTime] | None = None
+    largest: int | None = None
+    measured: tuple[tuple[int, int], ...] = ()
+
+
+def analyse(config: T2IConfig, bundle: ModelBundle, step: Any, source: str) -> Analysis:
+    """Counts without a compiler."""
+    state = step.arguments[0]
+    length = config.transformer.text_length
+    text = bundle.text_config if config.text.train else None
+    common = (bundle.schedule, config.batch_size, length)
+    model = flops.training_step(config.transformer, *common, trained_text=text)
+    frozen = flops.Flops()
+    if source == 'pictures':
+        parts = (config.transformer, bundle.tokenizer_config, bundle.text_config)
+        frozen = flops.frozen_forward(*parts, *common)
+    return Analysis(*sizes_of(state), model.total, frozen.total, config.batch_size)
+
+
+def sizes_of(state: Any) -> tuple[int, int]:
+    """(parameters, bytes a chip) of an abstract training state."""
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    shards = (
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(state)
+    )
+    return parameters, sum(shards)
+
+
+def extrapolate(shallow: tuple[ProgramTime, ProgramTime], depth: int) -> ProgramTime:
+    """T = T₂ + (depth − 2)(T₃ − T₂), by part; below zero becomes zero."""
+    two, three = shallow
+    whole = two + (three - two) * (depth - SHALLOW[0])
+    return ProgramTime(*(max(part, 0.0) for part in dataclasses.astuple(whole)))
+
+
+def mfu(analysis: Analysis, seconds: float, topology: Topology) -> float:
+    """Model FLOP over what all chips could do in that time, in bfloat16."""
+    return analysis.model_flops / (seconds * topology.num_chips * topology.peak.bf16_flops)
+
+
+def largest_batch(measured: tuple[tuple[int, int], ...], limit: int) -> int:
+    """Pictures a chip at once whose memory, on the line through two programs, is in the limit."""
+    (few, small), (many, large) = measured
+    slope = (large - small) / (many - few)
+    if slope <= 0:
+        return many
+    return max(math.floor(few + (limit - small) / slope), 0)
+
+
+def pictures_at_once(config: T2IConfig, chips: int) -> int:
+    """Pictures that a chip works on together."""
+    return config.batch_size // (chips * config.accumulate_steps)
+
+
+class Planner:
+    """Compiles variants of one run's step for one slice.
+
+    Args:
+      config: the run.
+      bundle: its parts' configurations.
+      topology: the slice.
+      mesh: of its devices, or of stand-ins where nothing is compiled.
+      source: 'pictures' or 'features', see `abstract_step`.
+    """
+
+    def __init__(
+        self, config: T2IConfig, bundle: ModelBundle, topology: Topology, mesh: Mesh, source: str
+    ):
+        self.config, self.bundle, self.source = config, bundle, source
+        self.topology, self.mesh = topology, mesh
+
+    def analysis(self) -> Analysis:
+        step = abstract_step(self.config, self.bundle, self.mesh, self.source)
+        return analyse(self.config, self.bundle, step, self.source)
+
+    def cost(self, *, depth: int = 0, at_once: int = 0, unrolled: bool = False) -> ProgramCost:
+        """The compiled step, perhaps of another depth or batch."""
+        config, bundle = self.config, self.bundle
+        if depth:
+            transformer = dataclasses.replace(config.transformer, depth=depth)
+            config = dataclasses.replace(config, transformer=transformer)
+            bundle = dataclasses.replace(bundle, transformer_config=transformer)
+        if at_once:
+            batch = at_once * self.topology.num_chips * config.accumulate_steps
+            config = dataclasses.replace(config, batch_size=batch)
+        step = abstract_step(config, bundle, self.mesh, self.source, unrolled)
+        return compile_program(
+            step.lower, step.arguments, self.topology, coordinates_of(self.mesh),
+            training_flops(bundle.schedule),
+        )  # fmt: skip
+
+    def training(self, *, layers: bool = True, batch: bool = True, say=print) -> TrainingPlan:
+        """The whole plan.
+
+        Args:
+          layers: compile the unrolled programs too.
+          batch: look for the largest batch, with one program more.
+          say: called with a line before each compilation.
+        """
+        plan = TrainingPlan(self.analysis())
+        now = pictures_at_once(self.config, self.topology.num_chips)
+        say('compiling the training step')
+        cost = self.cost()
+        plan = dataclasses.replace(plan, cost=cost)
+        if batch:
+            other = now // 2 if now > 1 else 2
+            say(f'compiling it with {other} instead of {now} pictures a chip at once')
+            second = self.cost(at_once=other)
+            measured = tuple(sorted([(now, cost.needed), (other, second.needed)]))
+            largest = largest_batch(measured, self.topology.speed.usable_bytes)
+            plan = dataclasses.replace(plan, measured=measured, largest=largest)
+        if layers and cost.memory is not None:
+            times = []
+            for depth in SHALLOW:
+                say(f'compiling {depth} layers without a loop')
+                times.append(self.cost(depth=depth, unrolled=True).time)
+            if None not in times:
+                plan = dataclasses.replace(plan, unrolled=tuple(times))
+        return plan
+
+
+def coordinates_of(mesh: Mesh) -> list[tuple[int, ...]]:
+    """Where each partition's chip is in the torus."""
+    return [tuple(getattr(device, 'coords', (device.id,))) for device in mesh.devices.flat]

@@ -1,0 +1,230 @@
+"""Runs the frozen networks over a run's data once and stores what training needs of them."""
+
+import dataclasses
+import itertools
+import math
+import os
+import pathlib
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+import tqdm
+
+from infinity_jax.config import DTYPES, UserError
+from infinity_jax.data.buckets import StoredSource, check_broken, open_stored, target_size
+from infinity_jax.data.config import DataConfig
+from infinity_jax.data.features.plan import (
+    Pictures,
+    ReadPictures,
+    WorkItem,
+    plan,
+    read_ahead,
+    usable_records,
+)
+from infinity_jax.data.features.stored import FeatureInfo, shard_path
+from infinity_jax.data.features.writer import NewRecord, ShardWriter, claim_folder, digest
+from infinity_jax.data.pipeline import CountBroken
+from infinity_jax.sharding import make_mesh
+from infinity_jax.tools.precompute_encode import Encoders
+from infinity_jax.training.batches import located_data
+from infinity_jax.training.transformer.config import T2IConfig
+from infinity_jax.training.transformer.features import text_info, tokenizer_fingerprint
+from infinity_jax.training.transformer.parts import bucket_schedules, load_parts
+from infinity_jax.weights.model_folder import ModelBundle
+
+CAPTIONS = ('all', 'whole', 'none')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Precompute:
+    """How features are stored; `''` takes what suits the run."""
+
+    split: str = 'train'  # whose sources: data.sources, or data.held_out
+    dtype: str = 'float32'  # of tokenizer features, whose signs decide bits
+    text: str = ''  # which captions' features: 'all' that may be drawn, 'whole' ones, 'none'
+    text_dtype: str = ''  # of text features; '': the transformer's
+    shard_records: int = 1024  # pictures in a file
+    batch_per_device: int = 8
+
+    def __post_init__(self):
+        for name in ('shard_records', 'batch_per_device'):
+            if getattr(self, name) < 1:
+                flag = name.replace('_', '-')
+                raise UserError(f'--{flag} is {getattr(self, name)}; wanted 1 or more')
+        for name, choices in (
+            ('dtype', DTYPES), ('text_dtype', ('', *DTYPES)), ('text', ('', *CAPTIONS)),
+        ):  # fmt: skip
+            if getattr(self, name) not in choices:
+                flag = name.replace('_', '-')
+                raise UserError(
+                    f'--{flag} is {getattr(self, name)!r}; wanted one of '
+                    f'{", ".join(filter(None, choices))}'
+                )
+
+
+def precompute(
+    config: T2IConfig,
+    out: str | os.PathLike,
+    options: Precompute = Precompute(),
+    *,
+    process_index: int | None = None,
+    process_count: int | None = None,
+) -> list[pathlib.Path]:
+    """Stores features of every record of a run's sources, a folder a source.
+
+    Of several processes each writes its own shards, and none waits for another. Shards that are
+    there are kept, so that a run that was cut off goes on.
+
+    Args:
+      config: the run that will train on them.
+      out: folder of the folders.
+      options: how.
+
+    Returns:
+      the folders.
+
+    Raises:
+      UserError: a source cannot be stored, too many records are broken, or a folder holds features
+        of another making.
+    """
+    process_index = jax.process_index() if process_index is None else process_index
+    process_count = jax.process_count() if process_count is None else process_count
+    data = located_data(config)
+    configs = data.sources_of(options.split)
+    for source in configs:
+        if source.kind in ('emoji', 'features'):
+            raise UserError(
+                f'data source {source.kind} cannot be stored as features; name other data.sources '
+                '(a run may read features and pictures together)'
+            )
+    bundle = load_parts(config)
+    bucket_schedules(config, bundle)  # refuses ratios that the tokenizer has no grids for
+    common = _description(config, bundle, options)
+    mesh = make_mesh(devices=jax.local_devices())
+    batch_size = options.batch_per_device * mesh.size
+    encoders = Encoders(bundle, mesh, batch_size, common.dtype, common.text)
+    folders = []
+    for i, source in enumerate(configs):
+        stored = open_stored(source, data, options.split)
+        check_broken(stored, data.max_broken_share)
+        records = len(usable_records(stored.index))
+        info = dataclasses.replace(
+            common,
+            made_from=digest(stored.source, stored.index),
+            records=records,
+            shards=math.ceil(records / options.shard_records),
+        )
+        folder = pathlib.Path(out) / f'{i}_{source.kind}'
+        own = range(process_index, info.shards, process_count)
+        missing = [shard for shard in own if not shard_path(folder, info, shard).exists()]
+        claim_folder(folder, info)
+        items = plan(stored.index, info.ratios, options.shard_records, batch_size, missing)
+        todo = sum(len(item.numbers) for item in items)
+        total = sum(min(options.shard_records, records - s * options.shard_records) for s in own)
+        with tqdm.tqdm(
+            total=total,
+            initial=total - todo,
+            desc=folder.name,
+            unit=' records',
+            disable=None if process_index == 0 else True,
+        ) as bar:
+            whole = info.text is not None and info.text.captions == 'whole'
+            batches = _encoded(_pictures(stored, items, data), encoders, whole)
+            _write(batches, folder, info, bar)
+        folders.append(folder)
+    return folders
+
+
+def _description(config: T2IConfig, bundle: ModelBundle, options: Precompute) -> FeatureInfo:
+    """What is the same for all sources of a run."""
+    captions = options.text or ('none' if config.text.train else 'all')
+    if captions != 'none' and config.text.train:
+        raise UserError(
+            f'--text is {captions}, but text.train is True, so its features change; store none'
+        )
+    text_dtype = options.text_dtype or config.transformer.dtype
+    return FeatureInfo(
+        made_from='',
+        records=0,
+        shards=0,
+        picture_size=config.data.picture_size,
+        ratios=config.data.bucket_names,
+        tokenizer=tokenizer_fingerprint(bundle),
+        stride=bundle.tokenizer_config.stride,
+        bits=bundle.tokenizer_config.bits,
+        dtype=options.dtype,
+        text=None if captions == 'none' else text_info(bundle, text_dtype, captions),
+    )
+
+
+def _pictures(stored: StoredSource, items: list[WorkItem], data: DataConfig) -> Iterator[Pictures]:
+    """Reads ahead; names and counts broken records."""
+    sizes = tuple(target_size(name, data.picture_size) for name in data.bucket_names)
+    count = CountBroken(data.max_broken_share, 'left out')
+    iterator = read_ahead(items, ReadPictures(stored, sizes), data.num_workers)
+    try:
+        for pictures in iterator:
+            count({'captions': pictures.names, 'broken': pictures.broken})
+            yield pictures
+    finally:
+        iterator.close()
+
+
+def _encoded(
+    batches: Iterator[Pictures], encoders: Encoders, whole: bool
+) -> Iterator[tuple[WorkItem, list[NewRecord]]]:
+    """Each batch's work and what came of it.
+
+    The devices are a batch ahead of what is given out, so that they do not wait for the writing.
+    """
+    late = None
+    for pictures in batches:
+        captions = [c.uncut() if whole else c for c in pictures.captions]
+        pictures = dataclasses.replace(pictures, captions=tuple(captions))
+        started = (
+            pictures,
+            encoders.pictures(pictures.pixels),
+            encoders.captions([text for c in captions for text in c.every()]),
+        )
+        if late is not None:
+            yield _records(*late)
+        late = started
+    if late is not None:
+        yield _records(*late)
+
+
+def _records(
+    pictures: Pictures,
+    wait_for_features: Callable[[], np.ndarray],
+    wait_for_texts: Callable[[], list[np.ndarray]],
+) -> tuple[WorkItem, list[NewRecord]]:
+    features_Bhwd, texts, records = wait_for_features(), iter(wait_for_texts()), []
+    rows = zip(
+        pictures.numbers, pictures.names, pictures.sizes, features_Bhwd, pictures.captions,
+        strict=True,
+    )  # fmt: skip
+    for number, name, size, features, captions in rows:
+        if not np.isfinite(features.astype(np.float32)).all():
+            raise UserError(
+                f'{name}: its features are not finite in {features.dtype}; store them as float32, '
+                'or mend the tokenizer'
+            )
+        own = tuple(itertools.islice(texts, len(captions.every())))
+        records.append(NewRecord(number, name, size, features, captions, own))
+    return pictures.item, records
+
+
+def _write(
+    batches: Iterator[tuple[WorkItem, list[NewRecord]]],
+    folder: pathlib.Path,
+    info: FeatureInfo,
+    bar: tqdm.tqdm,
+) -> None:
+    for shard, of_shard in itertools.groupby(batches, key=lambda batch: batch[0].shard):
+        writer = ShardWriter(shard_path(folder, info, shard))
+        for item, records in of_shard:
+            for record in records:
+                writer.add(record)
+            bar.update(len(item.numbers))
+        writer.finish()

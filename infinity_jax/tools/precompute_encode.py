@@ -1,0 +1,103 @@
+"""The frozen networks over batches of any length: pictures and captions to what is stored."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from infinity_jax.data.features.stored import TextInfo
+from infinity_jax.images import from_uint8
+from infinity_jax.sharding import batch_sharding, in_mesh, replicated
+from infinity_jax.text.t5 import T5Encoder
+from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.weights.model_folder import ModelBundle
+from infinity_jax.weights.placement import place
+
+PADDED_LENGTHS = (64, 192)  # tokens; beside the model's own text length
+
+
+class Encoders:
+    """Tokenizer encoder and text encoder on a mesh, each compiled once a shape."""
+
+    def __init__(
+        self, bundle: ModelBundle, mesh: Mesh, batch_size: int, dtype: str, text: TextInfo | None
+    ):
+        """Puts the weights on the devices.
+
+        Args:
+          bundle: the run's frozen parts.
+          mesh: devices of this process, which share a batch.
+          batch_size: rows of a call; fewer are filled up.
+          dtype: of the features that are given back.
+          text: how captions are encoded; None: not at all.
+        """
+        self._batch_size, self._batch_sharding = batch_size, batch_sharding(mesh)
+        self._text, self._tokenizer = text, bundle.text_tokenizer
+        autoencoder = Autoencoder(bundle.tokenizer_config)
+        encoder = {'encoder': bundle.tokenizer_params['encoder']}
+        self._encoder_params = jax.device_put(encoder, replicated(mesh))
+
+        def encode_pixels(params: Any, pixels_BYX3: jax.Array) -> jax.Array:
+            pixels = from_uint8(pixels_BYX3)
+            features = autoencoder.apply({'params': params}, pixels, method=Autoencoder.encode)
+            return features.astype(dtype)
+
+        self._encode_pixels = in_mesh(mesh, jax.jit(encode_pixels))
+        if text is None:
+            return
+        product_dtype = bundle.transformer_config.dtype  # as in training
+        t5 = T5Encoder(bundle.text_config, jnp.dtype(product_dtype))
+        self._text_params = place(bundle.text_params, product_dtype, bundle.text_config, mesh)
+
+        def encode_text(params: Any, ids_BT: jax.Array, lengths_B: jax.Array) -> jax.Array:
+            return t5.apply({'params': params}, ids_BT, lengths_B).astype(text.dtype)
+
+        self._encode_text = in_mesh(mesh, jax.jit(encode_text))
+
+    def pictures(self, pixels_BYX3: np.ndarray) -> Callable[[], np.ndarray]:
+        """Starts encoding up to a batch of pictures; the result waits for (n, h, w, d)."""
+        if not len(pixels_BYX3):
+            return lambda: np.zeros(0)
+        rows = self._rows(pixels_BYX3)
+        features = self._encode_pixels(self._encoder_params, rows)
+        return lambda: np.asarray(features)[: len(pixels_BYX3)]
+
+    def captions(self, texts: Sequence[str]) -> Callable[[], list[np.ndarray]]:
+        """Starts encoding any number of captions; the result waits for (T, E) of each."""
+        if self._text is None or not texts:
+            return list
+        limit = self._text.length
+        ids_NT, lengths_N = self._tokenizer(list(texts), limit, limit)
+        columns_N = np.array([_padded(length, limit) for length in lengths_N])
+        started = []
+        for columns in np.unique(columns_N):
+            numbers = np.flatnonzero(columns_N == columns)
+            for i in range(0, len(numbers), self._batch_size):
+                own = numbers[i : i + self._batch_size]
+                rows = self._rows(ids_NT[own, :columns]), self._rows(lengths_N[own])
+                started.append((own, self._encode_text(self._text_params, *rows)))
+
+        def wait() -> list[np.ndarray]:
+            found: list[Any] = [None] * len(texts)
+            for own, text_BTE in started:
+                for number, text_TE in zip(own, np.asarray(text_BTE), strict=False):
+                    found[number] = text_TE[: lengths_N[number]]
+            return found
+
+        return wait
+
+    def _rows(self, rows: np.ndarray) -> jax.Array:
+        """A whole batch on the devices, the last row again where rows are missing."""
+        missing = self._batch_size - len(rows)
+        whole = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
+        return jax.device_put(whole, self._batch_sharding)
+
+
+def _padded(length: int, limit: int) -> int:
+    """The length that a text is encoded at: few of them mean few compilations, short ones little
+    work. Its own length decides what attends to what, so that padding changes nothing.
+    """
+    return next((n for n in PADDED_LENGTHS if length <= n < limit), limit)

@@ -1,0 +1,53 @@
+"""What every task's configuration holds, and the keys that follow from its seed."""
+
+import dataclasses
+
+import jax
+
+from infinity_jax.config import UserError
+from infinity_jax.data.config import DataConfig
+from infinity_jax.sharding import MeshConfig
+from infinity_jax.training.optimizer import OptimizerConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What every task's configuration holds; the task's own fields are added in a subclass."""
+
+    task: str
+    run_dir: str  # checkpoints, metrics, samples and the final model go here
+    steps: int
+    batch_size: int  # pictures a step, over all devices and hosts
+    data: DataConfig
+    optimizer: OptimizerConfig
+    seed: int = 0  # of weights, data order and every random draw
+    init_from: str = ''  # model or run folder whose weights to start from; '': random
+    mesh: MeshConfig = MeshConfig()
+    log_every: int = 10  # steps between lines in metrics.jsonl
+    eval_every: int = 200  # steps between held-out evaluations
+    eval_batches: int = 4  # held-out batches in one evaluation, always the same ones
+    sample_every: int = 1000  # steps between sample pictures
+    checkpoint_every: int = 500  # steps between checkpoints
+    keep_checkpoints: int = 2  # newest ones kept
+    max_bad_steps: int = 20  # steps in a row without finite loss and gradient that stop the run
+
+    def __post_init__(self):
+        for name in (
+            'steps', 'batch_size', 'log_every', 'eval_every', 'eval_batches', 'sample_every',
+            'checkpoint_every', 'keep_checkpoints', 'max_bad_steps',
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise UserError(f'config field {name} is {getattr(self, name)}; wanted 1 or more')
+
+
+def init_key(seed: int) -> jax.Array:
+    """The key of the first weights; apart from those of steps, which fold their number in."""
+    return jax.random.split(jax.random.key(seed))[0]
+
+
+def step_key(seed: int, step: jax.Array) -> jax.Array:
+    """The key of all randomness in a step."""
+    return jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], step)
+
+
+HELD_OUT_SEED = 1  # of the held-out pictures, whatever the run's own seed: figures stay comparable

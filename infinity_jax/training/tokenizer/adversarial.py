@@ -1,0 +1,177 @@
+"""The adversarial half of a tokenizer's training step, and the discriminator's state."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from infinity_jax.training.optimizer import TrainState, make_optimizer
+from infinity_jax.training.tokenizer.config import TokenizerRunConfig
+from infinity_jax.training.tokenizer.discriminator import (
+    PatchDiscriminator,
+    adaptive_weight,
+    generator_loss,
+    hinge,
+    lecam,
+)
+
+
+@flax.struct.dataclass
+class DiscriminatorState:
+    """What the adversarial phase changes beside the tokenizer; never exported.
+
+    Attributes:
+      params: of `PatchDiscriminator`.
+      opt_state: optax state of its own optimizer.
+      mean_real, mean_fake: moving averages of the mean logits, for LeCam.
+      updates: how many it has had; int32.
+    """
+
+    params: Any
+    opt_state: Any
+    mean_real: jax.Array
+    mean_fake: jax.Array
+    updates: jax.Array
+
+
+@flax.struct.dataclass
+class AdversarialState(TrainState):
+    """A tokenizer's training state with a discriminator; checkpointed as it is."""
+
+    discriminator: DiscriminatorState
+
+
+class Attack(NamedTuple):
+    """What the discriminator says about one batch; all zeros before `start_step`.
+
+    Attributes:
+      metrics: scalars for the log.
+      pixels_gradient: of the weighted adversarial term, for the tokenizer.
+      gradients: of the discriminator's own loss.
+      finite: a scalar that is finite only if all of that is.
+    """
+
+    metrics: dict[str, jax.Array]
+    pixels_gradient: jax.Array
+    gradients: Any
+    finite: jax.Array
+
+
+def make_discriminator(config: TokenizerRunConfig) -> PatchDiscriminator:
+    """The network that the configuration describes."""
+    adversarial = config.adversarial
+    precision = jax.lax.Precision(config.precision)
+    return PatchDiscriminator(adversarial.channels, adversarial.layers, precision)
+
+
+def discriminator_optimizer(config: TokenizerRunConfig) -> optax.GradientTransformation:
+    """Its own, whose schedule begins with its first update."""
+    steps = max(config.steps - config.adversarial.start_step, 1)
+    return make_optimizer(config.adversarial.optimizer or config.optimizer, steps)
+
+
+def add_discriminator(
+    state: TrainState, key: jax.Array, picture: tuple[int, int], config: TokenizerRunConfig
+) -> AdversarialState:
+    """A fresh state with a fresh (boxed) discriminator beside it."""
+    params = make_discriminator(config).init(key, jnp.zeros((1, *picture, 3)))['params']
+    discriminator = DiscriminatorState(
+        params=params,
+        opt_state=discriminator_optimizer(config).init(params),
+        mean_real=jnp.zeros(()),
+        mean_fake=jnp.zeros(()),
+        updates=jnp.zeros((), jnp.int32),
+    )
+    return AdversarialState(
+        step=state.step,
+        params=state.params,
+        ema=state.ema,
+        opt_state=state.opt_state,
+        skipped=state.skipped,
+        bad_in_a_row=state.bad_in_a_row,
+        discriminator=discriminator,
+    )
+
+
+def attack(
+    state: AdversarialState,
+    pixels_BYX3: jax.Array,
+    target_BYX3: jax.Array,
+    reconstruction_gradient: jax.Array,
+    last_layer: Callable[[jax.Array], Any],
+    config: TokenizerRunConfig,
+) -> Attack:
+    """Both sides of the game on one batch, from the same reconstructions.
+
+    Args:
+      reconstruction_gradient: of the other terms with respect to the pixels, (B, Y, X, 3).
+      last_layer: a gradient with respect to the pixels -> the one of the decoder's last kernel.
+    """
+    model, settings, mine = make_discriminator(config), config.adversarial, state.discriminator
+
+    def judge(params, pixels):
+        return model.apply({'params': params}, pixels)
+
+    fake, pull_fake = jax.vjp(judge, mine.params, pixels_BYX3)
+    real, pull_real = jax.vjp(lambda params: judge(params, target_BYX3), mine.params)
+
+    def own_loss(real, fake):
+        game = hinge(real, fake)
+        drift = lecam(real, fake, mine.mean_real, mine.mean_fake)
+        return game + settings.lecam * drift, (game, drift)
+
+    own = jax.value_and_grad(own_loss, argnums=(0, 1), has_aux=True)
+    (loss, (game, drift)), (to_real, to_fake) = own(real, fake)
+    gradients = jax.tree.map(jnp.add, pull_real(to_real)[0], pull_fake(to_fake)[0])
+    term, to_pixels = jax.value_and_grad(generator_loss)(fake)
+    pixels_gradient = pull_fake(to_pixels)[1]
+    weight = jnp.float32(settings.weight)
+    if settings.adaptive:
+        norms = [jnp.linalg.norm(last_layer(g)) for g in (reconstruction_gradient, pixels_gradient)]
+        weight *= adaptive_weight(*norms, settings.adaptive_limit)
+    norm = optax.global_norm(gradients)
+    metrics = {
+        'adversarial': term,
+        'adversarial_weight': weight,
+        'discriminator': game,
+        'lecam': drift,
+        'logit_real': jnp.mean(real),
+        'logit_fake': jnp.mean(fake),
+        'discriminator_grad_norm': norm,
+    }
+    found = Attack(metrics, weight * pixels_gradient, gradients, loss + weight * term + norm)
+    # Computed and thrown away before the start: 2 % of a step at the released sizes, while XLA runs
+    # convolutions inside a conditional 35 times slower on a CPU.
+    started = state.step >= settings.start_step
+    return jax.tree.map(lambda x: jnp.where(started, x, jnp.zeros_like(x)), found)
+
+
+def update_discriminator(
+    state: AdversarialState, new: AdversarialState, attacked: Attack, config: TokenizerRunConfig
+) -> AdversarialState:
+    """`new` with the discriminator's update, unless the step was bad or came too early.
+
+    Args:
+      state: before the step.
+      new: after the tokenizer's update, which has counted whether the step was bad.
+    """
+    settings, old = config.adversarial, state.discriminator
+    updates, opt_state = discriminator_optimizer(config).update(
+        attacked.gradients, old.opt_state, old.params
+    )
+    count = old.updates.astype(jnp.float32)
+    rate = 1 - jnp.minimum(settings.lecam_decay, (1 + count) / (10 + count))
+    metrics = attacked.metrics
+    moved = DiscriminatorState(
+        params=optax.apply_updates(old.params, updates),
+        opt_state=opt_state,
+        mean_real=old.mean_real + rate * (metrics['logit_real'] - old.mean_real),
+        mean_fake=old.mean_fake + rate * (metrics['logit_fake'] - old.mean_fake),
+        updates=old.updates + 1,
+    )
+    play = (state.step >= settings.start_step) & (new.skipped == state.skipped)
+    kept = jax.tree.map(lambda n, o: jnp.where(play, n, o), moved, old)
+    return new.replace(discriminator=kept)

@@ -1,0 +1,168 @@
+"""Configuration of a tokenizer's training, and what of it must agree."""
+
+import dataclasses
+import math
+
+from infinity_jax.config import TokenizerConfig, UserError
+from infinity_jax.data.buckets import SQUARE
+from infinity_jax.scales import BUDGETS, RATIOS, STRIDE, Grid, ScaleSchedule
+from infinity_jax.training.config import RunConfig
+from infinity_jax.training.optimizer import OptimizerConfig
+from infinity_jax.training.tokenizer.discriminator import smallest_picture
+from infinity_jax.training.tokenizer.losses import INVERSE_TEMPERATURE
+from infinity_jax.training.tokenizer.lpips import MIN_EDGE
+from infinity_jax.training.tokenizer.noise import QuantizerTraining
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerLosses:
+    """Weights of the terms. The released recipe: l1 1, perceptual 1, commitment 4·0.25, entropy
+    4·0.1."""
+
+    l1: float = 1.0
+    l2: float = 1.0
+    commitment: float = 0.25
+    entropy: float = 0.1
+    inverse_temperature: float = INVERSE_TEMPERATURE  # β of the entropy term; see its docstring
+    perceptual: float = 0.0  # LPIPS; wants config.vgg_weights and config.lpips_heads
+    truncated: float = 0.0  # l1 and l2 of a picture decoded after a random number of scales
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not 0 <= value < math.inf:
+                raise UserError(
+                    f'config field losses.{field.name} is {value}; wanted 0 or more, and finite'
+                )
+        if self.inverse_temperature == 0:
+            raise UserError(
+                'config field losses.inverse_temperature is 0.0; wanted a positive number'
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialConfig:
+    """The discriminator and its term in the loss; off unless `weight` is set."""
+
+    weight: float = 0.0  # of the adversarial term; 0.3 as published
+    start_step: int = 0  # before it, neither network feels the other; 50,000 in stage 1
+    adaptive: bool = False  # scale the term to the reconstruction gradient at the last convolution
+    adaptive_limit: float = 1e4  # of that scale, as in VQGAN
+    channels: int = 64  # of the discriminator's first layer
+    layers: int = 3  # stride-2 convolutions; 3 judges patches of 70² pixels
+    lecam: float = 0.001  # weight of LeCam in the discriminator's loss; 0: none
+    lecam_decay: float = 0.999  # of its moving averages, reached through (1 + n) / (10 + n)
+    optimizer: OptimizerConfig | None = None  # of the discriminator; None: as the tokenizer's
+
+    def __post_init__(self):
+        if self.layers < 1 or self.channels < 4 or self.channels % 4:
+            raise UserError(
+                f'adversarial.layers is {self.layers} and adversarial.channels {self.channels}; '
+                'wanted 1 or more layers and a multiple of 4'
+            )
+        for name in ('weight', 'start_step', 'lecam', 'adaptive_limit'):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise UserError(f'adversarial.{name} is {value}; wanted 0 or more, and finite')
+        if not 0 <= self.lecam_decay < 1:
+            raise UserError(
+                f'adversarial.lecam_decay is {self.lecam_decay}; wanted 0 up to below 1'
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenizerRunConfig(RunConfig):
+    """Configuration of `configs/tokenizer.py`."""
+
+    tokenizer: TokenizerConfig
+    # (h, w) of each scale, the last being picture size / stride; (): as released, by picture shape
+    grids: tuple[tuple[int, ...], ...] = ()
+    losses: TokenizerLosses = TokenizerLosses()
+    quantizer: QuantizerTraining = QuantizerTraining()
+    adversarial: AdversarialConfig = AdversarialConfig()
+    freeze_encoder: bool = False  # train the decoder alone: all bits stay as they are
+    vgg_weights: str = ''  # VGG-16 in torchvision's format; wants losses.perceptual above 0
+    lpips_heads: str = ''  # lin0 to lin4 in the LPIPS package's format
+    precision: str = 'highest'  # of products in training: 'highest', or 'default' (faster on GPU)
+    dtype: str = 'float32'  # of convolutions in training; 'bfloat16' halves their memory
+    remat: str = 'none'  # 'full': residual blocks are computed again in the backward pass
+    accumulate_steps: int = 1  # parts of a batch that are worked on one after the other
+
+    def code_grids(self, picture: tuple[int, int]) -> tuple[Grid, ...]:
+        """The grids of a picture of (height, width) pixels.
+
+        Raises:
+          UserError: there are none for that shape.
+        """
+        stride = self.tokenizer.stride
+        if self.grids:
+            schedule = ScaleSchedule.free(self.grids)
+            if schedule.picture_size(stride) != tuple(picture):
+                raise UserError(
+                    f'grids end in {self.grids[-1]}, at stride {stride} a picture of '
+                    f'{schedule.picture_size(stride)}, but pictures are {tuple(picture)} '
+                    f'(data.picture_size is {self.data.picture_size}); change one of them'
+                )
+            return schedule.grids
+        if stride not in (STRIDE, STRIDE // 2):
+            raise UserError(
+                f'released schedules are for stride {STRIDE}, or {STRIDE // 2} with patchify, and '
+                f'this tokenizer has stride {stride}; set config.grids'
+            )
+        return released_schedule(picture).code_grids(patchify=stride < STRIDE)
+
+
+def released_schedule(picture: tuple[int, int]) -> ScaleSchedule:
+    """The released schedule whose pictures have (height, width) pixels."""
+    for ratio in RATIOS:
+        for budget in BUDGETS:
+            schedule = ScaleSchedule.for_picture(ratio, budget)
+            if schedule.picture_size() == tuple(picture):
+                return schedule
+    raise UserError(
+        f'no released schedule is for pictures of {tuple(picture)} pixels; set config.grids, or '
+        'data.picture_size to 256, 512, 768 or 1024'
+    )
+
+
+def check(config: TokenizerRunConfig) -> None:
+    """Raises `UserError` where schedule, stride and picture size disagree."""
+    size = config.data.picture_size
+    if any(source.kind == 'features' for source in config.data.sources + config.data.held_out):
+        raise UserError(
+            'data.sources has one of kind features, but tokenizers are trained on pictures; name '
+            'the source that these were made of'
+        )
+    config.code_grids((size, size))
+    if config.grids and config.data.bucket_names != (SQUARE,):
+        raise UserError(
+            f'data.ratios is {config.data.ratios}, but config.grids are for one shape; clear '
+            'config.grids to take the released ones of each'
+        )
+    if config.freeze_encoder and not config.init_from:
+        raise UserError(
+            'freeze_encoder is set without init_from; name the model folder whose encoder is kept'
+        )
+    if config.losses.truncated and config.quantizer.scale_drop and not config.quantizer.keep_first:
+        # Nothing decoded is a constant picture, at which every norm's gradient is huge.
+        raise UserError(
+            'losses.truncated with quantizer.scale_drop could leave no scale of a picture to '
+            'decode; set quantizer.keep_first'
+        )
+    if config.precision not in ('highest', 'default'):
+        raise UserError(f"precision is {config.precision!r}; wanted 'highest' or 'default'")
+    if config.dtype not in ('float32', 'bfloat16'):
+        raise UserError(f"dtype is {config.dtype!r}; wanted 'float32' or 'bfloat16'")
+    if config.remat not in ('none', 'full'):
+        raise UserError(f"remat is {config.remat!r}; wanted 'none' or 'full'")
+    wanted = smallest_picture(config.adversarial.layers) if config.adversarial.weight else 1
+    if size < wanted:
+        raise UserError(
+            f'data.picture_size is {size}, too small for a discriminator of '
+            f'{config.adversarial.layers} layers, which wants {wanted}; lower adversarial.layers'
+        )
+    if config.losses.perceptual and config.vgg_weights and size < MIN_EDGE:
+        raise UserError(
+            f'data.picture_size is {size}; the perceptual term wants {MIN_EDGE} or more: set '
+            'losses.perceptual to 0'
+        )

@@ -1,0 +1,252 @@
+"""One step of tokenizer training, from pictures to an update; pure functions."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from infinity_jax.images import from_uint8, psnr
+from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.tokenizer.quantizer import quantize, truncated_total
+from infinity_jax.training.accumulate import batch_parts, mean_of_parts
+from infinity_jax.training.config import step_key
+from infinity_jax.training.optimizer import (
+    TrainState,
+    apply_gradients,
+    make_optimizer,
+    make_schedule,
+)
+from infinity_jax.training.tokenizer.adversarial import Attack, attack, update_discriminator
+from infinity_jax.training.tokenizer.config import TokenizerLosses, TokenizerRunConfig
+from infinity_jax.training.tokenizer.losses import commitment, entropy_penalty, reconstruction
+from infinity_jax.training.tokenizer.lpips import lpips
+from infinity_jax.training.tokenizer.noise import draw_flips, draw_kept, draw_truncation
+
+STRIP_PICTURES = 8  # originals above reconstructions in the sample picture
+
+
+class Outputs(NamedTuple):
+    """What the losses read, and what gradients are taken of.
+
+    Attributes:
+      pixels: reconstruction, not clamped, (B, Y, X, 3).
+      truncated: the same from each picture's first few scales; None where that term is off.
+      normalised: per scale (B, h, w, d), as the quantizer gives it.
+    """
+
+    pixels: jax.Array
+    truncated: jax.Array | None
+    normalised: tuple[jax.Array, ...]
+
+
+class Noise(NamedTuple):
+    """What training draws for each picture of a batch; None for what is off.
+
+    Attributes:
+      kept_BK: bool, the scales that a picture keeps.
+      flips: per scale (B, h, w, d) bool, the bits that change.
+      scales_B: int32, after how many scales a picture is decoded once more.
+    """
+
+    kept_BK: jax.Array | None
+    flips: tuple[jax.Array | None, ...] | None
+    scales_B: jax.Array | None
+
+
+def draw_noise(key: jax.Array, pixels_BYX3: jax.Array, config: TokenizerRunConfig) -> Noise:
+    """The noise of a batch of pictures."""
+    grids = config.code_grids(pixels_BYX3.shape[1:3])
+    batch, scales = pixels_BYX3.shape[0], len(grids)
+    drop_key, flip_key, cut_key = jax.random.split(key, 3)
+    return Noise(
+        draw_kept(drop_key, config.quantizer, batch, scales),
+        draw_flips(flip_key, config.quantizer, batch, grids, config.tokenizer.bits),
+        draw_truncation(cut_key, batch, scales) if config.losses.truncated else None,
+    )
+
+
+def forward(
+    model: Autoencoder,
+    params: Any,
+    pixels_BYX3: jax.Array,
+    config: TokenizerRunConfig,
+    noise: Noise | None = None,
+) -> tuple[Outputs, tuple[jax.Array, ...], jax.Array]:
+    """Pictures to outputs, bits and the last convolution's input; without noise in evaluation."""
+    grids = config.code_grids(pixels_BYX3.shape[1:3])
+    features = model.apply({'params': params}, pixels_BYX3, method=Autoencoder.encode)
+    if config.freeze_encoder:
+        features = jax.lax.stop_gradient(features)
+    decode = functools.partial(model.apply, {'params': params}, method=Autoencoder.decode)
+    noisy = {}
+    if noise is not None:
+        attached = config.quantizer.attach_residual
+        noisy = {'kept_BK': noise.kept_BK, 'flips': noise.flips, 'attached': attached}
+    quantized = quantize(features, grids, **noisy)
+    truncated = None
+    if noise is not None and noise.scales_B is not None:
+        truncated = decode(truncated_total(quantized.codes, noise.scales_B))
+    pixels, sown = decode(quantized.total_Bhwd, mutable='intermediates')
+    (last_hidden,) = sown['intermediates']['decoder']['last_hidden']
+    return Outputs(pixels, truncated, quantized.normalised), quantized.bits, last_hidden
+
+
+def loss_terms(
+    outputs: Outputs,
+    target_BYX3: jax.Array,
+    perceptual: Any,
+    weights: TokenizerLosses,
+    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The weighted sum and its unweighted terms, without the adversarial one.
+
+    Args:
+      perceptual: weights of LPIPS; None: the term is off.
+      precision: of the products in LPIPS.
+    """
+    l1, l2 = reconstruction(outputs.pixels, target_BYX3)
+    terms = {
+        'l1': l1,
+        'l2': l2,
+        'commitment': commitment(outputs.normalised),
+        'entropy': entropy_penalty(outputs.normalised, weights.inverse_temperature),
+    }
+    if perceptual is not None:
+        terms['perceptual'] = jnp.mean(lpips(perceptual, outputs.pixels, target_BYX3, precision))
+    if outputs.truncated is not None:
+        l1, l2 = reconstruction(outputs.truncated, target_BYX3)
+        terms['truncated'] = weights.l1 * l1 + weights.l2 * l2
+    return sum(getattr(weights, name) * term for name, term in terms.items()), terms
+
+
+def bit_usage(bits: tuple[jax.Array, ...]) -> jax.Array:
+    """(K,) mean over bits of the entropy, in bits, of how often each is 1: 1 is best, 0 is dead."""
+    usage = []
+    for scale_bits in bits:
+        p = jnp.mean(scale_bits.astype(jnp.float32), axis=(0, 1, 2))
+        p = jnp.clip(p, 1e-6, 1 - 1e-6)
+        usage.append(jnp.mean(-p * jnp.log2(p) - (1 - p) * jnp.log2(1 - p)))
+    return jnp.stack(usage)
+
+
+def last_layer_gradient(model: Autoencoder, params: Any, last_hidden: jax.Array) -> Any:
+    """A function: gradient with respect to the pixels -> the one of the decoder's last kernel."""
+    last = params['decoder']['conv_out']
+    decode = lambda kernel: model.last_layer({**last, 'kernel': kernel}, last_hidden)
+    pull = jax.vjp(decode, last['kernel'])[1]
+    return lambda pixels_gradient: pull(pixels_gradient)[0]
+
+
+class Gradients(NamedTuple):
+    """What the pictures of a batch, or of a part of it, say about the weights; all are means.
+
+    Attributes:
+      params: gradient of the tokenizer's weights.
+      loss: the weighted sum.
+      metrics: scalars and (K,) vectors for the log.
+      attack: of the discriminator; None without one. Its `pixels_gradient` has been used.
+    """
+
+    params: Any
+    loss: jax.Array
+    metrics: dict[str, jax.Array]
+    attack: Attack | None
+
+
+def gradients_of(
+    state: TrainState,
+    perceptual: Any,
+    rows: tuple[jax.Array, Noise],
+    *,
+    model: Autoencoder,
+    config: TokenizerRunConfig,
+) -> Gradients:
+    """Gradients of both networks on some pictures.
+
+    The gradient goes from the losses to the outputs first, and from there, with the adversarial
+    one added, through the networks once.
+
+    Args:
+      rows: pictures (B, Y, X, 3) of uint8 and their noise.
+    """
+    pixels, noise = rows
+    target = from_uint8(pixels)
+
+    def generate(params):
+        outputs, *others = forward(model, params, target, config, noise)
+        return outputs, others
+
+    outputs, pull, (bits, last_hidden) = jax.vjp(generate, state.params, has_aux=True)
+    terms_of = jax.value_and_grad(loss_terms, has_aux=True)
+    precision = jax.lax.Precision(config.precision)
+    (loss, metrics), gradient = terms_of(outputs, target, perceptual, config.losses, precision)
+    metrics |= {'psnr': psnr(outputs.pixels, target), 'bit_usage': bit_usage(bits)}
+    attacked = None
+    if config.adversarial.weight:
+        last_layer = last_layer_gradient(model, state.params, last_hidden)
+        attacked = attack(state, outputs.pixels, target, gradient.pixels, last_layer, config)
+        gradient = gradient._replace(pixels=gradient.pixels + attacked.pixels_gradient)
+        attacked = attacked._replace(pixels_gradient=None)
+        loss += attacked.metrics['adversarial_weight'] * attacked.metrics['adversarial']
+    return Gradients(pull(gradient)[0], loss, metrics, attacked)
+
+
+def train_step(
+    state: TrainState, perceptual: Any, batch: Any, *, model: Autoencoder, config: Any
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update of the tokenizer and, if there is one, of the discriminator. Pure.
+
+    With `config.accumulate_steps` above 1 the batch is worked on in parts, whose gradients are
+    averaged. The entropy penalty then averages its probabilities over a part, not over the batch.
+
+    Args:
+      state: an `AdversarialState` where the adversarial term is on.
+      perceptual: weights of LPIPS, or None.
+      config: the `TokenizerRunConfig`.
+    """
+    pixels = batch['pixels_BYX3']
+    noise = draw_noise(step_key(config.seed, state.step), pixels, config)
+    of_rows = functools.partial(gradients_of, state, perceptual, model=model, config=config)
+    grads, loss, metrics, attacked = mean_of_parts(
+        of_rows, (pixels, noise), config.accumulate_steps
+    )
+    finite = loss if attacked is None else loss + attacked.finite
+    learning_rate = make_schedule(config.optimizer, config.steps)(state.step - state.skipped)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    new, update = apply_gradients(state, grads, finite, optimizer, config.optimizer)
+    if config.freeze_encoder:
+        new = with_encoder_of(new, state)
+    if attacked is not None:
+        new = update_discriminator(state, new, attacked, config)
+        metrics |= attacked.metrics
+    return new, {'loss': loss, **metrics, **update, 'learning_rate': learning_rate}
+
+
+def evaluation_step(
+    params: Any, perceptual: Any, batch: Any, *, model: Autoencoder, config: TokenizerRunConfig
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Metrics of one held-out batch; and (2, n, Y, X, 3), first pictures and reconstructions."""
+
+    def of_rows(pixels):
+        target = from_uint8(pixels)
+        outputs, bits, _ = forward(model, params, target, config)
+        loss, terms = loss_terms(outputs, target, perceptual, config.losses)
+        metrics = {'loss': loss, **terms, 'psnr': psnr(outputs.pixels, target)}
+        return {**metrics, 'bit_usage': bit_usage(bits)}, outputs.pixels
+
+    pixels, count = batch['pixels_BYX3'], config.accumulate_steps
+    if count == 1:
+        metrics, decoded = of_rows(pixels)
+    else:
+        metrics, decoded = jax.lax.map(of_rows, batch_parts(pixels, count))
+        metrics = jax.tree.map(lambda x: x.mean(0), metrics)
+        decoded = decoded.swapaxes(0, 1).reshape(pixels.shape)
+    target = from_uint8(pixels[:STRIP_PICTURES])
+    return metrics, jnp.stack([target, decoded[:STRIP_PICTURES]])
+
+
+def with_encoder_of(new: TrainState, old: TrainState) -> TrainState:
+    """`new` with the encoder's weights of `old`, which weight decay alone would change."""
+    keep = lambda moved, was: {**moved, 'encoder': was['encoder']}
+    return new.replace(params=keep(new.params, old.params), ema=keep(new.ema, old.ema))

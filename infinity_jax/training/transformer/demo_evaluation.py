@@ -1,0 +1,137 @@
+"""How well a demo model draws what it is asked for, by the matcher's judgement."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from infinity_jax.config import Economy, UserError
+from infinity_jax.emoji.artwork import subset as emoji_subset
+from infinity_jax.emoji.captions import caption
+from infinity_jax.emoji.matcher import evaluation_specs, match
+from infinity_jax.emoji.render import render
+from infinity_jax.images import check_writable, contact_sheet, from_uint8, psnr, save_png, to_uint8
+from infinity_jax.inference.pipeline import InfinityPipeline
+from infinity_jax.inference.sampling import SamplingConfig
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.tokenizer.quantizer import quantize
+from infinity_jax.weights.model_folder import DEMO_FOLDER, ModelBundle, load_model
+
+PAIRS = ('trained', 'held_out')
+SHEET_PICTURES = 32  # of each kind of pairs on the contact sheet
+BATCH = 50  # pictures reconstructed in one call
+
+
+def reconstruct(
+    bundle: ModelBundle, schedule: ScaleSchedule, pictures: np.ndarray
+) -> tuple[np.ndarray, float]:
+    """Pictures, uint8 (N, Y, X, 3), through the tokenizer and back; and their mean PSNR in dB."""
+    model = Autoencoder(bundle.tokenizer_config)
+    grids = schedule.code_grids(bundle.transformer_config.spatial_patchify)
+
+    @jax.jit
+    def run(params, pixels):
+        target = from_uint8(pixels)
+        features = model.apply({'params': params}, target, method=Autoencoder.encode)
+        total = quantize(features, grids).total_Bhwd
+        decoded = model.apply({'params': params}, total, method=Autoencoder.decode)
+        return to_uint8(decoded), psnr(decoded, target)
+
+    outputs, ratios = [], []
+    for start in range(0, len(pictures), BATCH):
+        batch = pictures[start : start + BATCH]
+        decoded, ratio = run(bundle.tokenizer_params, batch)
+        outputs.append(np.asarray(decoded))
+        ratios.append(float(ratio) * len(batch))
+    return np.concatenate(outputs), sum(ratios) / len(pictures)
+
+
+def evaluate_demo(
+    folder: str | os.PathLike = DEMO_FOLDER,
+    *,
+    count: int = 200,
+    subset: str | None = None,
+    seed: int = 0,
+    sampling: SamplingConfig = SamplingConfig(),
+    economy: Economy = Economy(),
+    out: str | os.PathLike = '.',
+) -> dict[str, Any]:
+    """Draws captions of trained and of held-out pairs and counts what the matcher recognises.
+
+    Three rows for each kind of pairs: the model's pictures, and for comparison what the matcher
+    makes of true renders and of their reconstructions. Prints a table; writes evaluation.json and
+    a contact sheet, evaluation.png, into `out`.
+
+    Args:
+      folder: a complete model folder.
+      count: captions of each kind.
+      subset: emoji asked for and to choose among; None: those the model was trained on.
+      seed: of captions and drawing.
+      sampling: guidance, temperature, top-k, top-p.
+      economy: what is saved while drawing.
+      out: where the files go.
+    """
+    if count < 1:
+        raise UserError(f'count is {count}; wanted 1 or more pictures of each kind')
+    out = pathlib.Path(out)
+    check_writable(out / 'evaluation.png')
+    bundle = load_model(folder)
+    pipeline = InfinityPipeline(bundle, max_batch=min(count, BATCH), economy=economy)
+    subset = subset or bundle.extra.get('run', {}).get('data', {}).get('subset', 'all')
+    candidates = [each.name for each in emoji_subset(subset)]
+    code_grids = pipeline.schedule.code_grids(bundle.transformer_config.spatial_patchify)
+    size = code_grids[-1][0] * bundle.tokenizer_config.stride
+    results: dict[str, Any] = {
+        'model': str(folder),
+        'subset': subset,
+        'candidates': len(candidates),
+        'count': count,
+        'seed': seed,
+        'sampling': dataclasses.asdict(sampling),
+        'economy': dataclasses.asdict(economy),
+    }
+    shown, titles, marks = [], [], []
+    for kind in PAIRS:
+        specs = evaluation_specs(subset, kind, count, seed)
+        captions = [caption(spec) for spec in specs]
+        renders = np.stack([render(spec, size) for spec in specs])
+        reconstructions, ratio = reconstruct(bundle, pipeline.schedule, renders)
+        drawn = pipeline(captions, seed=seed, sampling=sampling).pixels
+        results[kind] = {'psnr': ratio}
+        rows = {'drawn': drawn, 'reconstructions': reconstructions, 'renders': renders}
+        for row, pictures in rows.items():
+            report = match(pictures, specs, candidates)
+            results[kind][row] = {
+                'emoji': report.emoji_rate,
+                'background': report.background_rate,
+            }
+            if row == 'drawn':
+                marks += (report.emoji_right & report.background_right)[:SHEET_PICTURES].tolist()
+        shown.append(drawn[:SHEET_PICTURES])
+        titles += captions[:SHEET_PICTURES]
+    save_png(out / 'evaluation.png', contact_sheet(np.concatenate(shown), titles, marks))
+    (out / 'evaluation.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
+    print(table(results))
+    return results
+
+
+def table(results: dict[str, Any]) -> str:
+    """The figures as text, one row a kind of pairs and pictures."""
+    lines = [
+        f'{results["count"]} captions of each kind, {results["candidates"]} candidate emoji',
+        f'{"pairs":10}{"pictures":18}{"emoji right":>12}{"background right":>18}{"PSNR":>10}',
+    ]
+    for kind in PAIRS:
+        for row in ('drawn', 'reconstructions', 'renders'):
+            rates = results[kind][row]
+            decibel = f'{results[kind]["psnr"]:.1f} dB' if row == 'reconstructions' else ''
+            lines.append(
+                f'{kind:10}{row:18}{rates["emoji"]:>11.1%} {rates["background"]:>17.1%} '
+                f'{decibel:>9}'
+            )
+    return '\n'.join(lines)

@@ -1,0 +1,105 @@
+"""Whether stored features are those that a run would make itself."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from infinity_jax.config import UserError
+from infinity_jax.data.config import SPLITS
+from infinity_jax.data.features.stored import FeatureInfo, TextInfo, read_info
+from infinity_jax.training.transformer.config import T2IConfig
+from infinity_jax.weights.model_folder import ModelBundle
+
+
+def check_features(config: T2IConfig, bundle: ModelBundle) -> None:
+    """Raises `UserError` where a source of kind 'features' was not made for this run.
+
+    Args:
+      config: its data may name any number of such sources.
+      bundle: the run's frozen parts.
+    """
+    sources = [s for split in SPLITS for s in config.data.sources_of(split) if s.kind == 'features']
+    found = {source.path: read_info(pathlib.Path(source.path)) for source in sources}
+    infos = {path: info for path, info in found.items() if info}  # who opens them tells of others
+    if not infos:
+        return
+    tokenizer = tokenizer_fingerprint(bundle)
+    with_text = any(info.text for info in infos.values())
+    if with_text and config.text.train:
+        raise UserError(
+            f'data source {next(iter(infos))} holds text features of a frozen encoder, but '
+            'text.train is True; set it to False, or precompute with --text none'
+        )
+    text = text_fingerprint(bundle) if with_text else ''
+    for path, info in infos.items():
+        wanted = {
+            'tokenizer': tokenizer,
+            'picture_size': config.data.picture_size,
+            'ratios': config.data.bucket_names,
+        }
+        if info.text:
+            wanted['text.encoder'] = text
+            wanted['text.length'] = config.transformer.text_length
+        _compare(path, info, wanted)
+
+
+def _compare(path: str, info: FeatureInfo, wanted: dict[str, Any]) -> None:
+    for name, value in wanted.items():
+        made_with = functools.reduce(getattr, name.split('.'), info)
+        if made_with != value:
+            raise UserError(
+                f'data source {path}: its features were made with {name} {made_with!r}, but this '
+                f'run has {value!r}; use what they were made with, or precompute them again'
+            )
+
+
+def tokenizer_fingerprint(bundle: ModelBundle) -> str:
+    """Tells a tokenizer's encoder from others."""
+    config = dataclasses.asdict(bundle.tokenizer_config)
+    return fingerprint(config, bundle.tokenizer_params['encoder'])
+
+
+def text_fingerprint(bundle: ModelBundle) -> str:
+    """Tells a text encoder and its vocabulary from others."""
+    vocabulary = hashlib.sha256(bundle.text_tokenizer.files['tokenizer.json']).hexdigest()
+    described = {**dataclasses.asdict(bundle.text_config), 'vocabulary': vocabulary}
+    return fingerprint(described, bundle.text_params)
+
+
+def text_info(bundle: ModelBundle, dtype: str, captions: str) -> TextInfo:
+    """What a folder says about text features made with this encoder."""
+    length = bundle.transformer_config.text_length
+    encoder = text_fingerprint(bundle)
+    return TextInfo(encoder, length, bundle.text_config.width, dtype, captions)
+
+
+def fingerprint(described: dict[str, Any], params: Any) -> str:
+    """A digest of JSON and of weights, wherever these lie.
+
+    Weights are compared as bfloat16, so a model that was stored in that dtype counts as the same.
+    """
+    sums = {
+        name: (leaf.shape, np.asarray(_sums(leaf)).tolist())
+        for name, leaf in sorted(flatten_dict(params, sep='.').items())
+    }
+    text = json.dumps([described, sums], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@jax.jit
+def _sums(leaf: jax.Array) -> jax.Array:
+    """The weights' bits, summed plainly and by position; integers, so exact in any order."""
+    words = jax.lax.bitcast_convert_type(leaf.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
+    position = jnp.zeros(leaf.shape, jnp.uint32)
+    for axis in range(leaf.ndim):
+        along = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        position = position * jnp.uint32(0x9E3779B1) + along + 1
+    return jnp.stack([words.sum(dtype=jnp.uint32), (words * position).sum(dtype=jnp.uint32)])

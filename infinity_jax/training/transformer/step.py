@@ -1,0 +1,216 @@
+"""The training step of the transformer, from pictures and captions to an update; pure functions."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from infinity_jax.images import from_uint8
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import compiler_options, replicated
+from infinity_jax.text.t5 import T5Encoder
+from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.training.accumulate import mean_of_parts
+from infinity_jax.training.config import HELD_OUT_SEED, step_key
+from infinity_jax.training.optimizer import (
+    TrainState,
+    apply_gradients,
+    make_optimizer,
+    make_schedule,
+    new_state,
+)
+from infinity_jax.training.transformer.config import T2IConfig
+from infinity_jax.training.transformer.loss import bit_loss
+from infinity_jax.training.transformer.parts import bucket_schedules
+from infinity_jax.training.transformer.self_correction import corrupt, draw_flips
+from infinity_jax.transformer.layers import draw_kept
+from infinity_jax.transformer.lora import init_adapters, joined
+from infinity_jax.transformer.model import Transformer, init_transformer, transformer_shapes
+from infinity_jax.weights.model_folder import ModelBundle
+
+
+@dataclasses.dataclass(frozen=True)
+class Models:
+    """The networks of a run and the grids they work on, a schedule a bucket; static under jit."""
+
+    transformer: Transformer
+    autoencoder: Autoencoder
+    text_encoder: T5Encoder
+    schedules: tuple[ScaleSchedule, ...]
+
+    def schedule_of(self, batch: Any) -> ScaleSchedule:
+        """The schedule that a batch's picture shape tells; under jit a program a bucket."""
+        stride = self.autoencoder.config.stride
+        stride *= 2 if self.transformer.config.spatial_patchify else 1
+        sizes = [schedule.picture_size(stride) for schedule in self.schedules]
+        if 'features_Bhwd' in batch:
+            h, w = batch['features_Bhwd'].shape[1:3]
+            size = h * self.autoencoder.config.stride, w * self.autoencoder.config.stride
+        else:
+            size = batch['pixels_BYX3'].shape[1:3]
+        return self.schedules[sizes.index(size)]
+
+    def init(self, key: jax.Array, train_text: bool) -> Any:
+        """Boxed trained parameters: {'transformer'} and, when trained along, {'text'}."""
+        keys = jax.random.split(key)
+        variables = init_transformer(self.transformer, keys[0], self.schedules[0])
+        params = {'transformer': variables['params']}
+        if train_text:
+            ids, lengths = jnp.zeros((1, 1), jnp.int32), jnp.ones((1,), jnp.int32)
+            params['text'] = self.text_encoder.init(keys[1], ids, lengths)['params']
+        return params
+
+
+def make_models(config: T2IConfig, bundle: ModelBundle) -> Models:
+    """The networks of a bundle on the grids of the run's buckets."""
+    return Models(
+        Transformer(bundle.transformer_config, config.attention, config.remat),
+        Autoencoder(bundle.tokenizer_config),
+        T5Encoder(bundle.text_config, jnp.dtype(bundle.transformer_config.dtype)),
+        bucket_schedules(config, bundle),
+    )
+
+
+def flips_of(key: jax.Array, batch: Any, models: Models, config: T2IConfig) -> tuple:
+    """The bits of a batch that self-correction flips."""
+    return draw_flips(
+        key,
+        batch['lengths_B'].shape[0],
+        models.autoencoder.config.bits,
+        models.schedule_of(batch),
+        max_strength=config.self_correction.max_strength,
+        per_picture=config.self_correction.per_picture,
+        patchify=models.transformer.config.spatial_patchify,
+    )
+
+
+def encode(frozen: Any, batch: Any, models: Models) -> jax.Array:
+    """Tokenizer features (B, h, w, d) of a batch of pictures, or those that it brings along."""
+    if 'features_Bhwd' in batch:
+        return batch['features_Bhwd'].astype(jnp.float32)
+    pixels = from_uint8(batch['pixels_BYX3'])
+    return models.autoencoder.apply(
+        {'params': frozen['tokenizer']}, pixels, method=Autoencoder.encode
+    )
+
+
+def encode_and_corrupt(
+    flips: tuple, frozen: Any, batch: Any, models: Models
+) -> tuple[jax.Array, jax.Array]:
+    """Pictures to the transformer's inputs (B, L − 1, d) and target bits (B, L, d); no gradient."""
+    inputs, targets = corrupt(
+        encode(frozen, batch, models),
+        models.schedule_of(batch),
+        flips,
+        patchify=models.transformer.config.spatial_patchify,
+    )
+    return jax.lax.stop_gradient(inputs), targets
+
+
+def predict(
+    params: Any, batch: Any, inputs_BLd: jax.Array, models: Models, **options: Any
+) -> jax.Array:
+    """Captions and inputs to logits (B, L, d, 2). `params` has 'transformer' and 'text'."""
+    if 'text_BTE' in batch:
+        text = batch['text_BTE'].astype(jnp.float32)
+    else:
+        text = models.text_encoder.apply(
+            {'params': params['text']}, batch['ids_BT'], batch['lengths_B']
+        )
+    return models.transformer.apply(
+        {'params': params['transformer']},
+        text,
+        batch['lengths_B'],
+        inputs_BLd,
+        models.schedule_of(batch),
+        **options,
+    )
+
+
+def bit_metrics(loss: jax.Array, parts: Any, schedule: ScaleSchedule) -> dict[str, jax.Array]:
+    """Names for the log; `accuracy` is the mean over all bits of a picture."""
+    share = jnp.array([h * w / schedule.num_tokens for h, w in schedule.grids])
+    return {
+        'loss': loss,
+        'accuracy': jnp.sum(parts.accuracy * share),
+        'majority_rate': jnp.sum(parts.majority_rate * share),
+        'loss_per_scale': parts.loss,
+        'accuracy_per_scale': parts.accuracy,
+        'majority_rate_per_scale': parts.majority_rate,
+    }
+
+
+def train_step(
+    state: TrainState, frozen: Any, batch: Any, *, models: Models, config: T2IConfig
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """One update. Pure: every random draw comes from the seed and `state.step`.
+
+    All is drawn for the whole batch, so that parts of it see what the whole would.
+    """
+    schedule = models.schedule_of(batch)
+    key = step_key(config.seed, state.step)
+    corrupt_key, drop_key, path_key = jax.random.split(key, 3)
+    shape = batch['lengths_B'].shape
+    draws = {
+        'flips': flips_of(corrupt_key, batch, models, config),
+        'drop_condition_B': jax.random.bernoulli(drop_key, config.condition_drop, shape),
+        'kept': draw_kept(path_key, models.transformer.config, *shape),
+    }
+
+    def loss_fn(params, rows):
+        batch, draws = rows
+        flips, options = draws['flips'], {n: x for n, x in draws.items() if n != 'flips'}
+        inputs, targets = encode_and_corrupt(flips, frozen, batch, models)
+        logits = predict(joined(frozen, params, config.lora), batch, inputs, models, **options)
+        return bit_loss(logits, targets, schedule, reweight=config.reweight_scales)
+
+    gradients_of = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, parts), grads = mean_of_parts(
+        lambda rows: gradients_of(state.params, rows), (batch, draws), config.accumulate_steps
+    )
+    learning_rate = make_schedule(config.optimizer, config.steps)(state.step - state.skipped)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    state, update = apply_gradients(state, grads, loss, optimizer, config.optimizer)
+    metrics = bit_metrics(loss, parts, schedule)
+    return state, {**metrics, **update, 'learning_rate': learning_rate}
+
+
+def evaluation_step(
+    params: Any, frozen: Any, batch: Any, index: int, *, models: Models, config: T2IConfig
+) -> dict[str, jax.Array]:
+    """Metrics of one held-out batch, its flips always the same ones, all captions kept."""
+    schedule = models.schedule_of(batch)
+    key = jax.random.fold_in(jax.random.key(HELD_OUT_SEED), index)
+    flips = flips_of(key, batch, models, config)
+
+    def losses_of(rows):
+        batch, flips = rows
+        inputs, targets = encode_and_corrupt(flips, frozen, batch, models)
+        logits = predict(joined(frozen, params, config.lora), batch, inputs, models)
+        return bit_loss(logits, targets, schedule, reweight=config.reweight_scales)
+
+    # In parts as in training: the tokenizer wants more memory for a picture than a layer does.
+    loss, parts = mean_of_parts(losses_of, (batch, flips), config.accumulate_steps)
+    return bit_metrics(loss, parts, schedule)
+
+
+def init_state(key: jax.Array, models: Models, config: T2IConfig) -> TrainState:
+    """The (boxed) state before the first step of a run that starts from random weights."""
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    if config.lora.rank:
+        boxed = transformer_shapes(config.transformer, boxed=True)
+        return new_state({'lora': init_adapters(key, boxed, config.lora)}, optimizer)
+    return new_state(models.init(key, config.text.train), optimizer)
+
+
+def jit_step(models: Models, config: T2IConfig, shardings: Any, mesh: Mesh) -> Any:
+    """`train_step` as (state, frozen, batch) -> (state, metrics) on a mesh, the state donated."""
+    return jax.jit(
+        functools.partial(train_step, models=models, config=config),
+        out_shardings=(shardings, replicated(mesh)),
+        donate_argnums=0,
+        compiler_options=compiler_options(mesh),
+    )

@@ -1,0 +1,160 @@
+"""Trains the transformer: pictures and captions to bits, through the frozen tokenizer."""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+
+from infinity_jax.images import contact_sheet, save_png
+from infinity_jax.inference.pipeline import InfinityPipeline
+from infinity_jax.runtime.preemption import finishing
+from infinity_jax.scales import BUDGET_OF_EDGE
+from infinity_jax.sharding import (
+    from_first_process,
+    in_mesh,
+    init_sharded,
+    make_mesh,
+    replicated,
+    shardings_of,
+    to_host,
+)
+from infinity_jax.training import flops, loop
+from infinity_jax.training.accumulate import check_parts
+from infinity_jax.training.batches import first_batches, held_out_batches, make_batches, put_batch
+from infinity_jax.training.config import init_key
+from infinity_jax.training.optimizer import TrainState, make_optimizer, new_state
+from infinity_jax.training.run_folder import recipe
+from infinity_jax.training.transformer.config import T2IConfig
+from infinity_jax.training.transformer.features import check_features
+from infinity_jax.training.transformer.parts import load_parts, load_start, place_frozen, read_text
+from infinity_jax.training.transformer.step import (
+    evaluation_step,
+    init_state,
+    jit_step,
+    make_models,
+)
+from infinity_jax.transformer.lora import joined
+from infinity_jax.weights.adapter_file import FILE_NAME, save_adapter
+from infinity_jax.weights.model_folder import ModelBundle, save_model
+
+SAMPLE_CAPTIONS = 16  # half from training pairs, half from held-out ones
+
+
+def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
+    """Everything the loop needs, jitted and sharded here and nowhere else."""
+    check_parts(config.batch_size, config.accumulate_steps, mesh)
+    bundle = load_parts(config, mesh)
+    check_features(config, bundle)
+    models = make_models(config, bundle)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    start_text = bundle.text_params if config.text.train else None
+
+    def init(key: jax.Array) -> TrainState:
+        return init_state(key, models, config)
+
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    shapes, shardings = nn.unbox(boxed), shardings_of(boxed, mesh)
+    start = jax.jit(lambda params: new_state(params, optimizer), out_shardings=shardings)
+
+    def from_scratch(key: jax.Array) -> TrainState:
+        state = init_sharded(init, mesh, key)
+        return state if start_text is None else start({**state.params, 'text': start_text})
+
+    def from_model() -> TrainState:
+        if config.lora.rank:  # that model is among the frozen parts
+            return from_scratch(init_key(config.seed))
+        return start(load_start(config, shapes.params, mesh))
+
+    frozen = place_frozen(config, bundle, mesh)
+    bundle.text_params = None  # the arrays that `place_frozen` cast are not needed twice
+    step = jit_step(models, config, shardings, mesh)
+    evaluate_batch = jax.jit(
+        functools.partial(evaluation_step, models=models, config=config),
+        out_shardings=replicated(mesh),
+    )
+    text = {
+        'text_tokenizer': bundle.text_tokenizer,
+        'text_length': config.transformer.text_length,
+    }
+    host_batches = held_out_batches(config, **text)
+    held_out = [put_batch(batch, mesh) for batch in host_batches]
+    trained = first_batches(config, 'train', 1, **text)[0]['captions']
+    half = SAMPLE_CAPTIONS // 2
+    captions = from_first_process(trained[:half] + host_batches[0]['captions'][:half])
+
+    def evaluate(state: TrainState) -> dict[str, jax.Array]:
+        results = [evaluate_batch(state.ema, frozen, b, i) for i, b in enumerate(held_out)]
+        return jax.tree.map(lambda *x: sum(x) / len(x), *results)
+
+    def full_bundle(state: TrainState) -> ModelBundle:
+        params = joined(frozen, state.ema, config.lora)
+        return dataclasses.replace(
+            bundle,
+            transformer_params=to_host(params['transformer'], mesh),
+            tokenizer_params=to_host(params['tokenizer'], mesh),
+            text_params=to_host(params['text'], mesh) if config.text.train else None,
+            extra={'run': recipe(config)},
+        )
+
+    def sample(state: TrainState, path: pathlib.Path) -> None:
+        params = joined(frozen, state.ema, config.lora)
+        on_mesh = dataclasses.replace(
+            bundle,
+            transformer_params=params['transformer'],
+            tokenizer_params=params['tokenizer'],
+            text_params=params['text'],
+        )
+        pictures = InfinityPipeline(on_mesh, mesh=mesh)(captions)
+        if jax.process_index() == 0:
+            save_png(path, contact_sheet(pictures.pixels, captions))
+
+    def export(state: TrainState, folder: pathlib.Path) -> None:
+        complete = full_bundle(state)
+        adapters = to_host(state.ema['lora'], mesh) if config.lora.rank else None
+        if jax.process_index() == 0:
+            if not config.text.train:  # as it was read: on the devices it may be rounded
+                complete.text_params = read_text(config)
+            save_model(folder, complete)
+            if adapters is not None:
+                save_adapter(folder.parent / FILE_NAME, adapters, config.lora)
+
+    def step_flops(batch: Any) -> float:
+        return flops.training_step(
+            config.transformer,
+            models.schedule_of(batch),
+            config.batch_size,
+            config.transformer.text_length,
+            trained_text=bundle.text_config if config.text.train else None,
+        ).total
+
+    return loop.Task(
+        init=from_scratch,
+        abstract_state=loop.with_shardings(shapes, shardings),
+        from_model=from_model if config.init_from else None,
+        batches=make_batches(config, 'train', **text),
+        train_step=in_mesh(mesh, lambda state, batch: step(state, frozen, batch)),
+        step_flops=step_flops,
+        evaluate=in_mesh(mesh, evaluate),
+        sample=sample,
+        export=export,
+    )
+
+
+def train(config: T2IConfig) -> pathlib.Path:
+    """Runs the whole training; returns the folder of the exported model."""
+    mesh = make_mesh(config.mesh)
+    on_emoji, first = not config.data.sources, jax.process_index() == 0
+    large = config.data.picture_size in BUDGET_OF_EDGE
+    if on_emoji and large and first:
+        print('data.sources is empty: the embedded emoji stand in, see docs/data.md')
+    folder = loop.run(config, make_task(config, mesh), mesh)
+    if on_emoji and not large and first:
+        from infinity_jax.training.transformer.demo_evaluation import evaluate_demo
+
+        with finishing():
+            evaluate_demo(folder, subset=config.data.subset, out=pathlib.Path(config.run_dir))
+    return folder

@@ -1,0 +1,51 @@
+"""Makes `emoji/artwork.zip` again from the npm package, for the emoji that `names.csv` lists.
+
+npm pack emoji-datasource-google@16.0.0
+python scripts/build_emoji.py emoji-datasource-google-16.0.0.tgz
+"""
+
+import io
+import pathlib
+import sys
+import tarfile
+import zipfile
+
+from PIL import Image
+
+from infinity_jax.config import UserError
+from infinity_jax.emoji import artwork as emoji
+
+FOLDER_IN_PACKAGE = 'package/img/google/64'
+
+
+def recompress(png: bytes) -> bytes:
+    """The same RGBA pixels in a PNG that is no larger."""
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        image.convert('RGBA').save(buffer, 'PNG', optimize=True)
+    return min(png, buffer.getvalue(), key=len)
+
+
+def build(package: pathlib.Path, target: pathlib.Path) -> int:
+    """Writes the pictures of `names.csv` from the npm package to a zip; returns its bytes."""
+    wanted = {f'{FOLDER_IN_PACKAGE}/{e.file}.png': f'{e.file}.png' for e in emoji.subset('all')}
+    pictures = {}
+    with tarfile.open(package) as archive:
+        for member in archive:
+            if member.name in wanted:
+                pictures[wanted[member.name]] = recompress(archive.extractfile(member).read())
+    missing = sorted(set(wanted.values()) - set(pictures))
+    if missing:
+        raise UserError(
+            f'{package} lacks {len(missing)} of {len(wanted)} pictures, the first {missing[0]}: '
+            'give the package emoji-datasource-google 16.0.0'
+        )
+    with zipfile.ZipFile(target, 'w', zipfile.ZIP_STORED) as archive:  # PNG is compressed already
+        for name in sorted(pictures):
+            # A fixed date, so that the same pictures give the same bytes.
+            archive.writestr(zipfile.ZipInfo(name, (2025, 1, 1, 0, 0, 0)), pictures[name])
+    return target.stat().st_size
+
+
+if __name__ == '__main__':
+    print(f'{emoji.ARTWORK}: {build(pathlib.Path(sys.argv[1]), emoji.ARTWORK)} bytes')

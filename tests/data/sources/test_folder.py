@@ -1,0 +1,101 @@
+"""Folders of pictures without captions, crops drawn from them, and the photographs of packages."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from helpers.data_folders import encoded
+from helpers.paths import script
+from PIL import Image
+
+from infinity_jax.config import UserError
+from infinity_jax.data.config import DataConfig, SourceConfig
+from infinity_jax.data.pipeline import training_batches
+from infinity_jax.data.sources.folder import FolderSource
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """20 pictures of one colour each, whose red tells which, half of them in a folder below."""
+    folder = tmp_path_factory.mktemp('pictures')
+    (folder / 'below').mkdir()
+    for i in range(20):
+        where = folder / ('below' if i % 2 else '') / f'{i:02}.{"PNG" if i % 3 else "webp"}'
+        Image.new('RGB', (40 + i, 48), (10 * i, 0, 0)).save(where, lossless=True)
+    (folder / 'notes.txt').write_text('no picture')
+    return folder
+
+
+def config(folder, tmp_path, **fields):
+    sources = (SourceConfig('folder', str(folder)),)
+    return DataConfig(sources=sources, picture_size=32, index_dir=str(tmp_path), **fields)
+
+
+def shown(data, split, batches=20):
+    iterator = training_batches(data, split=split, batch_size=4)
+    taken = [next(iterator) for _ in range(batches)]
+    iterator.close()
+    assert all(text == '' for batch in taken for text in batch['captions'])
+    return {int(red) for batch in taken for red in batch['pixels_BYX3'][:, 16, 16, 0]}
+
+
+def test_pictures_are_found_below_and_told_apart_by_name(folder):
+    source = FolderSource.open(SourceConfig('folder', str(folder)))
+    places = list(source.places())
+    assert len(places) == 20 == len(source.files())
+    assert [source.record_name(place) for place in places[:2]] == ['00.webp', '02.PNG']
+    assert source.record_name(places[-1]) == 'below/19.PNG'
+    assert source.read(places[0]).captions is None
+    with source.read(places[-1]).open_picture() as stream:
+        assert stream.read() == (folder / 'below' / '19.PNG').read_bytes()
+
+
+def test_whole_pictures_are_held_out(folder, tmp_path):
+    data = config(folder, tmp_path, held_out_share=0.3, smallest_crop=0.5)
+    trained, held_out = shown(data, 'train'), shown(data, 'held_out')
+    assert not trained & held_out and len(trained | held_out) == 20 and len(held_out) > 2
+
+
+def test_crops_are_drawn_anew_by_the_seed(tmp_path):
+    (tmp_path / 'pictures').mkdir()
+    (tmp_path / 'pictures' / 'a.png').write_bytes(encoded(96, 128, kind='PNG'))
+    data = config(tmp_path / 'pictures', tmp_path, held_out_share=0.0, smallest_crop=0.25)
+
+    def take(seed, data=data):
+        iterator = training_batches(data, batch_size=1, seed=seed)
+        taken = [next(iterator)['pixels_BYX3'] for _ in range(3)]
+        iterator.close()
+        return taken
+
+    first, again, other = take(0), take(0), take(1)
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first[0], first[1]) and not np.array_equal(first[0], other[0])
+    whole = take(0, config(tmp_path / 'pictures', tmp_path, held_out_share=0.0))
+    assert np.array_equal(whole[0], whole[1])
+
+
+def test_a_folder_without_pictures_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match='no pictures in there'):
+        FolderSource.open(SourceConfig('folder', str(tmp_path)))
+
+
+def test_a_share_that_leaves_no_crop_is_a_user_error():
+    with pytest.raises(UserError, match='data.smallest_crop is 0.0; wanted above 0'):
+        DataConfig(smallest_crop=0.0)
+
+
+def test_photographs_are_collected_from_several_folders(tmp_path, monkeypatch):
+    photographs = {'a/nature': ('x.jpg',), 'b': ('Kite/contents/1.png',)}
+    build_photographs = script('build_photographs')
+    monkeypatch.setattr(build_photographs, 'PHOTOGRAPHS', photographs)
+    for root, name, kind in (('one', 'a/nature/x.jpg', 'JPEG'), ('two', 'b/Kite/contents/1.png',
+                                                                'PNG')):  # fmt: skip
+        path = pathlib.Path(tmp_path / root / name)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(encoded(60, 90, kind=kind))
+    roots = [tmp_path / 'one', tmp_path / 'two']
+    assert build_photographs.build(tmp_path / 'out', roots, edge=30) == 2
+    sizes = {path.name: Image.open(path).size for path in (tmp_path / 'out').iterdir()}
+    assert sizes == {'x.png': (45, 30), 'Kite.png': (45, 30)}
+    with pytest.raises(UserError, match='1 photographs are in none .*, the first a/nature/x.jpg'):
+        build_photographs.build(tmp_path / 'out', roots[1:])

@@ -1,0 +1,51 @@
+"""What tests of generation share: grids, keys, sampling numbers, and one small whole model."""
+
+import dataclasses
+import functools
+
+import jax
+from helpers.paths import VOCABULARY
+from helpers.tiny import (
+    SCHEDULE,
+    TEXT,
+    TOKENIZER,
+    TRANSFORMER,
+    lively,
+    tokenizer_variables,
+    transformer_variables,
+)
+
+from infinity_jax.inference.sampling import SamplingConfig
+from infinity_jax.inference.scale_steps import controls
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.text.tokenizer import TextTokenizer
+from infinity_jax.weights.model_folder import ModelBundle
+from infinity_jax.weights.t5_folder import encoder_shapes
+
+GRIDS = ScaleSchedule.free(((1, 1), (2, 2), (4, 3)))
+GUIDANCE = (1.0, 3.0, 2.0)
+TEMPERATURE = (0.5, 1.0, 0.8)
+
+
+def settings(guidance=GUIDANCE, temperature=TEMPERATURE):
+    return controls(SamplingConfig(guidance=guidance, temperature=temperature), GRIDS)
+
+
+def keys(batch=3, seed=0):
+    return jax.random.split(jax.random.key(seed), batch)
+
+
+@functools.cache
+def bundle():
+    tokenizer = TextTokenizer.from_folder(VOCABULARY)
+    text_config = dataclasses.replace(TEXT, vocab_size=tokenizer.vocab_size)
+    return ModelBundle(
+        transformer_config=TRANSFORMER,
+        transformer_params=transformer_variables()['params'],
+        tokenizer_config=TOKENIZER,
+        tokenizer_params=tokenizer_variables()['params'],
+        text_config=text_config,
+        text_params=lively(encoder_shapes(text_config)),
+        text_tokenizer=tokenizer,
+        schedule=ScaleSchedule.free(SCHEDULE.grids[:3]),
+    )

@@ -1,0 +1,157 @@
+"""Drawing layer by layer equals the one program, and both the released implementation."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.generation import keys
+from helpers.paths import GOLDEN
+from helpers.tiny import QUICK_COMPILE, TOKENIZER, TRANSFORMER, text, tokenizer_variables
+from helpers.tiny import transformer_variables as variables_of
+
+from infinity_jax.config import UserError
+from infinity_jax.inference.cpu_layerwise import LayerWeights, draw_bits_layerwise
+from infinity_jax.inference.generate import draw_bits
+from infinity_jax.inference.generator import Drawing
+from infinity_jax.inference.sampling import SamplingConfig
+from infinity_jax.inference.scale_steps import Mode, Text, controls
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.tools.parity.reference import load_reference
+from infinity_jax.transformer.model import Transformer
+
+SCHEDULE = ScaleSchedule.free(((1, 1), (3, 2)))
+MODEL = Transformer(TRANSFORMER)
+NUMBERS = controls(SamplingConfig(guidance=(1.0, 3.0), temperature=(0.5, 0.8)), SCHEDULE)
+
+
+@functools.partial(jax.jit, static_argnames=('mode', 'schedule'), compiler_options=QUICK_COMPILE)
+def one_program(variables, keys_B, prompts, negative, mode, forced=None, schedule=SCHEDULE):
+    return draw_bits(
+        MODEL,
+        variables,
+        keys_B,
+        prompts,
+        NUMBERS,
+        schedule,
+        negative=negative,
+        guided=mode.guided,
+        guidance_layer=mode.guidance_layer,
+        top_k=mode.top_k,
+        top_p=mode.top_p,
+        forced_bits=forced,
+        keep_logits=True,
+    )
+
+
+@functools.cache
+def layers():
+    return LayerWeights.of(variables_of()['params'], TRANSFORMER.depth)
+
+
+def layerwise(keys_B, prompts, negative, mode, forced=None):
+    return draw_bits_layerwise(
+        MODEL,
+        layers(),
+        keys_B,
+        prompts,
+        NUMBERS,
+        SCHEDULE,
+        negative=negative,
+        mode=mode,
+        forced_bits=forced,
+        keep_logits=True,
+    )
+
+
+def assert_same(ours, wanted):
+    for mine, theirs in zip(ours.logits, wanted.logits, strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+    for mine, theirs in zip(ours.bits, wanted.bits, strict=True):
+        assert (mine == theirs).all()
+    np.testing.assert_allclose(ours.total_Bhwd, wanted.total_Bhwd, atol=1e-6)
+
+
+def test_guidance_on_hidden_states_equals_the_one_program():
+    """Other modes: test_fast_paths.py."""
+    prompts, mode = Text(*text(1)), Mode(guidance_layer=-2, top_k=1)
+    wanted = one_program(variables_of(), keys(1), prompts, None, mode)
+    # Teacher-forced, or one bit that falls otherwise would change all later logits.
+    assert_same(layerwise(keys(1), prompts, None, mode, wanted.bits), wanted)
+
+
+@pytest.mark.parametrize('draw', [one_program, None], ids=['one program', 'layerwise'])
+def test_pictures_of_one_prompt_share_its_text(draw):
+    """Two prompts, two pictures each: the same as four prompts of which two are equal."""
+    features, lengths = text(2)
+    apart = Text(jnp.repeat(features, 2, axis=0), jnp.repeat(lengths, 2))
+    mode = Mode()
+    run = functools.partial(one_program, variables_of()) if draw else layerwise
+    together = run(keys(4), Text(features, lengths), None, mode)
+    wanted = one_program(variables_of(), keys(4), apart, None, mode, together.bits)
+    assert_same(together, wanted)
+    assert any((bits[0] != bits[1]).any() for bits in together.bits)
+
+
+@pytest.mark.parametrize('folder', ['a_2b_style', 'b_8b_style'])
+def test_greedy_bits_and_logits_are_those_of_the_released_implementation(folder):
+    ref = load_reference(GOLDEN / folder)
+    config, settings = ref.bundle.transformer_config, ref.meta
+    bits = tuple(jnp.asarray(b) for b in ref.scales('gen_bits'))
+    sampling = SamplingConfig(
+        guidance=tuple(map(float, settings['cfg'])), temperature=tuple(map(float, settings['tau']))
+    )
+    mode = Mode(
+        any(g != 1 for g in settings['cfg']), settings['cfg_insertion_layer'][0], top_k=1, top_p=1.0
+    )
+    drawn = draw_bits_layerwise(
+        Transformer(config),
+        LayerWeights.of(ref.bundle.transformer_params, config.depth),
+        keys(len(bits[0])),
+        ref.text('text', int(ref.arrays['text_lens'].max())),
+        controls(sampling, ref.schedule),
+        ref.schedule,
+        mode=mode,
+        forced_bits=bits,
+        keep_logits=True,
+    )
+    compared = 0
+    for scale, (ours, theirs) in enumerate(zip(drawn.bits, bits, strict=True)):
+        assert (np.asarray(ours) == np.asarray(theirs).astype(bool)).all()
+        name = f'gen_logits_{scale:02}'
+        if name in ref.arrays:
+            wanted = ref.arrays[name].reshape(drawn.logits[scale].shape)
+            error = np.abs(drawn.logits[scale] - wanted).max() / np.abs(wanted).max()
+            assert error < 1e-5
+            compared += 1
+    assert compared
+
+
+def test_a_guidance_layer_that_does_not_exist_is_a_user_error():
+    with pytest.raises(UserError, match='guidance layer -3 does not exist'):
+        layerwise(keys(3), Text(*text()), None, Mode(guidance_layer=-3))
+
+
+def test_drawing_chooses_by_size_and_both_ways_draw_the_same():
+    params, prompts = variables_of()['params'], Text(*text())
+    parts = (MODEL, Autoencoder(TOKENIZER), params, tokenizer_variables()['params'])
+    assert not Drawing(*parts).layerwise  # a small stack: one program starts sooner
+    pictures = [
+        Drawing(*parts, layerwise=layerwise)(keys(3), prompts, NUMBERS, SCHEDULE)
+        for layerwise in (False, True)
+    ]
+    assert pictures[0].dtype == jnp.uint8
+    assert (np.abs(pictures[0].astype(int) - pictures[1].astype(int)) <= 1).mean() > 0.99
+
+
+def test_layers_are_views_of_the_stack():
+    stack = jnp.arange(3 * 16 * 32, dtype=jnp.float32).reshape(3, 16, 32)
+    weights = LayerWeights.of({'blocks': {'kernel': stack}, 'head': 1}, 3)
+    step = 16 * 32 * 4
+    for i, layer in enumerate(weights.layers):
+        assert (layer['kernel'] == stack[i]).all()
+        start = layer['kernel'].unsafe_buffer_pointer()
+        assert start == stack.unsafe_buffer_pointer() + i * step
+    assert weights.rest == {'params': {'head': 1}}

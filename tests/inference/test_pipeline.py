@@ -1,0 +1,288 @@
+import contextlib
+import dataclasses
+import functools
+
+import huggingface_hub
+import huggingface_hub.constants
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.generation import bundle
+from helpers.tiny import (
+    SCHEDULE,
+    TOKENIZER,
+    TRANSFORMER,
+    tokenizer_variables,
+    transformer_variables,
+)
+
+from infinity_jax.config import UserError
+from infinity_jax.inference import generator as drawing
+from infinity_jax.inference import memory as memory_estimate
+from infinity_jax.inference import pipeline as pipeline_module
+from infinity_jax.inference.pipeline import InfinityPipeline
+from infinity_jax.inference.sampling import SamplingConfig
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import MeshConfig, make_mesh
+from infinity_jax.weights.model_folder import load_model, save_model
+from infinity_jax.weights.placement import place
+
+
+@functools.cache
+def pipeline():
+    return InfinityPipeline(bundle(), max_batch=2)
+
+
+@functools.cache
+def three():
+    return pipeline()(['a red apple', 'a ghost on a blue background', 'a red apple'], seed=1)
+
+
+def test_pictures_of_prompts():
+    drawn = three()
+    assert drawn.pixels.shape == (3, 6, 4, 3) and drawn.pixels.dtype == np.uint8
+    assert [(image.size, image.mode) for image in drawn.images] == [((4, 6), 'RGB')] * 3
+    assert (np.asarray(drawn.images[2]) == drawn.pixels[2]).all()
+    assert drawn.prompts == ('a red apple', 'a ghost on a blue background', 'a red apple')
+    assert drawn.seeds == ((1, 0), (1, 1), (1, 2))
+    assert (drawn.pixels[0] != drawn.pixels[2]).any()  # one prompt, two keys
+
+
+def test_a_seed_repeats_and_another_differs():
+    prompts = list(three().prompts)
+    assert (pipeline()(prompts, seed=1).pixels == three().pixels).all()
+    assert (pipeline()(prompts, seed=2).pixels != three().pixels).any()
+
+
+def test_picture_i_does_not_depend_on_how_many_others_are_asked_for():
+    first = pipeline()(['a red apple', 'a ghost on a blue background'], seed=1)
+    assert (first.pixels == three().pixels[:2]).all()
+    # Another batch size is another program: a bit on a knife's edge may fall otherwise.
+    alone = InfinityPipeline(bundle(), max_batch=1)('a red apple', seed=1)
+    assert (alone.pixels[0] == three().pixels[0]).mean() > 0.9
+
+
+def test_num_repeats_each_prompt_in_turn():
+    drawn = pipeline()(['a ghost', 'a red apple'], num=2, seed=1)
+    assert drawn.prompts == ('a ghost', 'a ghost', 'a red apple', 'a red apple')
+    assert drawn.pixels.shape[0] == 4
+
+
+def test_pictures_of_one_prompt_are_encoded_once():
+    drawer, seen = InfinityPipeline(bundle(), max_batch=4), []
+    encoder = drawer._prompt_encoder
+    drawer._prompt_encoder = lambda batches, negative: (
+        seen.append([list(b) for b in batches]) or encoder(seen[-1], negative)
+    )
+    drawer._prompt_encoder.warn_of_cuts = encoder.warn_of_cuts
+    shared = drawer(['a ghost', 'a red apple'], num=2, seed=1).pixels
+    assert seen == [[['a ghost', 'a red apple']]]
+    apart = drawer(['a ghost', 'a ghost', 'a red apple', 'a red apple'], seed=1).pixels
+    assert len(seen[1][0]) == 4
+    # Another batch is another program: a bit on a knife's edge may fall otherwise.
+    assert (shared == apart).mean() > 0.9
+
+
+def test_stream_yields_batches_and_no_padding():
+    batches = list(pipeline().stream(['a ghost'] * 5))
+    assert [len(batch) for batch in batches] == [2, 2, 1]
+
+
+@contextlib.contextmanager
+def compilations():
+    """Counts the programs that are compiled or loaded meanwhile, whoever asks for them."""
+    seen = []
+
+    def listen(event, duration, **_):
+        if event.endswith('backend_compile_duration'):
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+@pytest.mark.parametrize('layerwise', [False, True], ids=['one program', 'layerwise'])
+def test_prompts_seeds_and_settings_do_not_recompile(monkeypatch, layerwise):
+    monkeypatch.setattr(drawing, 'LAYERWISE_BYTES', 0 if layerwise else 2**40)
+    drawer = InfinityPipeline(bundle(), max_batch=2)
+    assert drawer._drawing.layerwise == layerwise
+    with compilations() as first:
+        drawer(['an apple', 'cat'], negative='green')
+    assert first
+    with compilations() as later:
+        drawer(['an apple', 'a very long prompt about a small ghost'], negative='red', seed=9)
+        drawer(['cat', 'an apple'], negative='a very long text', seed=2**32 - 1)
+        sampling = SamplingConfig(guidance=(2.0,), temperature=(0.7,))
+        drawer(['an apple', 'cat'], negative='green', sampling=sampling)
+        sampling = SamplingConfig(guidance=(1.0, 2.0, 3.0), temperature=(0.7, 0.8, 0.9))
+        drawer(['cat', 'cat'], negative='green', sampling=sampling)
+    assert not later
+
+
+def test_the_prompt_matters_and_so_does_a_negative_one():
+    other = pipeline()(['a cat', 'a ghost on a blue background'], seed=1).pixels
+    assert (other[0] != three().pixels[0]).any()
+    assert (other[1] == three().pixels[1]).all()
+    negative = pipeline()(list(three().prompts[:2]), seed=1, negative='green').pixels
+    assert (negative != three().pixels[:2]).any()
+
+
+def test_prompts_are_rewritten_before_they_are_read():
+    rewriting = InfinityPipeline(
+        bundle(), max_batch=2, rewrite_prompt=lambda prompt: prompt.replace('cat', 'red apple')
+    )
+    drawn = rewriting(['a cat', 'a ghost on a blue background'], seed=1)
+    assert (drawn.pixels == three().pixels[:2]).all()
+    assert drawn.prompts[0] == 'a cat'
+
+
+def test_a_saved_folder_draws_the_same_pictures(tmp_path):
+    save_model(tmp_path / 'model', bundle())
+    loaded = InfinityPipeline.from_pretrained(tmp_path / 'model', max_batch=2)
+    assert (loaded(list(three().prompts), seed=1).pixels == three().pixels).all()
+
+
+def test_a_repository_on_the_hub_draws_like_its_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    repository, commit = tmp_path / 'models--org--tiny', 'c' * 40
+    save_model(repository / 'snapshots' / commit, bundle())
+    (repository / 'refs').mkdir()
+    (repository / 'refs' / 'v1').write_text(commit)
+    loaded = InfinityPipeline.from_pretrained(
+        'org/tiny', revision='v1', cache_dir=tmp_path, max_batch=2
+    )
+    assert (loaded(list(three().prompts), seed=1).pixels == three().pixels).all()
+
+
+def test_a_cut_off_save_still_draws(tmp_path):
+    save_model(tmp_path / '.model.previous', bundle())
+    assert InfinityPipeline.from_pretrained(tmp_path / 'model').schedule == pipeline().schedule
+
+
+def test_from_pretrained_takes_dtype_and_size(tmp_path):
+    config = dataclasses.replace(TRANSFORMER, levels=7)
+    params = transformer_variables(config)['params']
+    sixteen = dataclasses.replace(TOKENIZER, channel_multipliers=(1, 1, 1, 1, 2))
+    parts = dataclasses.replace(
+        bundle(),
+        transformer_config=config,
+        transformer_params=params,
+        tokenizer_config=sixteen,
+        tokenizer_params=tokenizer_variables(sixteen)['params'],
+        schedule=None,
+    )
+    save_model(tmp_path / 'm', parts)
+    loaded = InfinityPipeline.from_pretrained(tmp_path / 'm', dtype='bfloat16', size=(120, 250))
+    assert loaded.schedule == ScaleSchedule.for_picture(0.5, '0.06M')
+    assert loaded.picture_size == (176, 352)
+    kernel = loaded._drawing.transformer_params['blocks']['ffn']['up']['kernel']
+    assert kernel.dtype == jnp.bfloat16
+    with pytest.raises(UserError, match='13 scales, transformer.levels is 7'):
+        InfinityPipeline.from_pretrained(tmp_path / 'm')
+
+
+def test_nothing_is_read_where_memory_is_short(tmp_path, monkeypatch):
+    save_model(tmp_path / 'm', bundle())
+    (tmp_path / 'm' / 'transformer.safetensors').write_bytes(b'')
+    monkeypatch.setattr(memory_estimate, 'available_bytes', lambda: 1000)
+    with pytest.raises(UserError, match='this machine has 0.0 GB free'):
+        InfinityPipeline.from_pretrained(tmp_path / 'm')
+
+
+def test_weights_in_bfloat16_draw_what_float32_ones_draw_there():
+    config = dataclasses.replace(TRANSFORMER, dtype='bfloat16')
+    narrow = InfinityPipeline(dataclasses.replace(bundle(), transformer_config=config))
+    wide = InfinityPipeline(dataclasses.replace(bundle(), transformer_config=config))
+    wide._drawing.transformer_params = bundle().transformer_params
+    assert (narrow('a cat').pixels == wide('a cat').pixels).all()
+
+
+def test_an_offloaded_text_encoder_changes_no_picture():
+    offloading = InfinityPipeline(bundle(), max_batch=2, offload_text=True)
+    assert (offloading(list(three().prompts), seed=1).pixels == three().pixels).all()
+
+
+def test_more_than_one_batch_shows_progress(capsys):
+    pipeline()(['a ghost'] * 2)
+    assert capsys.readouterr().err == ''
+    pipeline()(['a ghost'] * 3)
+    assert 'drawing' in capsys.readouterr().err
+
+
+@functools.cache
+def eight():
+    config = MeshConfig(data=2, fsdp=2, tensor=2)
+    return make_mesh(config), InfinityPipeline(bundle(), mesh=make_mesh(config), max_batch=2)
+
+
+def test_a_mesh_draws_the_pictures_of_one_device():
+    drawn = eight()[1](list(three().prompts), seed=1)  # in one batch of four shares
+    assert drawn.pixels.shape == three().pixels.shape
+    # Sums in another order: a bit on a knife's edge may fall otherwise.
+    assert (drawn.pixels == three().pixels).mean() > 0.99
+    negative = eight()[1](['a cat'], negative='green').pixels
+    assert (negative == pipeline()(['a cat', 'a cat'], negative='green').pixels[:1]).mean() > 0.99
+
+
+def test_a_mesh_gets_its_weights_in_shards(tmp_path, monkeypatch):
+    save_model(tmp_path / 'm', bundle())
+    mesh, wanted = eight()
+
+    def load_sharded(folder, dtype, parts, mesh):
+        loaded = load_model(folder, dtype=dtype, parts=parts)
+        for name, config in (
+            ('transformer_params', loaded.transformer_config),
+            ('tokenizer_params', loaded.tokenizer_config),
+            ('text_params', loaded.text_config),
+        ):
+            if getattr(loaded, name) is not None:
+                setattr(loaded, name, place(getattr(loaded, name), 'float32', config, mesh))
+        return loaded
+
+    monkeypatch.setattr(pipeline_module, 'load_model', load_sharded)
+    config = MeshConfig(data=2, fsdp=2, tensor=2)
+    loaded = InfinityPipeline.from_pretrained(tmp_path / 'm', mesh=config, max_batch=2)
+    for leaf in jax.tree.leaves(loaded._drawing.transformer_params):
+        assert len(leaf.sharding.device_set) == 8
+    prompts = list(three().prompts)
+    assert (loaded(prompts, seed=1).pixels == wanted(prompts, seed=1).pixels).all()
+
+
+def test_schedule_is_the_folder_s_or_the_released_one():
+    assert pipeline().schedule == ScaleSchedule.free(SCHEDULE.grids[:3])
+    released = InfinityPipeline(dataclasses.replace(bundle(), schedule=None))
+    assert released.schedule == ScaleSchedule.for_picture(1.0, '1M')
+
+
+@pytest.mark.parametrize(
+    'part', ['transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer']
+)
+def test_an_incomplete_model_is_a_user_error(part):
+    with pytest.raises(UserError, match=f'the model has no {part}'):
+        InfinityPipeline(dataclasses.replace(bundle(), **{part: None}))
+
+
+@pytest.mark.parametrize('prompts', ['', '  ', ['a cat', ''], []])
+def test_an_empty_prompt_is_a_user_error(prompts):
+    with pytest.raises(UserError, match='write what the picture should show'):
+        pipeline()(prompts)
+
+
+def test_a_missing_folder_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match='nowhere'):
+        InfinityPipeline.from_pretrained(tmp_path / 'nowhere')
+
+
+@pytest.mark.parametrize('seed', [-1, 2**32])
+def test_a_seed_that_a_key_would_cut_is_a_user_error(seed):
+    with pytest.raises(UserError, match=f'seed is {seed}; wanted a whole number from 0'):
+        pipeline()('a cat', seed=seed)
+
+
+def test_settings_for_another_number_of_scales_are_a_user_error():
+    with pytest.raises(UserError, match='guidance lists 2 numbers for 3 scales'):
+        pipeline()('a cat', sampling=SamplingConfig(guidance=(1.0, 2.0)))

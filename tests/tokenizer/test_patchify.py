@@ -1,0 +1,20 @@
+import numpy as np
+
+from infinity_jax.tokenizer.quantizer import fold, unfold
+
+
+def test_channel_order_is_c4_plus_2dy_plus_dx():
+    x = np.random.default_rng(0).standard_normal((2, 6, 4, 5))
+    folded = fold(x)
+    assert folded.shape == (2, 3, 2, 20)
+    for c in range(5):
+        for dy in range(2):
+            for dx in range(2):
+                assert (folded[..., c * 4 + 2 * dy + dx] == x[:, dy::2, dx::2, c]).all()
+
+
+def test_unfold_is_the_inverse():
+    x = np.random.default_rng(0).standard_normal((2, 6, 4, 5))
+    assert (unfold(fold(x)) == x).all()
+    y = np.random.default_rng(1).standard_normal((1, 3, 2, 8)) > 0
+    assert (fold(unfold(y)) == y).all()

@@ -1,0 +1,102 @@
+"""The decoder in blocks of rows equals the plain one."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from helpers.tiny import QUICK_COMPILE, TOKENIZER, tokenizer_variables
+
+from infinity_jax.config import TokenizerConfig
+from infinity_jax.tokenizer import tiled_decoder as decode_module
+from infinity_jax.tokenizer import tiled_decoder as row_blocks
+from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.tokenizer.tiled_decoder import block_rows, by_rows, decode, whole, widest_map
+
+UNSHUFFLED = dataclasses.replace(TOKENIZER, unshuffle=2, channel_multipliers=(1, 2, 2))
+DEEPER = dataclasses.replace(TOKENIZER, decoder_blocks=TOKENIZER.residual_blocks + 2)
+POINTWISE = TokenizerConfig(8, 16, (1,), unshuffle=4, norm_groups=4, kernel_size=1)
+CASES = [
+    (TOKENIZER, (4, 3)),
+    (TOKENIZER, (3, 5)),
+    (UNSHUFFLED, (2, 3)),
+    (DEEPER, (3, 2)),
+    (POINTWISE, (4, 3)),
+]
+
+
+def features(config, grid, batch=2):
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((batch, *grid, config.bits)).astype(np.float32)
+
+
+@functools.cache
+def plain(config, grid):
+    run = jax.jit(
+        lambda variables, x: Autoencoder(config).apply(variables, x, method='decode'),
+        compiler_options=QUICK_COMPILE,
+    )
+    return np.asarray(run(tokenizer_variables(config), features(config, grid)))
+
+
+def in_bounds(monkeypatch, config, grid, whole, block):
+    """Decoded under small bounds on bytes, and the program's text."""
+    monkeypatch.setattr(decode_module, 'WHOLE_BYTES', whole)
+    monkeypatch.setattr(decode_module, 'BLOCK_BYTES', block)
+    run = jax.jit(functools.partial(decode, Autoencoder(config)), compiler_options=QUICK_COMPILE)
+    lowered = run.lower(tokenizer_variables(config), features(config, grid))
+    found = lowered.compile()(tokenizer_variables(config), features(config, grid))
+    return np.asarray(found), lowered.as_text()
+
+
+@pytest.mark.parametrize(('config', 'grid'), CASES, ids=str)
+@pytest.mark.parametrize('block', [1, 1500])
+def test_blocks_of_rows_equal_the_whole_picture(monkeypatch, config, grid, block):
+    found, text = in_bounds(monkeypatch, config, grid, 0, block)
+    wanted = plain(config, grid)
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+    assert 'while' in text
+
+
+@pytest.mark.parametrize('size, lanes', [(1, 128), (3, 128), (3, 4)])
+def test_row_by_row_is_the_same_convolution(monkeypatch, size, lanes):
+    monkeypatch.setattr(row_blocks, 'LANES', lanes)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 6, 7, 4)).astype(np.float32)
+    kernel = rng.standard_normal((size, size, 4, 5)).astype(np.float32)
+    wanted = whole(x, kernel)
+    assert wanted.shape == (2, 7 - size, 7, 5)
+    np.testing.assert_allclose(by_rows(x, kernel), wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_pictures_one_by_one_equal_the_batch(monkeypatch):
+    one = widest_map(TOKENIZER, 8, 6) * 4
+    found, text = in_bounds(monkeypatch, TOKENIZER, (4, 3), one, 1)
+    wanted = plain(TOKENIZER, (4, 3))
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+    assert text.count('stablehlo.while') == 1
+
+
+def test_small_pictures_take_the_plain_decoder(monkeypatch):
+    found, text = in_bounds(monkeypatch, TOKENIZER, (4, 3), 2**28, 1)
+    assert (found == plain(TOKENIZER, (4, 3))).all() and 'while' not in text
+
+
+def test_what_is_large():
+    released = TokenizerConfig()
+    assert widest_map(released, 1024, 1024) * 4 == 4 * 256 * 1024**2 > decode_module.WHOLE_BYTES
+    assert widest_map(released, 256, 256) * 4 < decode_module.WHOLE_BYTES
+
+
+def test_rows_divide_the_height():
+    assert block_rows(1024, 2**20, 2**26) == 64
+    assert block_rows(1040, 2**20, 2**26) == 52
+    assert block_rows(7, 100, 300) == 1 and block_rows(7, 100, 700) == 7
+    assert block_rows(64, 2**30, 2**26) == 1
+
+
+def test_on_a_tpu_large_maps_are_several_blocks():
+    for size, channels in ((128, 512), (256, 512), (512, 256), (1024, 128)):
+        row_bytes = size * channels * 4
+        assert 1 < size // block_rows(size, row_bytes, decode_module.TPU_BLOCK_BYTES) <= 32

@@ -1,0 +1,157 @@
+import argparse
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers.tiny import TEXT, TOKENIZER, TRANSFORMER
+
+from infinity_jax import cli, sharding
+from infinity_jax.config import PRESETS, TokenizerConfig, UserError
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tokenizer.autoencoder import Autoencoder, tokenizer_shapes
+from infinity_jax.tools.bench import generate as bench_generate
+from infinity_jax.tools.bench import stage as bench
+from infinity_jax.tools.bench import tokenizer as bench_tokenizer
+from infinity_jax.tools.bench import train as bench_train
+from infinity_jax.tools.bench.generate import Workload, drawing_stages, text_stage
+from infinity_jax.tools.bench.products import BareProducts, products_of, total_flops
+from infinity_jax.tools.bench.timing import take_turns
+from infinity_jax.transformer.attention_ops import attend
+
+WORKLOAD = Workload('tiny', '1.000', '0.06M', 1, 'float32', 3.0, 8, text_encoder=False)
+SCHEDULE = ScaleSchedule.free(((1, 1), (2, 2)))
+
+
+def shape(*sizes):
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def test_products_are_found_in_loops_and_calls_in_order():
+    def program(x, stack, q, k):
+        x, _ = jax.lax.scan(lambda x, w: (jax.jit(jnp.matmul)(x, w), None), x, stack)
+        scores = jnp.einsum('blnh,bsnh->bnls', q, k)
+        return x.sum() + scores.sum() + (x.T @ x).sum()
+
+    loop, straight = products_of(
+        program, shape(5, 8), shape(3, 8, 8), shape(2, 5, 4, 6), shape(2, 7, 4, 6)
+    )
+    assert loop.times == 3 and [p.right for p in loop.products] == [(8, 8)]
+    assert loop.flops == 3 * 2 * 5 * 8 * 8
+    scores, square = straight.products
+    assert (scores.left, scores.right) == ((8, 5, 6), (8, 6, 7)) and not scores.own_right
+    assert scores.flops == 2 * 2 * 4 * 5 * 7 * 6
+    assert square.flops == 2 * 8 * 8 * 5
+    assert total_flops((loop, straight)) == loop.flops + straight.flops
+
+
+def test_kernels_have_no_products():
+    q_BLNH = shape(1, 256, 1, 128)
+
+    def attention(q_BLNH, weights):
+        return attend(q_BLNH @ weights, q_BLNH, q_BLNH, scale=1.0, implementation='splash')
+
+    (group,) = products_of(attention, q_BLNH, shape(128, 128))
+    assert [product.right for product in group.products] == [(128, 128)]
+
+
+def test_convolutions_count_by_what_they_compute():
+    """A plain decoder has 615.5 GFLOP at 256²; four phases make 4/9 of its upsampling."""
+    config = TokenizerConfig(bits=32)
+    decode = lambda params, x: Autoencoder(config).apply({'params': params}, x, method='decode')
+    groups = products_of(decode, tokenizer_shapes(config), shape(1, 16, 16, 32))
+    upsampling = 2 * 9 * (512**2 * (32**2 + 64**2 + 128**2) + 256**2 * 256**2)
+    assert total_flops(groups) == pytest.approx(615_514_112_000 - upsampling * 5 / 9, rel=1e-3)
+
+
+def test_bare_products_run_all_of_them():
+    groups = products_of(lambda x, w: (x @ w) @ w.T, shape(5, 8), shape(8, 4))
+    bare = BareProducts(groups)
+    assert jnp.isfinite(bare())
+    text = bare._calls[0][0].lower(jnp.zeros(()), 0, *bare._calls[0][1][0]).as_text()
+    assert text.count('dot_general') == 2
+
+
+def test_functions_take_turns():
+    calls = []
+    turns = take_turns(
+        {name: lambda name=name: calls.append(name) or jnp.zeros(()) for name in 'ab'}, 2, 1, 'x'
+    )
+    assert calls == ['a', 'b'] * 4
+    assert len(turns['a'].wall) == len(turns['a'].cpu) == 2
+    assert turns['a'].spread[0] <= turns['a'].seconds <= turns['a'].spread[1]
+
+
+@pytest.mark.parametrize(
+    ('what', 'stages'),
+    [
+        ('generate', {'transformer', 'decoder'}),
+        ('tokenizer', {'encoder', 'decoder'}),
+        ('train', {'train'}),
+    ],
+)
+def test_bench_writes_what_it_says(what, stages, tmp_path, monkeypatch, capsys):
+    for module in (bench_generate, bench_tokenizer, bench_train):
+        monkeypatch.setattr(module, 'preset', lambda name, precision: (TRANSFORMER, TOKENIZER))
+    small = classmethod(lambda cls, ratio, budget: SCHEDULE)
+    monkeypatch.setattr(ScaleSchedule, 'for_picture', small)
+    monkeypatch.setitem(bench.LARGE_EDGE, 'cpu', 64)
+    files = {name: tmp_path / name for name in ('out.json', 'out.png', 'trace')}
+    cli.main(
+        f'bench {what} --preset tiny --precision float32 --text-length 8 --no-text-encoder '
+        f'--repeats 2 --json {files["out.json"]} --plot {files["out.png"]} '
+        f'--profile {files["trace"]}'.split()
+    )
+    report = json.loads(files['out.json'].read_text())
+    assert set(report['stages']) == stages
+    for stage in report['stages'].values():
+        wanted = {'seconds', 'bare_seconds', 'fraction_of_bare', 'fraction_of_peak'}
+        assert wanted <= set(stage) and all(stage[name] > 0 for name in wanted)
+        ratio = stage['bare_seconds'] / stage['seconds']
+        assert stage['fraction_of_bare'] == pytest.approx(ratio)
+    assert report['peak_memory'] > 1e6
+    tokens = report['workload']['batch'] * SCHEDULE.num_tokens
+    for name in stages & {'transformer', 'train'}:
+        rate = tokens / report['stages'][name]['seconds']
+        assert report['tokens_per_second'] == pytest.approx(rate)
+    assert files['out.png'].stat().st_size > 1000 and any(files['trace'].rglob('*.pb'))
+    assert 'large product ran at' in capsys.readouterr().out
+
+
+def test_products_are_found_where_programs_have_options_of_the_chip(monkeypatch):
+    """Of the functions without their jit, which could not be traced within another."""
+    monkeypatch.setattr(sharding, 'target_kind', lambda: 'TPU v5 lite')
+    small = classmethod(lambda cls, ratio, budget: SCHEDULE)
+    monkeypatch.setattr(ScaleSchedule, 'for_picture', small)
+    stages = []
+    for module in (bench_generate, bench_tokenizer):
+        monkeypatch.setattr(module, 'preset', lambda name, precision: (TRANSFORMER, TOKENIZER))
+        monkeypatch.setattr(module, 'measure', lambda found, **options: stages.extend(found))
+    workload = Workload('tiny', '1.000', '0.06M', 1, 'float32', 3.0, 8, text_encoder=False)
+    bench_generate.bench_generate(workload)
+    bench_tokenizer.bench_tokenizer(workload)
+    assert [stage.name for stage in stages] == ['transformer', 'decoder', 'encoder', 'decoder']
+    assert all(total_flops(stage.groups) > 0 for stage in stages)
+
+
+def test_the_text_stage_runs_the_encoder_on_prompts_of_the_asked_length(monkeypatch):
+    monkeypatch.setattr(
+        bench_generate, 'TextConfig', lambda: dataclasses.replace(TEXT, vocab_size=2)
+    )
+    (stage,) = text_stage(WORKLOAD)
+    assert stage.name == 'text' and stage.run().shape == (1, 8, TEXT.width)
+    # Of a layer: four projections, two products of attention, three of the gated FFN.
+    heads = TEXT.num_heads * TEXT.head_dim
+    kernels = 4 * TEXT.width * heads + 3 * TEXT.width * TEXT.ffn_width
+    assert total_flops(stage.groups) == 2 * 8 * (kernels + 2 * 8 * heads)
+
+
+def test_unknown_presets_and_counts_are_user_errors():
+    with pytest.raises(UserError, match="unknown preset 'huge'; choose one of 125m"):
+        drawing_stages(Workload(**{**vars(WORKLOAD), 'preset': 'huge'}))
+    parser = cli.build_parser()
+    args = parser.parse_args(['bench', 'generate', '--batch', '0'])
+    assert isinstance(args, argparse.Namespace) and 'huge' not in PRESETS
+    with pytest.raises(UserError, match='--batch is 0; wanted 1 or more'):
+        args.run(args)

@@ -1,0 +1,75 @@
+"""Two processes through the real entry point: a single one's losses, and back to a single one."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+from helpers.paths import REPOSITORY
+
+from infinity_jax.training.metrics import read_metrics
+
+CACHE = str(REPOSITORY / '.pytest_cache' / 'jax')  # of no use to several processes on CPUs
+FLAGS = {
+    'batch_size': 8,
+    'tokenizer.bits': 4,
+    'tokenizer.base_channels': 4,
+    'tokenizer.channel_multipliers': '(1,)',
+    'tokenizer.residual_blocks': 1,
+    'tokenizer.norm_groups': 2,
+    'grids': '((1,1),(2,2),(4,4))',
+    'data.picture_size': 16,
+    'data.subset': 'starter',
+    'optimizer.decay': 'constant',  # which the number of steps does not change
+    'log_every': 1,
+    'eval_batches': 1,
+    'eval_every': 100,
+    'sample_every': 100,
+    'checkpoint_every': 100,
+}
+
+
+def train(run_dir, steps, *, hosts, devices, **mesh):
+    """Trains to the end; `devices` is of each host, `mesh` the axes' sizes."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    flags = {**FLAGS, 'run_dir': run_dir, 'steps': steps}
+    command = [sys.executable, '-m', 'infinity_jax.main', '--config=configs/tokenizer.py']
+    flags |= {f'mesh.{axis}': size for axis, size in mesh.items()}
+    command += [f'--config.{name}={value}' for name, value in flags.items()]
+    several = {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}', 'JAX_NUM_PROCESSES': str(hosts)}
+    common = {
+        **os.environ,
+        'JAX_PLATFORMS': 'cpu',
+        'JAX_NUM_CPU_DEVICES': str(devices),
+        **(several if hosts > 1 else {'JAX_COMPILATION_CACHE_DIR': CACHE}),
+    }
+    started = [
+        subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            env={**common, 'JAX_PROCESS_ID': str(host)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for host in range(hosts)
+    ]
+    told = [process.communicate(timeout=900) for process in started]
+    assert [process.returncode for process in started] == [0] * hosts, told
+    return [out + error for out, error in told]
+
+
+def test_two_hosts_train_as_one_and_a_single_one_goes_on(tmp_path):
+    train(tmp_path / 'alone', 6, hosts=1, devices=2)
+    wanted = {r['step']: r['loss'] for r in read_metrics(tmp_path / 'alone')}
+    # Parameters and checkpoint are split over both, and then lie on one mesh of copies.
+    first, second = train(tmp_path / 'run', 3, hosts=2, devices=2, data=1, fsdp=4)
+    assert 'starting from random weights' in first and 'starting from' not in second
+    assert 'held out' in first and 'held out' not in second  # one process writes the log
+    (again,) = train(tmp_path / 'run', 6, hosts=1, devices=2)
+    assert 'resuming from' in again and 'checkpoints/3' in again
+    found = {r['step']: r['loss'] for r in read_metrics(tmp_path / 'run')}
+    assert found == {step: pytest.approx(loss, rel=1e-5) for step, loss in wanted.items()}

@@ -1,0 +1,188 @@
+"""The loop on a toy: where it resumes, what it does about SIGTERM, what it logs."""
+
+import dataclasses
+import os
+import signal
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from infinity_jax.config import UserError
+from infinity_jax.data.config import DataConfig
+from infinity_jax.runtime.preemption import Preempted, Terminated
+from infinity_jax.sharding import MeshConfig, make_mesh, replicated
+from infinity_jax.training import loop
+from infinity_jax.training.batches import check_batch
+from infinity_jax.training.checkpoint import Checkpoints
+from infinity_jax.training.config import RunConfig, init_key, step_key
+from infinity_jax.training.metrics import read_metrics
+from infinity_jax.training.optimizer import OptimizerConfig, make_optimizer, new_state
+
+
+def test_a_batch_splits_evenly_over_the_mesh():
+    mesh = make_mesh(MeshConfig(data=4, fsdp=2))
+    check_batch(types.SimpleNamespace(batch_size=16), mesh)
+    with pytest.raises(UserError, match='batch_size 12 does not divide over data x fsdp = 8'):
+        check_batch(types.SimpleNamespace(batch_size=12), mesh)
+
+
+def test_every_host_has_its_own_share_of_a_batch(monkeypatch):
+    monkeypatch.setattr(jax, 'process_count', lambda: 2)
+    check_batch(types.SimpleNamespace(batch_size=8), make_mesh(MeshConfig(data=2, tensor=4)))
+    with pytest.raises(UserError, match='1 shares of a batch for 2 hosts'):
+        check_batch(types.SimpleNamespace(batch_size=8), make_mesh(MeshConfig(data=1, tensor=8)))
+
+
+def test_no_step_shares_its_key_with_the_start_or_another_step():
+    keys = [init_key(3), *(step_key(3, step) for step in range(4)), step_key(4, 0)]
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == len(keys)
+
+
+class Numbers:
+    """Batches that hold nothing but their number."""
+
+    def __init__(self):
+        self.number = 0
+
+    def move_to(self, number):
+        self.number = number
+
+    def __next__(self):
+        self.number += 1
+        return {'number_B': np.array([self.number - 1], np.float32)}
+
+    def close(self):
+        pass
+
+
+def terminate(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run(folder, loss=lambda number: 1 / (1 + number), **changed):
+    """Trains a toy whose loss follows from the batch's number; returns the names of what it did."""
+    config = RunConfig(
+        task='toy', run_dir=str(folder), steps=6, batch_size=1, data=DataConfig(),
+        optimizer=OptimizerConfig(learning_rate=1.0), log_every=1, eval_every=2, sample_every=3,
+        checkpoint_every=4, keep_checkpoints=9,
+    )  # fmt: skip
+    mesh = make_mesh(devices=jax.devices()[:1])
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    init = lambda _: jax.device_put(new_state({'w': jnp.zeros(1)}, optimizer), replicated(mesh))
+    shapes = jax.eval_shape(init, 0)
+    done = []
+
+    def train_step(state, batch):
+        number = batch['number_B'].sum()
+        metrics = {'loss': loss(number), 'bad_in_a_row': 0, 'learning_rate': 1.0}
+        return state.replace(step=state.step + 1, params={'w': state.params['w'] + number}), metrics
+
+    def evaluate(state):
+        done.append(f'evaluate {int(state.step)}')
+        return {'loss': state.params['w'].sum()}
+
+    task = loop.Task(
+        init=init,
+        abstract_state=loop.with_shardings(
+            shapes, jax.tree.map(lambda _: replicated(mesh), shapes)
+        ),
+        from_model=None,
+        batches=Numbers(),
+        train_step=train_step,
+        step_flops=lambda _: 1.0,
+        evaluate=evaluate,
+        sample=lambda state, _: done.append(f'draw {int(state.step)}'),
+        export=lambda state, _: done.append(f'export {int(state.step)}'),
+    )
+    fields = {name: changed.pop(name) for name in ('steps', 'log_every') if name in changed}
+    config = dataclasses.replace(config, **fields)
+    try:
+        loop.run(config, dataclasses.replace(task, **changed), mesh)
+    except (Preempted, Terminated) as stop:
+        done.append(str(stop))
+    return done
+
+
+def saved(folder):
+    return sorted(int(path.name) for path in (folder / 'checkpoints').iterdir())
+
+
+def test_a_resumed_run_reads_the_batches_that_it_has_not_read(tmp_path, capsys):
+    assert run(tmp_path, steps=4)[-1] == 'export 4'
+    assert 'changed' not in capsys.readouterr().out
+    run(tmp_path)
+    assert 'changed since this run was last started: steps 4 -> 6\n' in capsys.readouterr().out
+    assert [r['loss'] for r in read_metrics(tmp_path)] == pytest.approx(
+        [1 / n for n in range(1, 7)]
+    )
+    held_out = [(r['step'], r['loss']) for r in read_metrics(tmp_path, 'heldout')]
+    assert held_out == [(2, 1), (4, 6), (6, 15)]  # sums of the numbers below
+
+
+@pytest.mark.parametrize(
+    ('phase', 'at', 'kept', 'then'),
+    [
+        ('evaluate', 2, [2], ['draw 3', 'evaluate 4', 'evaluate 6', 'draw 6', 'export 6']),
+        ('sample', 3, [3], ['evaluate 4', 'evaluate 6', 'draw 6', 'export 6']),
+        ('evaluate', 6, [4, 6], ['evaluate 6', 'draw 6', 'export 6']),
+        ('sample', 6, [4, 6], ['evaluate 6', 'draw 6', 'export 6']),
+        ('export', 6, [4, 6], ['evaluate 6', 'draw 6', 'export 6']),
+    ],
+)
+def test_sigterm_beside_the_steps_is_told_and_loses_nothing(tmp_path, phase, at, kept, then):
+    def noticed(state, *_):
+        if int(state.step) == at:
+            terminate()
+        return {'loss': state.params['w'].sum()}
+
+    before = signal.getsignal(signal.SIGTERM)
+    told = run(tmp_path, **{phase: noticed})[-1]
+    assert signal.getsignal(signal.SIGTERM) == before
+    if phase == 'export':
+        assert told.startswith('stopped by SIGTERM while finishing; training is done and saved')
+    else:
+        assert told.startswith(f'stopped by SIGTERM after step {at}, saved in ')
+    assert saved(tmp_path) == kept
+    assert run(tmp_path) == then
+    held_out = {r['step']: r['loss'] for r in read_metrics(tmp_path, 'heldout')}
+    assert held_out[6] == 15 and len(read_metrics(tmp_path, 'heldout')) == len(held_out)
+
+
+def test_sigterm_while_the_last_step_is_saved_is_heard(tmp_path, monkeypatch):
+    looked = []
+
+    def wait(checkpoints, inner=Checkpoints.wait):
+        if looked == [3, 6]:
+            terminate()
+        inner(checkpoints)
+
+    monkeypatch.setattr(Checkpoints, 'wait', wait)
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail('nobody listened'))
+    try:
+        told = run(tmp_path, sample=lambda state, _: looked.append(int(state.step)))[-1]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert told.startswith('stopped by SIGTERM after step 6, saved in ')
+    assert saved(tmp_path) == [4, 6]
+
+
+def test_a_step_is_saved_before_what_else_is_due(tmp_path):
+    def dies(state):
+        if int(state.step) == 4:
+            raise KeyboardInterrupt
+        return {}
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, evaluate=dies)
+    assert saved(tmp_path) == [4]
+
+
+def test_a_spike_is_logged_though_its_step_is_not_due(tmp_path, capsys):
+    values = lambda number: 5.0 if number == 24 else 0.5
+    run(tmp_path, values, steps=30, log_every=10, evaluate=lambda _: {})
+    levels = {r['step']: r.get('loss_level') for r in read_metrics(tmp_path)}
+    assert levels == {10: None, 20: None, 25: 0.5, 30: None}
+    assert 'step 25: loss 5 is far above its recent level of 0.5' in capsys.readouterr().err

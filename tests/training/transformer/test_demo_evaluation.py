@@ -1,0 +1,77 @@
+"""The demo evaluation on a tokenizer of random weights and a pipeline that draws perfectly."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from helpers.tiny import tokenizer_variables
+from PIL import Image
+
+from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.emoji.captions import caption
+from infinity_jax.emoji.matcher import evaluation_specs
+from infinity_jax.emoji.render import render
+from infinity_jax.inference.pipeline import Pictures
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.training.transformer import demo_evaluation as evaluate
+from infinity_jax.weights.model_folder import ModelBundle
+
+COUNT = 6
+GRIDS = ((1, 1), (2, 2), (4, 4))
+TOKENIZER = TokenizerConfig(
+    bits=4, base_channels=8, channel_multipliers=(1,), residual_blocks=1, unshuffle=4, norm_groups=4
+)
+
+
+class PerfectPipeline:
+    """Draws exactly what is asked for, except the first picture."""
+
+    schedule = ScaleSchedule.free(GRIDS)
+
+    def __init__(self, bundle, max_batch, economy):
+        specs = [s for kind in evaluate.PAIRS for s in evaluation_specs('starter', kind, COUNT)]
+        self.renders = {caption(spec): render(spec, 16) for spec in specs}
+
+    def __call__(self, prompts, *, seed, sampling):
+        pixels = np.stack([self.renders[prompt] for prompt in prompts])
+        pixels[0] = pixels[0, 0, 0]  # its background alone
+        seeds = tuple((seed, i) for i in range(len(prompts)))
+        return Pictures(pixels, tuple(prompts), seeds, (0.1,))
+
+
+@pytest.fixture
+def bundle():
+    return ModelBundle(
+        tokenizer_config=TOKENIZER,
+        tokenizer_params=tokenizer_variables(TOKENIZER)['params'],
+        transformer_config=TransformerConfig(depth=1, width=16, num_heads=2, bits=4),
+        schedule=ScaleSchedule.free(GRIDS),
+        extra={'run': {'data': {'subset': 'starter'}}},
+    )
+
+
+def test_counts_what_is_right_and_leaves_table_and_sheet(bundle, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, 'load_model', lambda _: bundle)
+    monkeypatch.setattr(evaluate, 'InfinityPipeline', PerfectPipeline)
+    results = evaluate.evaluate_demo('somewhere', count=COUNT, out=tmp_path)
+    assert json.loads((tmp_path / 'evaluation.json').read_text())['trained'] == results['trained']
+    assert Image.open(tmp_path / 'evaluation.png').width > 100
+    for kind in evaluate.PAIRS:
+        assert results[kind]['renders'] == {'emoji': 1.0, 'background': 1.0}
+        assert results[kind]['drawn']['emoji'] >= 1 - 1 / COUNT
+        assert results[kind]['drawn']['background'] == 1.0
+        assert np.isfinite(results[kind]['psnr'])
+    assert 'held_out' in capsys.readouterr().out
+
+
+def test_reconstruct_keeps_the_count_over_batches(bundle):
+    pictures = np.zeros((evaluate.BATCH + 3, 16, 16, 3), np.uint8)
+    outputs, ratio = evaluate.reconstruct(bundle, ScaleSchedule.free(GRIDS), pictures)
+    assert outputs.shape == pictures.shape and outputs.dtype == np.uint8
+    assert jax.numpy.isfinite(ratio)
+
+
+def test_no_pictures_are_refused():
+    with pytest.raises(UserError, match='count is 0'):
+        evaluate.evaluate_demo('somewhere', count=0)

@@ -1,0 +1,191 @@
+"""Fine-tuning: dimensions and first loss are the folder's; adapters leave what they drew."""
+
+import dataclasses
+import runpy
+
+import jax
+import numpy as np
+import pytest
+import safetensors
+from helpers.paths import CONFIGS
+from helpers.tiny import lively, tokenizer_variables, transformer_variables
+
+from infinity_jax.config import (
+    TextConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    UserError,
+    from_mapping,
+)
+from infinity_jax.convert.exporting import to_torch_files
+from infinity_jax.inference.pipeline import InfinityPipeline
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import make_mesh
+from infinity_jax.text.tokenizer import TextTokenizer
+from infinity_jax.tools.evaluation.loss import evaluate_loss
+from infinity_jax.tools.plan.abstract_step import abstract_step, configured_parts
+from infinity_jax.training import loop
+from infinity_jax.training.metrics import read_metrics
+from infinity_jax.training.transformer.config import T2IConfig
+from infinity_jax.training.transformer.parts import load_parts, load_start, place_frozen
+from infinity_jax.training.transformer.task import make_task
+from infinity_jax.transformer.lora import LoraConfig, merge
+from infinity_jax.weights.adapter_file import FILE_NAME, load_adapter, merge_into_folder
+from infinity_jax.weights.model_folder import DEMO_FOLDER, ModelBundle, load_model, save_model
+from infinity_jax.weights.t5_folder import encoder_shapes
+
+FINETUNE = runpy.run_path(str(CONFIGS / 'finetune.py'))
+TRANSFORMER = TransformerConfig(
+    depth=2, width=32, num_heads=2, bits=8, text_channels=16, text_length=16, levels=3,
+    dtype='float32', drop_path=0.1,
+)  # fmt: skip
+TOKENIZER = TokenizerConfig(
+    bits=8, base_channels=8, channel_multipliers=(1,), residual_blocks=1, unshuffle=4, norm_groups=4
+)  # fmt: skip
+TEXT = TextConfig(vocab_size=1500, width=16, num_layers=1, num_heads=2, head_dim=8, ffn_width=32)
+CAPTIONS = ['a red apple on a blue background', 'a green leaf']
+
+
+def save(folder, transformer=TRANSFORMER, tokenizer=TOKENIZER, schedule=None, text=TEXT):
+    bundle = ModelBundle(
+        transformer_config=transformer,
+        transformer_params=transformer_variables(transformer)['params'],
+        tokenizer_config=tokenizer,
+        tokenizer_params=tokenizer_variables(tokenizer)['params'],
+        text_config=text,
+        text_params=lively(encoder_shapes(text)),
+        text_tokenizer=TextTokenizer.from_folder(DEMO_FOLDER / 'text_encoder'),
+        schedule=schedule,
+    )
+    save_model(folder, bundle)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    schedule = ScaleSchedule.free(((1, 1), (2, 2), (4, 4)))
+    return save(tmp_path_factory.mktemp('models') / 'base', schedule=schedule)
+
+
+def fields(folder, tmp_path, variant='full'):
+    """The fine-tuning config for a small model of 16 pixels."""
+    config = FINETUNE['get_config'](variant)
+    config.init_from, config.run_dir = str(folder), str(tmp_path / 'run')
+    config.data.picture_size, config.data.ratios, config.data.num_workers = 16, ('1.000',), 0
+    config.batch_size, config.eval_batches, config.steps = 8, 1, 2
+    config.accumulate_steps, config.remat = 1, 'none'  # quicker to compile
+    return config
+
+
+def test_the_folder_says_what_is_trained(folder, tmp_path):
+    config = from_mapping(T2IConfig, fields(folder, tmp_path))
+    assert config.transformer == dataclasses.replace(TRANSFORMER, drop_path=0.0)
+    assert config.tokenizer == str(folder) and config.text.folder == str(folder / 'text_encoder')
+    changed = fields(folder, tmp_path)
+    changed.transformer.dtype, changed.text.folder = 'bfloat16', 'elsewhere'
+    config = from_mapping(T2IConfig, changed)
+    assert config.transformer.dtype == 'bfloat16' and config.transformer.depth == 2
+    assert config.text.folder == 'elsewhere'
+
+
+def test_a_folder_must_be_named(folder, tmp_path):
+    with pytest.raises(UserError, match='config.init_from is empty: name the model folder'):
+        from_mapping(T2IConfig, FINETUNE['get_config']())
+    save_model(tmp_path / 'tokenizer', ModelBundle(tokenizer_config=TOKENIZER,
+               tokenizer_params=tokenizer_variables(TOKENIZER)['params']))  # fmt: skip
+    with pytest.raises(UserError, match='holds no transformer'):
+        from_mapping(T2IConfig, fields(tmp_path / 'tokenizer', tmp_path))
+    config = from_mapping(T2IConfig, fields(folder, tmp_path))
+    lora = LoraConfig(rank=1)
+    with pytest.raises(UserError, match='lora.rank is 1 and config.init_from empty'):
+        dataclasses.replace(config, lora=lora, init_from='')
+    with pytest.raises(UserError, match='set text.train to False'):
+        dataclasses.replace(config, lora=lora, text=dataclasses.replace(config.text, train=True))
+
+
+def pixels(pictures):
+    return np.stack([np.asarray(image) for image in pictures.images])
+
+
+def test_adapters_start_at_the_folders_loss_and_merge_into_what_they_drew(folder, tmp_path):
+    config = fields(folder, tmp_path, 'lora')
+    config.lora.rank, config.optimizer.warmup_steps = 1, 1
+    config.optimizer.learning_rate = 0.1
+    config = from_mapping(T2IConfig, config)
+    mesh = make_mesh(devices=jax.devices()[:1])
+    task = dataclasses.replace(make_task(config, mesh), sample=lambda *_: None)
+    assert set(task.abstract_state.params) == {'lora'}
+    finished = loop.run(config, task, mesh)
+
+    before, after = read_metrics(config.run_dir, 'heldout')
+    assert (before['step'], after['step']) == (0, 2) and after['loss'] != before['loss']
+    alone = evaluate_loss(folder, config, num_batches=1)
+    assert before['loss'] == pytest.approx(float(alone['loss']), rel=1e-6)
+
+    adapter = tmp_path / 'run' / FILE_NAME
+    lora, adapters = load_adapter(adapter)
+    base = load_model(folder)
+    merged = merge(base.transformer_params, adapters, lora)
+    drawn = pixels(InfinityPipeline(dataclasses.replace(base, transformer_params=merged))(CAPTIONS))
+    merge_into_folder(folder, adapter, tmp_path / 'merged')
+    for same in (tmp_path / 'merged', finished):
+        pipeline = InfinityPipeline(load_model(same))
+        np.testing.assert_array_equal(pixels(pipeline(CAPTIONS)), drawn)
+    assert (pixels(InfinityPipeline(base)(CAPTIONS)) != drawn).any()
+    with safetensors.safe_open(adapter, 'numpy') as file:
+        assert len(file.keys()) == 14
+    with pytest.raises(UserError, match='its checkpoints hold LoRA adapters alone'):
+        to_torch_files(config.run_dir, tmp_path / 'torch')
+
+
+@pytest.mark.parametrize('variant', ['full', 'lora'])
+def test_a_plan_has_the_frozen_parts_of_the_run(folder, tmp_path, variant):
+    config = from_mapping(T2IConfig, fields(folder, tmp_path, variant))
+    mesh = make_mesh(config.mesh)
+    placed = place_frozen(config, load_parts(config, mesh), mesh)
+    planned = abstract_step(config, configured_parts(config), mesh).arguments[1]
+    assert ('transformer' in placed) == (variant == 'lora')
+
+    def compare(ours, wanted):
+        assert (ours.shape, ours.dtype) == (wanted.shape, wanted.dtype)
+        assert ours.sharding.is_equivalent_to(wanted.sharding, wanted.ndim)
+
+    jax.tree.map(compare, planned, placed)
+
+
+def test_all_weights_start_at_the_folders(folder, tmp_path):
+    config = from_mapping(T2IConfig, fields(folder, tmp_path))
+    state = make_task(config, make_mesh(devices=jax.devices()[:1])).from_model()
+    given = load_model(folder).transformer_params
+    for tree in (state.params, state.ema):
+        jax.tree.map(np.testing.assert_array_equal, tree['transformer'], given)
+        assert set(tree) == {'transformer'}
+
+
+@pytest.mark.parametrize('patchify', [False, True])
+def test_the_stages_of_the_recipe_hand_on_their_weights(tmp_path, patchify):
+    levels = (1, 1, 1, 1) if patchify else (1, 1, 1, 1, 1)
+    tokenizer = dataclasses.replace(TOKENIZER, channel_multipliers=levels, unshuffle=1)
+    transformer = dataclasses.replace(TRANSFORMER, levels=15, spatial_patchify=patchify)
+    small, large = (ScaleSchedule.for_picture(1.0, budget) for budget in ('0.06M', '0.25M'))
+    folder = save(tmp_path / 'stage_256', transformer, tokenizer, small)
+    config = fields(folder, tmp_path)
+    config.data.picture_size, config.data.ratios = 512, ('all',)
+    config = from_mapping(T2IConfig, config)
+    assert load_parts(config).schedule == large
+    given = load_model(folder).transformer_params
+    mesh = make_mesh(devices=jax.devices()[:1])
+    started = load_start(config, {'transformer': given}, mesh)['transformer']
+    jax.tree.map(np.testing.assert_array_equal, started, given)
+    # A scale's tokens keep their positions, and its row of the level table, at the next budget.
+    tokens = small.num_tokens
+    np.testing.assert_array_equal(large.rope_positions()[:tokens], small.rope_positions())
+    np.testing.assert_array_equal(large.scale_of_token[:tokens], small.scale_of_token)
+
+
+def test_a_folded_models_own_grids_are_kept(tmp_path):
+    schedule = ScaleSchedule.free(((1, 1), (2, 2)))
+    transformer = dataclasses.replace(TRANSFORMER, spatial_patchify=True)
+    folder = save(tmp_path / 'folded', transformer, schedule=schedule)
+    config = from_mapping(T2IConfig, fields(folder, tmp_path))
+    assert load_parts(config).schedule == schedule  # 2x2 tokens of 2x2 codes of 4 pixels: 16

@@ -1,0 +1,175 @@
+"""Model folders: what is saved comes back, and a failed save harms nothing."""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from helpers import paths, tiny
+
+from infinity_jax.config import UserError
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.weights import model_folder
+from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model
+from infinity_jax.weights.t5_folder import load_encoder
+
+T5 = paths.GOLDEN / 't5_tiny'
+
+
+def make_bundle(seed=0):
+    text_config, text_params = load_encoder(T5)
+    config = dataclasses.replace(tiny.TRANSFORMER, text_channels=text_config.width)
+    return ModelBundle(
+        transformer_config=config,
+        transformer_params=tiny.transformer_variables(config, seed)['params'],
+        tokenizer_config=tiny.TOKENIZER,
+        tokenizer_params=tiny.tokenizer_variables(seed=seed)['params'],
+        text_config=text_config,
+        text_params=text_params,
+        schedule=ScaleSchedule.free(((1, 1), (2, 2))),
+        extra={'made by': 'a test'},
+    )
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture
+def bundle():
+    return make_bundle()
+
+
+def test_comes_back_as_it_was(bundle, tmp_path):
+    save_model(tmp_path / 'new' / 'model', bundle)
+    loaded = load_model(tmp_path / 'new' / 'model')
+    for field in ('transformer_config', 'tokenizer_config', 'text_config', 'schedule', 'extra'):
+        assert getattr(loaded, field) == getattr(bundle, field)
+    for field in ('transformer_params', 'tokenizer_params', 'text_params'):
+        same(getattr(loaded, field), getattr(bundle, field))
+    assert os.listdir(tmp_path / 'new') == ['model']  # nothing temporary left
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_stored_dtype(bundle, tmp_path, dtype):
+    save_model(tmp_path / 'm', bundle, dtype)
+    rounded = jax.tree.map(lambda a: np.asarray(a).astype(jnp.dtype(dtype)), bundle.text_params)
+    kept = load_model(tmp_path / 'm', dtype=None)
+    assert kept.transformer_params['head']['kernel'].dtype == jnp.dtype(dtype)
+    same(kept.text_params, rounded)
+    wide = load_model(tmp_path / 'm').text_params
+    same(wide, jax.tree.map(lambda a: a.astype(np.float32), rounded))
+
+
+def test_parts_may_be_absent_or_passed_over(bundle, tmp_path):
+    only = ModelBundle(
+        tokenizer_config=bundle.tokenizer_config, tokenizer_params=bundle.tokenizer_params
+    )
+    save_model(tmp_path / 'tokenizer', only)
+    loaded = load_model(tmp_path / 'tokenizer')
+    same(loaded.tokenizer_params, bundle.tokenizer_params)
+    assert loaded.transformer_config is None and loaded.text_params is None
+    save_model(tmp_path / 'whole', bundle)
+    part = load_model(tmp_path / 'whole', parts=('tokenizer',))
+    assert part.transformer_params is None and part.tokenizer_params is not None
+
+
+def test_everything_wrong_is_named_at_once(bundle, tmp_path):
+    save_model(tmp_path / 'm', bundle)
+    path = tmp_path / 'm' / 'transformer.safetensors'
+    tensors = safetensors.numpy.load_file(path)
+    del tensors['first_token']
+    tensors['head.bias'] = np.zeros(3, np.float32)
+    tensors['surprise'] = np.zeros(1, np.float32)
+    safetensors.numpy.save_file(tensors, path)
+    (tmp_path / 'm' / 'tokenizer.safetensors').unlink()
+    with pytest.raises(UserError) as caught:
+        load_model(tmp_path / 'm')
+    for part in (
+        'missing first_token (32,)',
+        'unknown surprise',
+        'head.bias has shape (3,), wanted (8,)',
+        'tokenizer.safetensors: no such file',
+    ):
+        assert part in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_parts_that_do_not_fit_are_refused(bundle, tmp_path):
+    config = dataclasses.replace(tiny.TOKENIZER, bits=6)
+    bundle.tokenizer_config = config
+    bundle.tokenizer_params = tiny.tokenizer_variables(config)['params']
+    save_model(tmp_path / 'm', bundle)
+    with pytest.raises(UserError, match='4 bits, the tokenizer has 6'):
+        load_model(tmp_path / 'm')
+
+
+def test_no_model_and_bad_descriptions(bundle, tmp_path):
+    with pytest.raises(UserError, match='nothing: no such folder'):
+        load_model(tmp_path / 'nothing')
+    with pytest.raises(UserError, match='no config.json there'):
+        load_model(tmp_path)
+    save_model(tmp_path / 'm', bundle)
+    path = tmp_path / 'm' / 'config.json'
+    described = json.loads(path.read_text())
+    described['transformer']['widht'] = 3
+    path.write_text(json.dumps(described))
+    with pytest.raises(UserError, match='did you mean transformer.width'):
+        load_model(tmp_path / 'm')
+    path.write_text('{"format": "other"}')
+    with pytest.raises(UserError, match="'other'"):
+        load_model(tmp_path / 'm')
+    path.write_text('{')
+    with pytest.raises(UserError, match='not readable JSON'):
+        load_model(tmp_path / 'm')
+
+
+def test_misfit_or_overflow_is_not_saved(bundle, tmp_path):
+    save_model(tmp_path / 'm', bundle)
+    bad = dataclasses.replace(bundle, transformer_params={})
+    with pytest.raises(UserError, match='missing'):
+        save_model(tmp_path / 'm', bad)
+    huge = jax.tree.map(lambda a: a * 1e6, bundle.tokenizer_params)
+    with pytest.raises(UserError, match='beyond float16'):
+        save_model(tmp_path / 'm', dataclasses.replace(bundle, tokenizer_params=huge), 'float16')
+    with pytest.raises(UserError, match='int8'):
+        save_model(tmp_path / 'm', bundle, 'int8')
+    same(load_model(tmp_path / 'm').tokenizer_params, bundle.tokenizer_params)
+
+
+def test_full_disk_keeps_the_old_model(bundle, tmp_path, monkeypatch):
+    save_model(tmp_path / 'm', bundle)
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(model_folder, 'save_encoder', full)
+    with pytest.raises(UserError, match='No space left.*old one is kept'):
+        save_model(tmp_path / 'm', make_bundle(seed=1))
+    same(load_model(tmp_path / 'm').transformer_params, bundle.transformer_params)
+    assert os.listdir(tmp_path) == ['m']
+
+
+def test_cut_off_between_the_renames_keeps_a_model(bundle, tmp_path, monkeypatch):
+    save_model(tmp_path / 'm', bundle)
+    rename = os.rename
+
+    def die_at_second(source, target):
+        if pathlib.Path(target) == tmp_path / 'm':
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(model_folder.os, 'rename', die_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        save_model(tmp_path / 'm', make_bundle(seed=1))
+    monkeypatch.undo()
+    same(load_model(tmp_path / 'm').transformer_params, bundle.transformer_params)
+    newer = make_bundle(seed=2)
+    save_model(tmp_path / 'm', newer)
+    same(load_model(tmp_path / 'm').transformer_params, newer.transformer_params)
+    assert os.listdir(tmp_path) == ['m']

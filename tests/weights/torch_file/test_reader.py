@@ -1,0 +1,140 @@
+"""Reading `.pth` files: exact values, nothing executed, damage named."""
+
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+from helpers.torch_files import BFLOAT16, Stored, assert_reads, write_pth
+
+from infinity_jax.config import UserError
+from infinity_jax.weights.torch_file.reader import read_torch_file
+
+
+@pytest.mark.parametrize('compression', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_reads_every_dtype(tmp_path, compression):
+    rng = np.random.default_rng(0)
+    dtypes = ['float32', 'float64', 'float16', BFLOAT16, 'int64', 'bool']
+    content = {str(d): (rng.standard_normal((3, 4)) * 5).astype(d) for d in dtypes}
+    content['scalar'] = np.array(2.5, np.float32)
+    content['empty'] = np.zeros((0, 3), np.float32)
+    write_pth(tmp_path / 'x.pth', OrderedDict(content), compression)
+    found = read_torch_file(tmp_path / 'x.pth')
+    assert_reads(found, content)
+
+
+def test_views_share_one_storage(tmp_path):
+    flat = np.arange(24, dtype=np.float32)
+    views = {
+        'transposed': Stored(flat, 0, (4, 6), (1, 4)),
+        'slice': Stored(flat, 5, (2, 3), (6, 1)),
+        'broadcast': Stored(flat, 7, (3, 2), (0, 1)),
+    }
+    write_pth(tmp_path / 'x.pth', views)
+    found = read_torch_file(tmp_path / 'x.pth')
+    np.testing.assert_array_equal(found['transposed'].read(), flat.reshape(6, 4).T)
+    np.testing.assert_array_equal(found['slice'].read(), [[5, 6, 7], [11, 12, 13]])
+    np.testing.assert_array_equal(found['broadcast'].read(), [[7, 8]] * 3)
+    assert found['transposed'].read().flags.c_contiguous
+
+
+def test_nested_content_of_training_checkpoints(tmp_path):
+    content = {'epoch': 3, 'trainer': {'gpt': {'w': np.ones(2, np.float32)}}, 'list': [1, 'a', 2.5]}
+    write_pth(tmp_path / 'x.pth', content)
+    found = read_torch_file(tmp_path / 'x.pth')
+    assert found['epoch'] == 3 and found['list'] == [1, 'a', 2.5]
+    np.testing.assert_array_equal(found['trainer']['gpt']['w'].read(), [1, 1])
+
+
+class Evil:
+    def __init__(self, target):
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+def test_anything_to_execute_is_refused_and_named(tmp_path):
+    target = tmp_path / 'made by the pickle'
+    path = tmp_path / 'evil.pth'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('archive/data.pkl', pickle.dumps({'w': Evil(str(target))}, protocol=2))
+    with pytest.raises(UserError, match=r'evil\.pth: its pickle asks for (posix|nt)\.mkdir'):
+        read_torch_file(path)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    'name', ['builtins.eval', 'torch.load', 'torch.storage._load_from_bytes', 'collections.deque']
+)
+def test_only_the_known_names_pass(tmp_path, name):
+    module, _, attribute = name.rpartition('.')
+    with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as archive:
+        archive.writestr('archive/data.pkl', f'c{module}\n{attribute}\n.'.encode())
+    with pytest.raises(UserError, match=name):
+        read_torch_file(tmp_path / 'x.pth')
+
+
+def test_cut_short(tmp_path):
+    path = tmp_path / 'x.pth'
+    write_pth(path, {'w': np.zeros(10000, np.float32)})
+    whole = path.read_bytes()
+    for part in (len(whole) // 2, len(whole) - 30, 100):
+        path.write_bytes(whole[:part])
+        with pytest.raises(UserError, match='cut short'):
+            read_torch_file(path)
+
+
+def test_storage_shorter_than_its_tensors(tmp_path):
+    flat = np.zeros(4, np.float32)
+    write_pth(tmp_path / 'x.pth', {'w': Stored(flat, 0, (3, 3), (3, 1))})
+    with pytest.raises(UserError, match='reaches element 8 of a storage of 4'):
+        read_torch_file(tmp_path / 'x.pth')
+    write_pth(tmp_path / 'y.pth', {'w': flat})
+    with zipfile.ZipFile(tmp_path / 'y.pth') as archive:
+        members = {n: archive.read(n) for n in archive.namelist()}
+    members['archive/data/0'] = b'1234'
+    with zipfile.ZipFile(tmp_path / 'y.pth', 'w') as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match='is 4 bytes; wanted 16'):
+        read_torch_file(tmp_path / 'y.pth')
+
+
+def test_a_tensor_that_was_changed_after_it_was_built(tmp_path):
+    write_pth(tmp_path / 'x.pth', {'w': np.zeros(4, np.float32)})
+    with zipfile.ZipFile(tmp_path / 'x.pth') as archive:
+        members = {n: archive.read(n) for n in archive.namelist()}
+    # Behind the tensor's REDUCE: its shape becomes (300000,), which reaches beyond the file.
+    change = b'}X\x05\x00\x00\x00shapeJ' + (300_000).to_bytes(4, 'little') + b'\x85sb'
+    before, end = members['archive/data.pkl'].rsplit(b's.', 1)
+    members['archive/data.pkl'] = before + change + b's.' + end
+    with zipfile.ZipFile(tmp_path / 'x.pth', 'w') as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(UserError, match='changes a tensor'):
+        read_torch_file(tmp_path / 'x.pth')
+
+
+def test_other_files_are_named_for_what_they_are(tmp_path):
+    path = tmp_path / 'x.pth'
+    with pytest.raises(UserError, match='no such file'):
+        read_torch_file(path)
+    path.write_bytes(b'\x80\x02}q\x00.')
+    with pytest.raises(UserError, match='magic number'):
+        read_torch_file(path)
+    for text in (b'hello there', b''):
+        path.write_bytes(text)
+        with pytest.raises(UserError, match='not a torch file.*; name one that torch.save wrote'):
+            read_torch_file(path)
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('a.txt', 'a')
+    with pytest.raises(UserError, match='not a torch file'):
+        read_torch_file(path)
+    for garbage in (b'', b'garbage', b'\x80\x02}'):
+        with zipfile.ZipFile(path, 'w') as archive:
+            archive.writestr('archive/data.pkl', garbage)
+        with pytest.raises(UserError, match='x.pth'):
+            read_torch_file(path)
