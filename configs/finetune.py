@@ -1,10 +1,10 @@
-"""Fine-tuning: a model folder, imported or trained here, goes on learning on other pictures.
+"""Fine-tuning: a model folder, imported or trained here, goes on learning on other images.
 
     python -m infinity_jax.main --config=configs/finetune.py --config.init_from=FOLDER
 
 `full` (default) trains all weights of the transformer. Dimensions, tokenizer and text encoder are
 those of the folder. The first held-out line, at step 0, is the folder's own loss, the one that
-`infinity-jax evaluate loss` prints. Your own pictures: docs/presets.md.
+`infinity-jax evaluate loss` prints. Your own images: docs/presets.md.
 
     python -m infinity_jax.main --config=configs/finetune.py:lora --config.init_from=FOLDER
 
@@ -13,13 +13,13 @@ are small, but a step costs what a full one does. The run leaves the merged mode
 adapter.safetensors, which `infinity-jax convert merge-lora` merges again.
 
 Hardware and cost: not run at full size. Of the 2B, float32 weights, gradients, both moments and
-average are 44 GB without activations; with adapters 27 GB. A 1024² picture is 178 TFLOP, so that
+average are 44 GB without activations; with adapters 27 GB. A 1024² image is 178 TFLOP, so that
 5,000 steps of 64 are 40 hours of one H100 at an assumed MFU of 40 % (computed).
 
 On two CPU cores, the shipped demo:
 
     python -m infinity_jax.main --config=configs/finetune.py --config.init_from=infinity_jax/demo \\
-        --config.data.picture_size=64 --config.data.ratios="('1.000',)" --config.batch_size=16 \\
+        --config.data.image_size=64 --config.data.ratios="('1.000',)" --config.batch_size=16 \\
         --config.accumulate_steps=1 --config.remat=none
 """
 
@@ -41,8 +41,8 @@ def get_config(arg: str = 'full') -> ConfigDict:
     config.init_from = ''  # the model folder: wanted
     config.tokenizer = ''  # '': the one of init_from
     config.steps = 5000
-    config.batch_size = 64  # pictures; 5000 · 64 = 320,000 pictures seen
-    config.accumulate_steps = 16  # 64 / 16 = 4 pictures at once: lower it with more devices
+    config.batch_size = 64  # images; 5000 · 64 = 320,000 images seen
+    config.accumulate_steps = 16  # 64 / 16 = 4 images at once: lower it with more devices
     config.remat = 'full'  # blocks are computed again in the backward pass
     config.attention = 'auto'
     # Of the transformer only what shall differ from the folder; placeholders: nothing.
@@ -60,14 +60,14 @@ def get_config(arg: str = 'full') -> ConfigDict:
             'matrices': ('self_attention', 'cross_attention', 'ffn'),
         }
     )
-    config.self_correction = ConfigDict({'max_strength': 0.3, 'per_picture': False})
+    config.self_correction = ConfigDict({'max_strength': 0.3, 'per_image': False})
     config.condition_drop = 0.1  # keeps guidance working
     config.reweight_scales = True
     config.data = ConfigDict(
         {
-            'sources': (),  # your own pictures, see docs/data.md; (): emoji, as a stand-in
+            'sources': (),  # your own images, see docs/data.md; (): emoji, as a stand-in
             'subset': 'all',
-            'picture_size': 1024,  # pixels; 256, 512 and 768 too, whatever the folder drew last
+            'image_size': 1024,  # pixels; 256, 512 and 768 too, whatever the folder drew last
             'ratios': ('all',),
             'num_workers': 4,
         }

@@ -1,4 +1,4 @@
-"""Text to image: the transformer, trained on pictures that a frozen tokenizer turns into bits.
+"""Text to image: the transformer, trained on images that a frozen tokenizer turns into bits.
 
     python -m infinity_jax.main --config=configs/t2i.py
 
@@ -23,11 +23,11 @@ paper's recipe, one after the other:
         --config.tokenizer=FOLDER --config.text.folder=FLAN_T5_XL \
         --config.init_from=runs/t2i_2b_256/model
 
-and so on with 2b_1024. Tokenizer, text encoder and your own pictures: docs/presets.md. None of
+and so on with 2b_1024. Tokenizer, text encoder and your own images: docs/presets.md. None of
 these was run. Chip-hours are computed, not measured: model FLOP of `training.flops` at an
 assumed MFU of 40 %.
 
-    preset      steps x batch   TFLOP/picture  TPU slice  chip-hours    days
+    preset      steps x batch   TFLOP/image  TPU slice  chip-hours    days
     125m_256    150,000 x 4096         0.42     v5e 4x8           908     1.2
     361m_256    150,000 x 4096         1.19     v5e 8x8         2,567     1.7
     940m_256    150,000 x 4096         3.06     v5e 8x16        6,630     2.2
@@ -39,7 +39,7 @@ assumed MFU of 40 %.
     8b_1024      60,000 x 2048       584.47     v5p 4x4x8     108,659    35.4
     20b_1024     60,000 x 2048      1333.09     v5p 8x8x8     247,836    20.2
 
-Frozen networks add 1.5 TFLOP a picture at 256², 2.3 at 512² and 5.4 at 1024², which for the small
+Frozen networks add 1.5 TFLOP an image at 256², 2.3 at 512² and 5.4 at 1024², which for the small
 ones is more than their own: store their features first where you can.
 """
 
@@ -60,13 +60,13 @@ SIZES = {
     '8b': {'depth': 40, 'width': 3584, 'num_heads': 28, **STRIDE_8},
     '20b': {'depth': 58, 'width': 4608, 'num_heads': 36, **STRIDE_8, 'drop_path': 0.25},
 }
-# Of a square picture's edge in pixels.
+# Of a square image's edge in pixels.
 STAGES = {
     '256': {'steps': 150_000, 'batch_size': 4096, 'learning_rate': 6e-5},
     '512': {'steps': 110_000, 'batch_size': 4096, 'learning_rate': 6e-5},
     '1024': {'steps': 60_000, 'batch_size': 2048, 'learning_rate': 2e-5},
 }
-# Of the slices above, and how many pictures of an edge one of their chips works on at once: by what
+# Of the slices above, and how many images of an edge one of their chips works on at once: by what
 # rematerialised blocks keep, of which docs/scaling.md has a table. Compiled are those of REMAT.
 CHIPS = {'125m': 32, '361m': 64, '940m': 128, '2b': 256, '5b': 128, '8b': 128, '20b': 512}
 AT_ONCE_16_GB = {'256': 16, '512': 4, '1024': 1}  # v5e
@@ -95,7 +95,7 @@ def paper(size: str, edge: str) -> ConfigDict:
     config.init_from = ''  # model folder of the stage before; '': random weights
     config.tokenizer = ''  # model folder with the frozen tokenizer: wanted
     config.steps = stage['steps']
-    config.batch_size = stage['batch_size']  # pictures, over all devices
+    config.batch_size = stage['batch_size']  # images, over all devices
     at_once = (AT_ONCE_95_GB if size in ON_V5P else AT_ONCE_16_GB)[edge] * CHIPS[size]
     config.accumulate_steps = max(stage['batch_size'] // at_once, 1)  # parts of a batch
     config.remat = REMAT.get(f'{size}_{edge}', 'full')  # what a block recomputes
@@ -106,19 +106,19 @@ def paper(size: str, edge: str) -> ConfigDict:
             'mlp_ratio': 4.0,
             'text_channels': 2048,  # of Flan-T5-XL
             'text_length': 512,  # tokens that captions are padded to
-            'levels': 15,  # 13 are in use, at 1024²; the same table at every stage
+            'max_scales': 15,  # 13 are in use, at 1024²; the same table at every stage
             'dtype': 'bfloat16',  # of products inside blocks
         }
     )
     config.text = ConfigDict({'folder': '', 'train': False})  # Hugging Face folder: wanted
-    config.self_correction = ConfigDict({'max_strength': 0.3, 'per_picture': False})
+    config.self_correction = ConfigDict({'max_strength': 0.3, 'per_image': False})
     config.condition_drop = 0.1
     config.reweight_scales = True
     config.data = ConfigDict(
         {
-            'sources': (),  # your own pictures, see docs/data.md; (): emoji, as a stand-in
+            'sources': (),  # your own images, see docs/data.md; (): emoji, as a stand-in
             'subset': 'all',
-            'picture_size': int(edge),
+            'image_size': int(edge),
             'ratios': ('all',),
             'num_workers': 16,
         }
@@ -141,7 +141,7 @@ def paper(size: str, edge: str) -> ConfigDict:
     config.mesh = ConfigDict({'data': -1, 'fsdp': fsdp, 'tensor': 1, 'sequence': 1})
     config.log_every = 10
     config.eval_every = 1000
-    config.eval_batches = 1  # 2048 pictures or more
+    config.eval_batches = 1  # 2048 images or more
     config.sample_every = 5000
     config.checkpoint_every = 500
     config.keep_checkpoints = 3
@@ -158,7 +158,7 @@ def emoji(arg: str) -> ConfigDict:
     config.init_from = ''  # model or run folder to start from; '': random weights
     config.tokenizer = ''  # model folder with the frozen tokenizer; '': the one that is shipped
     config.steps = 3600
-    config.batch_size = 16  # pictures; 3600 · 16 = 57,600 pictures seen, 720 of each emoji
+    config.batch_size = 16  # images; 3600 · 16 = 57,600 images seen, 720 of each emoji
 
     config.transformer = ConfigDict(
         {
@@ -169,7 +169,7 @@ def emoji(arg: str) -> ConfigDict:
             'mlp_ratio': 4.0,  # 4 · 192 = 768
             'text_channels': 128,  # width of the text encoder
             'text_length': 24,  # tokens that captions are padded to
-            'levels': 4,  # scales of the schedule 1 2 4 8
+            'max_scales': 4,  # scales of the schedule 1 2 4 8
             'drop_path': 0.0,
             'dtype': 'float32',  # of products inside blocks; 'bfloat16' on GPU and TPU
         }
@@ -193,7 +193,7 @@ def emoji(arg: str) -> ConfigDict:
     config.self_correction = ConfigDict(
         {
             'max_strength': 0.3,  # largest probability with which a bit is flipped; 0: none
-            'per_picture': False,
+            'per_image': False,
         }
     )
     config.condition_drop = 0.1  # share of captions dropped, for guidance
@@ -206,11 +206,11 @@ def emoji(arg: str) -> ConfigDict:
         {
             'source': 'emoji',
             'subset': 'starter',
-            'picture_size': 64,  # pixels
-            'placed_rate': 0.3,  # of the pictures have a drawn size and place; the rest are large
+            'image_size': 64,  # pixels
+            'placed_rate': 0.3,  # of the images have a drawn size and place; the rest are large
             'num_workers': 0,  # rendering processes; 0: threads
-            'sources': (),  # your own pictures instead, see docs/data.md
-            'ratios': ('1.000',),  # buckets; ('all',): 15, from picture_size 256
+            'sources': (),  # your own images instead, see docs/data.md
+            'ratios': ('1.000',),  # buckets; ('all',): 15, from image_size 256
         }
     )
 
@@ -231,14 +231,14 @@ def emoji(arg: str) -> ConfigDict:
     config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1})  # -1: the rest
     config.log_every = 10  # steps
     config.eval_every = 300
-    config.eval_batches = 8  # 8 · 16 = 128 held-out pictures
+    config.eval_batches = 8  # 8 · 16 = 128 held-out images
     config.sample_every = 900
     config.checkpoint_every = 300
     config.keep_checkpoints = 2
     config.max_bad_steps = 20  # in a row
 
     if arg == 'shipped':
-        config.steps = 11_000  # 176,000 pictures
+        config.steps = 11_000  # 176,000 images
         config.transformer.depth = 5
         config.data.subset = 'demo'
         config.data.placed_rate = 0.5  # these are learned last

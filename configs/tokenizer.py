@@ -1,15 +1,15 @@
-"""Tokenizers: pictures to bits on several scales and back.
+"""Tokenizers: images to bits on several scales and back.
 
     python -m infinity_jax.main --config=configs/tokenizer.py
 
 `demo` (default) trains a tokenizer like the one that the package ships: the embedded emoji at 64²,
 8x8 codes of 32 bits. About 20 minutes on two CPU cores. The one that ships had β 100 in the place
-of 16 and reached 24.5 dB on held-out pictures; `demo_decoder` then trained its decoder further.
+of 16 and reached 24.5 dB on held-out images; `demo_decoder` then trained its decoder further.
 
-`pictures` is the same on your own pictures, found in a folder and those below it. No captions are
-read, and a share of whole pictures is held out:
+`images` is the same on your own images, found in a folder and those below it. No captions are
+read, and a share of whole images is held out:
 
-    python -m infinity_jax.main --config=configs/tokenizer.py:pictures \\
+    python -m infinity_jax.main --config=configs/tokenizer.py:images \\
         '--config.data.sources[0].path=PICTURES'
 
 `demo_decoder` trains a deeper decoder for the shipped tokenizer, whose bits stay as they are.
@@ -28,11 +28,11 @@ other shapes of that area on all 13 scales, 200,000 steps, scales dropped at ran
 torchvision's VGG-16, `vgg.pth` the heads of the LPIPS package; without them the perceptual term is
 off, and the run says so.
 
-Hardware and cost: not run. XLA counts 2.8 TFLOP for a step on one 256² picture, LPIPS and
+Hardware and cost: not run. XLA counts 2.8 TFLOP for a step on one 256² image, LPIPS and
 discriminator included; so stage 1 costs 3.6e20 FLOP at its batch of 256 and stage 2 about 5.7e20
 at 64 (what `remat` computes again not counted), 42 and 66 days of one accelerator that sustains
 100 TFLOP/s. Batch sizes are ours: paper and released scripts name neither them nor hardware.
-Both are meant for 16 chips of v5e, stage 2 as four parts of 16 pictures (docs/plan.md).
+Both are meant for 16 chips of v5e, stage 2 as four parts of 16 images (docs/plan.md).
 Expected by the paper on ImageNet at 256², rFID / PSNR: d16 1.22 / 20.9, d24 0.75 / 22.0,
 d32 0.61 / 22.7, d64 0.33 / 24.9.
 """
@@ -42,17 +42,18 @@ from ml_collections import ConfigDict
 STRIDE_16 = (16, 18, 20, 24, 32, 48, 64)  # bits
 STRIDE_8 = (14,)
 STAGES = ('stage1', 'stage2')
-DEMOS = ('demo', 'demo_decoder', 'pictures')
+DEMOS = ('demo', 'demo_decoder', 'images')
 VARIANTS = (*DEMOS, *(f'd{d}_{stage}' for d in (*STRIDE_8, *STRIDE_16) for stage in STAGES))
 
 
 def get_config(arg: str = 'demo') -> ConfigDict:
     """`arg` names the variant: 'demo', or 'd32_stage1' and its like."""
+    arg = {'pictures': 'images'}.get(arg, arg)  # as it was called in version 0.1
     if arg not in VARIANTS:
         raise ValueError(
             f'unknown variant {arg!r} of configs/tokenizer.py; known: {", ".join(VARIANTS)}'
         )
-    small = {'demo': demo, 'demo_decoder': demo_decoder, 'pictures': pictures}
+    small = {'demo': demo, 'demo_decoder': demo_decoder, 'images': images}
     return small[arg]() if arg in small else released(*arg.removeprefix('d').split('_'))
 
 
@@ -65,7 +66,7 @@ def demo() -> ConfigDict:
     config.init_from = ''  # model or run folder to start from; '': random weights
     config.freeze_encoder = False  # True: the decoder alone is trained, all bits stay
     config.steps = 5000
-    config.batch_size = 16  # pictures; 5000 · 16 = 80,000 pictures seen
+    config.batch_size = 16  # images; 5000 · 16 = 80,000 images seen
 
     config.tokenizer = ConfigDict(
         {
@@ -81,7 +82,7 @@ def demo() -> ConfigDict:
             'norm_groups': 8,
         }
     )
-    config.grids = ((1, 1), (2, 2), (4, 4), (8, 8))  # 85 tokens, 2720 bits a picture
+    config.grids = ((1, 1), (2, 2), (4, 4), (8, 8))  # 85 tokens, 2720 bits an image
 
     config.losses = ConfigDict(
         {
@@ -143,7 +144,7 @@ def demo() -> ConfigDict:
         {
             'source': 'emoji',
             'subset': 'all',
-            'picture_size': 64,  # pixels
+            'image_size': 64,  # pixels
             'num_workers': 0,  # rendering processes; 0: threads
         }
     )
@@ -165,7 +166,7 @@ def demo() -> ConfigDict:
     config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1, 'sequence': 1})  # -1: the rest
     config.log_every = 20  # steps
     config.eval_every = 500
-    config.eval_batches = 16  # 16 · 16 = 256 held-out pictures
+    config.eval_batches = 16  # 16 · 16 = 256 held-out images
     config.sample_every = 2000
     config.checkpoint_every = 500
     config.keep_checkpoints = 2
@@ -180,23 +181,23 @@ def demo_decoder() -> ConfigDict:
     config.init_from = 'infinity_jax/demo'
     config.freeze_encoder = True
     config.tokenizer.decoder_blocks = 6
-    # Half of the pictures are of what the shipped transformer draws.
+    # Half of the images are of what the shipped transformer draws.
     config.data.sources = tuple(
         {'kind': 'emoji', 'subset': name, 'weight': 1.0} for name in ('demo', 'all')
     )
     return config
 
 
-def pictures() -> ConfigDict:
-    """The demo's tokenizer on a folder of pictures."""
+def images() -> ConfigDict:
+    """The demo's tokenizer on a folder of images."""
     config = demo()
-    config.run_dir = 'runs/tokenizer_pictures'
+    config.run_dir = 'runs/tokenizer_images'
     config.data = ConfigDict(
         {
-            'sources': ({'kind': 'folder', 'path': 'pictures'},),
-            'held_out_share': 0.2,  # of the pictures
+            'sources': ({'kind': 'folder', 'path': 'images'},),
+            'held_out_share': 0.2,  # of the images
             'smallest_crop': 0.25,  # of the largest square's edge; size and place are drawn
-            'picture_size': 64,  # pixels
+            'image_size': 64,  # pixels
             'num_workers': 0,
         }
     )
@@ -212,7 +213,7 @@ def released(bits: str, stage: str) -> ConfigDict:
     config.init_from = ''  # stage 2: the model folder that stage 1 left
     config.freeze_encoder = False
     config.steps = 500_000 if stage == 'stage1' else 200_000
-    config.batch_size = 256 if stage == 'stage1' else 64  # pictures; not published
+    config.batch_size = 256 if stage == 'stage1' else 64  # images; not published
 
     config.tokenizer = ConfigDict(
         {
@@ -226,7 +227,7 @@ def released(bits: str, stage: str) -> ConfigDict:
             'norm_groups': 32,
         }
     )
-    config.grids = ()  # the released schedule of each picture's shape
+    config.grids = ()  # the released schedule of each image's shape
 
     # Published: l1 1, LPIPS 1, GAN 0.3, and 4 times (0.25 commitment + 0.1 entropy).
     config.losses = ConfigDict(
@@ -277,18 +278,18 @@ def released(bits: str, stage: str) -> ConfigDict:
     config.vgg_weights = ''  # VGG-16 in torchvision's format
     config.lpips_heads = ''  # of the LPIPS package, version 0.1
     config.precision = 'default'  # of products outside the quantizer: TF32 on GPU, bf16 on TPU
-    # 1024² wants memory: 64 pictures in 4 parts are one a chip of a v5e:4x4, see docs/plan.md.
+    # 1024² wants memory: 64 images in 4 parts are one a chip of a v5e:4x4, see docs/plan.md.
     config.dtype = 'float32' if stage == 'stage1' else 'bfloat16'  # of convolutions
     config.remat = 'none' if stage == 'stage1' else 'full'
     config.accumulate_steps = 1 if stage == 'stage1' else 4
 
     config.data = ConfigDict(
         {
-            # Your own pictures, see docs/data.md; (): the embedded emoji, as a stand-in.
+            # Your own images, see docs/data.md; (): the embedded emoji, as a stand-in.
             'sources': (),
             'subset': 'all',
             'ratios': ('1.000',) if stage == 'stage1' else ('all',),
-            'picture_size': 256 if stage == 'stage1' else 1024,  # pixels
+            'image_size': 256 if stage == 'stage1' else 1024,  # pixels
             'num_workers': 16,
         }
     )

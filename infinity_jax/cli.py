@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
     add = lambda name, text: commands.add_parser(name, help=text, description=text)
-    _add_generate(add('generate', 'Draw pictures from prompts.'))
+    _add_generate(add('generate', 'Draw images from prompts.'))
     compiling = add('compile', "Store a model's compiled programs beside it, for quick starts.")
     compile_command.add_flags(compiling)
     compiling.set_defaults(run=compile_command.run)

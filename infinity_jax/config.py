@@ -2,9 +2,11 @@
 
 import dataclasses
 import difflib
+import functools
+import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 
@@ -87,12 +89,12 @@ class TransformerConfig:
     text_channels: int = 2048  # E: width of the text encoder
     text_length: int = 512  # rows of the learned unconditional text
     spatial_patchify: bool = False  # 2x2 codes fold into one token of 4d bits (8B)
-    levels: int = 15  # rows of the scale embedding
+    max_scales: int = 15  # rows of the scale embedding
     drop_path: float = 0.1  # of the last block; earlier blocks linearly less
     dtype: str = 'bfloat16'  # of the matrix products inside blocks; the rest is float32
 
     def __post_init__(self):
-        for name in ('depth', 'width', 'bits', 'text_channels', 'text_length', 'levels'):
+        for name in ('depth', 'width', 'bits', 'text_channels', 'text_length', 'max_scales'):
             if getattr(self, name) < 1:
                 raise UserError(f'transformer.{name} is {getattr(self, name)}; wanted 1 or more')
         if not 0 <= self.drop_path < 1:
@@ -144,6 +146,22 @@ class TextConfig:
     max_distance: int = 128  # beyond it all distances share the last bucket
 
 
+@dataclasses.dataclass(frozen=True)
+class QuantizationConfig:
+    """Lossy savings of memory and time; what each costs stands in docs/memory.md."""
+
+    weights: str = 'full'  # 'int8': the blocks' kernels, a scale for each output channel
+    cache: str = 'full'  # 'int8': keys and values of earlier scales, a scale for each token's head
+    unguided_scales: int = 0  # so many last scales run without the unconditional half
+
+    def __post_init__(self):
+        for name in ('weights', 'cache'):
+            if getattr(self, name) not in ('full', 'int8'):
+                raise UserError(f"{name} is {getattr(self, name)!r}; wanted 'full' or 'int8'")
+        if self.unguided_scales < 0:
+            raise UserError(f'unguided_scales is {self.unguided_scales}; wanted 0 or more')
+
+
 # Paper table 1 and the released checkpoints. The 8B folds 2x2 codes of the 14-bit tokenizer.
 PRESETS: dict[str, TransformerConfig] = {
     '125m': TransformerConfig(depth=12, width=768, num_heads=8),
@@ -158,10 +176,43 @@ PRESETS: dict[str, TransformerConfig] = {
     ),
 }
 
+STORED = 'stored'  # instead of a path: fields of a file that this package wrote
+# Fields by their names in version 0.1 -> now. The old ones are read until version 0.3.
+RENAMED_FIELDS = {
+    'picture_size': 'image_size',
+    'per_picture': 'per_image',
+    'pictures': 'images',
+    'levels': 'max_scales',
+}
+
 T = TypeVar('T')
 
 
-def from_mapping(cls: type[T], fields: Mapping[str, Any], where: str = '') -> T:
+def current_name(name: str, known: Collection[str], where: str = '') -> str:
+    """The present name of a field that was renamed; another name as it is.
+
+    Args:
+      name: as it is written.
+      known: the fields that there are.
+      where: dotted path with a dot at its end, for the line that tells of the new name; 'stored'
+        tells nothing.
+    """
+    new = RENAMED_FIELDS.get(name)
+    if name in known or new not in known:
+        return name
+    if where != STORED:
+        _tell_renamed(f'{where}{name}', f'{where}{new}')
+    return new
+
+
+@functools.cache  # once a process
+def _tell_renamed(old: str, new: str) -> None:
+    print(f'config field {old} is now {new}; the old name works until version 0.3', file=sys.stderr)
+
+
+def from_mapping(
+    cls: type[T], fields: Mapping[str, Any], where: str = '', *, stored: bool = False
+) -> T:
     """Builds the dataclass `cls` from a `ConfigDict` or parsed JSON object.
 
     Args:
@@ -169,6 +220,7 @@ def from_mapping(cls: type[T], fields: Mapping[str, Any], where: str = '') -> T:
         a static method `filled_in`, that adds what it can find out by itself first.
       fields: name to value. Lists become tuples.
       where: dotted path of `fields` in the whole configuration, for messages.
+      stored: whether this package wrote them, so that old names need no word.
 
     Raises:
       UserError: a field is unknown (the nearest known name is suggested), missing or mistyped.
@@ -179,12 +231,13 @@ def from_mapping(cls: type[T], fields: Mapping[str, Any], where: str = '') -> T:
     hints = typing.get_type_hints(cls)
     prefix = f'{where}.' if where else ''
     values = {}
-    for name, value in fields.items():
+    for written, value in fields.items():
+        name = current_name(written, known, STORED if stored else prefix)
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f'; did you mean {prefix}{near[0]}?' if near else f'; known: {", ".join(known)}'
             raise UserError(f'unknown config field {prefix}{name}{hint}')
-        values[name] = _convert(hints[name], value, prefix + name)
+        values[name] = _convert(hints[name], value, prefix + name, stored)
     missing = [
         prefix + n
         for n, f in known.items()
@@ -197,7 +250,7 @@ def from_mapping(cls: type[T], fields: Mapping[str, Any], where: str = '') -> T:
     return cls(**values)
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _convert(hint: Any, value: Any, where: str, stored: bool) -> Any:
     """`value` as the annotated type `hint`, or a `UserError` that names `where`."""
     if isinstance(hint, types.UnionType):
         options = hint.__args__
@@ -207,12 +260,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         if not hasattr(value, 'items'):
             raise UserError(f'config field {where} is {value!r}; wanted a group of fields')
-        return from_mapping(hint, value, where)
+        return from_mapping(hint, value, where, stored=stored)
     if typing.get_origin(hint) is tuple:
         if isinstance(value, (str, bytes)) or not hasattr(value, '__iter__'):
             raise UserError(f'config field {where} is {value!r}; wanted a list')
         inner = hint.__args__[0]
-        return tuple(_convert(inner, v, where) for v in value)
+        return tuple(_convert(inner, v, where, stored) for v in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(hint, type) and (
@@ -223,19 +276,3 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             f'wanted {hint.__name__}'
         )
     return value
-
-
-@dataclasses.dataclass(frozen=True)
-class Economy:
-    """Lossy savings of memory and time; what each costs stands in docs/memory.md."""
-
-    weights: str = 'full'  # 'int8': the blocks' kernels, a scale for each output channel
-    cache: str = 'full'  # 'int8': keys and values of earlier scales, a scale for each token's head
-    unguided_scales: int = 0  # so many last scales run without the unconditional half
-
-    def __post_init__(self):
-        for name in ('weights', 'cache'):
-            if getattr(self, name) not in ('full', 'int8'):
-                raise UserError(f"{name} is {getattr(self, name)!r}; wanted 'full' or 'int8'")
-        if self.unguided_scales < 0:
-            raise UserError(f'unguided_scales is {self.unguided_scales}; wanted 0 or more')

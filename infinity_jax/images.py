@@ -24,7 +24,7 @@ def from_uint8(pixels_BYX3: jax.Array) -> jax.Array:
 def save_png(
     path: str | os.PathLike, image: Image.Image, metadata: Mapping[str, object] | None = None
 ) -> None:
-    """Writes a picture with text entries in the file's own metadata (tEXt or iTXt), or nothing.
+    """Writes an image with text entries in the file's own metadata (tEXt or iTXt), or nothing.
 
     Raises:
       UserError: the file cannot be written.
@@ -43,7 +43,7 @@ def save_png(
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Makes the folder of a picture that is yet to be drawn, and tries to write there.
+    """Makes the folder of an image that is yet to be drawn, and tries to write there.
 
     Raises:
       UserError: nothing can be written there.
@@ -68,32 +68,32 @@ def to_uint8(pixels_BYX3: jax.Array) -> jax.Array:
 
 
 def psnr(pixels_BYX3: jax.Array, target_BYX3: jax.Array) -> jax.Array:
-    """Mean over pictures of the peak signal-to-noise ratio in dB; range 2, output clamped."""
+    """Mean over images of the peak signal-to-noise ratio in dB; range 2, output clamped."""
     difference = jnp.clip(pixels_BYX3, -1.0, 1.0) - target_BYX3
     error = jnp.mean(jnp.square(difference), axis=(1, 2, 3))
     return jnp.mean(10.0 * jnp.log10(4.0 / jnp.maximum(error, 1e-10)))
 
 
 def contact_sheet(
-    pictures: np.ndarray,
+    images: np.ndarray,
     captions: Sequence[str],
     marks: Sequence[bool] | None = None,
     columns: int = 8,
     cell: int = 128,
 ) -> Image.Image:
-    """Pictures, uint8 (N, Y, X, 3), over their captions; framed green where marked, else red."""
+    """Images, uint8 (N, Y, X, 3), over their captions; framed green where marked, else red."""
     font = ImageFont.load_default(11)
     lines = [textwrap.wrap(text, cell // 6) or [''] for text in captions]
     height = cell + 4 + 13 * max(map(len, lines))
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     sheet = Image.new('RGB', (columns * (cell + 12) + 12, rows * (height + 12) + 12), 'white')
     pen = ImageDraw.Draw(sheet)
-    for i, picture in enumerate(pictures):
+    for i, image in enumerate(images):
         x, y = 12 + i % columns * (cell + 12), 12 + i // columns * (height + 12)
         if marks is not None:
             colour = (20, 160, 60) if marks[i] else (210, 40, 40)
             pen.rectangle((x - 4, y - 4, x + cell + 3, y + cell + 3), fill=colour)
-        enlarged = Image.fromarray(picture).resize((cell, cell), Image.Resampling.BICUBIC)
+        enlarged = Image.fromarray(image).resize((cell, cell), Image.Resampling.BICUBIC)
         sheet.paste(enlarged, (x, y))
         pen.multiline_text(
             (x, y + cell + 4), '\n'.join(lines[i]), fill='black', font=font, spacing=1

@@ -1,4 +1,4 @@
-"""Scale schedules: the grids, coarse to fine, on which a picture is coded (paper 3.2, app. A).
+"""Scale schedules: the grids, coarse to fine, on which an image is coded (paper 3.2, app. A).
 
 Pure numpy; knows nothing of pixels' content, models or devices.
 """
@@ -14,7 +14,7 @@ from infinity_jax.config import UserError
 
 STRIDE = 16  # pixels per token along an edge, in the released models
 
-# Grids (h, w) of the full budget for pictures at least as tall as wide, by height/width ratio.
+# Grids (h, w) of the full budget for images at least as tall as wide, by height/width ratio.
 _TALL = {
     '1.000': '1,1 2,2 4,4 6,6 8,8 12,12 16,16 20,20 24,24 32,32 40,40 48,48 64,64',
     '1.250': '1,1 2,2 3,3 5,4 10,8 15,12 20,16 25,20 30,24 35,28 45,36 55,44 70,56',
@@ -42,13 +42,13 @@ RATIOS |= {name: tuple((w, h) for h, w in RATIOS[tall]) for name, tall in _WIDE.
 
 # A pixel budget is a prefix of the grids: about 256^2, 512^2, 768^2 and 1024^2 pixels.
 BUDGETS: dict[str, int] = {'0.06M': 7, '0.25M': 10, '0.60M': 12, '1M': 13}
-# Edge in pixels of a budget's square picture -> the budget: 256, 512, 768, 1024.
+# Edge in pixels of a budget's square image -> the budget: 256, 512, 768, 1024.
 BUDGET_OF_EDGE = {STRIDE * RATIOS['1.000'][n - 1][0]: name for name, n in BUDGETS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
 class ScaleSchedule:
-    """The token grids of one picture shape.
+    """The token grids of one image shape.
 
     Attributes:
       grids: (h, w) of each scale's tokens, coarse to fine.
@@ -69,7 +69,7 @@ class ScaleSchedule:
                 raise UserError(f'scale schedule {grids} shrinks at {grid}; list it coarse to fine')
 
     @classmethod
-    def for_picture(cls, ratio: float | str, budget: str) -> 'ScaleSchedule':
+    def for_image(cls, ratio: float | str, budget: str) -> 'ScaleSchedule':
         """The released schedule for a ratio height/width (a name, or any number: the nearest)."""
         if budget not in BUDGETS:
             raise UserError(f'unknown pixel budget {budget!r}; choose one of {", ".join(BUDGETS)}')
@@ -110,7 +110,7 @@ class ScaleSchedule:
         factor = 2 if patchify else 1
         return tuple((factor * h, factor * w) for h, w in self.grids)
 
-    def picture_size(self, stride: int = STRIDE) -> Grid:
+    def image_size(self, stride: int = STRIDE) -> Grid:
         """(height, width) in pixels at `stride` pixels per token."""
         h, w = self.grids[-1]
         return h * stride, w * stride
@@ -156,14 +156,14 @@ def nearest_ratio(ratio: float | str) -> str:
 def nearest_size(height: int, width: int) -> tuple[str, str]:
     """Names of the released ratio and budget that serve a wish for height x width pixels.
 
-    The ratio is the nearest; the budget is the smallest whose picture has at least as many pixels
+    The ratio is the nearest; the budget is the smallest whose image has at least as many pixels
     as were asked for, or the largest where none has.
     """
     if min(height, width) < 1:
-        raise UserError(f'picture of {height} x {width} pixels; wanted 1 or more along each edge')
+        raise UserError(f'image of {height} x {width} pixels; wanted 1 or more along each edge')
     ratio = nearest_ratio(height / width)
     for budget in BUDGETS:
-        drawn = ScaleSchedule.for_picture(ratio, budget).picture_size()
+        drawn = ScaleSchedule.for_image(ratio, budget).image_size()
         if math.prod(drawn) >= height * width:
             break
     return ratio, budget

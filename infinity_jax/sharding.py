@@ -262,7 +262,7 @@ def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str] | None:
     return TPU_OPTIONS if device is not None and device.platform == 'tpu' else None
 
 
-def drawing_compiler_options() -> dict[str, str] | None:
+def generation_compiler_options() -> dict[str, str] | None:
     """For `jax.jit` of a program of drawing that is being traced; None: as the compiler comes."""
     return TPU_DRAWING_OPTIONS.get(name_of(target_kind()))
 

@@ -27,23 +27,23 @@ def recompress(png: bytes) -> bytes:
 
 
 def build(package: pathlib.Path, target: pathlib.Path) -> int:
-    """Writes the pictures of `names.csv` from the npm package to a zip; returns its bytes."""
+    """Writes the images of `names.csv` from the npm package to a zip; returns its bytes."""
     wanted = {f'{FOLDER_IN_PACKAGE}/{e.file}.png': f'{e.file}.png' for e in emoji.subset('all')}
-    pictures = {}
+    images = {}
     with tarfile.open(package) as archive:
         for member in archive:
             if member.name in wanted:
-                pictures[wanted[member.name]] = recompress(archive.extractfile(member).read())
-    missing = sorted(set(wanted.values()) - set(pictures))
+                images[wanted[member.name]] = recompress(archive.extractfile(member).read())
+    missing = sorted(set(wanted.values()) - set(images))
     if missing:
         raise UserError(
-            f'{package} lacks {len(missing)} of {len(wanted)} pictures, the first {missing[0]}: '
+            f'{package} lacks {len(missing)} of {len(wanted)} images, the first {missing[0]}: '
             'give the package emoji-datasource-google 16.0.0'
         )
     with zipfile.ZipFile(target, 'w', zipfile.ZIP_STORED) as archive:  # PNG is compressed already
-        for name in sorted(pictures):
-            # A fixed date, so that the same pictures give the same bytes.
-            archive.writestr(zipfile.ZipInfo(name, (2025, 1, 1, 0, 0, 0)), pictures[name])
+        for name in sorted(images):
+            # A fixed date, so that the same images give the same bytes.
+            archive.writestr(zipfile.ZipInfo(name, (2025, 1, 1, 0, 0, 0)), images[name])
     return target.stat().st_size
 
 

@@ -1,4 +1,4 @@
-"""Collects the photographs that some packages ship, for trying tokenizers on real pictures.
+"""Collects the photographs that some packages ship, for trying tokenizers on real images.
 
 apt-get download mate-backgrounds lomiri-wallpapers-16.04 lomiri-wallpapers-20.04 \
     plasma-workspace-wallpapers

@@ -38,7 +38,7 @@ def corpus() -> list[str]:
         size = sizes[i % len(sizes)]
         place = 'centre' if size == 'large' else places[i % len(places)]
         background = backgrounds[i % len(backgrounds)]
-        spec = captions.PictureSpec(each.name, background, size, place, True, True)
+        spec = captions.ImageSpec(each.name, background, size, place, True, True)
         texts += [each.name, captions.caption(spec)]
     return texts
 

@@ -14,7 +14,7 @@ from infinity_jax import cli
 from infinity_jax.config import UserError
 from infinity_jax.images import save_png
 from infinity_jax.inference import pipeline as pipeline_module
-from infinity_jax.inference.pipeline import Pictures
+from infinity_jax.inference.pipeline import GeneratedImages
 from infinity_jax.runtime import supervisor
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tools.commands import generate_command
@@ -24,8 +24,8 @@ class FakePipeline:
     """Draws flat grey and remembers what it was asked."""
 
     asked = {}
-    schedule = ScaleSchedule.for_picture(0.5, '0.06M')
-    picture_size = (16, 16)
+    schedule = ScaleSchedule.for_image(0.5, '0.06M')
+    image_size = (16, 16)
 
     @classmethod
     def from_pretrained(cls, folder, **options):
@@ -38,7 +38,9 @@ class FakePipeline:
             warnings.warn('1 of 1 prompts is cut', stacklevel=2)
         prompts = tuple(prompt for prompt in prompts for _ in range(num))
         pixels = np.full((len(prompts), 16, 16, 3), 128, np.uint8)
-        return Pictures(pixels, prompts, tuple((seed, i) for i in range(len(prompts))), (0.1,))
+        return GeneratedImages(
+            pixels, prompts, tuple((seed, i) for i in range(len(prompts))), (0.1,)
+        )
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def fake(monkeypatch):
     return FakePipeline
 
 
-def test_one_picture_with_its_settings_inside(fake, tmp_path):
+def test_one_image_with_its_settings_inside(fake, tmp_path):
     out = tmp_path / 'apple.png'
     arguments = ['--seed', '3', '--cfg', '1,2,3,4', '--tau', '0.5', '--top-k', '1', '--out']
     cli.main(['generate', 'a red apple', *arguments, str(out), '--negative', 'a pear'])
@@ -207,7 +209,7 @@ def test_errors_are_one_line_and_exit_two(arguments, message, capsys, monkeypatc
     assert error.startswith('error: ') and message in error and error.count('\n') == 1
 
 
-def test_a_picture_that_cannot_be_written(tmp_path):
+def test_a_image_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('')
     image = Image.new('RGB', (4, 4))
     with pytest.raises(UserError, match='cannot write'):
@@ -235,10 +237,10 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path):
     assert b'Traceback' not in process.stderr.read() and process.wait() == 1
 
 
-def test_the_first_picture_and_the_steady_time_are_told_apart(monkeypatch):
+def test_the_first_image_and_the_steady_time_are_told_apart(monkeypatch):
     monkeypatch.setattr(generate_command, 'STARTED', time.perf_counter() - 10)
     one = generate_command.timing((2.0,), 1)
-    assert one == 'time: 10.00 s to the first picture, 2.00 s of it drawing'
+    assert one == 'time: 10.00 s to the first image, 2.00 s of it drawing'
     several = generate_command.timing((2.0, 1.0, 1.0), 12)
-    assert several.startswith('time: 8.00 s to the first picture, 2.00 s')
-    assert several.endswith('then 0.250 s a picture')
+    assert several.startswith('time: 8.00 s to the first image, 2.00 s')
+    assert several.endswith('then 0.250 s an image')

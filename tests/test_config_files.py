@@ -54,8 +54,8 @@ def test_the_tokenizer_and_the_transformer_of_the_demo_fit():
     for arg in ('demo', 'shipped'):
         t2i = from_mapping(T2IConfig, load('t2i').get_config(arg))
         assert t2i.transformer.bits == tokenizer.tokenizer.bits
-        assert t2i.transformer.levels >= len(ScaleSchedule.free(tokenizer.grids))
-        assert t2i.data.picture_size == tokenizer.data.picture_size
+        assert t2i.transformer.max_scales >= len(ScaleSchedule.free(tokenizer.grids))
+        assert t2i.data.image_size == tokenizer.data.image_size
 
 
 DEMOS = load('tokenizer').DEMOS
@@ -81,7 +81,7 @@ def test_small_tokenizers(arg):
     check(config)
     assert config.code_grids((64, 64))[-1] == (8, 8)
     sources = config.data.sources_of('train')
-    assert (sources[0].kind == 'folder') == (arg == 'pictures')
+    assert (sources[0].kind == 'folder') == (arg == 'images')
     assert config.freeze_encoder == (arg == 'demo_decoder')
 
 
@@ -95,7 +95,7 @@ def test_every_field_of_the_tokenizers_losses_and_discriminator_can_be_set_by_a_
     assert {**its, 'ema_decay': None} == {**mine, 'ema_decay': None}
 
 
-def test_a_folder_of_pictures_has_no_captions_for_text_to_image():
+def test_a_folder_of_images_has_no_captions_for_text_to_image():
     config = load('t2i').get_config()
     config.data.sources = ({'kind': 'folder', 'path': 'photos'},)
     with pytest.raises(UserError, match='folder photos has no captions'):
@@ -116,7 +116,7 @@ def parsed(arguments, monkeypatch):
 
 def test_a_source_in_the_list_and_the_discriminators_optimizer_are_set_by_flags(monkeypatch):
     arguments = (
-        f'--config={CONFIGS / "tokenizer.py"}:pictures',
+        f'--config={CONFIGS / "tokenizer.py"}:images',
         '--config.data.sources[0].path=photos',
         '--config.adversarial.optimizer.learning_rate=2e-4',
         '--config.adversarial.adaptive_limit=10',

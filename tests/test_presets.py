@@ -52,14 +52,14 @@ def tokenizer_of(config):
 
 
 def square(config):
-    return ScaleSchedule.for_picture(1.0, BUDGET_OF_EDGE[config.data.picture_size])
+    return ScaleSchedule.for_image(1.0, BUDGET_OF_EDGE[config.data.image_size])
 
 
 @pytest.mark.parametrize('name', [v for v in T2I['VARIANTS'] if '_' in v])
 def test_a_preset_is_the_papers(name):
     config, (size, edge) = preset(name), name.split('_')
     assert config.transformer == PRESETS[SIZES[size]]
-    assert config.data.picture_size == int(edge) and len(config.data.bucket_names) == 15
+    assert config.data.image_size == int(edge) and len(config.data.bucket_names) == 15
     recipe = config.steps, config.batch_size, config.optimizer.learning_rate
     wanted = {
         '256': (150_000, 4096, 6e-5),
@@ -82,7 +82,7 @@ def test_a_preset_is_the_papers(name):
     )
     assert pairing_problems(bundle) == []
     stride = bundle.tokenizer_config.stride * (2 if config.transformer.spatial_patchify else 1)
-    assert square(config).picture_size(stride) == (int(edge), int(edge))
+    assert square(config).image_size(stride) == (int(edge), int(edge))
 
 
 def traced(config, ratio):
@@ -99,10 +99,10 @@ def traced(config, ratio):
     start = lambda key: new_state(models.init(key, False), optimizer)
     state = nn.unbox(jax.eval_shape(start, jax.random.key(0)))
     frozen = {'tokenizer': tokenizer_shapes(tokenizer), 'text': encoder_shapes(TextConfig())}
-    schedule = ScaleSchedule.for_picture(ratio, BUDGET_OF_EDGE[config.data.picture_size])
+    schedule = ScaleSchedule.for_image(ratio, BUDGET_OF_EDGE[config.data.image_size])
     rows = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
     batch = {
-        'pixels_BYX3': rows((config.batch_size, *schedule.picture_size(), 3), dtype=jnp.uint8),
+        'pixels_BYX3': rows((config.batch_size, *schedule.image_size(), 3), dtype=jnp.uint8),
         'ids_BT': rows((config.batch_size, 512)),
         'lengths_B': rows((config.batch_size,)),
     }

@@ -44,7 +44,7 @@ def test_there_are_fifteen_ratios():
 def test_schedules_of_every_ratio_and_budget(ratio):
     tokens = TOKENS[INVERSES.get(ratio, ratio)]
     for count, (budget, scales) in zip(tokens, BUDGETS.items(), strict=True):
-        schedule = ScaleSchedule.for_picture(ratio, budget)
+        schedule = ScaleSchedule.for_image(ratio, budget)
         assert len(schedule) == len(schedule.grids) == scales
         assert schedule.num_tokens == count
         assert schedule.grids[0] == (1, 1) and schedule.grids[1] == (2, 2)
@@ -58,12 +58,12 @@ def test_schedules_of_every_ratio_and_budget(ratio):
         assert (np.diff(schedule.scale_of_token) >= 0).all()
 
 
-def test_budgets_are_prefixes_and_picture_sizes_follow():
-    sizes = [ScaleSchedule.for_picture(1, budget).picture_size() for budget in BUDGETS]
+def test_budgets_are_prefixes_and_image_sizes_follow():
+    sizes = [ScaleSchedule.for_image(1, budget).image_size() for budget in BUDGETS]
     assert sizes == [(256, 256), (512, 512), (768, 768), (1024, 1024)]
-    assert ScaleSchedule.for_picture(1.5, '0.06M').picture_size() == (336, 224)
+    assert ScaleSchedule.for_image(1.5, '0.06M').image_size() == (336, 224)
     for ratio in RATIOS:
-        height, width = ScaleSchedule.for_picture(ratio, '1M').picture_size()
+        height, width = ScaleSchedule.for_image(ratio, '1M').image_size()
         assert height * width == pytest.approx(1024**2, rel=0.06)
         assert height / width == pytest.approx(float(ratio), rel=0.02)
 
@@ -87,13 +87,13 @@ def test_nearest_ratio(ratio, name):
 @pytest.mark.parametrize('ratio', ['square', '', 0, -1.0, math.nan, math.inf, '4:3'])
 def test_bad_ratio_is_a_user_error(ratio):
     with pytest.raises(UserError, match='unknown ratio') as error:
-        ScaleSchedule.for_picture(ratio, '1M')
+        ScaleSchedule.for_image(ratio, '1M')
     assert repr(ratio) in str(error.value) and '1.333' in str(error.value)
 
 
 def test_bad_budget_is_a_user_error():
     with pytest.raises(UserError, match="budget '2M'; choose one of 0.06M, 0.25M, 0.60M, 1M"):
-        ScaleSchedule.for_picture(1.0, '2M')
+        ScaleSchedule.for_image(1.0, '2M')
 
 
 def test_free_schedule():
@@ -102,7 +102,7 @@ def test_free_schedule():
     assert hash(schedule) == hash(ScaleSchedule.free(((1, 1), (2, 2), (3, 5))))
     assert schedule.full_grid == (3, 5)
     assert schedule.spans == ((0, 1), (1, 5), (5, 20))
-    assert schedule.picture_size(8) == (24, 40)
+    assert schedule.image_size(8) == (24, 40)
     assert schedule.code_grids(False) == schedule.grids
     assert schedule.code_grids(True) == ((2, 2), (4, 4), (6, 10))
 
@@ -128,8 +128,8 @@ def test_there_are_sixty_released_schedules():
 
 @pytest.mark.parametrize('name', EVERY_NAME, ids='-'.join)
 def test_every_released_size_is_its_own_nearest(name):
-    schedule = ScaleSchedule.for_picture(*name)
-    assert nearest_size(*schedule.picture_size()) == name
+    schedule = ScaleSchedule.for_image(*name)
+    assert nearest_size(*schedule.image_size()) == name
     assert released_name(schedule) == name
 
 

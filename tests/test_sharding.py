@@ -19,7 +19,7 @@ from infinity_jax.sharding import (
     compiler_options,
     constrain,
     device_grid,
-    drawing_compiler_options,
+    generation_compiler_options,
     init_sharded,
     make_mesh,
     replicated,
@@ -253,9 +253,9 @@ def test_drawing_gets_options_by_chip():
         device = AbstractDevice(device_kind=kind, num_cores=1, platform='tpu')
         mesh = AbstractMesh((1,), ('data',), abstract_device=device)
         with jax.sharding.use_abstract_mesh(mesh):
-            return drawing_compiler_options()
+            return generation_compiler_options()
 
-    assert drawing_compiler_options() is None
+    assert generation_compiler_options() is None
     assert on('TPU v5 lite') == TPU_DRAWING_OPTIONS['v5e'] != on('TPU v5')
     assert on('TPU v5') == TPU_DRAWING_OPTIONS['v5p']
     assert on('TPU v6 lite') == TPU_DRAWING_OPTIONS['v6e']

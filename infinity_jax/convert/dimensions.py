@@ -105,7 +105,7 @@ def read_transformer_config(
         bits=token_bits // 4 if patchify else token_bits,
         text_channels=_vote('the text channels', (s.size(*at) for at in text_of)),
         text_length=_vote('the text length', [s.size('cfg_uncond', 0)], default=512),
-        levels=_vote('the scale embeddings', [s.size('lvl_embed.weight', 0)], default=15),
+        max_scales=_vote('the scale embeddings', [s.size('lvl_embed.weight', 0)], default=15),
         spatial_patchify=patchify,
     )
     if config.hidden_width != hidden:

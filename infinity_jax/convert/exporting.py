@@ -199,7 +199,7 @@ def _parts_of_folder(folder: Path) -> tuple[list[Part], WriteText]:
     for name, kind in (('transformer', TransformerConfig), ('tokenizer', TokenizerConfig)):
         if name not in described:
             continue
-        config = from_mapping(kind, described[name], name)
+        config = from_mapping(kind, described[name], name, stored=True)
         tensors = open_part(folder, name)
         wanted = flat_shapes(part_shapes(config))
         found = {n: tuple(t.shape) for n, t in tensors.items()}
@@ -238,9 +238,9 @@ def _parts_of_run(run_dir: Path, step: int | None, ema: bool) -> tuple[list[Part
     fields = read_json(run_dir / 'config.json')
     weights = load_weights(run_dir, step, 'ema' if ema else 'params')
     if fields.get('task') == 'tokenizer':
-        config = from_mapping(TokenizerRunConfig, fields)
+        config = from_mapping(TokenizerRunConfig, fields, stored=True)
         return [_in_memory('tokenizer', config.tokenizer, weights, {})], lambda *_: None
-    config = from_mapping(T2IConfig, fields)
+    config = from_mapping(T2IConfig, fields, stored=True)
     if config.lora.rank:
         raise UserError(
             f'{run_dir}: its checkpoints hold LoRA adapters alone; name the finished model, '

@@ -1,4 +1,4 @@
-"""Which records go into which bucket of pictures of one shape, and how often each is drawn."""
+"""Which records go into which bucket of images of one shape, and how often each is drawn."""
 
 import dataclasses
 import functools
@@ -30,7 +30,7 @@ class StoredSource:
 
     @property
     def layout(self) -> Layout | None:
-        """Of stored features; None for pictures."""
+        """Of stored features; None for images."""
         return self.source.info.layout if isinstance(self.source, FeatureSource) else None
 
 
@@ -42,7 +42,7 @@ class Part:
       number: of the source in the configuration.
       source: where records come from.
       records: int64, their numbers in the source's index; None: drawn without end.
-      share: of all pictures of a run.
+      share: of all images of a run.
     """
 
     number: int
@@ -53,12 +53,12 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bucket:
-    """Pictures of one shape, or features of such; a batch never mixes two.
+    """Images of one shape, or features of such; a batch never mixes two.
 
     Attributes:
       ratio: name of height/width.
       size: (Y, X) in pixels.
-      layout: of stored features; None for pictures.
+      layout: of stored features; None for images.
       parts: one or more, of different sources.
     """
 
@@ -69,24 +69,24 @@ class Bucket:
 
     @property
     def share(self) -> float:
-        """Of all pictures of a run."""
+        """Of all images of a run."""
         return sum(part.share for part in self.parts)
 
 
-def target_size(ratio: str, picture_size: int) -> tuple[int, int]:
-    """(Y, X) in pixels of a ratio's pictures, of about the area of the square.
+def target_size(ratio: str, image_size: int) -> tuple[int, int]:
+    """(Y, X) in pixels of a ratio's images, of about the area of the square.
 
     Raises:
-      UserError: only squares are known for this `picture_size`.
+      UserError: only squares are known for this `image_size`.
     """
     if ratio == SQUARE:
-        return picture_size, picture_size
-    if picture_size not in BUDGET_OF_EDGE:
+        return image_size, image_size
+    if image_size not in BUDGET_OF_EDGE:
         raise UserError(
-            f'data.picture_size {picture_size} is none of {", ".join(map(str, BUDGET_OF_EDGE))}, '
+            f'data.image_size {image_size} is none of {", ".join(map(str, BUDGET_OF_EDGE))}, '
             f'for which grids of other ratios are known; change it or set data.ratios to {SQUARE}'
         )
-    return ScaleSchedule.for_picture(ratio, BUDGET_OF_EDGE[picture_size]).picture_size()
+    return ScaleSchedule.for_image(ratio, BUDGET_OF_EDGE[image_size]).image_size()
 
 
 def nearest_ratios(sizes: np.ndarray, names: Sequence[str]) -> np.ndarray:
@@ -156,24 +156,24 @@ def make_buckets(
 ) -> list[Bucket]:
     """Sorts the records of all sources into buckets.
 
-    A source gets its weight's share of all pictures; inside it, records of all buckets are drawn
+    A source gets its weight's share of all images; inside it, records of all buckets are drawn
     equally often, but for `ratio_weights`.
 
     Args:
       data: sources, ratios, weights.
       split: 'train' or 'held_out'.
       smallest: buckets of fewer records are left out.
-      seed: of drawn pictures.
+      seed: of drawn images.
       stored: the opened sources, None for emoji; by default `open_all`.
 
     Raises:
       UserError: a source has no record in any bucket, or too many broken ones.
     """
     names, configs = data.bucket_names, data.sources_of(split)
-    sizes = [target_size(name, data.picture_size) for name in names]
+    sizes = [target_size(name, data.image_size) for name in names]
     if stored is None:
         stored = open_all(data, split)
-    emoji = [EmojiSource(c.subset, split, data.picture_size, seed, c.placed_rate) for c in configs]
+    emoji = [EmojiSource(c.subset, split, data.image_size, seed, c.placed_rate) for c in configs]
     sources = [e if s is None else s for e, s in zip(emoji, stored, strict=True)]
     layouts = [None if s is None else s.layout for s in stored]
     columns = [(b, layout) for b in range(len(names)) for layout in dict.fromkeys(layouts)]
@@ -244,7 +244,7 @@ def _records(
 def _shares(
     counts: np.ndarray, source_weights: Sequence[float], ratio_weights: Sequence[float]
 ) -> np.ndarray:
-    """Of all pictures, the share of each source and column; counts are of the same shape."""
+    """Of all images, the share of each source and column; counts are of the same shape."""
     weights = counts * np.array(ratio_weights)[None]
     weights = weights / weights.sum(1, keepdims=True) * np.array(source_weights)[:, None]
     return weights / weights.sum()

@@ -16,7 +16,7 @@ def cut(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class RecordCaptions:
-    """What a record says about its picture.
+    """What a record says about its image.
 
     Attributes:
       short: short captions, any of which may be used.

@@ -12,22 +12,20 @@ SPLITS = ('train', 'held_out')
 
 @dataclasses.dataclass(frozen=True)
 class SourceConfig:
-    """One source of pictures and captions."""
+    """One source of images and captions."""
 
-    # 'jsonl', 'tar', 'tfds', 'features' made of one of these, 'folder' (pictures without captions)
+    # 'jsonl', 'tar', 'tfds', 'features' made of one of these, 'folder' (images without captions)
     # or 'emoji'
     kind: str
-    path: str = (
-        ''  # folder of *.jsonl, *.tar, features, pictures; tfds: data set, or where `name` is
-    )
-    pictures: str = ''  # jsonl: folder that relative picture paths start from; '': `path`
+    path: str = ''  # folder of *.jsonl, *.tar, features, images; tfds: data set, or where `name` is
+    images: str = ''  # jsonl: folder that relative image paths start from; '': `path`
     name: str = ''  # tfds: for instance 'coco_captions:1.1.0'; '': `path` is the data set itself
     split: str = 'train'  # tfds: of the stored data set, for instance 'train[:90%]'
     image_field: str = 'image'  # tfds
     text_field: str = 'text'  # tfds and .json members of tar; 'captions/text' where nested
     subset: str = 'starter'  # emoji: 'starter', 'demo' or 'all'
-    placed_rate: float = PLACED_RATE  # emoji: of the pictures have a drawn size and place
-    weight: float = 1.0  # share of the pictures drawn, against the weights of other sources
+    placed_rate: float = PLACED_RATE  # emoji: of the images have a drawn size and place
+    weight: float = 1.0  # share of the images drawn, against the weights of other sources
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -45,24 +43,24 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where pictures and captions come from, and how they are cut."""
+    """Where images and captions come from, and how they are cut."""
 
-    source: str = 'emoji'  # the embedded pictures, unless `sources` names others
+    source: str = 'emoji'  # the embedded images, unless `sources` names others
     subset: str = 'starter'  # of the embedded emoji: 'starter', 'demo' or 'all'
-    picture_size: int = 64  # pixels along the edge of a square; other ratios have about its area
-    placed_rate: float = PLACED_RATE  # of the emoji pictures have a drawn size and place
+    image_size: int = 64  # pixels along the edge of a square; other ratios have about its area
+    placed_rate: float = PLACED_RATE  # of the emoji images have a drawn size and place
     num_workers: int = 0  # processes that read and decode beside the main one; 0: two threads of it
     sources: tuple[SourceConfig, ...] = ()  # trained on together, each with its weight
     held_out: tuple[SourceConfig, ...] = ()  # evaluated on; (): a share of `sources`
     held_out_share: float = 0.01  # of the records of `sources`, told by their names
     ratios: tuple[str, ...] = ('1.000',)  # height/width of the buckets; ('all',): all 15 of them
     ratio_weights: tuple[float, ...] = ()  # one a ratio: draws its bucket that much more often
-    # Cut from stored pictures: 1: all that the shape allows, at the centre. Below it: an edge of at
+    # Cut from stored images: 1: all that the shape allows, at the centre. Below it: an edge of at
     # least this share of that, size and place drawn anew each time; for tokenizers.
     smallest_crop: float = 1.0
     short_captions: float = 0.2  # probability that the short caption of a record is used
     max_broken_share: float = 0.01  # of records that cannot be used; more of them stop the run
-    index_dir: str = ''  # where sizes of pictures are remembered; '': in the run folder
+    index_dir: str = ''  # where sizes of images are remembered; '': in the run folder
 
     def __post_init__(self):
         if self.source != 'emoji':
@@ -92,7 +90,7 @@ class DataConfig:
 
     @property
     def bucket_names(self) -> tuple[str, ...]:
-        """Names of the ratios that pictures fall into."""
+        """Names of the ratios that images fall into."""
         return tuple(RATIOS) if self.ratios == ('all',) else self.ratios
 
     def sources_of(self, split: str) -> tuple[SourceConfig, ...]:

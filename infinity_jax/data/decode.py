@@ -1,4 +1,4 @@
-"""Encoded pictures to pixels of a given size."""
+"""Encoded images to pixels of a given size."""
 
 import contextlib
 import math
@@ -13,7 +13,7 @@ from PIL import Image
 from infinity_jax.data.records import BrokenRecord
 
 DRAFT_MARGIN = 2  # JPEG is decoded at a fraction of its size, but at least at twice the target
-# What a viewer does to show the picture upright, by EXIF orientation.
+# What a viewer does to show the image upright, by EXIF orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -26,7 +26,7 @@ _UPRIGHT = {
 
 
 class Crop(NamedTuple):
-    """A part of a picture, in shares: of the largest crop's edge, and of the room that is left."""
+    """A part of an image, in shares: of the largest crop's edge, and of the room that is left."""
 
     edge: float  # above 0, up to 1
     x: float  # 0 to 1, as stored: before a photo is turned upright
@@ -35,23 +35,23 @@ class Crop(NamedTuple):
 
 @contextlib.contextmanager
 def _opened(stream: BinaryIO) -> Iterator[tuple[Image.Image, int]]:
-    """The picture, header read, and its EXIF orientation; whatever fails is a broken record."""
+    """The image, header read, and its EXIF orientation; whatever fails is a broken record."""
     try:
         with stream, Image.open(stream) as image:
             # Of a PNG, Pillow would decode all pixels to look for EXIF behind them.
             stated = image.getexif().get(0x0112) if image.format != 'PNG' else None
             yield image, stated if stated in _UPRIGHT else 1  # it may be a text
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        raise BrokenRecord(f'picture cannot be read: {error}') from None
+        raise BrokenRecord(f'image cannot be read: {error}') from None
     except Image.DecompressionBombError as error:
         raise BrokenRecord(str(error)) from None
 
 
 def upright_size(stream: BinaryIO) -> tuple[int, int]:
-    """(height, width) of a picture as a viewer shows it; only its header is read.
+    """(height, width) of an image as a viewer shows it; only its header is read.
 
     Raises:
-      BrokenRecord: it is no picture.
+      BrokenRecord: it is no image.
     """
     with _opened(stream) as (image, orientation):
         return image.size if orientation > 4 else image.size[::-1]
@@ -60,15 +60,15 @@ def upright_size(stream: BinaryIO) -> tuple[int, int]:
 def decode(stream: BinaryIO, size: tuple[int, int], crop: Crop | None = None) -> np.ndarray:
     """Pixels, uint8 (Y, X, 3): resized (LANCZOS) so that `size` is covered, cut at the centre.
 
-    Transparent pictures lie on white.
+    Transparent images lie on white.
 
     Args:
-      stream: the encoded picture; closed.
+      stream: the encoded image; closed.
       size: (Y, X) of the result.
       crop: what becomes of that size instead; None: the largest crop, at the centre.
 
     Raises:
-      BrokenRecord: it is no picture, truncated, or not of 8 bits a channel.
+      BrokenRecord: it is no image, truncated, or not of 8 bits a channel.
     """
     with _opened(stream) as (image, orientation):
         target = size if orientation > 4 else size[::-1]  # width and height as stored
@@ -83,7 +83,7 @@ def decode(stream: BinaryIO, size: tuple[int, int], crop: Crop | None = None) ->
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(('I', 'F')):
-        raise BrokenRecord(f'picture has pixels of kind {image.mode}, not of 8 bits a channel')
+        raise BrokenRecord(f'image has pixels of kind {image.mode}, not of 8 bits a channel')
     if image.has_transparency_data:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
@@ -91,9 +91,9 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _centre(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The box of a picture that becomes the target: resizing it alone skips what is cut off.
+    """The box of an image that becomes the target: resizing it alone skips what is cut off.
 
-    Equal to resizing the whole picture to whole pixels and cutting then: the filter reads beyond
+    Equal to resizing the whole image to whole pixels and cutting then: the filter reads beyond
     the box.
     """
     (w, h), (to_w, to_h) = size, target
@@ -110,7 +110,7 @@ def _centre(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, floa
 def _box(
     size: tuple[int, int], target: tuple[int, int], crop: Crop
 ) -> tuple[float, float, float, float]:
-    """The box of a picture that a crop names, in the target's shape."""
+    """The box of an image that a crop names, in the target's shape."""
     (w, h), (to_w, to_h) = size, target
     scale = crop.edge * min(w / to_w, h / to_h)
     x, y = crop.x * max(w - scale * to_w, 0), crop.y * max(h - scale * to_h, 0)

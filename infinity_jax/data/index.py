@@ -1,4 +1,4 @@
-"""What must be known of all records before training: sizes of pictures, and what is broken.
+"""What must be known of all records before training: sizes of images, and what is broken.
 
 Made once and kept in a folder whose name is a digest of the source and its files, so that changed
 files lead to a new one:
@@ -28,7 +28,7 @@ import tqdm
 from infinity_jax.config import UserError
 from infinity_jax.data.decode import upright_size
 from infinity_jax.data.features.stored import FeatureSource
-from infinity_jax.data.records import BrokenRecord, Place, Source
+from infinity_jax.data.records import BrokenRecord, RecordLocation, Source
 
 VERSION = 2  # of what is stored, and of what is found broken
 THREADS = 8  # that wait for files
@@ -117,7 +117,7 @@ def _write(folder: pathlib.Path, source: Source | FeatureSource) -> None:
 
 
 def _scanned(source: Source) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
-    """The index's columns and the broken records; reads every record, of pictures the headers."""
+    """The index's columns and the broken records; reads every record, of images the headers."""
     columns: dict[str, list[np.ndarray]] = {'places': [], 'sizes': [], 'keys': []}
     broken = []
     places = iter(tqdm.tqdm(source.places(), f'index of {source.name}', unit='', disable=None))
@@ -134,7 +134,7 @@ def _scanned(source: Source) -> tuple[dict[str, np.ndarray], list[tuple[str, str
     return {name: np.concatenate(arrays or empty) for name, arrays in columns.items()}, broken
 
 
-def _scan(source: Source, place: Place) -> tuple[str, Any, str]:
+def _scan(source: Source, place: RecordLocation) -> tuple[str, Any, str]:
     """(name, (height, width), '') of a record, or zeros and why it is broken."""
     name = source.record_name(place)
     try:
@@ -142,7 +142,7 @@ def _scan(source: Source, place: Place) -> tuple[str, Any, str]:
         if record.captions is not None and not record.captions.usable:
             raise BrokenRecord('its caption is empty')
         try:
-            stream = record.open_picture()
+            stream = record.open_image()
         except OSError as error:
             raise BrokenRecord(f'{error.filename}: {error.strerror}') from None
         return name, upright_size(stream), ''

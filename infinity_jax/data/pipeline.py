@@ -1,7 +1,7 @@
 """The grain pipeline: from records, sorted into buckets, to batches.
 
 A record is `{'pixels': uint8 (Y, X, 3), 'caption': str}`. Pixels stay uint8 until the jitted step
-(`pixels / 127.5 - 1`): a quarter of the bytes to copy. A batch, all of one picture shape, is
+(`pixels / 127.5 - 1`): a quarter of the bytes to copy. A batch, all of one image shape, is
 
     {'pixels_BYX3': uint8 (B, Y, X, 3), 'captions': list of B str,
      'ids_BT': int32 (B, T), 'lengths_B': int32 (B,)}   # the last two with a text tokenizer
@@ -29,7 +29,7 @@ from infinity_jax.data.buckets import Part, StoredSource, make_buckets
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.decode import Crop, decode
 from infinity_jax.data.features.stored import FeatureSource
-from infinity_jax.data.records import BrokenRecord, Place, RawRecord
+from infinity_jax.data.records import BrokenRecord, RawRecord, RecordLocation
 from infinity_jax.runtime.worker_signals import obey_parent_alone
 
 MAX_TRIES = 100  # broken records in a row that stop a run at once
@@ -48,7 +48,7 @@ class ReadRecord:
     Attributes:
       stored: the source.
       records: int64, the bucket's.
-      size: (Y, X) of the pictures.
+      size: (Y, X) of the images.
       short_captions: probability of a short caption.
       smallest_crop: share of the largest crop's edge; 1: that crop, at the centre.
     """
@@ -73,12 +73,12 @@ class ReadRecord:
             f'{broken[-1][1]}; see whether all of the data is still there'
         )
 
-    def _item(self, place: Place, rng: np.random.Generator) -> dict[str, Any]:
+    def _item(self, place: RecordLocation, rng: np.random.Generator) -> dict[str, Any]:
         source = self.stored.source
         record = source.read(place)
         caption = self._caption(record, rng)
         if not isinstance(source, FeatureSource):
-            pixels = decode(record.open_picture(), self.size, self._crop(rng))
+            pixels = decode(record.open_image(), self.size, self._crop(rng))
             return {'pixels': pixels, 'caption': caption}
         item = {'features': record.features, 'caption': caption}
         return {**item, 'text': record.text(caption)} if source.info.text else item
@@ -247,7 +247,7 @@ def training_batches(
             f'batch_size {batch_size} does not divide over {process_count} hosts; '
             f'use a multiple of {process_count}'
         )
-    # Evaluation may see a picture twice; in training a bucket below a batch is a mistake.
+    # Evaluation may see an image twice; in training a bucket below a batch is a mistake.
     smallest = batch_size if split == 'train' else 1
     buckets = make_buckets(data, split, smallest=smallest, seed=seed)
     batched = []
@@ -266,7 +266,7 @@ def training_batches(
 
 def _records(part: Part, size: tuple[int, int], data: DataConfig, seed: int) -> grain.MapDataset:
     """A part's records, read and decoded when asked for."""
-    if part.records is None:  # pictures drawn in an order of their own, anew every epoch
+    if part.records is None:  # images drawn in an order of their own, anew every epoch
         return endless(part.source, seed, shuffle=False)
     words = np.random.SeedSequence((seed, part.number, *size)).generate_state(1)
     order = endless(range(len(part.records)), int(words[0]))

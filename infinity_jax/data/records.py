@@ -1,4 +1,4 @@
-"""What a source of stored pictures gives, and how a record is found to be broken."""
+"""What a source of stored images gives, and how a record is found to be broken."""
 
 import dataclasses
 import json
@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, Protocol
 
 from infinity_jax.data.captions import RecordCaptions
 
-Place = tuple[int, ...]  # where a record lies; the source's own numbers
+RecordLocation = tuple[int, ...]  # where a record lies; the source's own numbers
 
 
 class BrokenRecord(Exception):
@@ -17,10 +17,10 @@ class BrokenRecord(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class RawRecord:
-    """A stored record, its picture not yet read."""
+    """A stored record, its image not yet read."""
 
-    open_picture: Callable[[], BinaryIO]  # the encoded picture; may raise OSError
-    captions: RecordCaptions | None  # None: its source has pictures alone
+    open_image: Callable[[], BinaryIO]  # the encoded image; may raise OSError
+    captions: RecordCaptions | None  # None: its source has images alone
 
 
 class Source(Protocol):
@@ -33,13 +33,13 @@ class Source(Protocol):
     def files(self) -> tuple[pathlib.Path, ...]:
         """The files that list or hold the records; a change of one makes the index anew."""
 
-    def places(self) -> Iterator[Place]:
+    def places(self) -> Iterator[RecordLocation]:
         """Where all records lie, broken ones too, in a fixed order. Called once an index."""
 
-    def read(self, place: Place) -> RawRecord:
+    def read(self, place: RecordLocation) -> RawRecord:
         """The record at a place; raises `BrokenRecord`."""
 
-    def record_name(self, place: Place) -> str:
+    def record_name(self, place: RecordLocation) -> str:
         """What a message calls the record."""
 
 

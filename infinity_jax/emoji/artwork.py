@@ -60,20 +60,20 @@ def subset(name: str) -> tuple[Emoji, ...]:
 def _files(archive: pathlib.Path) -> dict[str, bytes]:
     """All of a zip, still encoded: 5 MB, and no open handle that worker processes would share."""
     try:
-        with zipfile.ZipFile(archive) as pictures:
-            return {name: pictures.read(name) for name in pictures.namelist()}
+        with zipfile.ZipFile(archive) as images:
+            return {name: images.read(name) for name in images.namelist()}
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f'{archive} cannot be read ({error}): {REMEDY}') from error
 
 
-def read_picture(archive: pathlib.Path, file: str) -> Image.Image:
-    """An RGBA picture from a zip of PNGs; one that cannot be decoded is a `UserError`."""
+def read_image(archive: pathlib.Path, file: str) -> Image.Image:
+    """An RGBA image from a zip of PNGs; one that cannot be decoded is a `UserError`."""
     try:
         with Image.open(io.BytesIO(_files(archive)[f'{file}.png'])) as image:
             return image.convert('RGBA')
     except (OSError, KeyError, SyntaxError) as error:
         raise UserError(
-            f'{archive}: picture {file}.png cannot be read ({error}): {REMEDY}'
+            f'{archive}: image {file}.png cannot be read ({error}): {REMEDY}'
         ) from error
 
 
@@ -83,7 +83,7 @@ def sprite(name: str, pixels: int) -> np.ndarray:
 
     Resized with premultiplied alpha, or the colour of transparent pixels would bleed into edges.
     """
-    image = read_picture(ARTWORK, find(name).file).convert('RGBa')
+    image = read_image(ARTWORK, find(name).file).convert('RGBa')
     if pixels != image.width:
         image = image.resize((pixels, pixels), Image.Resampling.LANCZOS)
     rgba = np.array(image)

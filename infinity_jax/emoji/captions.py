@@ -1,6 +1,6 @@
-"""What a picture of the embedded set shows, and the caption that says so.
+"""What an image of the embedded set shows, and the caption that says so.
 
-A caption is a pure function of a `PictureSpec`; nothing here reads captions back.
+A caption is a pure function of a `ImageSpec`; nothing here reads captions back.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ BACKGROUNDS = {
     'purple': (125, 20, 165),
     'brown': (120, 65, 20),
 }
-# Edge of the emoji over edge of the picture: 56, 44 and 32 pixels of 64.
+# Edge of the emoji over edge of the image: 56, 44 and 32 pixels of 64.
 SIZES = {'large': 7 / 8, 'medium': 11 / 16, 'small': 1 / 2}
 SIZE_WORDS = {'large': 'large', 'medium': 'medium-sized', 'small': 'small'}
 PLACE_WORDS = {
@@ -44,13 +44,13 @@ SPLITS = ('train', 'held_out')
 
 HELD_OUT_PERCENT = 10
 NAME_ONLY_RATE = 0.1  # of the captions are the bare name
-PLACED_RATE = 0.3  # of the pictures have a drawn size and place; the rest are large and centred
+PLACED_RATE = 0.3  # of the images have a drawn size and place; the rest are large and centred
 MENTION_RATE = 0.85  # of a drawn size, and of a drawn place
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureSpec:
-    """A picture of the embedded set and how its caption speaks of it."""
+class ImageSpec:
+    """An image of the embedded set and how its caption speaks of it."""
 
     emoji: str
     background: str
@@ -76,7 +76,7 @@ class PictureSpec:
                 )
         if self.size == 'large' and self.place != 'centre':
             raise UserError(
-                f'a large emoji fills the picture; its place is centre, not {self.place!r}'
+                f'a large emoji fills the image; its place is centre, not {self.place!r}'
             )
         if self.template == 'name' and (
             self.mention_size or self.mention_place or self.mention_background
@@ -94,8 +94,8 @@ def with_article(noun_phrase: str) -> str:
     return f'{"an" if vowel else "a"} {noun_phrase}'
 
 
-def caption(spec: PictureSpec) -> str:
-    """The caption of a picture."""
+def caption(spec: ImageSpec) -> str:
+    """The caption of an image."""
     if spec.template == 'name':
         return spec.emoji
     subject = f'{SIZE_WORDS[spec.size]} {spec.emoji}' if spec.mention_size else spec.emoji
@@ -128,24 +128,24 @@ def pairs(subset: str, split: str) -> tuple[tuple[str, str], ...]:
     )
 
 
-def draw_spec(
+def sample_spec(
     rng: np.random.Generator,
     emoji: str,
     background: str,
     *,
     name_only_rate: float = NAME_ONLY_RATE,
     placed_rate: float = PLACED_RATE,
-) -> PictureSpec:
+) -> ImageSpec:
     """Draws size, place and wording for a pair.
 
-    Bare names go with large centred pictures: nothing in them could ask for another place.
+    Bare names go with large centred images: nothing in them could ask for another place.
     """
     name_only, placed, say_size, say_place = rng.random(4)
     if name_only < name_only_rate:
-        return PictureSpec(emoji, background, mention_background=False, template='name')
+        return ImageSpec(emoji, background, mention_background=False, template='name')
     if placed >= placed_rate:
-        return PictureSpec(emoji, background)
-    return PictureSpec(
+        return ImageSpec(emoji, background)
+    return ImageSpec(
         emoji,
         background,
         size=('medium', 'small')[rng.integers(2)],

@@ -1,9 +1,9 @@
-"""Which emoji does a picture show, and on which background? Nearest picture in pixel space.
+"""Which emoji does an image show, and on which background? Nearest image in pixel space.
 
-For every candidate the picture that was asked for is rendered and compared with the generated one
+For every candidate the image that was asked for is rendered and compared with the generated one
 by the sum of squared RGB differences. Size and place are those that the caption asks for; what it
 leaves open is tried in every way, and the best counts. The emoji are rendered on the colour that
-the picture's edge has, so that a wrong background does not also make the emoji wrong.
+the image's edge has, so that a wrong background does not also make the emoji wrong.
 """
 
 import dataclasses
@@ -15,17 +15,17 @@ from PIL import Image
 
 from infinity_jax.config import UserError
 from infinity_jax.emoji import artwork as emoji_set
-from infinity_jax.emoji.captions import BACKGROUNDS, PLACES, SIZES, PictureSpec, draw_spec, pairs
-from infinity_jax.emoji.render import check_picture_size, margin, placement
+from infinity_jax.emoji.captions import BACKGROUNDS, PLACES, SIZES, ImageSpec, pairs, sample_spec
+from infinity_jax.emoji.render import check_image_size, margin, placement
 
-MATCH_PIXELS = 64  # larger pictures are compared at this size
+MATCH_PIXELS = 64  # larger images are compared at this size
 PLACEMENTS = (('large', 'centre'),) + tuple((s, p) for s in ('medium', 'small') for p in PLACES)
-ROWS_AT_ONCE = 256  # pictures per matrix product, to bound memory
+ROWS_AT_ONCE = 256  # images per matrix product, to bound memory
 
 
 @dataclasses.dataclass(frozen=True)
 class MatchReport:
-    """What the matcher saw in N pictures."""
+    """What the matcher saw in N images."""
 
     emoji_right: np.ndarray  # (N,) bool
     background_right: np.ndarray  # (N,) bool; also true where the caption asks for none
@@ -34,16 +34,16 @@ class MatchReport:
 
     @property
     def emoji_rate(self) -> float:
-        """Share of pictures whose nearest emoji is the one asked for."""
+        """Share of images whose nearest emoji is the one asked for."""
         return float(self.emoji_right.mean())
 
     @property
     def background_rate(self) -> float:
-        """Share of pictures on the background asked for."""
+        """Share of images on the background asked for."""
         return float(self.background_right.mean())
 
 
-def evaluation_specs(subset: str, pairs_of: str, count: int, seed: int = 0) -> list[PictureSpec]:
+def evaluation_specs(subset: str, pairs_of: str, count: int, seed: int = 0) -> list[ImageSpec]:
     """Draws `count` specs from the 'trained' or 'held_out' pairs; all mention the background.
 
     Pairs repeat only after every pair was drawn.
@@ -54,10 +54,10 @@ def evaluation_specs(subset: str, pairs_of: str, count: int, seed: int = 0) -> l
     known = pairs(subset, splits[pairs_of])
     rng = np.random.default_rng(seed)
     order = np.concatenate([rng.permutation(len(known)) for _ in range(-(-count // len(known)))])
-    return [draw_spec(rng, *known[i], name_only_rate=0) for i in order[:count]]
+    return [sample_spec(rng, *known[i], name_only_rate=0) for i in order[:count]]
 
 
-def alternatives(spec: PictureSpec) -> tuple[tuple[str, str], ...]:
+def alternatives(spec: ImageSpec) -> tuple[tuple[str, str], ...]:
     """The (size, place) pairs that fit what the caption of `spec` says."""
     return tuple(
         (size, place)
@@ -67,31 +67,29 @@ def alternatives(spec: PictureSpec) -> tuple[tuple[str, str], ...]:
     )
 
 
-def edge_colour(pictures: np.ndarray) -> np.ndarray:
+def edge_colour(images: np.ndarray) -> np.ndarray:
     """Median colour, (N, 3), of the pixels along the edges, which no emoji ever covers."""
-    ring = np.ones(pictures.shape[1:3], bool)
+    ring = np.ones(images.shape[1:3], bool)
     inside = slice(margin(len(ring)), -margin(len(ring)))
     ring[inside, inside] = False
-    return np.median(pictures[:, ring], axis=1)
+    return np.median(images[:, ring], axis=1)
 
 
-def match(
-    pictures: np.ndarray, specs: Sequence[PictureSpec], candidates: Sequence[str]
-) -> MatchReport:
-    """Compares pictures, uint8 (N, Y, X, 3), with what their specs ask for.
+def match(images: np.ndarray, specs: Sequence[ImageSpec], candidates: Sequence[str]) -> MatchReport:
+    """Compares images, uint8 (N, Y, X, 3), with what their specs ask for.
 
     `candidates` are the names of the emoji to choose among; each spec's own must be one of them.
     """
-    _check(pictures, specs, candidates)
+    _check(images, specs, candidates)
     asked = np.array([spec.background for spec in specs])
-    colours_N3 = edge_colour(pictures)
+    colours_N3 = edge_colour(images)
     names = np.array(list(BACKGROUNDS))
     palette = np.array(list(BACKGROUNDS.values()), np.float32)
     squared = ((colours_N3[:, None, :] - palette[None, :, :]) ** 2).sum(-1)
     nearest_background = names[squared.argmin(1)]
     mentioned = np.array([spec.mention_background for spec in specs])
 
-    distance_NK = _distances(_shrink(pictures), colours_N3, specs, tuple(candidates))
+    distance_NK = _distances(_shrink(images), colours_N3, specs, tuple(candidates))
     nearest_emoji = np.array(candidates)[distance_NK.argmin(1)]
     return MatchReport(
         emoji_right=nearest_emoji == np.array([spec.emoji for spec in specs]),
@@ -101,15 +99,15 @@ def match(
     )
 
 
-def _check(pictures: np.ndarray, specs: Sequence[PictureSpec], candidates: Sequence[str]) -> None:
-    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[0] != len(specs):
+def _check(images: np.ndarray, specs: Sequence[ImageSpec], candidates: Sequence[str]) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[0] != len(specs):
         raise UserError(
-            f'pictures are {pictures.dtype} {pictures.shape}; wanted one uint8 (Y, X, 3) '
+            f'images are {images.dtype} {images.shape}; wanted one uint8 (Y, X, 3) '
             f'for each of {len(specs)} specs'
         )
-    if not len(specs) or pictures.shape[1] != pictures.shape[2]:
-        raise UserError(f'pictures are {pictures.shape}; wanted at least one, and square')
-    check_picture_size(pictures.shape[1])
+    if not len(specs) or images.shape[1] != images.shape[2]:
+        raise UserError(f'images are {images.shape}; wanted at least one, and square')
+    check_image_size(images.shape[1])
     strangers = sorted({spec.emoji for spec in specs} - set(candidates))
     if strangers:
         raise UserError(
@@ -117,12 +115,12 @@ def _check(pictures: np.ndarray, specs: Sequence[PictureSpec], candidates: Seque
         )
 
 
-def _shrink(pictures: np.ndarray) -> np.ndarray:
-    """Pictures larger than `MATCH_PIXELS`, made that small by averaging; float32 (N, Y, X, 3)."""
-    if pictures.shape[1] <= MATCH_PIXELS:
-        return pictures.astype(np.float32)
+def _shrink(images: np.ndarray) -> np.ndarray:
+    """Images larger than `MATCH_PIXELS`, made that small by averaging; float32 (N, Y, X, 3)."""
+    if images.shape[1] <= MATCH_PIXELS:
+        return images.astype(np.float32)
     size = (MATCH_PIXELS, MATCH_PIXELS)
-    small = [Image.fromarray(p).resize(size, Image.Resampling.BOX) for p in pictures]
+    small = [Image.fromarray(p).resize(size, Image.Resampling.BOX) for p in images]
     return np.stack(small).astype(np.float32)
 
 
@@ -133,23 +131,23 @@ def _sprites(candidates: tuple[str, ...], edge: int) -> np.ndarray:
 
 
 def _distances(
-    pictures: np.ndarray,
+    images: np.ndarray,
     colours_N3: np.ndarray,
-    specs: Sequence[PictureSpec],
+    specs: Sequence[ImageSpec],
     candidates: tuple[str, ...],
 ) -> np.ndarray:
-    """Squared distance, (N, K), from each picture to its best rendering of each candidate.
+    """Squared distance, (N, K), from each image to its best rendering of each candidate.
 
     With b the background, a candidate is C + b (1 - a) for premultiplied colours C and opacity a.
-    With Q = picture - b, the distance over the whole picture is
+    With Q = image - b, the distance over the whole image is
 
         |Q - (C - b a)|^2 = |Q|^2 - 2 Q.C + 2 sum_c b_c Q_c.a
                             + |C|^2 - 2 sum_c b_c C_c.a + |b|^2 |a|^2
 
     where all terms but |Q|^2 need only the pixels under the emoji: matrix products. |Q|^2 is the
-    same for all candidates and placements of a picture, and is left out.
+    same for all candidates and placements of an image, and is left out.
     """
-    size = pictures.shape[1]
+    size = images.shape[1]
     options = [set(alternatives(spec)) for spec in specs]
     best_NK = np.full((len(specs), len(candidates)), np.inf, np.float32)
     colours_N3 = colours_N3.astype(np.float32)
@@ -168,7 +166,7 @@ def _distances(
             top, left, _ = placement(name, place, size)
             for chunk in np.split(rows, range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE)):
                 b_n3 = colours_N3[chunk] / 255
-                crop = pictures[chunk, top : top + edge, left : left + edge] / np.float32(255)
+                crop = images[chunk, top : top + edge, left : left + edge] / np.float32(255)
                 q_nPc = crop.reshape(len(chunk), edge * edge, 3) - b_n3[:, None, :]
                 weighted_nP = np.einsum('npc,nc->np', q_nPc, b_n3)
                 distance = (

@@ -1,42 +1,40 @@
-"""Draws the picture of a `PictureSpec`."""
+"""Draws the image of a `ImageSpec`."""
 
 import numpy as np
 
 from infinity_jax.config import UserError
 from infinity_jax.emoji import artwork as emoji_set
-from infinity_jax.emoji.captions import BACKGROUNDS, SIZES, PictureSpec
+from infinity_jax.emoji.captions import BACKGROUNDS, SIZES, ImageSpec
 
 
-def check_picture_size(picture_size: int) -> None:
-    """Raises `UserError` unless `picture_size` is a positive multiple of 8."""
-    if picture_size < 16 or picture_size % 8:
-        raise UserError(
-            f'picture_size {picture_size} is not supported; use a multiple of 8 from 16'
-        )
+def check_image_size(image_size: int) -> None:
+    """Raises `UserError` unless `image_size` is a positive multiple of 8."""
+    if image_size < 16 or image_size % 8:
+        raise UserError(f'image_size {image_size} is not supported; use a multiple of 8 from 16')
 
 
-def margin(picture_size: int) -> int:
+def margin(image_size: int) -> int:
     """Pixels along every edge that no emoji ever covers: 2 of 64."""
-    return max(1, picture_size // 32)
+    return max(1, image_size // 32)
 
 
-def placement(size: str, place: str, picture_size: int) -> tuple[int, int, int]:
-    """First row, first column and edge, in pixels, of the emoji in the picture."""
-    edge = round(SIZES[size] * picture_size)
-    low, middle = margin(picture_size), (picture_size - edge) // 2
-    high = picture_size - edge - low
+def placement(size: str, place: str, image_size: int) -> tuple[int, int, int]:
+    """First row, first column and edge, in pixels, of the emoji in the image."""
+    edge = round(SIZES[size] * image_size)
+    low, middle = margin(image_size), (image_size - edge) // 2
+    high = image_size - edge - low
     top = low if place.startswith('top') else high if place.startswith('bottom') else middle
     left = low if place.endswith('left') else high if place.endswith('right') else middle
     return top, left, edge
 
 
-def render(spec: PictureSpec, picture_size: int = 64) -> np.ndarray:
-    """The picture, uint8 (Y, X, 3): the emoji composited on a flat background."""
-    check_picture_size(picture_size)
+def render(spec: ImageSpec, image_size: int = 64) -> np.ndarray:
+    """The image, uint8 (Y, X, 3): the emoji composited on a flat background."""
+    check_image_size(image_size)
     background = np.array(BACKGROUNDS[spec.background], np.uint16)
-    pixels = np.empty((picture_size, picture_size, 3), np.uint8)
+    pixels = np.empty((image_size, image_size, 3), np.uint8)
     pixels[:] = background
-    top, left, edge = placement(spec.size, spec.place, picture_size)
+    top, left, edge = placement(spec.size, spec.place, image_size)
     rgba = emoji_set.sprite(spec.emoji, edge)
     # Integers keep the cache small: uint8 sprites are a quarter of float32 ones.
     through = (np.uint16(255) - rgba[..., 3:]) * background  # at most 255 * 255, fits

@@ -8,7 +8,7 @@ import numpy as np
 
 from infinity_jax.config import UserError
 from infinity_jax.emoji import captions
-from infinity_jax.emoji.render import check_picture_size, render
+from infinity_jax.emoji.render import check_image_size, render
 
 ENDLESS = 2**40  # items of a source that draws its records: more than any run reads
 
@@ -20,7 +20,7 @@ def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class EmojiSource:
-    """Pictures of the embedded set; item i depends on the fields and i alone.
+    """Images of the embedded set; item i depends on the fields and i alone.
 
     Every `len(pairs)` items are one epoch: each (emoji, background) pair once, in a new order, with
     a newly drawn size, place and wording.
@@ -28,12 +28,12 @@ class EmojiSource:
 
     subset: str = 'starter'
     split: str = 'train'
-    picture_size: int = 64
+    image_size: int = 64
     seed: int = 0
-    placed_rate: float = captions.PLACED_RATE  # of the pictures have a drawn size and place
+    placed_rate: float = captions.PLACED_RATE  # of the images have a drawn size and place
 
     def __post_init__(self):
-        check_picture_size(self.picture_size)
+        check_image_size(self.image_size)
         if not 0 <= self.placed_rate <= 1:
             raise UserError(f'placed_rate of emoji is {self.placed_rate}; wanted 0 to 1')
         captions.pairs(self.subset, self.split)  # raises for an unknown subset or split
@@ -41,14 +41,14 @@ class EmojiSource:
     def __len__(self) -> int:
         return ENDLESS
 
-    def spec(self, index: int) -> captions.PictureSpec:
-        """What picture `index` shows."""
+    def spec(self, index: int) -> captions.ImageSpec:
+        """What image `index` shows."""
         pairs = captions.pairs(self.subset, self.split)
         epoch, position = divmod(int(index), len(pairs))
         pair = pairs[_epoch_order(self.seed, epoch, len(pairs))[position]]
         rng = np.random.default_rng((self.seed, epoch, 1 + position))
-        return captions.draw_spec(rng, *pair, placed_rate=self.placed_rate)
+        return captions.sample_spec(rng, *pair, placed_rate=self.placed_rate)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         spec = self.spec(index)
-        return {'pixels': render(spec, self.picture_size), 'caption': captions.caption(spec)}
+        return {'pixels': render(spec, self.image_size), 'caption': captions.caption(spec)}

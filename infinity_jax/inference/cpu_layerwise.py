@@ -1,4 +1,4 @@
-"""Drawing layer by layer on a CPU: the bits of `generate.draw_bits`, from unstacked weights.
+"""Drawing layer by layer on a CPU: the bits of `generate.generate_bits`, from unstacked weights.
 
 The host calls one small program a layer and scale, which costs it about 0.1 ms a call. See
 `transformer.layer_step` for what that saves and docs/speed.md for how much.
@@ -14,22 +14,22 @@ import jax.numpy as jnp
 import numpy as np
 
 from infinity_jax.config import TransformerConfig
-from infinity_jax.inference.generate import Drawn
+from infinity_jax.inference.generate import GeneratedBits
 from infinity_jax.inference.scale_steps import (
     Controls,
     Mode,
     Text,
     add_bits,
     conditional_half,
-    enter_scale,
-    for_pictures,
-    leave_scale,
+    embed_prompts,
+    embed_scale_inputs,
+    for_images,
     no_codes,
-    read_text,
+    sample_scale_bits,
 )
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.block import Block
-from infinity_jax.transformer.conditioning import Condition
+from infinity_jax.transformer.conditioning import Conditioning
 from infinity_jax.transformer.layers import HIGHEST
 from infinity_jax.transformer.model import Transformer, check_schedule, mix_halves
 from infinity_jax.transformer.rope import rope_table
@@ -64,12 +64,12 @@ def _begin(
     negative: Text | None,
     schedule: ScaleSchedule,
     mode: Mode,
-) -> tuple[Condition, jax.Array, jax.Array]:
+) -> tuple[Conditioning, jax.Array, jax.Array]:
     """The condition, no codes yet, and the first scale's tokens."""
-    condition = read_text(model, variables, text, negative, mode.guided)
-    condition = for_pictures(condition, keys_B.shape[0], mode.guided)
+    condition = embed_prompts(model, variables, text, negative, mode.guided)
+    condition = for_images(condition, keys_B.shape[0], mode.guided)
     total = no_codes(model, schedule, keys_B.shape[0])
-    x_BLD = enter_scale(model, variables, condition, total, schedule, 0, mode.guided)
+    x_BLD = embed_scale_inputs(model, variables, condition, total, schedule, 0, mode.guided)
     return condition, total, x_BLD
 
 
@@ -77,7 +77,7 @@ def _begin(
 def _advance(
     model: Transformer,
     variables: Any,
-    condition: Condition,
+    condition: Conditioning,
     x_BLD: jax.Array,
     total_Bhwd: jax.Array,
     keys_B: jax.Array,
@@ -90,7 +90,7 @@ def _advance(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
     """Bits of one scale, the codes with them, the next scale's tokens, and logits if kept."""
     now = mode.at_scale(scale, len(schedule))
-    bits, logits = leave_scale(
+    bits, logits = sample_scale_bits(
         model, variables, condition, x_BLD, keys_B, controls, schedule, scale, now
     )
     total = add_bits(total_Bhwd, bits if forced_Bhwd is None else forced_Bhwd)
@@ -99,7 +99,7 @@ def _advance(
         after = mode.at_scale(scale + 1, len(schedule))
         if now.guided and not after.guided:
             condition = conditional_half(condition)
-        following = enter_scale(
+        following = embed_scale_inputs(
             model, variables, condition, total, schedule, scale + 1, after.guided
         )
     return bits, total, following, logits if keep_logits else None
@@ -109,7 +109,7 @@ _mix = jax.jit(mix_halves)
 _conditional_half = jax.jit(conditional_half)
 
 
-def draw_bits_layerwise(
+def generate_bits_layerwise(
     model: Transformer,
     weights: LayerWeights,
     keys_B: jax.Array,
@@ -121,8 +121,8 @@ def draw_bits_layerwise(
     mode: Mode = Mode(),
     forced_bits: Sequence[jax.Array] | None = None,
     keep_logits: bool = False,
-) -> Drawn:
-    """`generate.draw_bits`, called by the host; the arguments are those there."""
+) -> GeneratedBits:
+    """`generate.generate_bits`, called by the host; the arguments are those there."""
     config = model.config
     check_schedule(config, schedule)
     guided = mode.at_scale(0, len(schedule)).guided
@@ -130,7 +130,7 @@ def draw_bits_layerwise(
     condition, total, x_BLD = _begin(
         model, weights.rest, keys_B, text, negative, schedule=schedule, mode=begin
     )
-    texts = [layer_text(config, layer, condition.memory_BTD) for layer in weights.layers]
+    texts = [layer_text(config, layer, condition.context_BTD) for layer in weights.layers]
     prefixes = [None] * config.depth
     all_bits, all_logits = [], []
     for scale in range(len(schedule)):
@@ -162,7 +162,7 @@ def draw_bits_layerwise(
         )
         all_bits.append(bits)
         all_logits += [logits] if keep_logits else []
-    return Drawn(tuple(all_bits), total, tuple(all_logits))
+    return GeneratedBits(tuple(all_bits), total, tuple(all_logits))
 
 
 KeysValues = tuple[jax.Array, jax.Array]
@@ -181,9 +181,9 @@ def unstack(blocks: Any, depth: int) -> tuple[Any, ...]:
 
 
 @functools.partial(jax.jit, static_argnames='config')
-def layer_text(config: TransformerConfig, params: Any, memory_BTD: jax.Array) -> KeysValues:
+def layer_text(config: TransformerConfig, params: Any, context_BTD: jax.Array) -> KeysValues:
     """One layer's cross-attention keys and values of the text, heads first: (P, N, T, H)."""
-    pair = Block(config).apply({'params': params}, memory_BTD, method=Block.text_keys_values)
+    pair = Block(config).apply({'params': params}, context_BTD, method=Block.text_keys_values)
     return tuple(x.transpose(0, 2, 1, 3) for x in pair)
 
 
@@ -194,7 +194,7 @@ def layer_step(
     config: TransformerConfig,
     params: Any,
     x_BLD: jax.Array,
-    condition: Condition,
+    condition: Conditioning,
     text_keys_values: KeysValues,
     prefix: KeysValues | None,
     schedule: ScaleSchedule,

@@ -7,10 +7,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from infinity_jax.config import Economy
-from infinity_jax.inference.cpu_layerwise import LayerWeights, draw_bits_layerwise
+from infinity_jax.config import QuantizationConfig
+from infinity_jax.inference.cpu_layerwise import LayerWeights, generate_bits_layerwise
 from infinity_jax.inference.executables import Programs, call_jitted
-from infinity_jax.inference.generate import decode, draw_codes, draw_pictures
+from infinity_jax.inference.generate import decode, generate_codes, generate_images
 from infinity_jax.inference.scale_steps import Controls, Mode, Text
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import in_mesh
@@ -22,23 +22,23 @@ from infinity_jax.transformer.model import Transformer
 LAYERWISE_BYTES = 64 * 2**20
 
 
-def goes_layerwise(transformer_params: Any, economy: Economy) -> bool:
+def goes_layerwise(transformer_params: Any, quantization: QuantizationConfig) -> bool:
     """Whether a transformer of these parameters, or shapes, is drawn with layer by layer on a CPU.
 
     A cache in 8 bits is kept by the one program alone.
     """
-    return economy.cache == 'full' and _bytes(transformer_params['blocks']) > LAYERWISE_BYTES
+    return quantization.cache == 'full' and _bytes(transformer_params['blocks']) > LAYERWISE_BYTES
 
 
-def drawing_static(
+def static_arguments(
     model: Transformer, autoencoder: Autoencoder, schedule: ScaleSchedule, mode: Mode
 ) -> dict[str, Any]:
-    """The static arguments of `draw_pictures`."""
+    """The static arguments of `generate_images`."""
     fields = {field.name: getattr(mode, field.name) for field in dataclasses.fields(mode)}
     return {'model': model, 'autoencoder': autoencoder, 'schedule': schedule, **fields}
 
 
-class Drawing:
+class Generator:
     """A transformer and a tokenizer's decoder, placed, with the fastest way to run them."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Drawing:
         mesh: Mesh | None = None,
         layerwise: bool | None = None,
         programs: Programs | None = None,
-        economy: Economy = Economy(),
+        quantization: QuantizationConfig = QuantizationConfig(),
     ):
         """Takes placed parameters.
 
@@ -61,11 +61,11 @@ class Drawing:
           mesh: the devices that share the work; None: the default device.
           layerwise: None chooses, see `goes_layerwise`.
           programs: where the one program is kept; None: nowhere.
-          economy: of the cache.
+          quantization: of the cache.
         """
         if layerwise is None:
             on_cpu = mesh is None and _lies_on_cpu(transformer_params)
-            layerwise = on_cpu and goes_layerwise(transformer_params, economy)
+            layerwise = on_cpu and goes_layerwise(transformer_params, quantization)
         self.model, self.autoencoder = model, autoencoder
         self._layers: LayerWeights | None = None
         if layerwise:
@@ -85,7 +85,7 @@ class Drawing:
         negative: Text | None = None,
         mode: Mode = Mode(),
     ) -> jax.Array:
-        """Text features to uint8 pictures (B, Y, X, 3); see `generate.draw_bits`."""
+        """Text features to uint8 images (B, Y, X, 3); see `generate.generate_bits`."""
         if self._layers is not None:
             total_Bhwd = self.codes(keys_B, text, controls, schedule, negative, mode)
             return self.decode(total_Bhwd)
@@ -97,8 +97,8 @@ class Drawing:
             'controls': controls,
             'negative': negative,
         }
-        static = drawing_static(self.model, self.autoencoder, schedule, mode)
-        return self._draw(draw_pictures, static, arrays)
+        static = static_arguments(self.model, self.autoencoder, schedule, mode)
+        return self._draw(generate_images, static, arrays)
 
     def codes(
         self,
@@ -112,10 +112,10 @@ class Drawing:
         """The transformer's part alone: accumulated codes (B, h, w, d)."""
         if self._layers is None:
             variables = {'params': self.transformer_params}
-            return draw_codes(
+            return generate_codes(
                 self.model, variables, keys_B, text, controls, schedule, negative, mode
             )
-        return draw_bits_layerwise(
+        return generate_bits_layerwise(
             self.model,
             self._layers,
             keys_B,
@@ -127,7 +127,7 @@ class Drawing:
         ).total_Bhwd
 
     def decode(self, total_Bhwd: jax.Array) -> jax.Array:
-        """The decoder's part alone: accumulated codes to uint8 pictures (B, Y, X, 3)."""
+        """The decoder's part alone: accumulated codes to uint8 images (B, Y, X, 3)."""
         return decode(self.autoencoder, {'params': self.tokenizer_params}, total_Bhwd)
 
 

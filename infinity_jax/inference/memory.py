@@ -10,14 +10,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from infinity_jax.config import Economy, TextConfig, TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.config import (
+    QuantizationConfig,
+    TextConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    UserError,
+)
 from infinity_jax.inference.resolution import token_stride
 from infinity_jax.runtime.host_memory import available_bytes
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.tiled_decoder import decoding_bytes
 from infinity_jax.transformer.attention_ops import chunk_length
 from infinity_jax.weights.model_folder import ModelBundle
-from infinity_jax.weights.placement import drawing_half, placed_shapes
+from infinity_jax.weights.placement import decoder_params, placed_shapes
 
 GB = 10**9
 SAY_ABOVE = GB  # smaller models are drawn without a word about memory
@@ -26,7 +32,7 @@ STREAMS = 6  # copies of the last scale's float32 residual stream: norms, gates,
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one program call that draws `batch` pictures.
+    """Bytes of one program call that draws `batch` images.
 
     Attributes:
       transformer, tokenizer, text_encoder: weights, as they lie on the device.
@@ -66,21 +72,21 @@ def estimate_memory(
     guided: bool = True,
     on_cpu: bool = False,
     on_mesh: bool = False,
-    economy: Economy = Economy(),
+    quantization: QuantizationConfig = QuantizationConfig(),
 ) -> MemoryEstimate:
-    """Bytes for drawing `batch` pictures at once.
+    """Bytes for drawing `batch` images at once.
 
     Guidance doubles the transformer's rows. A CPU multiplies in float32: XLA makes float32 copies
     of all 16-bit kernels, and activations of that width.
     """
-    weights = _weights(transformer, transformer.dtype, economy)
+    weights = _weights(transformer, transformer.dtype, quantization)
     copies = 2 * (_weights(transformer, 'float32') - weights) if on_cpu else 0
     item = jnp.dtype(transformer.dtype).itemsize
     rows = batch * (2 if guided else 1)
     earlier, every = schedule.spans[-1]
     now = every - earlier
     width = transformer.width
-    cache_item = 1 + 4 / transformer.head_dim if economy.cache == 'int8' else item
+    cache_item = 1 + 4 / transformer.head_dim if quantization.cache == 'int8' else item
     cache = round(2 * transformer.depth * rows * earlier * width * cache_item)
     text_cache = 2 * transformer.depth * rows * transformer.text_length * width * item
     item = 4 if on_cpu else item
@@ -90,7 +96,7 @@ def estimate_memory(
     # XLA's attention keeps float32 scores of a chunk and, in the products' dtype, their softmax.
     heads = rows * transformer.num_heads
     scores = heads * chunk_length(heads, now, every) * every * (4 + item)
-    height, width_px = schedule.picture_size(token_stride(transformer, tokenizer))
+    height, width_px = schedule.image_size(token_stride(transformer, tokenizer))
     return MemoryEstimate(
         batch=batch,
         transformer=weights,
@@ -103,17 +109,19 @@ def estimate_memory(
 
 
 @functools.lru_cache(maxsize=16)  # the shapes take a trace, and every batch size asks for them
-def _weights(config: Any, product_dtype: str, economy: Economy = Economy()) -> int:
+def _weights(
+    config: Any, product_dtype: str, quantization: QuantizationConfig = QuantizationConfig()
+) -> int:
     """Bytes of a part's weights as `place` puts them on a device."""
-    shapes = placed_shapes(config, product_dtype, economy)
+    shapes = placed_shapes(config, product_dtype, quantization)
     if isinstance(config, TokenizerConfig):
-        shapes = drawing_half(shapes)
+        shapes = decoder_params(shapes)
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """How a model is drawn with: pictures per program call, and where its text encoder stays."""
+    """How a model is drawn with: images per program call, and where its text encoder stays."""
 
     batch: int
     offload_text: bool
@@ -123,18 +131,18 @@ def plan_memory(
     bundle: ModelBundle,
     max_batch: int,
     mesh: Mesh | None = None,
-    economy: Economy = Economy(),
+    quantization: QuantizationConfig = QuantizationConfig(),
 ) -> MemoryPlan:
     """Plans for the memory that there is, and says so on standard error for large models.
 
     Args:
       bundle: configurations and schedule; no weights are looked at.
-      max_batch: pictures per program call, at most.
+      max_batch: images per program call, at most.
       mesh: the devices that share the work; None: the default device.
-      economy: what is saved.
+      quantization: what is saved.
 
     Raises:
-      UserError: not even one picture fits.
+      UserError: not even one image fits.
     """
     parts = (bundle.transformer_config, bundle.tokenizer_config, bundle.text_config)
     device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
@@ -142,7 +150,7 @@ def plan_memory(
     sizes = {} if on_host or mesh is None else dict(mesh.shape)
     shares = sizes.get('data', 1) * sizes.get('fsdp', 1)
     room = _room(device)
-    height, width = bundle.schedule.picture_size(token_stride(*parts[:2]))
+    height, width = bundle.schedule.image_size(token_stride(*parts[:2]))
     offers = (False,) if on_host or mesh is not None else (False, True)
     for batch in _halvings(max_batch, shares):
         share = estimate_memory(
@@ -151,7 +159,7 @@ def plan_memory(
             -(-batch // shares),
             on_cpu=on_host,
             on_mesh=mesh is not None,
-            economy=economy,
+            quantization=quantization,
         )
         estimate = _on_one_device(share, sizes)
         for offload in offers:
@@ -187,7 +195,7 @@ def describe(estimate: MemoryEstimate, offload_text: bool = False) -> str:
 
 
 def _halvings(batch: int, shares: int) -> list[int]:
-    """Batches to try: `batch` and its halves, down to one picture a share."""
+    """Batches to try: `batch` and its halves, down to one image a share."""
     batches = [max(batch, 1)]
     while batches[-1] > shares:
         batches.append(max(batches[-1] // 2, shares))

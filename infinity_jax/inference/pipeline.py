@@ -1,4 +1,4 @@
-"""Prompts to pictures: `InfinityPipeline.from_pretrained(folder)(prompts).images`."""
+"""Prompts to images: `InfinityPipeline.from_pretrained(folder)(prompts).images`."""
 
 import dataclasses
 import math
@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from PIL import Image
 from tqdm import tqdm
 
-from infinity_jax.config import Economy, UserError
+from infinity_jax.config import QuantizationConfig, UserError
 from infinity_jax.inference.executables import Programs
-from infinity_jax.inference.generator import Drawing
+from infinity_jax.inference.generator import Generator
 from infinity_jax.inference.memory import plan_memory
 from infinity_jax.inference.resolution import choose_schedule, token_stride
 from infinity_jax.inference.sampling import SamplingConfig
@@ -29,25 +29,25 @@ from infinity_jax.transformer.model import Transformer
 from infinity_jax.weights.hub import local_folder
 from infinity_jax.weights.model_folder import DEMO_FOLDER, ModelBundle, load_model
 from infinity_jax.weights.placement import (
-    drawing_half,
-    economised,
+    decoder_params,
     place,
+    quantize_params,
     read_configs,
     share_batch,
 )
 
-MAX_BATCH = 16  # pictures drawn in one program call
+MAX_BATCH = 16  # images drawn in one program call
 SEEDS = 2**32  # jax keys would silently take a larger seed modulo this
 
 
 @dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Drawn pictures, prompt by prompt.
+class GeneratedImages:
+    """Drawn images, prompt by prompt.
 
     Attributes:
-      pixels: uint8 (pictures, Y, X, 3).
-      prompts: the prompt of each picture.
-      seeds: (seed, index) of each: together with the settings they draw the same picture again.
+      pixels: uint8 (images, Y, X, 3).
+      prompts: the prompt of each image.
+      seeds: (seed, index) of each: together with the settings they draw the same image again.
       batch_seconds: what each program call took, text included, and compiling where it was needed.
     """
 
@@ -58,12 +58,12 @@ class Pictures:
 
     @property
     def images(self) -> list[Image.Image]:
-        return [Image.fromarray(picture) for picture in self.pixels]
+        return [Image.fromarray(image) for image in self.pixels]
 
 
 @jax.jit
-def picture_keys(seed: jax.Array, indices_B: jax.Array) -> jax.Array:
-    """One random key a picture; on a mesh they lie where the indices do."""
+def image_keys(seed: jax.Array, indices_B: jax.Array) -> jax.Array:
+    """One random key an image; on a mesh they lie where the indices do."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices_B)
 
 
@@ -83,7 +83,7 @@ class InfinityPipeline:
         max_batch: int = MAX_BATCH,
         offload_text: bool = False,
         programs: Programs | None = None,
-        economy: Economy = Economy(),
+        quantization: QuantizationConfig = QuantizationConfig(),
         text_length: int | None = None,
     ):
         """Takes the parts of a model.
@@ -91,12 +91,12 @@ class InfinityPipeline:
         Args:
           bundle: transformer, tokenizer, text encoder and text tokenizer must be there. Parameters
             are numpy arrays, or jax arrays, which stay where they are.
-          mesh: the devices that share weights and pictures; None: the default device.
+          mesh: the devices that share weights and images; None: the default device.
           rewrite_prompt: applied to every prompt before it is tokenized.
-          max_batch: pictures per program call.
+          max_batch: images per program call.
           offload_text: keep the text encoder on the host between calls, see `PromptEncoder`.
           programs: where compiled ones are kept; None: nowhere.
-          economy: what is saved at some cost to the pictures.
+          quantization: what is saved at some cost to the images.
           text_length: tokens that prompts are padded to and cut at; None: all the model reads.
         """
         check_complete(
@@ -110,17 +110,17 @@ class InfinityPipeline:
         self._model = Transformer(config)
         self._autoencoder = Autoencoder(bundle.tokenizer_config)
         self._prompt_encoder = PromptEncoder(bundle, mesh, offload_text, text_length, programs)
-        self._economy = economy
-        params = economised(bundle.transformer_params, economy, mesh)
-        decoder = drawing_half(bundle.tokenizer_params)
-        self._drawing = Drawing(
+        self._economy = quantization
+        params = quantize_params(bundle.transformer_params, quantization, mesh)
+        decoder = decoder_params(bundle.tokenizer_params)
+        self._drawing = Generator(
             self._model,
             self._autoencoder,
             place(params, config.dtype, config, mesh),
             place(decoder, 'float32', bundle.tokenizer_config, mesh),
             mesh,
             programs=programs,
-            economy=economy,
+            quantization=quantization,
         )
 
     @classmethod
@@ -137,14 +137,14 @@ class InfinityPipeline:
         size: tuple[int, int] | None = None,
         max_batch: int = MAX_BATCH,
         request: Request | None = None,
-        economy: Economy = Economy(),
+        quantization: QuantizationConfig = QuantizationConfig(),
         text_length: int | None = None,
         **options: Any,
     ) -> 'InfinityPipeline':
         """Loads a model folder; without one, the demo that ships with the package.
 
         Memory is estimated before any weight is read: the text encoder leaves the device between
-        calls, and fewer pictures are drawn at once, where that makes the model fit.
+        calls, and fewer images are drawn at once, where that makes the model fit.
 
         Args:
           name: a folder, or org/name of a Hugging Face repository.
@@ -152,15 +152,15 @@ class InfinityPipeline:
           dtype: of the products inside blocks; None: as the model's configuration says.
           mesh: the devices that share the work; None: the default device.
           ratio, budget, size: what to draw unless a call says otherwise, see `choose_schedule`.
-          max_batch: pictures per program call, at most.
+          max_batch: images per program call, at most.
           request: what will be drawn first: its programs are loaded, or compiled, while the weights
             are read.
-          economy: what is saved at some cost to the pictures.
+          quantization: what is saved at some cost to the images.
           text_length: tokens that prompts are padded to and cut at; None: all the model reads.
           options: of the constructor.
 
         Raises:
-          UserError: no such model, an incomplete one, a picture size that it cannot draw, or too
+          UserError: no such model, an incomplete one, an image size that it cannot draw, or too
             little memory.
         """
         folder = local_folder(name, revision, cache_dir)
@@ -173,11 +173,11 @@ class InfinityPipeline:
             *configs, bundle.schedule, ratio=ratio, budget=budget, size=size
         )
         devices = None if mesh is None else make_mesh(mesh)
-        plan = plan_memory(bundle, max_batch, devices, economy)
+        plan = plan_memory(bundle, max_batch, devices, quantization)
         where = {} if devices is None else {'mesh': devices}
         programs = Programs(folder if devices is None else None)
         if request is not None and devices is None:
-            wanted = (request, bundle, bundle.schedule, plan.batch, economy, text_length)
+            wanted = (request, bundle, bundle.schedule, plan.batch, quantization, text_length)
             for call in calls_for(*wanted):
                 programs.prepare(*call)
 
@@ -186,30 +186,30 @@ class InfinityPipeline:
 
         # Part by part, so that the host never holds two at once beside what is placed.
         bundle.transformer_params = place(
-            economised(load('transformer').transformer_params, economy, devices),
+            quantize_params(load('transformer').transformer_params, quantization, devices),
             configs[0].dtype,
             configs[0],
             devices,
         )
         bundle.tokenizer_params = place(
-            drawing_half(load('tokenizer').tokenizer_params), 'float32', configs[1], devices
+            decoder_params(load('tokenizer').tokenizer_params), 'float32', configs[1], devices
         )
         text = load('text_encoder')
         bundle.text_params, bundle.text_tokenizer = text.text_params, text.text_tokenizer
         options = {'offload_text': plan.offload_text, 'programs': programs, **options}
-        options |= {'economy': economy, 'text_length': text_length}
+        options |= {'quantization': quantization, 'text_length': text_length}
         return cls(bundle, mesh=devices, max_batch=plan.batch, **options)
 
     @property
     def schedule(self) -> ScaleSchedule:
         """The token grids where a call names none: those of the model, or the released 1024²."""
-        return self._schedule or ScaleSchedule.for_picture(1.0, '1M')
+        return self._schedule or ScaleSchedule.for_image(1.0, '1M')
 
     @property
-    def picture_size(self) -> tuple[int, int]:
+    def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels of what is drawn where a call names no schedule."""
         stride = token_stride(self._model.config, self._autoencoder.config)
-        return self.schedule.picture_size(stride)
+        return self.schedule.image_size(stride)
 
     def __call__(
         self,
@@ -220,23 +220,23 @@ class InfinityPipeline:
         negative: str | None = None,
         sampling: SamplingConfig = SamplingConfig(),
         schedule: ScaleSchedule | None = None,
-    ) -> Pictures:
-        """Draws `num` pictures of each prompt.
+    ) -> GeneratedImages:
+        """Draws `num` images of each prompt.
 
-        Picture i is drawn with a key of its own, from `seed` and i: it does not depend on how many
+        Image i is drawn with a key of its own, from `seed` and i: it does not depend on how many
         others are asked for. More than one batch shows its progress.
 
         Args:
           prompts: one or several, none empty.
-          num: pictures per prompt.
+          num: images per prompt.
           seed: of all randomness, 0 to 2^32 - 1.
-          negative: what the pictures should not show; replaces the learned unconditional text.
+          negative: what the images should not show; replaces the learned unconditional text.
           sampling: guidance, temperature, top-k, top-p.
           schedule: the token grids; by default those of the pipeline.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts or num < 1:
-            raise UserError('no prompt given; write what the picture should show')
+            raise UserError('no prompt given; write what the image should show')
         batches = self.stream(
             prompts, num=num, seed=seed, negative=negative, sampling=sampling, schedule=schedule
         )
@@ -247,7 +247,7 @@ class InfinityPipeline:
             drawn.append(pixels)
             ready.append(time.perf_counter())
         seeds = tuple((seed, i) for i in range(len(prompts)))
-        return Pictures(
+        return GeneratedImages(
             np.concatenate(drawn), tuple(prompts), seeds, tuple(np.diff(ready).tolist())
         )
 
@@ -261,9 +261,9 @@ class InfinityPipeline:
         sampling: SamplingConfig = SamplingConfig(),
         schedule: ScaleSchedule | None = None,
     ) -> Iterator[np.ndarray]:
-        """Draws `num` pictures a prompt, yielding uint8 batches as they are ready.
+        """Draws `num` images a prompt, yielding uint8 batches as they are ready.
 
-        Pictures of one prompt stand together and share its encoded text, as far as a batch holds
+        Images of one prompt stand together and share its encoded text, as far as a batch holds
         the same number of all its prompts.
         """
         if not 0 <= seed < SEEDS:
@@ -288,17 +288,17 @@ class InfinityPipeline:
         texts = self._prompt_encoder(batches, unwanted)
         for start, (text, negative_text) in zip(starts, texts, strict=True):
             indices_B = share_batch(np.arange(start, start + size), self._mesh)
-            keys_B = picture_keys(np.uint32(seed), indices_B)
+            keys_B = image_keys(np.uint32(seed), indices_B)
             pixels = self._drawing(keys_B, text, numbers, schedule, negative_text, mode)
             pixels = np.asarray(pixels if self._mesh is None else to_host(pixels, self._mesh))
             yield pixels[: len(prompts) - start]
 
-    def _batch_size(self, pictures: int) -> int:
-        """Pictures of a program call: a multiple of the mesh's shares of a batch."""
+    def _batch_size(self, images: int) -> int:
+        """Images of a program call: a multiple of the mesh's shares of a batch."""
         shares = 1
         if self._mesh is not None:
             shares = self._mesh.shape['data'] * self._mesh.shape['fsdp']
-        return -(-min(pictures, self._max_batch) // shares) * shares
+        return -(-min(images, self._max_batch) // shares) * shares
 
 
 def check_complete(bundle: ModelBundle, fields: Sequence[str]) -> None:

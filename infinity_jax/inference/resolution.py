@@ -1,4 +1,4 @@
-"""Which token grids a model draws on: its own, or the released ones of a wanted picture shape."""
+"""Which token grids a model draws on: its own, or the released ones of a wanted image shape."""
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError
 from infinity_jax.scales import STRIDE, ScaleSchedule, nearest_size, released_name
@@ -39,18 +39,18 @@ def choose_schedule(
     named = ratio is not None or budget is not None
     if named and size is not None:
         raise UserError('give either ratio and budget or height and width, not both')
-    if own is not None and not named and size in (None, own.picture_size(stride)):
+    if own is not None and not named and size in (None, own.image_size(stride)):
         return own
     if size is not None:
         ratio, budget = nearest_size(*size)
     own_name = released_name(own) if own is not None else None
     own_ratio, own_budget = own_name or (DEFAULT_RATIO, DEFAULT_BUDGET)
-    schedule = ScaleSchedule.for_picture(
+    schedule = ScaleSchedule.for_image(
         own_ratio if ratio is None else ratio, own_budget if budget is None else budget
     )
     problem = _misfit(transformer, stride, schedule)
     if problem and own is not None:
-        height, width = own.picture_size(stride)
+        height, width = own.image_size(stride)
         problem += f'; leave out the size: this model draws {height} x {width} on its own grids'
     if problem:
         raise UserError(problem)
@@ -61,7 +61,7 @@ def _misfit(transformer: TransformerConfig, stride: int, schedule: ScaleSchedule
     """Why the model cannot draw on a released schedule; '' if it can."""
     if stride != STRIDE:
         return (
-            f'the released picture sizes are for tokens of {STRIDE} pixels, the tokens of this '
+            f'the released image sizes are for tokens of {STRIDE} pixels, the tokens of this '
             f'model have {stride}'
         )
     try:

@@ -11,7 +11,7 @@ from infinity_jax.config import UserError
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How pictures are drawn (paper 4; the released 2B likes guidance 3-4, temperature 0.5-1).
+    """How images are drawn (paper 4; the released 2B likes guidance 3-4, temperature 0.5-1).
 
     Guidance and temperature are one number or one per scale; their values are traced, so changing
     them does not recompile.
@@ -71,9 +71,9 @@ def keep_likely(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
 
 
 def sample_bits(keys_B: jax.Array, logits: jax.Array) -> jax.Array:
-    """Bits (B, …) bool drawn from logits (B, …, 2) after `keep_likely`, each picture by its key.
+    """Bits (B, …) bool drawn from logits (B, …, 2) after `keep_likely`, each image by its key.
 
-    The bit is 1 with probability sigmoid(l₁ − l₀); an infinite margin leaves no choice. A picture
+    The bit is 1 with probability sigmoid(l₁ − l₀); an infinite margin leaves no choice. An image
     depends on its own key only, never on what else is in the batch.
     """
     margin = logits[..., 1] - logits[..., 0]

@@ -9,24 +9,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from infinity_jax.config import Economy, TransformerConfig, UserError
+from infinity_jax.config import QuantizationConfig, TransformerConfig, UserError
 from infinity_jax.inference.sampling import SamplingConfig, keep_likely, sample_bits
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.quantizer import (
     accumulate,
     codes_from_bits,
+    depth_to_space,
     flatten_tokens,
     next_input,
-    unfold,
 )
-from infinity_jax.transformer.conditioning import Condition
+from infinity_jax.transformer.conditioning import Conditioning
 from infinity_jax.transformer.model import HiddenGuidance, Transformer
 
 
 class Text(NamedTuple):
     """Encoded prompts: features (P, T, E), padded, and their true lengths (P,).
 
-    Every prompt is drawn equally often: of B pictures, B/P consecutive ones share a prompt.
+    Every prompt is drawn equally often: of B images, B/P consecutive ones share a prompt.
     """
 
     features_BTE: jax.Array
@@ -48,24 +48,24 @@ class Mode:
       guided: whether the unconditional half runs at all.
       guidance_layer: 0 guides logits, −n hidden states after zero-based block depth − n.
       top_k, top_p: see `SamplingConfig`.
-      economy: of its cache, and which scales run unguided.
+      quantization: of its cache, and which scales run unguided.
     """
 
     guided: bool = True
     guidance_layer: int = 0
     top_k: int = 0
     top_p: float = 0.97
-    economy: Economy = Economy()
+    quantization: QuantizationConfig = QuantizationConfig()
 
     def at_scale(self, scale: int, scales: int) -> 'Mode':
-        """The mode of one scale of a picture: guidance stops before the unguided ones.
+        """The mode of one scale of an image: guidance stops before the unguided ones.
 
         Raises:
           UserError: more scales are unguided than there are.
         """
-        unguided = self.economy.unguided_scales
+        unguided = self.quantization.unguided_scales
         if unguided > scales:
-            raise UserError(f'unguided_scales is {unguided}; the picture has {scales} scales')
+            raise UserError(f'unguided_scales is {unguided}; the image has {scales} scales')
         return dataclasses.replace(self, guided=self.guided and scale < scales - unguided)
 
     @property
@@ -95,9 +95,9 @@ def controls(sampling: SamplingConfig, schedule: ScaleSchedule) -> Controls:
     )
 
 
-def read_text(
+def embed_prompts(
     model: Transformer, variables: Any, text: Text, negative: Text | None, guided: bool
-) -> Condition:
+) -> Conditioning:
     """The condition of P prompts; under guidance that of 2P rows, the conditional half first.
 
     Args:
@@ -113,12 +113,12 @@ def read_text(
     return model.apply(variables, *text, in_blocks=True, method=Transformer.encode_text)
 
 
-def for_pictures(condition: Condition, pictures: int, guided: bool) -> Condition:
-    """The condition with pooled text and modulation repeated for the pictures of each prompt.
+def for_images(condition: Conditioning, images: int, guided: bool) -> Conditioning:
+    """The condition with pooled text and modulation repeated for the images of each prompt.
 
-    What attends to the text keeps one row a prompt: cross-attention joins the pictures' tokens.
+    What attends to the text keeps one row a prompt: cross-attention joins the images' tokens.
     """
-    repeats = pictures * (2 if guided else 1) // condition.lengths_B.shape[0]
+    repeats = images * (2 if guided else 1) // condition.lengths_B.shape[0]
     return condition._replace(
         pooled_BD=jnp.repeat(condition.pooled_BD, repeats, axis=0),
         modulation_B6D=jnp.repeat(condition.modulation_B6D, repeats, axis=0),
@@ -134,16 +134,16 @@ def conditional_half(tree: Any, rows_axis: int = 0) -> Any:
     return jax.tree.map(half, tree)
 
 
-def no_codes(model: Transformer, schedule: ScaleSchedule, pictures: int) -> jax.Array:
+def no_codes(model: Transformer, schedule: ScaleSchedule, images: int) -> jax.Array:
     """The accumulated codes (B, h, w, d) before the first scale."""
     grid = schedule.code_grids(model.config.spatial_patchify)[-1]
-    return jnp.zeros((pictures, *grid, model.config.bits), jnp.float32)
+    return jnp.zeros((images, *grid, model.config.bits), jnp.float32)
 
 
-def enter_scale(
+def embed_scale_inputs(
     model: Transformer,
     variables: Any,
-    condition: Condition,
+    condition: Conditioning,
     total_Bhwd: jax.Array,
     schedule: ScaleSchedule,
     scale: int,
@@ -169,10 +169,10 @@ def hidden_guidance(
     return HiddenGuidance(mode.hidden_layer(model.config), controls.guidance_K[scale])
 
 
-def leave_scale(
+def sample_scale_bits(
     model: Transformer,
     variables: Any,
-    condition: Condition,
+    condition: Conditioning,
     x_BLD: jax.Array,
     keys_B: jax.Array,
     controls: Controls,
@@ -184,7 +184,7 @@ def leave_scale(
 
     Args:
       x_BLD: hidden states after the last layer.
-      keys_B: one random key a picture.
+      keys_B: one random key an image.
     """
     batch = keys_B.shape[0]
     guide_logits = mode.guided and not mode.on_hidden
@@ -200,7 +200,7 @@ def leave_scale(
     scale_keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, scale)
     bits = sample_bits(scale_keys, keep_likely(logits, mode.top_k, mode.top_p))
     bits = bits.reshape(batch, *schedule.grids[scale], model.config.token_bits)
-    return (unfold(bits) if model.config.spatial_patchify else bits), logits
+    return (depth_to_space(bits) if model.config.spatial_patchify else bits), logits
 
 
 def add_bits(total_Bhwd: jax.Array, bits_Bhwd: jax.Array) -> jax.Array:

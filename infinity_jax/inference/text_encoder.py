@@ -88,7 +88,7 @@ class PromptEncoder:
 
         Args:
           batches: prompts, none empty.
-          negative: one text for all pictures.
+          negative: one text for all images.
         """
         if not self._offload:
             return (self._encode(self._params, batch, negative) for batch in batches)

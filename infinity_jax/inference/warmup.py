@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from infinity_jax.config import Economy
-from infinity_jax.inference.generate import draw_pictures
-from infinity_jax.inference.generator import drawing_static, goes_layerwise
+from infinity_jax.config import QuantizationConfig
+from infinity_jax.inference.generate import generate_images
+from infinity_jax.inference.generator import goes_layerwise, static_arguments
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.scale_steps import Controls, Mode, Text
 from infinity_jax.inference.text_encoder import encode, padded_length
@@ -20,7 +20,7 @@ from infinity_jax.text.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
 from infinity_jax.weights.model_folder import ModelBundle
-from infinity_jax.weights.placement import drawing_half, placed_shapes
+from infinity_jax.weights.placement import decoder_params, placed_shapes
 
 
 class Call(NamedTuple):
@@ -41,10 +41,10 @@ class Request:
     sampling: SamplingConfig = SamplingConfig()
 
 
-def mode_of(sampling: SamplingConfig, economy: Economy) -> Mode:
+def mode_of(sampling: SamplingConfig, quantization: QuantizationConfig) -> Mode:
     """What is static of these settings; a guidance of 1 everywhere needs no unconditional half."""
     guided = any(g != 1 for g in sampling.guidance)
-    return Mode(guided, sampling.guidance_layer, sampling.top_k, sampling.top_p, economy)
+    return Mode(guided, sampling.guidance_layer, sampling.top_k, sampling.top_p, quantization)
 
 
 def calls_for(
@@ -52,13 +52,13 @@ def calls_for(
     bundle: ModelBundle,
     schedule: ScaleSchedule,
     max_batch: int,
-    economy: Economy = Economy(),
+    quantization: QuantizationConfig = QuantizationConfig(),
     text_length: int | None = None,
 ) -> list[Call]:
     """What the first batch of a request will call; see `calls_of`."""
     prompts = [prompt for prompt in request.prompts for _ in range(request.num)]
     batch = min(len(prompts), max_batch)
-    mode = mode_of(request.sampling, economy)
+    mode = mode_of(request.sampling, quantization)
     negative = request.negative if mode.guided else None
     length = padded_length(bundle.transformer_config, text_length)
     return calls_of(bundle, schedule, mode, batch, request.num, length, negative is not None)
@@ -82,8 +82,8 @@ def calls_of(
       bundle: configurations; weights are not looked at.
       schedule: the token grids.
       mode: what is static of the settings.
-      batch: pictures.
-      num: pictures of each prompt, in all batches together.
+      batch: images.
+      num: images of each prompt, in all batches together.
       length: tokens that prompts are padded to, see `padded_length`.
       negative: whether a text replaces the unconditional one.
       platform: of the device; None: of the default one.
@@ -106,18 +106,18 @@ def calls_of(
             'lengths_B': text.lengths_B,
         },
     )
-    params = placed_shapes(config, config.dtype, mode.economy)
-    if (platform or target_platform()) == 'cpu' and goes_layerwise(params, mode.economy):
+    params = placed_shapes(config, config.dtype, mode.quantization)
+    if (platform or target_platform()) == 'cpu' and goes_layerwise(params, mode.quantization):
         return [encoding]
     model, autoencoder = Transformer(config), Autoencoder(bundle.tokenizer_config)
     numbers = array((len(schedule),), jnp.float32)
     drawing = Call(
-        draw_pictures,
-        drawing_static(model, autoencoder, schedule, mode),
+        generate_images,
+        static_arguments(model, autoencoder, schedule, mode),
         {
             'variables': {'params': params},
             'autoencoder_variables': {
-                'params': drawing_half(placed_shapes(bundle.tokenizer_config, 'float32'))
+                'params': decoder_params(placed_shapes(bundle.tokenizer_config, 'float32'))
             },
             'keys_B': jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)),
             'text': text,

@@ -73,7 +73,7 @@ class TextTokenizer:
         blank = [i for i, prompt in enumerate(prompts) if not prompt.strip()]
         if blank or not prompts:
             which = f'prompt {blank[0] + 1} of {len(prompts)}' if blank else 'the list of prompts'
-            raise UserError(f'{which} is empty; write what the picture should show')
+            raise UserError(f'{which} is empty; write what the image should show')
         rows = []
         for encoding in self._tokenizer.encode_batch(list(prompts)):
             ids = encoding.ids

@@ -35,7 +35,7 @@ def conv(features: int, size: int, stride: int = 1, **options: Any) -> nn.Conv:
 class GroupNorm(nn.Module):
     """Group normalisation, float32 whatever comes in; returns the input's dtype.
 
-    Sums over the picture come first, with the channels last, and only then over a group's
+    Sums over the image come first, with the channels last, and only then over a group's
     channels: on a CPU four times faster than one reduction over a five-dimensional view.
     """
 

@@ -83,7 +83,7 @@ def quantize(
     Args:
       features_Bhwd: encoder output, float32, at the last grid.
       grids: (h, w) of each scale's codes, coarse to fine.
-      kept_BK: bool; a scale that a picture does not keep adds nothing and leaves its residual to
+      kept_BK: bool; a scale that an image does not keep adds nothing and leaves its residual to
         the next. Its bits and z are still returned. None: all are kept.
       flips: per scale (B, h, w, d) bool, where a code changes its sign, gradient included, before
         anything reads it; None, or None for a scale: nowhere. `bits` stay the true ones.
@@ -114,7 +114,7 @@ def quantize(
 
 
 def truncated_total(codes: tuple[jax.Array, ...], scales_B: jax.Array) -> jax.Array:
-    """The sum of each picture's first `scales_B` scales of upsampled codes, (B, h, w, d)."""
+    """The sum of each image's first `scales_B` scales of upsampled codes, (B, h, w, d)."""
     total = jnp.zeros_like(codes[-1])
     for k, code in enumerate(codes):
         total = accumulate(total, code * (k < scales_B).astype(jnp.float32)[:, None, None, None])
@@ -129,18 +129,18 @@ def total_from_bits(bits: tuple[jax.Array, ...]) -> jax.Array:
     return total
 
 
-def fold(x_Bhwd: jax.Array) -> jax.Array:
+def space_to_depth(x_Bhwd: jax.Array) -> jax.Array:
     """(B, 2h, 2w, d) to (B, h, w, 4d); the channel order is c·4 + 2·dy + dx."""
     return rearrange(x_Bhwd, 'b (h dy) (w dx) c -> b h w (c dy dx)', dy=2, dx=2)
 
 
-def unfold(x_Bhwd: jax.Array) -> jax.Array:
-    """The inverse of `fold`: (B, h, w, 4d) to (B, 2h, 2w, d)."""
+def depth_to_space(x_Bhwd: jax.Array) -> jax.Array:
+    """The inverse of `space_to_depth`: (B, h, w, 4d) to (B, 2h, 2w, d)."""
     return rearrange(x_Bhwd, 'b h w (c dy dx) -> b (h dy) (w dx) c', dy=2, dx=2)
 
 
 def flatten_tokens(x_Bhwd: jax.Array, patchify: bool) -> jax.Array:
     """A scale's codes or inputs as tokens, (B, h·w, d), row by row; 4d with spatial patchify."""
     if patchify:
-        x_Bhwd = fold(x_Bhwd)
+        x_Bhwd = space_to_depth(x_Bhwd)
     return x_Bhwd.reshape(x_Bhwd.shape[0], -1, x_Bhwd.shape[-1])

@@ -1,4 +1,4 @@
-"""Area and bilinear resizing as products with two small matrices, one per picture axis.
+"""Area and bilinear resizing as products with two small matrices, one per image axis.
 
 Common resizers smooth when shrinking; the bilinear form here must not, and the area form must use
 the overlapping windows of adaptive average pooling. A wrong choice gives wrong bits silently.

@@ -1,9 +1,9 @@
-"""The decoder in blocks of rows, for pictures whose feature maps are large.
+"""The decoder in blocks of rows, for images whose feature maps are large.
 
 The plain decoder has four or more maps of full resolution alive at once, 1.1 GB each at 1024².
 Here two are: a residual block's result takes the place of its input, and what lies between norm
 and convolution exists for some rows only. Nothing is approximated: a block of rows brings the rows
-that a convolution reaches into, and norms take their statistics over the whole picture.
+that a convolution reaches into, and norms take their statistics over the whole image.
 """
 
 import dataclasses
@@ -112,7 +112,7 @@ class RowDecoder:
             first = i * count - reach
             start = jnp.clip(first, 0, height - taken)
             rows = activation(jax.lax.dynamic_slice_in_dim(x_Bhwc, start, taken, axis=1))
-            # Beyond the picture are zeros, as the convolution wants them, not activated zeros.
+            # Beyond the image are zeros, as the convolution wants them, not activated zeros.
             rows = jnp.pad(rows, ((0, 0), (reach, 2 * reach), (0, 0), (0, 0)))
             offset = reach + first - start
             rows = jax.lax.dynamic_slice_in_dim(rows, offset, count + 2 * reach, axis=1)
@@ -146,7 +146,7 @@ class RowDecoder:
 
 
 def whole(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
-    """A convolution of odd width over the picture's width, and over the rows that are there."""
+    """A convolution of odd width over the image's width, and over the rows that are there."""
     reach = kernel.shape[1] // 2
     return jax.lax.conv_general_dilated(
         x_Bhwc,
@@ -161,7 +161,7 @@ def whole(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Ar
 def by_rows(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
     """The same on each row by itself, with its neighbours as further channels.
 
-    A TPU wants many pictures at once: of one it would cut up the width and copy it about, which in
+    A TPU wants many images at once: of one it would cut up the width and copy it about, which in
     the estimate took half as long again as the products, and twice as long to compile.
     """
     batch, rows, width, channels = x_Bhwc.shape
@@ -216,9 +216,9 @@ def decoding_bytes(
 
 
 def decode(autoencoder: Autoencoder, variables: Any, features_Bhwd: jax.Array) -> jax.Array:
-    """`Autoencoder.decode`, in bounded memory where the pictures are large.
+    """`Autoencoder.decode`, in bounded memory where the images are large.
 
-    A batch whose maps are large is decoded picture by picture, and a large picture by blocks of
+    A batch whose maps are large is decoded image by image, and a large image by blocks of
     rows. Several devices share the batch out already; there it is decoded as it is.
     """
     config = autoencoder.config

@@ -12,7 +12,7 @@ CONV_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 class UpsampleConv(nn.Module):
     """Doubles both edges by repeating pixels, then convolves 3×3.
 
-    A CPU does it as four convolutions of 2×2 on the small picture, see `by_phase`: on one core 1.6
+    A CPU does it as four convolutions of 2×2 on the small image, see `by_phase`: on one core 1.6
     to 2.4 times as fast as the plain form at the sizes of the released decoder (docs/speed.md).
     """
 

@@ -27,7 +27,7 @@ def inspect_data(config: RunConfig, *, count: int, out: str | os.PathLike) -> di
 
     Args:
       config: of a run of any task.
-      count: pictures read, as the first steps of training would, and shown.
+      count: images read, as the first steps of training would, and shown.
       out: PNG file of them.
 
     Returns:
@@ -37,7 +37,7 @@ def inspect_data(config: RunConfig, *, count: int, out: str | os.PathLike) -> di
       UserError: the data cannot be read, or `out` not be written.
     """
     if count < 1:
-        raise UserError(f'--count is {count}; wanted 1 or more pictures')
+        raise UserError(f'--count is {count}; wanted 1 or more images')
     data, report = located_data(config), {}
     stored = [
         None if source.kind == 'emoji' else open_stored(source, data, 'train')
@@ -77,7 +77,7 @@ def _bucket(bucket: Bucket) -> dict[str, Any]:
 
 
 def _captions(buckets: list[Bucket], short_captions: float, seed: int) -> list[str]:
-    """Captions as training would draw them, of parts by their shares; pictures are not read."""
+    """Captions as training would draw them, of parts by their shares; images are not read."""
     rng, texts = np.random.default_rng(seed), []
     parts = [part for bucket in buckets for part in bucket.parts]
     for part in rng.choice(np.array(parts, object), CAPTIONS, p=[p.share for p in parts]):
@@ -103,32 +103,32 @@ def _words(texts: list[str]) -> dict[str, float]:
 
 
 def _contact_sheet(config: RunConfig, count: int, out: str | os.PathLike) -> int:
-    pictures, texts = [], []
+    images, texts = [], []
     batches = -(-count // config.batch_size)
     for batch in first_batches(config, 'train', batches):
-        if 'pixels_BYX3' in batch:  # stored features have no pictures to show
-            pictures += [_squared(picture) for picture in batch['pixels_BYX3']]
+        if 'pixels_BYX3' in batch:  # stored features have no images to show
+            images += [_squared(image) for image in batch['pixels_BYX3']]
             texts += batch['captions']
-    if not pictures:
-        print('no picture among the first records, only features: no contact sheet')
+    if not images:
+        print('no image among the first records, only features: no contact sheet')
         return 0
-    save_png(out, contact_sheet(pictures[:count], texts[:count]))
+    save_png(out, contact_sheet(images[:count], texts[:count]))
     print(out)
-    return len(pictures[:count])
+    return len(images[:count])
 
 
-def _squared(picture_YX3: np.ndarray) -> np.ndarray:
-    """The picture in the middle of a white square."""
-    y, x = picture_YX3.shape[:2]
+def _squared(image_YX3: np.ndarray) -> np.ndarray:
+    """The image in the middle of a white square."""
+    y, x = image_YX3.shape[:2]
     edge = max(y, x)
     square = np.full((edge, edge, 3), 255, np.uint8)
     top, left = (edge - y) // 2, (edge - x) // 2
-    square[top : top + y, left : left + x] = picture_YX3
+    square[top : top + y, left : left + x] = image_YX3
     return square
 
 
 def measure_speed(config: RunConfig, batches: int) -> dict[str, float]:
-    """Reads batches as training would and prints pictures, or features, per second and their cost.
+    """Reads batches as training would and prints images, or features, per second and their cost.
 
     Captions stay text; stored text features are read.
 
@@ -137,7 +137,7 @@ def measure_speed(config: RunConfig, batches: int) -> dict[str, float]:
       batches: how many are timed, after the first.
 
     Returns:
-      'rate' in pictures per second and 'cpu' in seconds per picture, of all processes.
+      'rate' in images per second and 'cpu' in seconds per image, of all processes.
     """
     if batches < 1:
         raise UserError(f'--batches is {batches}; wanted 1 or more')
@@ -148,10 +148,10 @@ def measure_speed(config: RunConfig, batches: int) -> dict[str, float]:
         next(iterator)
     seconds, end = time.monotonic() - start, os.times()
     iterator.close()
-    pictures = batches * config.batch_size
+    images = batches * config.batch_size
     own = (end.user + end.system) - (cpu.user + cpu.system)
-    found = {'rate': pictures / seconds, 'cpu': own / pictures}
-    print(f'{pictures} pictures in {seconds:.1f} s: {found["rate"]:.0f} pictures/s')
+    found = {'rate': images / seconds, 'cpu': own / images}
+    print(f'{images} images in {seconds:.1f} s: {found["rate"]:.0f} images/s')
     if not config.data.num_workers:
-        print(f'{1000 * found["cpu"]:.1f} ms of processor time a picture')
+        print(f'{1000 * found["cpu"]:.1f} ms of processor time an image')
     return found

@@ -15,8 +15,8 @@ from infinity_jax.config import DTYPES, UserError
 from infinity_jax.data.buckets import StoredSource, check_broken, open_stored, target_size
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.features.plan import (
-    Pictures,
-    ReadPictures,
+    ReadBatch,
+    ReadImages,
     WorkItem,
     plan,
     read_ahead,
@@ -44,7 +44,7 @@ class Precompute:
     dtype: str = 'float32'  # of tokenizer features, whose signs decide bits
     text: str = ''  # which captions' features: 'all' that may be drawn, 'whole' ones, 'none'
     text_dtype: str = ''  # of text features; '': the transformer's
-    shard_records: int = 1024  # pictures in a file
+    shard_records: int = 1024  # images in a file
     batch_per_device: int = 8
 
     def __post_init__(self):
@@ -96,7 +96,7 @@ def precompute(
         if source.kind in ('emoji', 'features'):
             raise UserError(
                 f'data source {source.kind} cannot be stored as features; name other data.sources '
-                '(a run may read features and pictures together)'
+                '(a run may read features and images together)'
             )
     bundle = load_parts(config)
     bucket_schedules(config, bundle)  # refuses ratios that the tokenizer has no grids for
@@ -130,7 +130,7 @@ def precompute(
             disable=None if process_index == 0 else True,
         ) as bar:
             whole = info.text is not None and info.text.captions == 'whole'
-            batches = _encoded(_pictures(stored, items, data), encoders, whole)
+            batches = _encoded(_images(stored, items, data), encoders, whole)
             _write(batches, folder, info, bar)
         folders.append(folder)
     return folders
@@ -148,7 +148,7 @@ def _description(config: T2IConfig, bundle: ModelBundle, options: Precompute) ->
         made_from='',
         records=0,
         shards=0,
-        picture_size=config.data.picture_size,
+        image_size=config.data.image_size,
         ratios=config.data.bucket_names,
         tokenizer=tokenizer_fingerprint(bundle),
         stride=bundle.tokenizer_config.stride,
@@ -158,33 +158,33 @@ def _description(config: T2IConfig, bundle: ModelBundle, options: Precompute) ->
     )
 
 
-def _pictures(stored: StoredSource, items: list[WorkItem], data: DataConfig) -> Iterator[Pictures]:
+def _images(stored: StoredSource, items: list[WorkItem], data: DataConfig) -> Iterator[ReadBatch]:
     """Reads ahead; names and counts broken records."""
-    sizes = tuple(target_size(name, data.picture_size) for name in data.bucket_names)
+    sizes = tuple(target_size(name, data.image_size) for name in data.bucket_names)
     count = CountBroken(data.max_broken_share, 'left out')
-    iterator = read_ahead(items, ReadPictures(stored, sizes), data.num_workers)
+    iterator = read_ahead(items, ReadImages(stored, sizes), data.num_workers)
     try:
-        for pictures in iterator:
-            count({'captions': pictures.names, 'broken': pictures.broken})
-            yield pictures
+        for images in iterator:
+            count({'captions': images.names, 'broken': images.broken})
+            yield images
     finally:
         iterator.close()
 
 
 def _encoded(
-    batches: Iterator[Pictures], encoders: Encoders, whole: bool
+    batches: Iterator[ReadBatch], encoders: Encoders, whole: bool
 ) -> Iterator[tuple[WorkItem, list[NewRecord]]]:
     """Each batch's work and what came of it.
 
     The devices are a batch ahead of what is given out, so that they do not wait for the writing.
     """
     late = None
-    for pictures in batches:
-        captions = [c.uncut() if whole else c for c in pictures.captions]
-        pictures = dataclasses.replace(pictures, captions=tuple(captions))
+    for images in batches:
+        captions = [c.uncut() if whole else c for c in images.captions]
+        images = dataclasses.replace(images, captions=tuple(captions))
         started = (
-            pictures,
-            encoders.pictures(pictures.pixels),
+            images,
+            encoders.images(images.pixels),
             encoders.captions([text for c in captions for text in c.every()]),
         )
         if late is not None:
@@ -195,13 +195,13 @@ def _encoded(
 
 
 def _records(
-    pictures: Pictures,
+    images: ReadBatch,
     wait_for_features: Callable[[], np.ndarray],
     wait_for_texts: Callable[[], list[np.ndarray]],
 ) -> tuple[WorkItem, list[NewRecord]]:
     features_Bhwd, texts, records = wait_for_features(), iter(wait_for_texts()), []
     rows = zip(
-        pictures.numbers, pictures.names, pictures.sizes, features_Bhwd, pictures.captions,
+        images.numbers, images.names, images.sizes, features_Bhwd, images.captions,
         strict=True,
     )  # fmt: skip
     for number, name, size, features, captions in rows:
@@ -212,7 +212,7 @@ def _records(
             )
         own = tuple(itertools.islice(texts, len(captions.every())))
         records.append(NewRecord(number, name, size, features, captions, own))
-    return pictures.item, records
+    return images.item, records
 
 
 def _write(

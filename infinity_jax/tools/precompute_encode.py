@@ -1,4 +1,4 @@
-"""The frozen networks over batches of any length: pictures and captions to what is stored."""
+"""The frozen networks over batches of any length: images and captions to what is stored."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -57,8 +57,8 @@ class Encoders:
 
         self._encode_text = in_mesh(mesh, jax.jit(encode_text))
 
-    def pictures(self, pixels_BYX3: np.ndarray) -> Callable[[], np.ndarray]:
-        """Starts encoding up to a batch of pictures; the result waits for (n, h, w, d)."""
+    def images(self, pixels_BYX3: np.ndarray) -> Callable[[], np.ndarray]:
+        """Starts encoding up to a batch of images; the result waits for (n, h, w, d)."""
         if not len(pixels_BYX3):
             return lambda: np.zeros(0)
         rows = self._rows(pixels_BYX3)

@@ -16,7 +16,7 @@ from infinity_jax.training.config import HELD_OUT_SEED, RunConfig
 
 
 def located_data(config: RunConfig) -> DataConfig:
-    """The run's data, told where the sizes of its pictures are remembered."""
+    """The run's data, told where the sizes of its images are remembered."""
     folder = config.data.index_dir or str(pathlib.Path(config.run_dir) / 'data_index')
     return dataclasses.replace(config.data, index_dir=folder)
 
@@ -62,7 +62,7 @@ def check_batch(config: RunConfig, mesh: Mesh) -> None:
     if shards % jax.process_count():
         raise UserError(
             f'mesh has data x fsdp = {shards} shares of a batch for {jax.process_count()} hosts, '
-            'which would feed different pictures to one share; give every host a share'
+            'which would feed different images to one share; give every host a share'
         )
 
 

@@ -17,7 +17,7 @@ class RunConfig:
     task: str
     run_dir: str  # checkpoints, metrics, samples and the final model go here
     steps: int
-    batch_size: int  # pictures a step, over all devices and hosts
+    batch_size: int  # images a step, over all devices and hosts
     data: DataConfig
     optimizer: OptimizerConfig
     seed: int = 0  # of weights, data order and every random draw
@@ -26,7 +26,7 @@ class RunConfig:
     log_every: int = 10  # steps between lines in metrics.jsonl
     eval_every: int = 200  # steps between held-out evaluations
     eval_batches: int = 4  # held-out batches in one evaluation, always the same ones
-    sample_every: int = 1000  # steps between sample pictures
+    sample_every: int = 1000  # steps between sample images
     checkpoint_every: int = 500  # steps between checkpoints
     keep_checkpoints: int = 2  # newest ones kept
     max_bad_steps: int = 20  # steps in a row without finite loss and gradient that stop the run
@@ -50,4 +50,4 @@ def step_key(seed: int, step: jax.Array) -> jax.Array:
     return jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], step)
 
 
-HELD_OUT_SEED = 1  # of the held-out pictures, whatever the run's own seed: figures stay comparable
+HELD_OUT_SEED = 1  # of the held-out images, whatever the run's own seed: figures stay comparable

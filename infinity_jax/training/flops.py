@@ -21,7 +21,7 @@ class Flops:
     """Floating point operations by part.
 
     Attributes:
-      matrices: the kernels that a block multiplies picture tokens with.
+      matrices: the kernels that a block multiplies image tokens with.
       self_attention: its scores and weighted sums.
       cross_attention: its scores and weighted sums, and every layer's keys and values of the text.
       text: norm to condition: pooling, projection, modulation; once a text.
@@ -101,7 +101,7 @@ def text_encoder_forward(config: TextConfig, batch: int, text_length: int) -> Fl
 
 
 def tokenizer_encode(config: TokenizerConfig, height: int, width: int, batch: int) -> Flops:
-    """The autoencoder's encoder on pictures of height x width pixels."""
+    """The autoencoder's encoder on images of height x width pixels."""
     areas, widths = _levels(config, height, width)
     size = config.kernel_size
     total = areas[0] * _conv(3 * config.unshuffle**2, widths[0], size)
@@ -117,7 +117,7 @@ def tokenizer_encode(config: TokenizerConfig, height: int, width: int, batch: in
 
 
 def tokenizer_decode(config: TokenizerConfig, height: int, width: int, batch: int) -> Flops:
-    """The autoencoder's decoder to pictures of height x width pixels."""
+    """The autoencoder's decoder to images of height x width pixels."""
     areas, widths = _levels(config, height, width)
     previous, size = widths[-1], config.kernel_size
     total = areas[-1] * _conv(config.bits, previous, size)
@@ -142,9 +142,9 @@ def generation(
     *,
     guided: bool = True,
 ) -> Flops:
-    """Drawing `batch` pictures: text encoder, transformer (twice under guidance) and decoder."""
+    """Drawing `batch` images: text encoder, transformer (twice under guidance) and decoder."""
     rows = batch * (2 if guided else 1)
-    height, width = _picture_size(transformer, tokenizer, schedule)
+    height, width = _image_size(transformer, tokenizer, schedule)
     return (
         text_encoder_forward(text, batch, text_length)
         + transformer_forward(transformer, schedule, rows, text_length)
@@ -162,7 +162,7 @@ def training_step(
 ) -> Flops:
     """What is trained, forward and backward: the "model FLOPs" of rates and MFU.
 
-    The frozen networks are left out, so that runs from pictures and from stored features compare;
+    The frozen networks are left out, so that runs from images and from stored features compare;
     `frozen_forward` has them.
 
     Args:
@@ -196,13 +196,13 @@ def frozen_forward(
     text_length: int,
 ) -> Flops:
     """The frozen tokenizer's encoder and text encoder inside a training step."""
-    height, width = _picture_size(transformer, tokenizer, schedule)
+    height, width = _image_size(transformer, tokenizer, schedule)
     return text_encoder_forward(text, batch, text_length) + tokenizer_encode(
         tokenizer, height, width, batch
     )
 
 
-def _picture_size(
+def _image_size(
     transformer: TransformerConfig, tokenizer: TokenizerConfig, schedule: ScaleSchedule
 ) -> tuple[int, int]:
     """(height, width) in pixels."""

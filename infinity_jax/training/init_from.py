@@ -107,17 +107,17 @@ def with_model_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def check_named(
-    picture_size: int, transformer: TransformerConfig, *, tokenizer: bool, text_encoder: bool
+    image_size: int, transformer: TransformerConfig, *, tokenizer: bool, text_encoder: bool
 ) -> None:
     """Raises `UserError` where a model of the paper's kind would get the demo's parts.
 
     Args:
-      picture_size: of the run's data, in pixels; the demo's parts are for smaller ones than the
+      image_size: of the run's data, in pixels; the demo's parts are for smaller ones than the
         paper's.
       transformer: what the parts must fit.
       tokenizer, text_encoder: whether the configuration names one.
     """
-    if picture_size not in BUDGET_OF_EDGE:
+    if image_size not in BUDGET_OF_EDGE:
         return
     missing = []
     if not tokenizer:

@@ -33,7 +33,7 @@ class Task:
       train_step: (state, batch) -> (state, metrics); jitted, state donated.
       step_flops: batch -> model FLOP of the step that it makes, by `infinity_jax.training.flops`.
       evaluate: state -> held-out metrics.
-      sample: (state, path) writes a picture of how things stand.
+      sample: (state, path) writes an image of how things stand.
       export: (state, folder) writes the model folder.
     """
 
@@ -90,7 +90,7 @@ def run(config: RunConfig, task: Task, mesh: Mesh) -> pathlib.Path:
     try:
         with StopNotice() as notice:
             state = _train(config, task, state, mesh, checkpoints, log, notice)
-    except OSError as error:  # metrics, pictures: what saves checkpoints has its own message
+    except OSError as error:  # metrics, images: what saves checkpoints has its own message
         raise UserError(
             f'run folder {run_dir} cannot be written: {error}; free space or mend it, then start '
             'the same command again: it goes on from the last checkpoint'

@@ -32,7 +32,7 @@ class RunLog:
         self.path = pathlib.Path(folder) / FILE_NAME
         self._active = jax.process_index() == 0
         self._bar = None
-        self._level = LossLevel()
+        self._level = SpikeDetector()
         if not self._active:
             return
         # Imported here: reading metrics needs neither.
@@ -125,7 +125,7 @@ def read_metrics(folder: str | os.PathLike, split: str = 'train') -> list[dict[s
 def plot_losses(folder: str | os.PathLike) -> pathlib.Path | None:
     """Draws what metrics.jsonl holds into losses.png.
 
-    The loss; beside it bit accuracy per scale or PSNR, where pictures were held out; and the
+    The loss; beside it bit accuracy per scale or PSNR, where images were held out; and the
     discriminator's loss, where there is one.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -196,7 +196,7 @@ LEAST_SHARE = 0.02  # above the level, however steady the losses were
 SIGMA_OF_MEDIAN_DEVIATION = 1.4826  # of normally distributed numbers
 
 
-class LossLevel:
+class SpikeDetector:
     """The median of recent losses and their spread, which single outliers do not move."""
 
     def __init__(self):

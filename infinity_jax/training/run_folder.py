@@ -9,16 +9,16 @@ from typing import Any
 
 import jax
 
-from infinity_jax.config import UserError
+from infinity_jax.config import STORED, UserError, current_name
 
 CHECKPOINTS = 'checkpoints'  # folder in a run folder; a folder a step in it
 # Paths on the machine that it ran on.
 PATH_FIELDS = (
-    'run_dir', 'init_from', 'tokenizer', 'index_dir', 'path', 'pictures', 'vgg_weights',
+    'run_dir', 'init_from', 'tokenizer', 'index_dir', 'path', 'images', 'vgg_weights',
     'lpips_heads',
 )  # fmt: skip
 
-UNTOLD = ('run_dir', 'data.num_workers', 'data.index_dir')  # these change nothing
+IGNORED_FIELDS = ('run_dir', 'data.num_workers', 'data.index_dir')  # these change nothing
 
 
 def write_description(config: Any, run_dir: pathlib.Path) -> None:
@@ -64,7 +64,8 @@ def changed_since(config: Any, run_dir: pathlib.Path) -> str:
     except (OSError, ValueError) as error:
         raise UserError(f'{path} cannot be read: {error}; delete it, then start again') from None
     new = _flat(json.loads(json.dumps(dataclasses.asdict(config))))
-    names = [n for n in new if n in old and new[n] != old[n] and n not in UNTOLD]
+    old = {_current_path(name, new): value for name, value in old.items()}
+    names = [n for n in new if n in old and new[n] != old[n] and n not in IGNORED_FIELDS]
     if not names:
         return ''
     values = {n: f' {old[n]!r} -> {new[n]!r}' for n in names}
@@ -84,6 +85,12 @@ def _flat(described: dict[str, Any], prefix: str = '') -> dict[str, Any]:
         nested = isinstance(value, dict)
         flat |= _flat(value, f'{prefix}{name}.') if nested else {f'{prefix}{name}': value}
     return flat
+
+
+def _current_path(name: str, known: dict[str, Any]) -> str:
+    """A dotted name by an older version as it is now; sources are lists, whose fields stay."""
+    head, dot, last = name.rpartition('.')
+    return head + dot + current_name(last, {n.rpartition('.')[2] for n in known}, STORED)
 
 
 def run_named(path: str | os.PathLike) -> tuple[pathlib.Path | None, int | None]:

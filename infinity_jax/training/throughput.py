@@ -1,4 +1,4 @@
-"""How fast a run goes: steps, pictures, model FLOP/s, and the share of the devices' peak.
+"""How fast a run goes: steps, images, model FLOP/s, and the share of the devices' peak.
 
 Model FLOP/s are `training.flops` of what is trained, forward and backward, over the time that
 the steps took. Frozen networks and whatever is computed again are not counted. MFU divides by the
@@ -24,7 +24,7 @@ class Stopwatch:
     """Rates over the steps that finished since the last reading.
 
     Args:
-      batch_size: pictures a step, over all devices.
+      batch_size: images a step, over all devices.
       peak_flops: FLOP/s of all devices; None leaves MFU out.
     """
 
@@ -64,7 +64,7 @@ class Stopwatch:
 def shown(rates: dict[str, float]) -> dict[str, float]:
     """Those of `Stopwatch.read` that a progress bar has room for, by short names."""
     short = {
-        'pictures_per_second': 'pictures/s',
+        'pictures_per_second': 'images/s',
         'model_tflops_per_second': 'TFLOP/s',
         'mfu': 'MFU',
     }

@@ -16,7 +16,7 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.sharding import target_platform
 from infinity_jax.transformer.attention_ops import attend
 from infinity_jax.transformer.layers import VECTOR, linear
-from infinity_jax.transformer.tpu import directions
+from infinity_jax.transformer.tpu import normalize_and_rotate
 
 MAX_LOG_SCALE = np.log(100.0).astype(np.float32)
 
@@ -48,8 +48,8 @@ class SelfAttention(nn.Module):
         q, k, v = self._three_products(x_BLD) if heads_first else self._one_product(x_BLD)
         # Norm, scale and rotation are a float32 island: angles lose meaning in bfloat16.
         axis = 1 if heads_first else 2
-        q = directions(q, rope_2Lh, scale, heads_axis=axis)
-        k = directions(k, rope_2Lh, heads_axis=axis)
+        q = normalize_and_rotate(q, rope_2Lh, scale, heads_axis=axis)
+        k = normalize_and_rotate(k, rope_2Lh, heads_axis=axis)
         return tuple(x.swapaxes(1, 2) for x in (q, k, v)) if heads_first else (q, k, v)
 
     def _one_product(self, x_BLD: jax.Array) -> list[jax.Array]:
@@ -90,10 +90,10 @@ class CrossAttention(nn.Module):
         self.value_bias = self.param('value_bias', VECTOR(nn.initializers.zeros), (width,))
         self.out = linear(width, ('heads', 'embed'), std / (2 * config.depth) ** 0.5, dtype)
 
-    def keys_values(self, memory_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def keys_values(self, context_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values (B, T, N, H) of the text; the same at every scale."""
-        shape = (*memory_BTD.shape[:2], self.config.num_heads, self.config.head_dim)
-        keys, values = jnp.split(self.key_value(memory_BTD), 2, axis=-1)
+        shape = (*context_BTD.shape[:2], self.config.num_heads, self.config.head_dim)
+        keys, values = jnp.split(self.key_value(context_BTD), 2, axis=-1)
         values = values + self.value_bias.astype(values.dtype)[None, None]
         return keys.reshape(shape), values.reshape(shape)
 

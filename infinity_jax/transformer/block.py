@@ -12,7 +12,7 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.sharding import constrain
 from infinity_jax.transformer.attention import CrossAttention, SelfAttention
 from infinity_jax.transformer.layers import VECTOR, layer_norm, linear
-from infinity_jax.transformer.tpu import settled
+from infinity_jax.transformer.tpu import fusion_barrier
 
 UPDATE = 'update'  # name of the FFN's output, which a rematerialisation policy may keep
 
@@ -72,8 +72,8 @@ class Block(nn.Module):
         self.cross_attention = CrossAttention(config, self.implementation)
         self.ffn = FeedForward(config)
 
-    def text_keys_values(self, memory_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return self.cross_attention.keys_values(memory_BTD)
+    def text_keys_values(self, context_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return self.cross_attention.keys_values(context_BTD)
 
     def __call__(
         self,
@@ -106,12 +106,12 @@ class Block(nn.Module):
         update = self.self_attention.merge(attend_self(q, k, v))
         x_BLD = constrain(x_BLD + gate1[:, None] * update, 'batch', 'length', None)
 
-        # Pictures of one prompt lie side by side: joined, they share its keys and values.
+        # Images of one prompt lie side by side: joined, they share its keys and values.
         joined_PMD = self.cross_norm(x_BLD).reshape(text_lengths_B.shape[0], -1, x_BLD.shape[-1])
         update = self.cross_attention(joined_PMD, text_keys_values, text_lengths_B, attend_text)
         x_BLD = x_BLD + update.reshape(x_BLD.shape).astype(jnp.float32)
 
         inner_BLD = modulate(x_BLD, scale2, shift2).astype(self.config.dtype)
-        update = settled(checkpoint_name(self.ffn(settled(inner_BLD)), UPDATE))
+        update = fusion_barrier(checkpoint_name(self.ffn(fusion_barrier(inner_BLD)), UPDATE))
         x_BLD = constrain(x_BLD + gate2[:, None] * update, 'batch', 'length', None)
         return x_BLD, (k, v)

@@ -8,23 +8,23 @@ import jax.numpy as jnp
 
 from infinity_jax.config import TransformerConfig, UserError
 from infinity_jax.transformer.layers import HIGHEST, linear
-from infinity_jax.transformer.tpu import settled
+from infinity_jax.transformer.tpu import fusion_barrier
 
 NORM_EPSILON = 1e-6
 
 
-class Condition(NamedTuple):
+class Conditioning(NamedTuple):
     """What a prompt contributes.
 
     Attributes:
       pooled_BD: the attentively pooled text; the condition of all modulation and the first token.
-      memory_BTD: the projected text that cross-attention reads.
+      context_BTD: the projected text that cross-attention reads.
       lengths_B: true lengths of the padded texts.
       modulation_B6D: rows γ1, γ2, s1, s2, b1, b2 shared by all blocks.
     """
 
     pooled_BD: jax.Array
-    memory_BTD: jax.Array
+    context_BTD: jax.Array
     lengths_B: jax.Array
     modulation_B6D: jax.Array
 
@@ -75,7 +75,7 @@ class TextPool(nn.Module):
 
 
 class TextConditioner(nn.Module):
-    """Text features to `Condition`; float32 at the highest precision throughout."""
+    """Text features to `Conditioning`; float32 at the highest precision throughout."""
 
     config: TransformerConfig
 
@@ -112,14 +112,14 @@ class TextConditioner(nn.Module):
 
     def __call__(
         self, text_BTE: jax.Array, lengths_B: jax.Array, in_blocks: bool = False
-    ) -> Condition:
+    ) -> Conditioning:
         """The condition; `in_blocks` as in `Linear`."""
         taken = {'in_blocks': in_blocks}
         # Float32 products at the highest precision are long programs on a TPU, to compile as well.
-        text = settled(self.text_norm(text_BTE))
+        text = fusion_barrier(self.text_norm(text_BTE))
         pooled = self.text_pool(text, lengths_B, **taken)
-        hidden = settled(nn.gelu(settled(self.text_project_in(text, **taken))))
-        memory = settled(self.text_project_out(hidden, **taken))
+        hidden = fusion_barrier(nn.gelu(fusion_barrier(self.text_project_in(text, **taken))))
+        memory = fusion_barrier(self.text_project_out(hidden, **taken))
         modulation = self.shared_modulation(nn.silu(pooled), **taken)
         modulation_B6D = modulation.reshape(-1, 6, self.config.width)
-        return Condition(pooled, memory, lengths_B, modulation_B6D)
+        return Conditioning(pooled, memory, lengths_B, modulation_B6D)

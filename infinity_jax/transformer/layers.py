@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.transformer.int8 import SCALE
-from infinity_jax.transformer.tpu import in_equal_blocks, pays
+from infinity_jax.transformer.tpu import pays, tiled
 
 HIGHEST = jax.lax.Precision.HIGHEST
 # An initializer of one value a channel: small, but not once all layers are stacked.
@@ -61,7 +61,7 @@ class Linear(nn.Module):
         kind = jnp.float32 if scaled else None
         product = functools.partial(_contract, axes=contract, preferred_element_type=kind)
         x = x.astype(self.dtype)
-        y = in_equal_blocks(product, x, kernel) if in_blocks else product(x, kernel)
+        y = tiled(product, x, kernel) if in_blocks else product(x, kernel)
         added = [jnp.expand_dims(array, range(y.ndim - 1)) for array in added]
         if scaled:
             y = (y * added[0]).astype(self.dtype)
@@ -111,7 +111,7 @@ def _backward(kept, g_BLD: jax.Array):
 layer_norm.defvjp(_forward, _backward)
 
 
-def draw_kept(key: jax.Array, config: TransformerConfig, batch: int) -> jax.Array | None:
+def sample_kept(key: jax.Array, config: TransformerConfig, batch: int) -> jax.Array | None:
     """Factors of the updates, float32 (B, layers, 2): 0 or 1/(1 − rate); None at rate 0.
 
     The rate grows linearly over the layers, from 0 to `config.drop_path`.

@@ -22,7 +22,7 @@ from infinity_jax.transformer.attention_ops import (
     training_length,
 )
 from infinity_jax.transformer.block import Block, modulate
-from infinity_jax.transformer.conditioning import Condition, TextConditioner
+from infinity_jax.transformer.conditioning import Conditioning, TextConditioner
 from infinity_jax.transformer.kv_cache import KeyValueCache
 from infinity_jax.transformer.layers import linear
 from infinity_jax.transformer.remat import remat
@@ -33,13 +33,13 @@ class Trace(NamedTuple):
     """Inside views of one forward pass, for parity checks.
 
     Attributes:
-      pooled_BD, memory_BTD: the condition.
+      pooled_BD, context_BTD: the condition.
       blocks: (depth, B, L, D), the residual stream after each block.
       logits: (B, L, d, 2).
     """
 
     pooled_BD: jax.Array
-    memory_BTD: jax.Array
+    context_BTD: jax.Array
     blocks: jax.Array
     logits: jax.Array
 
@@ -73,7 +73,7 @@ class Transformer(nn.Module):
         self.condition = TextConditioner(config)
         nn.share_scope(self, self.condition)
         self.first_token = self.param('first_token', normal, (config.width,))
-        self.level_embed = self.param('level_embed', normal, (config.levels, config.width))
+        self.level_embed = self.param('level_embed', normal, (config.max_scales, config.width))
         self.word_embed = linear(config.width, ('bits', 'embed'), std, jnp.float32)
         self.blocks = Block(config, self.implementation)
         self.head_modulation = linear(2 * config.width, ('embed', 'mlp'), std * 1e-3, jnp.float32)
@@ -92,7 +92,7 @@ class Transformer(nn.Module):
 
     def encode_text(
         self, text_BTE: jax.Array, lengths_B: jax.Array, in_blocks: bool = False
-    ) -> Condition:
+    ) -> Conditioning:
         """Text features (B, T, E), padded to a common length, to the condition.
 
         `in_blocks` as in `Linear`, for drawing.
@@ -103,14 +103,14 @@ class Transformer(nn.Module):
         """Learned features (B, T, E) that replace the text in the unconditional branch."""
         return self.condition.unconditional(text_BTE)
 
-    def embed(self, condition: Condition, inputs_BLd: jax.Array, schedule: ScaleSchedule):
+    def embed(self, condition: Conditioning, inputs_BLd: jax.Array, schedule: ScaleSchedule):
         """The first token and the word embeddings of later scales, (B, L, D) float32."""
         check_schedule(self.config, schedule)
         first = (condition.pooled_BD + self.first_token[None])[:, None]
         x_BLD = jnp.concatenate([first, self.word_embed(inputs_BLd)], axis=1)
         return x_BLD + self.level_embed[schedule.scale_of_token][None]
 
-    def embed_scale(self, condition: Condition, input_BLd: jax.Array | None, scale: int):
+    def embed_scale(self, condition: Conditioning, input_BLd: jax.Array | None, scale: int):
         """Tokens (B, h·w, D) of one scale; the first has no input but the condition."""
         if scale == 0:
             x_BLD = (condition.pooled_BD + self.first_token[None])[:, None]
@@ -118,7 +118,9 @@ class Transformer(nn.Module):
             x_BLD = self.word_embed(input_BLd, in_blocks=True)
         return x_BLD + self.level_embed[scale][None, None]
 
-    def logits(self, x_BLD: jax.Array, condition: Condition, in_blocks: bool = False) -> jax.Array:
+    def logits(
+        self, x_BLD: jax.Array, condition: Conditioning, in_blocks: bool = False
+    ) -> jax.Array:
         """Final hidden states to float32 logits (B, L, d, 2): for each bit those of 0 and 1.
 
         `in_blocks` as in `Linear`, for drawing.
@@ -146,7 +148,7 @@ class Transformer(nn.Module):
           inputs_BLd: inputs of all scales but the first, (B, L − 1, d) from self-correction.
           schedule: the token grids.
           drop_condition_B: which texts the learned unconditional one replaces.
-          kept: factors of stochastic depth, (B, layers, 2) from `drop_path.draw_kept`.
+          kept: factors of stochastic depth, (B, layers, 2) from `drop_path.sample_kept`.
 
         Returns:
           Logits (B, L, d, 2), float32.
@@ -188,7 +190,7 @@ class Transformer(nn.Module):
                 x_BLD,
                 condition.modulation_B6D,
                 rope,
-                block.text_keys_values(condition.memory_BTD),
+                block.text_keys_values(condition.context_BTD),
                 condition.lengths_B,
                 lambda q, k, v: prefix_attention(q, k, v, groups, self.implementation),
                 keep_2B,
@@ -198,16 +200,16 @@ class Transformer(nn.Module):
         keep = None if kept is None else kept.transpose(1, 2, 0)
         x_BLD, blocks = self._scan(remat(layer, self.remat, self.unrolled), x_BLD, keep)
         logits = self.logits(x_BLD, condition)[:, :length]
-        return Trace(condition.pooled_BD, condition.memory_BTD, blocks, logits)
+        return Trace(condition.pooled_BD, condition.context_BTD, blocks, logits)
 
-    def text_keys_values(self, memory_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def text_keys_values(self, context_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Cross-attention keys and values of all layers, (layers, B, T, N, H), once a prompt."""
-        return self._scan(lambda block, _, __: (None, block.text_keys_values(memory_BTD)), None)[1]
+        return self._scan(lambda block, _, __: (None, block.text_keys_values(context_BTD)), None)[1]
 
     def generate_scale(
         self,
         x_BLD: jax.Array,
-        condition: Condition,
+        condition: Conditioning,
         text_keys_values: tuple[jax.Array, jax.Array],
         cache: KeyValueCache,
         schedule: ScaleSchedule,
@@ -267,10 +269,10 @@ def check_schedule(config: TransformerConfig, schedule: ScaleSchedule) -> None:
             'must start at (1, 1)'
         )
     # Indexing past the table's end would silently read its last row.
-    if len(schedule) > config.levels:
+    if len(schedule) > config.max_scales:
         raise UserError(
-            f'the schedule has {len(schedule)} scales, transformer.levels is {config.levels}: '
-            'raise it or shorten the schedule'
+            f'the schedule has {len(schedule)} scales, transformer.max_scales is '
+            f'{config.max_scales}: raise it or shorten the schedule'
         )
 
 

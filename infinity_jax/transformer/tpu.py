@@ -20,7 +20,7 @@ EPSILON = 1e-12
 ROTATED = 'rotated'  # name of what a rematerialisation policy may keep
 
 
-def directions(
+def normalize_and_rotate(
     x: jax.Array, rope_2Lh: np.ndarray, scale_N: jax.Array | None = None, *, heads_axis: int = 2
 ) -> jax.Array:
     """L2-normalised over the last axis, scaled, then rotated; in float32, returned in x's dtype.
@@ -73,7 +73,7 @@ def _turn(x: jax.Array, rope_2Lh: np.ndarray, heads_axis: int, factor: jax.Array
     return rotate_swapped(x.astype(jnp.float32), swapped, rope_2Lh, heads_axis) * factor
 
 
-def settled(x: jax.Array) -> jax.Array:
+def fusion_barrier(x: jax.Array) -> jax.Array:
     """x, as an array of its own in a program for TPU; elsewhere x as it is.
 
     The compiler would otherwise make an x that two matrix products read twice, inside of them,
@@ -92,7 +92,7 @@ def pays() -> bool:
     return target_platform() == 'tpu' and jax.sharding.get_abstract_mesh().size <= 1
 
 
-def in_equal_blocks(
+def tiled(
     product: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
     """`product(x, kernel)`, some rows and some features at a time.
@@ -108,8 +108,8 @@ def in_equal_blocks(
     blocks = jnp.pad(rows, ((0, -len(rows) % ROWS), (0, 0))).reshape(-1, ROWS, inputs)
 
     def of_features(start: jax.Array) -> jax.Array:
-        part = settled(jax.lax.dynamic_slice_in_dim(kernel, start, taken, axis=1))
-        one = lambda block: settled(product(settled(block), part))
+        part = fusion_barrier(jax.lax.dynamic_slice_in_dim(kernel, start, taken, axis=1))
+        one = lambda block: fusion_barrier(product(fusion_barrier(block), part))
         return jax.lax.map(one, blocks).reshape(-1, taken)[: len(rows)]
 
     y = jax.lax.map(of_features, jnp.arange(0, features, taken))

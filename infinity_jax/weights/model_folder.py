@@ -183,14 +183,18 @@ def load_model(
     parts = tuple(parts)
     bundle = ModelBundle(source=described.get('source', {}), extra=described.get('extra', {}))
     if described.get('schedule') is not None:
-        bundle.schedule = from_mapping(ScaleSchedule, described['schedule'], 'schedule')
+        bundle.schedule = from_mapping(
+            ScaleSchedule, described['schedule'], 'schedule', stored=True
+        )
     problems: list[str] = []
     if 'transformer' in parts and 'transformer' in described:
-        config = from_mapping(TransformerConfig, described['transformer'], 'transformer')
+        config = from_mapping(
+            TransformerConfig, described['transformer'], 'transformer', stored=True
+        )
         bundle.transformer_config = config
         bundle.transformer_params = read_part(folder, 'transformer', config, problems, dtype, mesh)
     if 'tokenizer' in parts and 'tokenizer' in described:
-        config = from_mapping(TokenizerConfig, described['tokenizer'], 'tokenizer')
+        config = from_mapping(TokenizerConfig, described['tokenizer'], 'tokenizer', stored=True)
         bundle.tokenizer_config = config
         bundle.tokenizer_params = read_part(folder, 'tokenizer', config, problems, dtype, mesh)
     text_folder = folder / 'text_encoder'

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from infinity_jax.config import (
-    Economy,
+    QuantizationConfig,
     TextConfig,
     TokenizerConfig,
     TransformerConfig,
@@ -46,7 +46,9 @@ def read_configs(folder: Path) -> ModelBundle:
             TransformerConfig, described['transformer'], 'transformer'
         )
     if 'tokenizer' in described:
-        bundle.tokenizer_config = from_mapping(TokenizerConfig, described['tokenizer'], 'tokenizer')
+        bundle.tokenizer_config = from_mapping(
+            TokenizerConfig, described['tokenizer'], 'tokenizer', stored=True
+        )
     if (folder / 'text_encoder').is_dir():
         bundle.text_config = read_text_config(folder / 'text_encoder')
     problems = pairing_problems(bundle)
@@ -65,20 +67,22 @@ def device_dtype(path: tuple[str, ...], product_dtype: Any) -> np.dtype:
     return jnp.dtype(product_dtype if product else jnp.float32)
 
 
-def economised(params: Params, economy: Economy, mesh: Mesh | None = None) -> Params:
+def quantize_params(
+    params: Params, quantization: QuantizationConfig, mesh: Mesh | None = None
+) -> Params:
     """The transformer's parameters in as many bits as is wanted, before they are placed.
 
     Raises:
       UserError: 8 bits on several devices.
     """
-    if economy.weights == 'full' or any(path[-1] == SCALE for path in flatten_dict(params)):
+    if quantization.weights == 'full' or any(path[-1] == SCALE for path in flatten_dict(params)):
         return params
     if mesh is not None:
         raise UserError('weights in int8 are for one device; give no mesh, or weights in full')
     return quantize_kernels(params)
 
 
-def drawing_half(tokenizer: Params) -> Params:
+def decoder_params(tokenizer: Params) -> Params:
     """Of a tokenizer's tree, what drawing reads: the encoder would lie idle."""
     return {'decoder': tokenizer['decoder']}
 
@@ -110,7 +114,9 @@ def place(params: Params, product_dtype: Any, config: Config, mesh: Mesh | None 
     return unflatten_dict({path: put(path, flat.pop(path)) for path in tuple(flat)})
 
 
-def placed_shapes(config: Config, product_dtype: Any, economy: Economy = Economy()) -> Params:
+def placed_shapes(
+    config: Config, product_dtype: Any, quantization: QuantizationConfig = QuantizationConfig()
+) -> Params:
     """Shapes and dtypes of a part's parameters once `place` has put them on a device."""
     flat = flatten_dict(_shapes_of(config)(config)).items()
     shapes = unflatten_dict(
@@ -119,7 +125,7 @@ def placed_shapes(config: Config, product_dtype: Any, economy: Economy = Economy
             for path, leaf in flat
         }
     )
-    in_8_bits = economy.weights == 'int8' and isinstance(config, TransformerConfig)
+    in_8_bits = quantization.weights == 'int8' and isinstance(config, TransformerConfig)
     return int8_shapes(shapes) if in_8_bits else shapes
 
 

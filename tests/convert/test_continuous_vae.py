@@ -72,7 +72,7 @@ def imported(tmp_path, arrays, capsys):
     return load_model(folder), capsys.readouterr().out
 
 
-def test_mean_and_picture_are_those_of_torch(tmp_path):
+def test_mean_and_image_are_those_of_torch(tmp_path):
     from_torch(tmp_path / 'm', tokenizer=FOLDER / 'vae.safetensors', overrides=GROUPS)
     model = load_model(tmp_path / 'm')
     assert model.tokenizer_config == CONFIG
@@ -129,7 +129,7 @@ def test_training_starts_from_one(tmp_path, capsys):
         batch_size=1,
         eval_batches=1,
         optimizer=OptimizerConfig(learning_rate=1e-4),
-        data=DataConfig(picture_size=16),
+        data=DataConfig(image_size=16),
         grids=((1, 1), (8, 8)),
         tokenizer=dataclasses.replace(CONFIG, bits=16),
         init_from=str(tmp_path / 'vae'),

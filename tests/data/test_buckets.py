@@ -18,7 +18,7 @@ def data(tmp_path, *kinds, **fields):
             makers[kind](folder)
         weight = {'jsonl': 3.0}.get(kind, 1.0)
         sources.append(SourceConfig(kind, str(folder), weight=weight))
-    common = {'held_out_share': 0.0, 'max_broken_share': 0.5, 'picture_size': 256}
+    common = {'held_out_share': 0.0, 'max_broken_share': 0.5, 'image_size': 256}
     index_dir = str(tmp_path / 'index')
     return DataConfig(sources=tuple(sources), index_dir=index_dir, **{**common, **fields})
 
@@ -36,17 +36,17 @@ def test_nearest_ratio_is_the_schedules_own():
 def test_target_sizes():
     assert target_size('1.000', 64) == (64, 64) and target_size('0.500', 256) == (176, 352)
     assert len({target_size(name, 256) for name in RATIOS}) == 15  # a shape tells its ratio
-    with pytest.raises(UserError, match='picture_size 64 is none of 256, 512, 768, 1024'):
+    with pytest.raises(UserError, match='image_size 64 is none of 256, 512, 768, 1024'):
         target_size('0.500', 64)
 
 
-def test_pictures_fall_into_the_bucket_of_their_own_size(tmp_path):
+def test_images_fall_into_the_bucket_of_their_own_size(tmp_path):
     config = data(tmp_path, 'jsonl', 'tar', ratios=('all',))
     buckets = make_buckets(config, 'train', smallest=1)
     counts = {b.ratio: [(p.number, len(p.records)) for p in b.parts] for b in buckets}
-    # The truncated picture counts: only decoding tells.
+    # The truncated image counts: only decoding tells.
     assert counts == {'1.000': [(0, 7), (1, 6)], '2.000': [(1, 4)], '0.500': [(0, 6)]}
-    # Three quarters of the pictures are of jsonl, by its weight; inside it records are equal.
+    # Three quarters of the images are of jsonl, by its weight; inside it records are equal.
     shares = [p.share for b in buckets for p in b.parts]
     np.testing.assert_allclose(shares, [0.75 * 7 / 13, 0.25 * 0.6, 0.25 * 0.4, 0.75 * 6 / 13])
 

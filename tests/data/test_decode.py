@@ -25,7 +25,7 @@ def test_resized_to_cover_and_cut_at_the_centre(shape, size):
     content = encoded(*shape, kind='PNG')
     got = decode(io.BytesIO(content), size)
     assert got.shape == (*size, 3) and got.dtype == np.uint8
-    # Whole pixels of the resized picture: rounding may move the two by a part of a pixel.
+    # Whole pixels of the resized image: rounding may move the two by a part of a pixel.
     error = np.abs(got.astype(int) - plain(content, size)).mean()
     assert error < (0.1 if shape[0] == shape[1] else 4)
 
@@ -59,7 +59,7 @@ def test_an_orientation_that_is_a_text_is_left_alone():
     assert decode(io.BytesIO(content), (32, 64)).shape == (32, 64, 3)
 
 
-def test_grey_palette_and_transparent_pictures():
+def test_grey_palette_and_transparent_images():
     buffer = io.BytesIO()
     Image.new('RGBA', (32, 32), (255, 0, 0, 0)).save(buffer, 'PNG')
     assert (decode(io.BytesIO(buffer.getvalue()), (16, 16)) == 255).all()
@@ -69,7 +69,7 @@ def test_grey_palette_and_transparent_pictures():
         assert decode(io.BytesIO(buffer.getvalue()), (16, 16)).shape == (16, 16, 3)
 
 
-def test_broken_pictures():
+def test_broken_images():
     whole = encoded(64, 64, quality=95)
     assert upright_size(io.BytesIO(whole[:-900])) == (64, 64)  # the header is whole
     with pytest.raises(BrokenRecord, match='truncated'):

@@ -16,12 +16,12 @@ def opened(folder):
     return JsonlSource.open(SourceConfig('jsonl', str(folder)))
 
 
-def test_sizes_are_the_pictures_own_and_broken_records_have_names(tmp_path):
+def test_sizes_are_the_images_own_and_broken_records_have_names(tmp_path):
     index = load_index(opened(jsonl_folder(tmp_path / 'data')), tmp_path / 'index')
     assert index.sizes.tolist() == [[64, 64] if i % 2 else [64, 128] for i in range(8, 12)] + [
         [0, 0], [64, 64], [0, 0], [0, 0],
     ] + [[64, 64] if i % 2 else [64, 128] for i in range(8)]  # fmt: skip
-    broken = dict(index.broken)  # the truncated picture has a whole header
+    broken = dict(index.broken)  # the truncated image has a whole header
     assert list(broken) == [f'0.500_1.jsonl line {n}' for n in (5, 7, 8)]
     missing, empty, bad = broken.values()
     assert missing.endswith('missing.jpg: No such file or directory')

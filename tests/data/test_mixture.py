@@ -19,13 +19,13 @@ def data(tmp_path_factory):
         SourceConfig('jsonl', str(jsonl_folder(folder / 'jsonl')), weight=2.0),
         SourceConfig('tar', str(tar_folder(folder / 'tar'))),
         SourceConfig(
-            'tfds', str(tfds_folder(folder / 'tfds')), image_field='picture', text_field='label'
+            'tfds', str(tfds_folder(folder / 'tfds')), image_field='image', text_field='label'
         ),
         SourceConfig('emoji'),
     )
     return DataConfig(
         sources=sources,
-        picture_size=256,
+        image_size=256,
         ratios=('1.000', '2.000', '0.500'),
         held_out_share=0.0,
         max_broken_share=0.2,
@@ -53,9 +53,9 @@ def test_all_sources_and_shapes_in_their_shares(data, caplog):
     }  # fmt: skip
     captions = [caption for batch in batches for caption in batch['captions']]
     assert not any('--' in caption for caption in captions)
-    # The truncated picture was replaced and named, once; it and the known ones never appear.
+    # The truncated image was replaced and named, once; it and the known ones never appear.
     assert not {'truncated', 'missing'} & set(captions)
-    assert caplog.text.count('0.500_1.jsonl line 6: picture cannot be read') == 1
+    assert caplog.text.count('0.500_1.jsonl line 6: image cannot be read') == 1
     assert 'broken' not in batches[0]
 
 
@@ -90,7 +90,7 @@ def test_hosts_share_the_batches_of_a_single_one(data):
     assert len(seen) == 12 + 10 + 8  # all good records
 
 
-def test_many_broken_pictures_stop_the_run(data):
+def test_many_broken_images_stop_the_run(data):
     count = CountBroken(max_share=0.01)
     good = {'captions': ['a'] * (JUDGED_FROM // 2), 'broken': []}
     assert count({**good, 'broken': [('x', 'why')] * 10}) == {'captions': good['captions']}
@@ -106,8 +106,8 @@ def test_data_that_vanished_stops_the_run_with_one_line(tmp_path, workers):
         index_dir=str(tmp_path / 'index'),
     )  # fmt: skip
     training_batches(data, batch_size=4).close()
-    for picture in folder.glob('*.jpg'):
-        picture.unlink()
+    for image in folder.glob('*.jpg'):
+        image.unlink()
     iterator = training_batches(data, batch_size=4)
     with pytest.raises(UserError, match='12 records in a row are broken, the last jsonl') as caught:
         next(iterator)

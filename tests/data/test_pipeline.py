@@ -50,7 +50,7 @@ def test_batch_layout():
     def tokenizer(texts, max_length, pad_to):
         return np.full((len(texts), pad_to), 7), np.full(len(texts), max_length)
 
-    data = DataConfig(picture_size=48)
+    data = DataConfig(image_size=48)
     batch = next(training_batches(data, batch_size=4, text_tokenizer=tokenizer, text_length=9))
     assert batch['pixels_BYX3'].shape == (4, 48, 48, 3) and batch['pixels_BYX3'].dtype == np.uint8
     assert len(batch['captions']) == 4 and all(isinstance(c, str) for c in batch['captions'])
@@ -94,7 +94,7 @@ def test_shuffle_differs_by_seed_and_epoch():
         ({'source': 'imagenet'}, "'imagenet'"),
         ({'subset': 'some'}, "'some'"),
         ({'split': 'test'}, "'test'"),
-        ({'picture_size': 60}, 'picture_size 60'),
+        ({'image_size': 60}, 'image_size 60'),
         ({'placed_rate': 1.5}, 'data.placed_rate is 1.5'),
         ({'batch_size': 0}, 'batch_size 0'),
     ],

@@ -29,7 +29,7 @@ def test_starter_has_no_clocks():
     assert not [each.name for each in emoji.subset('starter') if 'clock' in each.name]
 
 
-def test_zip_holds_one_picture_for_each_name_and_pictures_differ():
+def test_zip_holds_one_image_for_each_name_and_images_differ():
     with zipfile.ZipFile(emoji.ARTWORK) as archive:
         assert sorted(archive.namelist()) == sorted(f'{e.file}.png' for e in emoji.subset('all'))
         checksums = [info.CRC for info in archive.infolist()]
@@ -52,15 +52,15 @@ def test_unknown_names_are_user_errors():
         emoji.subset('everything')
 
 
-@pytest.mark.parametrize('damage', ['truncated picture', 'missing picture', 'no zip'])
+@pytest.mark.parametrize('damage', ['truncated image', 'missing image', 'no zip'])
 def test_bad_artwork_is_a_user_error_that_names_the_file(tmp_path, damage):
     archive = tmp_path / 'artwork.zip'
     with zipfile.ZipFile(emoji.ARTWORK) as good, zipfile.ZipFile(archive, 'w') as bad:
-        if damage == 'truncated picture':
+        if damage == 'truncated image':
             bad.writestr('1f34e.png', good.read('1f34e.png')[:200])
     if damage == 'no zip':
         archive.write_bytes(b'not a zip')
     with pytest.raises(UserError, match='artwork.zip') as error:
-        emoji.read_picture(archive, '1f34e')
+        emoji.read_image(archive, '1f34e')
     assert damage == 'no zip' or '1f34e.png' in str(error.value)
     assert '\n' not in str(error.value)

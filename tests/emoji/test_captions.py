@@ -7,35 +7,35 @@ import pytest
 from infinity_jax.config import UserError
 from infinity_jax.emoji import artwork as emoji
 from infinity_jax.emoji import captions
-from infinity_jax.emoji.captions import PictureSpec, caption
+from infinity_jax.emoji.captions import ImageSpec, caption
 
 
 @pytest.mark.parametrize(
     'spec, text',
     [
-        (PictureSpec('red apple', 'light blue'), 'a red apple on a light blue background'),
+        (ImageSpec('red apple', 'light blue'), 'a red apple on a light blue background'),
         (
-            PictureSpec('red apple', 'light blue', 'small', 'top left', True, True),
+            ImageSpec('red apple', 'light blue', 'small', 'top left', True, True),
             'a small red apple in the top left corner on a light blue background',
         ),
         (
-            PictureSpec('owl', 'orange', 'medium', 'centre', mention_place=True),
+            ImageSpec('owl', 'orange', 'medium', 'centre', mention_place=True),
             'an owl in the middle on an orange background',
         ),
         (
-            PictureSpec('owl', 'red', 'medium', mention_size=True),
+            ImageSpec('owl', 'red', 'medium', mention_size=True),
             'a medium-sized owl on a red background',
         ),
-        (PictureSpec('grapes', 'white'), 'grapes on a white background'),
+        (ImageSpec('grapes', 'white'), 'grapes on a white background'),
         (
-            PictureSpec('bread', 'red', 'small', mention_size=True),
+            ImageSpec('bread', 'red', 'small', mention_size=True),
             'small bread on a red background',
         ),
-        (PictureSpec('unicorn', 'red'), 'a unicorn on a red background'),
-        (PictureSpec('hourglass', 'red'), 'an hourglass on a red background'),
-        (PictureSpec('x-ray picture', 'red'), 'an x-ray picture on a red background'),
-        (PictureSpec('owl', 'red', mention_background=False), 'an owl'),
-        (PictureSpec('owl', 'red', mention_background=False, template='name'), 'owl'),
+        (ImageSpec('unicorn', 'red'), 'a unicorn on a red background'),
+        (ImageSpec('hourglass', 'red'), 'an hourglass on a red background'),
+        (ImageSpec('x-ray picture', 'red'), 'an x-ray picture on a red background'),
+        (ImageSpec('owl', 'red', mention_background=False), 'an owl'),
+        (ImageSpec('owl', 'red', mention_background=False, template='name'), 'owl'),
     ],
 )
 def test_caption(spec, text):
@@ -56,7 +56,7 @@ def test_caption(spec, text):
 )
 def test_bad_spec_is_a_user_error(fields):
     with pytest.raises(UserError):
-        PictureSpec(**{'emoji': 'owl', 'background': 'red', **fields})
+        ImageSpec(**{'emoji': 'owl', 'background': 'red', **fields})
 
 
 def test_nearest_background_is_unambiguous():
@@ -85,7 +85,7 @@ def test_held_out_pairs_never_change():
 
 def test_drawn_specs_follow_the_stated_rates():
     rng = np.random.default_rng(0)
-    specs = [captions.draw_spec(rng, 'owl', 'red') for _ in range(4000)]
+    specs = [captions.sample_spec(rng, 'owl', 'red') for _ in range(4000)]
     rate = lambda chosen, among: sum(map(chosen, among)) / len(among)  # noqa: E731
     assert abs(rate(lambda s: s.template == 'name', specs) - 0.1) < 0.02
     placed = [s for s in specs if s.size != 'large']
@@ -98,7 +98,7 @@ def test_drawn_specs_follow_the_stated_rates():
 def test_no_caption_says_a_before_a_vowel_letter_by_mistake():
     odd = set()
     for each in emoji.subset('all'):
-        text = caption(PictureSpec(each.name, 'red'))
+        text = caption(ImageSpec(each.name, 'red'))
         if re.match(r'a [aeiou]', text) or re.match(r'an [^aeiou]', text):
             odd.add(each.name)
     assert odd == {'unicorn', 'ewe', 'euro banknote', 'hourglass', 'x-ray picture'}

@@ -7,7 +7,7 @@ from PIL import Image, ImageFilter
 from infinity_jax.config import UserError
 from infinity_jax.emoji import artwork as emoji
 from infinity_jax.emoji import captions
-from infinity_jax.emoji.captions import PictureSpec
+from infinity_jax.emoji.captions import ImageSpec
 from infinity_jax.emoji.matcher import alternatives, evaluation_specs, match
 from infinity_jax.emoji.render import render
 from infinity_jax.images import contact_sheet
@@ -15,14 +15,14 @@ from infinity_jax.images import contact_sheet
 STARTER = [each.name for each in emoji.subset('starter')]
 
 
-def renders(specs, picture_size=64):
-    return np.stack([render(spec, picture_size) for spec in specs])
+def renders(specs, image_size=64):
+    return np.stack([render(spec, image_size) for spec in specs])
 
 
-@pytest.mark.parametrize('picture_size', [48, 64, 128])
-def test_true_renders_match(picture_size):
+@pytest.mark.parametrize('image_size', [48, 64, 128])
+def test_true_renders_match(image_size):
     specs = evaluation_specs('starter', 'trained', 150)
-    report = match(renders(specs, picture_size), specs, STARTER)
+    report = match(renders(specs, image_size), specs, STARTER)
     assert report.emoji_rate >= 0.98
     assert report.background_rate == 1
 
@@ -36,11 +36,11 @@ def test_true_renders_match_among_all():
 
 def test_noise_and_blur_match():
     specs = evaluation_specs('starter', 'trained', 150)
-    pictures = renders(specs)
-    noise = np.random.default_rng(0).normal(0, 40, pictures.shape)
-    noisy = np.clip(pictures + noise, 0, 255).astype(np.uint8)
+    images = renders(specs)
+    noise = np.random.default_rng(0).normal(0, 40, images.shape)
+    noisy = np.clip(images + noise, 0, 255).astype(np.uint8)
     blur = ImageFilter.GaussianBlur(1.5)
-    blurred = np.stack([np.array(Image.fromarray(p).filter(blur)) for p in pictures])
+    blurred = np.stack([np.array(Image.fromarray(p).filter(blur)) for p in images])
     for damaged in (noisy, blurred):
         report = match(damaged, specs, STARTER)
         assert report.emoji_rate >= 0.97
@@ -55,7 +55,7 @@ def test_pure_noise_does_not_match():
 
 
 def test_wrong_emoji_and_wrong_background_are_told_apart():
-    spec = PictureSpec('red apple', 'light blue')
+    spec = ImageSpec('red apple', 'light blue')
     shown = [
         dataclasses.replace(spec, emoji='banana'),
         dataclasses.replace(spec, background='brown'),
@@ -69,7 +69,7 @@ def test_wrong_emoji_and_wrong_background_are_told_apart():
 
 
 def test_asked_place_counts_and_open_place_does_not():
-    asked = PictureSpec('red apple', 'white', 'small', 'top left', True, True)
+    asked = ImageSpec('red apple', 'white', 'small', 'top left', True, True)
     silent = dataclasses.replace(asked, mention_size=False, mention_place=False)
     elsewhere = renders([dataclasses.replace(asked, place='bottom right')] * 2)
     report = match(elsewhere, [asked, silent], STARTER)
@@ -78,12 +78,12 @@ def test_asked_place_counts_and_open_place_does_not():
     assert len(alternatives(silent)) == 11
 
 
-def test_distance_is_the_squared_difference_of_pictures():
+def test_distance_is_the_squared_difference_of_images():
     specs = [
-        PictureSpec('ghost', 'purple'),
-        PictureSpec('ghost', 'red', 'small', 'top left', True, True),
+        ImageSpec('ghost', 'purple'),
+        ImageSpec('ghost', 'red', 'small', 'top left', True, True),
     ]
-    shown = renders([PictureSpec('robot', 'purple'), PictureSpec('owl', 'red')])
+    shown = renders([ImageSpec('robot', 'purple'), ImageSpec('owl', 'red')])
     candidates = ['ghost', 'robot', 'owl', 'sun', 'red heart']
     report = match(shown, specs, candidates)
     for i, spec in enumerate(specs):
@@ -99,7 +99,7 @@ def test_distance_is_the_squared_difference_of_pictures():
 
 
 def test_background_that_was_not_asked_for_is_never_wrong():
-    spec = PictureSpec('red apple', 'white', mention_background=False, template='name')
+    spec = ImageSpec('red apple', 'white', mention_background=False, template='name')
     shown = renders([dataclasses.replace(spec, background='green')])
     assert match(shown, [spec], STARTER).background_right.all()
 
@@ -113,7 +113,7 @@ def test_evaluation_specs_are_of_the_asked_pairs():
 
 
 def test_bad_input_is_a_user_error():
-    specs = [PictureSpec('red apple', 'white')]
+    specs = [ImageSpec('red apple', 'white')]
     with pytest.raises(UserError, match='uint8'):
         match(np.zeros((1, 64, 64, 3), np.float32), specs, STARTER)
     with pytest.raises(UserError, match="'red apple'"):

@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def encoded(height, width, seed=0, kind='JPEG', **options):
-    """A picture of soft noise as a file's bytes."""
+    """An image of soft noise as a file's bytes."""
     noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
     image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
@@ -17,17 +17,17 @@ def encoded(height, width, seed=0, kind='JPEG', **options):
     return buffer.getvalue()
 
 
-def line(picture, **fields):
+def line(image, **fields):
     """A line of the released layout; h_div_w is wrong."""
     fields = {'long_caption': '', 'long_caption_type': 'user_prompt', 'text': '', **fields}
-    return json.dumps({'image_path': picture, 'h_div_w': 7.0, 'short_caption_type': 'x', **fields})
+    return json.dumps({'image_path': image, 'h_div_w': 7.0, 'short_caption_type': 'x', **fields})
 
 
 def jsonl_folder(folder, count=12, broken=True):
-    """Pictures of two shapes under wrong ratios and counts; 4 broken records of 16.
+    """Images of two shapes under wrong ratios and counts; 4 broken records of 16.
 
-    Lines of '1.000_99999.jsonl', from 1: wide.jpg pictures, then a missing picture, a truncated
-    one, an empty caption, bad JSON. Good pictures are half squares, half twice as wide as high.
+    Lines of '1.000_99999.jsonl', from 1: wide.jpg images, then a missing image, a truncated
+    one, an empty caption, bad JSON. Good images are half squares, half twice as wide as high.
     """
     folder.mkdir()
     lines = []
@@ -56,13 +56,13 @@ def add_member(shard, name, content):
 
 
 def tar_folder(folder, count=10):
-    """Two shards; texts alternate between .txt and .json; squares and tall pictures."""
+    """Two shards; texts alternate between .txt and .json; squares and tall images."""
     folder.mkdir()
     for number in range(2):
         with tarfile.open(folder / f'{number:03}.tar', 'w') as shard:
             for i in range(number, count, 2):
-                picture = encoded(64 if i % 4 < 2 else 128, 64, 100 + i, 'PNG')
-                add_member(shard, f'part/{i:04}.png', picture)
+                image = encoded(64 if i % 4 < 2 else 128, 64, 100 + i, 'PNG')
+                add_member(shard, f'part/{i:04}.png', image)
                 if i % 3:
                     add_member(shard, f'part/{i:04}.txt', f'tar {i}'.encode())
                 else:
@@ -84,7 +84,7 @@ def tfds_folder(folder, count=8):
 
             def _info(self):
                 features = {
-                    'picture': tfds.features.Image(),
+                    'image': tfds.features.Image(),
                     'label': tfds.features.Text(),
                     'captions': tfds.features.Sequence({'text': tfds.features.Text()}),
                 }
@@ -97,8 +97,8 @@ def tfds_folder(folder, count=8):
             def _generate_examples(self):
                 for i in range(count):
                     texts = [{'text': f'tfds {i} a'}, {'text': f'tfds {i} b'}]
-                    picture = io.BytesIO(encoded(64, 64, 200 + i))
-                    yield i, {'picture': picture, 'label': f'tfds {i}', 'captions': texts}
+                    image = io.BytesIO(encoded(64, 64, 200 + i))
+                    yield i, {'image': image, 'label': f'tfds {i}', 'captions': texts}
 
     builder = Squares(data_dir=folder, file_format='array_record')
     builder.download_and_prepare()

@@ -12,9 +12,9 @@ from helpers.tiny import QUICK_COMPILE, TOKENIZER, TRANSFORMER, text, tokenizer_
 from helpers.tiny import transformer_variables as variables_of
 
 from infinity_jax.config import UserError
-from infinity_jax.inference.cpu_layerwise import LayerWeights, draw_bits_layerwise
-from infinity_jax.inference.generate import draw_bits
-from infinity_jax.inference.generator import Drawing
+from infinity_jax.inference.cpu_layerwise import LayerWeights, generate_bits_layerwise
+from infinity_jax.inference.generate import generate_bits
+from infinity_jax.inference.generator import Generator
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.scale_steps import Mode, Text, controls
 from infinity_jax.scales import ScaleSchedule
@@ -29,7 +29,7 @@ NUMBERS = controls(SamplingConfig(guidance=(1.0, 3.0), temperature=(0.5, 0.8)), 
 
 @functools.partial(jax.jit, static_argnames=('mode', 'schedule'), compiler_options=QUICK_COMPILE)
 def one_program(variables, keys_B, prompts, negative, mode, forced=None, schedule=SCHEDULE):
-    return draw_bits(
+    return generate_bits(
         MODEL,
         variables,
         keys_B,
@@ -52,7 +52,7 @@ def layers():
 
 
 def layerwise(keys_B, prompts, negative, mode, forced=None):
-    return draw_bits_layerwise(
+    return generate_bits_layerwise(
         MODEL,
         layers(),
         keys_B,
@@ -83,8 +83,8 @@ def test_guidance_on_hidden_states_equals_the_one_program():
 
 
 @pytest.mark.parametrize('draw', [one_program, None], ids=['one program', 'layerwise'])
-def test_pictures_of_one_prompt_share_its_text(draw):
-    """Two prompts, two pictures each: the same as four prompts of which two are equal."""
+def test_images_of_one_prompt_share_its_text(draw):
+    """Two prompts, two images each: the same as four prompts of which two are equal."""
     features, lengths = text(2)
     apart = Text(jnp.repeat(features, 2, axis=0), jnp.repeat(lengths, 2))
     mode = Mode()
@@ -106,7 +106,7 @@ def test_greedy_bits_and_logits_are_those_of_the_released_implementation(folder)
     mode = Mode(
         any(g != 1 for g in settings['cfg']), settings['cfg_insertion_layer'][0], top_k=1, top_p=1.0
     )
-    drawn = draw_bits_layerwise(
+    drawn = generate_bits_layerwise(
         Transformer(config),
         LayerWeights.of(ref.bundle.transformer_params, config.depth),
         keys(len(bits[0])),
@@ -137,13 +137,13 @@ def test_a_guidance_layer_that_does_not_exist_is_a_user_error():
 def test_drawing_chooses_by_size_and_both_ways_draw_the_same():
     params, prompts = variables_of()['params'], Text(*text())
     parts = (MODEL, Autoencoder(TOKENIZER), params, tokenizer_variables()['params'])
-    assert not Drawing(*parts).layerwise  # a small stack: one program starts sooner
-    pictures = [
-        Drawing(*parts, layerwise=layerwise)(keys(3), prompts, NUMBERS, SCHEDULE)
+    assert not Generator(*parts).layerwise  # a small stack: one program starts sooner
+    images = [
+        Generator(*parts, layerwise=layerwise)(keys(3), prompts, NUMBERS, SCHEDULE)
         for layerwise in (False, True)
     ]
-    assert pictures[0].dtype == jnp.uint8
-    assert (np.abs(pictures[0].astype(int) - pictures[1].astype(int)) <= 1).mean() > 0.99
+    assert images[0].dtype == jnp.uint8
+    assert (np.abs(images[0].astype(int) - images[1].astype(int)) <= 1).mean() > 0.99
 
 
 def test_layers_are_views_of_the_stack():

@@ -11,7 +11,7 @@ from helpers.generation import bundle
 from infinity_jax.config import UserError
 from infinity_jax.inference import executables as programs_module
 from infinity_jax.inference.executables import FOLDER, Programs
-from infinity_jax.inference.generate import draw_pictures
+from infinity_jax.inference.generate import generate_images
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.warmup import Request, calls_for
@@ -142,7 +142,7 @@ def test_a_model_draws_by_its_stored_programs(tmp_path, monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, 'compile', None)  # nothing is compiled ahead
     pipeline = InfinityPipeline.from_pretrained(tmp_path / 'model', max_batch=2, request=request)
     drawn = pipeline(list(request.prompts), negative='green', seed=3)
-    assert draw_pictures.compiled() == 0  # nor by jit
+    assert generate_images.compiled() == 0  # nor by jit
     monkeypatch.undo()
     plain = InfinityPipeline(small, max_batch=2)
     assert (drawn.pixels == plain(list(request.prompts), negative='green', seed=3).pixels).all()

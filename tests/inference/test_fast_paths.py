@@ -10,8 +10,8 @@ import pytest
 from helpers.generation import keys
 from helpers.tiny import QUICK_COMPILE, TRANSFORMER, text, transformer_variables
 
-from infinity_jax.inference.cpu_layerwise import LayerWeights, draw_bits_layerwise
-from infinity_jax.inference.generate import draw_bits
+from infinity_jax.inference.cpu_layerwise import LayerWeights, generate_bits_layerwise
+from infinity_jax.inference.generate import generate_bits
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.scale_steps import Mode, Text, controls
 from infinity_jax.scales import RATIOS, ScaleSchedule
@@ -19,7 +19,7 @@ from infinity_jax.tokenizer.quantizer import accumulate, codes_from_bits, flatte
 from infinity_jax.transformer import attention_ops as query_chunks
 from infinity_jax.transformer.model import Transformer
 
-SMALL = dataclasses.replace(TRANSFORMER, depth=1, levels=3)
+SMALL = dataclasses.replace(TRANSFORMER, depth=1, max_scales=3)
 SAMPLING = SamplingConfig(guidance=(3.0,), temperature=(0.5,))
 
 KEEP = {'keep_logits': True}
@@ -43,7 +43,7 @@ def forced_bits(schedule, batch):
 
 @functools.partial(jax.jit, static_argnames='schedule', compiler_options=QUICK_COMPILE)
 def plain(variables, bits, prompts, negative, schedule):
-    """Logits of a whole picture by the masked forward: with the text, and without or negative."""
+    """Logits of a whole image by the masked forward: with the text, and without or negative."""
     total, inputs = jnp.zeros(bits[-1].shape), []
     for scale, grid in enumerate(schedule.grids):
         if scale:
@@ -64,14 +64,14 @@ def one_program(model, schedule, mode, arrays):
     @functools.partial(jax.jit, compiler_options=ONCE)
     def draw(variables, arrays):
         settings = {'guided': mode.guided, 'top_k': mode.top_k, 'top_p': mode.top_p}
-        return draw_bits(model, variables, schedule=schedule, **arrays, **settings, **KEEP)
+        return generate_bits(model, variables, schedule=schedule, **arrays, **settings, **KEEP)
 
     return draw(transformer_variables(SMALL), arrays)
 
 
 def layerwise(model, schedule, mode, arrays):
     weights = LayerWeights.of(transformer_variables(SMALL)['params'], SMALL.depth)
-    return draw_bits_layerwise(model, weights, schedule=schedule, mode=mode, **arrays, **KEEP)
+    return generate_bits_layerwise(model, weights, schedule=schedule, mode=mode, **arrays, **KEEP)
 
 
 def compare(draw, ratio, batch, guided=True, with_negative=False, dtype='float32'):

@@ -20,7 +20,7 @@ from helpers.tiny import (
 from infinity_jax import sharding
 from infinity_jax.config import UserError
 from infinity_jax.images import to_uint8
-from infinity_jax.inference.generate import draw_bits, draw_pictures
+from infinity_jax.inference.generate import generate_bits, generate_images
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.scale_steps import Controls, Text, controls
 from infinity_jax.tokenizer.autoencoder import Autoencoder
@@ -52,7 +52,7 @@ def draw(
     guided=True,
     guidance_layer=0,
 ):
-    return draw_bits(
+    return generate_bits(
         Transformer(config),
         variables,
         keys_B,
@@ -155,7 +155,7 @@ def test_guidance_on_hidden_states(layer):
                 x_BLD,
                 condition.modulation_B6D,
                 rope_table(SCHEDULE, TRANSFORMER.head_dim),
-                block.apply(of_block, condition.memory_BTD, method='text_keys_values'),
+                block.apply(of_block, condition.context_BTD, method='text_keys_values'),
                 condition.lengths_B,
                 lambda q, k, v: prefix_attention(q, k, v, query_groups(SCHEDULE)),
             )
@@ -183,7 +183,7 @@ def test_forced_bits_are_what_later_scales_see():
 
     @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
     def run(keys_B, forced):
-        return draw_bits(
+        return generate_bits(
             Transformer(TRANSFORMER),
             variables,
             keys_B,
@@ -204,7 +204,7 @@ def test_forced_bits_are_what_later_scales_see():
     assert any((a != b).any() for a, b in zip(drawn.bits, forced, strict=True))
 
 
-def test_a_picture_is_the_same_whatever_the_batch():
+def test_a_image_is_the_same_whatever_the_batch():
     variables, (features, lengths) = transformer_variables(), text()
     together = draw(variables, keys(), Text(features, lengths), settings())
     one = Text(features[1:2], lengths[1:2])
@@ -214,9 +214,9 @@ def test_a_picture_is_the_same_whatever_the_batch():
     assert any((bits[0] != bits[1]).any() for bits in together.bits)
 
 
-def pictures(seed=0, lengths=(5, 8, 2), sampling=SAMPLING, **options):
-    """Three pictures; text features are random, of the given lengths."""
-    return draw_pictures(
+def images(seed=0, lengths=(5, 8, 2), sampling=SAMPLING, **options):
+    """Three images; text features are random, of the given lengths."""
+    return generate_images(
         Transformer(TRANSFORMER),
         Autoencoder(TOKENIZER),
         transformer_variables(),
@@ -230,23 +230,23 @@ def pictures(seed=0, lengths=(5, 8, 2), sampling=SAMPLING, **options):
 
 
 def test_prompts_seeds_and_numbers_do_not_recompile():
-    first = pictures()
+    first = images()
     assert first.shape == (3, 8, 6, 3) and first.dtype == jnp.uint8
-    compiled = draw_pictures.compiled()
-    again = pictures()
+    compiled = generate_images.compiled()
+    again = images()
     assert (first == again).all()
-    assert (pictures(seed=1) != first).any()
-    pictures(lengths=(1, 3, 7))
-    pictures(sampling=SamplingConfig(guidance=(5.0,), temperature=(0.3,)))
-    pictures(sampling=SamplingConfig(guidance=GUIDANCE, temperature=TEMPERATURE))
-    assert draw_pictures.compiled() == compiled > 0
+    assert (images(seed=1) != first).any()
+    images(lengths=(1, 3, 7))
+    images(sampling=SamplingConfig(guidance=(5.0,), temperature=(0.3,)))
+    images(sampling=SamplingConfig(guidance=GUIDANCE, temperature=TEMPERATURE))
+    assert generate_images.compiled() == compiled > 0
 
 
 def test_a_tpu_gets_compiler_options(monkeypatch):
     monkeypatch.setattr(sharding, 'target_kind', lambda: 'TPU v5 lite')
     # The compiler is a CPU's here: it says what it is asked for, and that all before it went well.
     with pytest.raises(jax.errors.JaxRuntimeError, match='xla_tpu_scoped_vmem_limit_kib'):
-        pictures(seed=2)
+        images(seed=2)
 
 
 def test_grey_levels_are_clamped_and_truncated():

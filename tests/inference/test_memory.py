@@ -5,14 +5,14 @@ import types
 
 import pytest
 
-from infinity_jax.config import PRESETS, Economy, TextConfig, TokenizerConfig, UserError
+from infinity_jax.config import PRESETS, QuantizationConfig, TextConfig, TokenizerConfig, UserError
 from infinity_jax.inference import memory as memory_estimate
 from infinity_jax.inference.memory import GB, MemoryPlan, describe, estimate_memory, plan_memory
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.weights.model_folder import ModelBundle
 
-SQUARE = ScaleSchedule.for_picture(1.0, '1M')
+SQUARE = ScaleSchedule.for_image(1.0, '1M')
 TOKENIZERS = {
     '2b': TokenizerConfig(),
     '8b': TokenizerConfig(bits=14, channel_multipliers=(1, 2, 4, 4)),
@@ -20,11 +20,17 @@ TOKENIZERS = {
 
 
 def estimate(
-    name='2b', schedule=SQUARE, batch=1, guided=True, on_cpu=False, economy=Economy(), **changes
+    name='2b',
+    schedule=SQUARE,
+    batch=1,
+    guided=True,
+    on_cpu=False,
+    quantization=QuantizationConfig(),
+    **changes,
 ):
     config = dataclasses.replace(PRESETS[name], **changes)
     parts = (config, TOKENIZERS[name], TextConfig())
-    options = {'guided': guided, 'on_cpu': on_cpu, 'economy': economy}
+    options = {'guided': guided, 'on_cpu': on_cpu, 'quantization': quantization}
     return estimate_memory(*parts, schedule, batch, **options)
 
 
@@ -59,11 +65,11 @@ def test_8b_at_1024():
 def test_what_makes_it_larger():
     small, whole = estimate(), estimate(batch=4)
     assert whole.cache == 4 * small.cache and whole.transformer == small.transformer
-    assert whole.decoder == small.decoder  # one picture after the other
+    assert whole.decoder == small.decoder  # one image after the other
     assert estimate(guided=False).cache == small.cache // 2
     assert estimate(dtype='float32').cache == 2 * small.cache
     assert estimate(dtype='float32').transformer == pytest.approx(2.205e9 * 4, rel=0.01)
-    assert estimate(schedule=ScaleSchedule.for_picture(1.0, '0.06M')).work < small.work / 8
+    assert estimate(schedule=ScaleSchedule.for_image(1.0, '0.06M')).work < small.work / 8
 
 
 def test_a_cpu_multiplies_16_bit_weights_in_float32():
@@ -84,12 +90,12 @@ def test_an_offloaded_text_encoder_shares_its_room_with_the_drawing():
 
 
 def test_savings_have_fewer_bytes():
-    full, weights = estimate(), estimate(economy=Economy(weights='int8'))
+    full, weights = estimate(), estimate(quantization=QuantizationConfig(weights='int8'))
     assert full.transformer * 0.5 < weights.transformer < full.transformer * 0.55
     assert weights.cache == full.cache
-    cache = estimate(economy=Economy(cache='int8'))
+    cache = estimate(quantization=QuantizationConfig(cache='int8'))
     assert cache.cache == full.cache * (1 + 4 / 128) / 2 and cache.transformer == full.transformer
-    assert estimate('8b', economy=Economy(weights='int8')).total() < 22 * GB
+    assert estimate('8b', quantization=QuantizationConfig(weights='int8')).total() < 22 * GB
 
 
 def test_scores_are_taken_in_chunks():

@@ -39,7 +39,7 @@ def three():
     return pipeline()(['a red apple', 'a ghost on a blue background', 'a red apple'], seed=1)
 
 
-def test_pictures_of_prompts():
+def test_images_of_prompts():
     drawn = three()
     assert drawn.pixels.shape == (3, 6, 4, 3) and drawn.pixels.dtype == np.uint8
     assert [(image.size, image.mode) for image in drawn.images] == [((4, 6), 'RGB')] * 3
@@ -55,7 +55,7 @@ def test_a_seed_repeats_and_another_differs():
     assert (pipeline()(prompts, seed=2).pixels != three().pixels).any()
 
 
-def test_picture_i_does_not_depend_on_how_many_others_are_asked_for():
+def test_image_i_does_not_depend_on_how_many_others_are_asked_for():
     first = pipeline()(['a red apple', 'a ghost on a blue background'], seed=1)
     assert (first.pixels == three().pixels[:2]).all()
     # Another batch size is another program: a bit on a knife's edge may fall otherwise.
@@ -69,7 +69,7 @@ def test_num_repeats_each_prompt_in_turn():
     assert drawn.pixels.shape[0] == 4
 
 
-def test_pictures_of_one_prompt_are_encoded_once():
+def test_images_of_one_prompt_are_encoded_once():
     drawer, seen = InfinityPipeline(bundle(), max_batch=4), []
     encoder = drawer._prompt_encoder
     drawer._prompt_encoder = lambda batches, negative: (
@@ -140,7 +140,7 @@ def test_prompts_are_rewritten_before_they_are_read():
     assert drawn.prompts[0] == 'a cat'
 
 
-def test_a_saved_folder_draws_the_same_pictures(tmp_path):
+def test_a_saved_folder_draws_the_same_images(tmp_path):
     save_model(tmp_path / 'model', bundle())
     loaded = InfinityPipeline.from_pretrained(tmp_path / 'model', max_batch=2)
     assert (loaded(list(three().prompts), seed=1).pixels == three().pixels).all()
@@ -164,7 +164,7 @@ def test_a_cut_off_save_still_draws(tmp_path):
 
 
 def test_from_pretrained_takes_dtype_and_size(tmp_path):
-    config = dataclasses.replace(TRANSFORMER, levels=7)
+    config = dataclasses.replace(TRANSFORMER, max_scales=7)
     params = transformer_variables(config)['params']
     sixteen = dataclasses.replace(TOKENIZER, channel_multipliers=(1, 1, 1, 1, 2))
     parts = dataclasses.replace(
@@ -177,11 +177,11 @@ def test_from_pretrained_takes_dtype_and_size(tmp_path):
     )
     save_model(tmp_path / 'm', parts)
     loaded = InfinityPipeline.from_pretrained(tmp_path / 'm', dtype='bfloat16', size=(120, 250))
-    assert loaded.schedule == ScaleSchedule.for_picture(0.5, '0.06M')
-    assert loaded.picture_size == (176, 352)
+    assert loaded.schedule == ScaleSchedule.for_image(0.5, '0.06M')
+    assert loaded.image_size == (176, 352)
     kernel = loaded._drawing.transformer_params['blocks']['ffn']['up']['kernel']
     assert kernel.dtype == jnp.bfloat16
-    with pytest.raises(UserError, match='13 scales, transformer.levels is 7'):
+    with pytest.raises(UserError, match='13 scales, transformer.max_scales is 7'):
         InfinityPipeline.from_pretrained(tmp_path / 'm')
 
 
@@ -201,7 +201,7 @@ def test_weights_in_bfloat16_draw_what_float32_ones_draw_there():
     assert (narrow('a cat').pixels == wide('a cat').pixels).all()
 
 
-def test_an_offloaded_text_encoder_changes_no_picture():
+def test_an_offloaded_text_encoder_changes_no_image():
     offloading = InfinityPipeline(bundle(), max_batch=2, offload_text=True)
     assert (offloading(list(three().prompts), seed=1).pixels == three().pixels).all()
 
@@ -219,7 +219,7 @@ def eight():
     return make_mesh(config), InfinityPipeline(bundle(), mesh=make_mesh(config), max_batch=2)
 
 
-def test_a_mesh_draws_the_pictures_of_one_device():
+def test_a_mesh_draws_the_images_of_one_device():
     drawn = eight()[1](list(three().prompts), seed=1)  # in one batch of four shares
     assert drawn.pixels.shape == three().pixels.shape
     # Sums in another order: a bit on a knife's edge may fall otherwise.
@@ -255,7 +255,7 @@ def test_a_mesh_gets_its_weights_in_shards(tmp_path, monkeypatch):
 def test_schedule_is_the_folder_s_or_the_released_one():
     assert pipeline().schedule == ScaleSchedule.free(SCHEDULE.grids[:3])
     released = InfinityPipeline(dataclasses.replace(bundle(), schedule=None))
-    assert released.schedule == ScaleSchedule.for_picture(1.0, '1M')
+    assert released.schedule == ScaleSchedule.for_image(1.0, '1M')
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_an_incomplete_model_is_a_user_error(part):
 
 @pytest.mark.parametrize('prompts', ['', '  ', ['a cat', ''], []])
 def test_an_empty_prompt_is_a_user_error(prompts):
-    with pytest.raises(UserError, match='write what the picture should show'):
+    with pytest.raises(UserError, match='write what the image should show'):
         pipeline()(prompts)
 
 

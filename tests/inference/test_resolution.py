@@ -11,13 +11,13 @@ from infinity_jax.scales import ScaleSchedule
 RELEASED = (PRESETS['2b'], TokenizerConfig())
 DEMO_GRIDS = ScaleSchedule.free(((1, 1), (2, 2), (4, 4), (8, 8)))
 DEMO = (
-    TransformerConfig(depth=5, width=192, num_heads=3, levels=4),
+    TransformerConfig(depth=5, width=192, num_heads=3, max_scales=4),
     TokenizerConfig(base_channels=64, channel_multipliers=(1, 2), unshuffle=4),
 )
 
 
 def released(*name):
-    return ScaleSchedule.for_picture(*name)
+    return ScaleSchedule.for_image(*name)
 
 
 def test_token_stride():
@@ -59,7 +59,7 @@ def test_a_model_on_other_tokens_refuses_released_sizes(wish):
 
 
 def test_a_model_with_too_few_levels_refuses_longer_schedules():
-    few = dataclasses.replace(PRESETS['2b'], levels=7)
+    few = dataclasses.replace(PRESETS['2b'], max_scales=7)
     assert choose_schedule(few, TokenizerConfig(), budget='0.06M') == released(1, '0.06M')
-    with pytest.raises(UserError, match='10 scales, transformer.levels is 7'):
+    with pytest.raises(UserError, match='10 scales, transformer.max_scales is 7'):
         choose_schedule(few, TokenizerConfig(), budget='0.25M')

@@ -66,7 +66,7 @@ def test_infinite_margins_leave_no_choice():
     assert not bits[:, 0].any() and bits[:, 1].all()
 
 
-def test_a_picture_depends_on_its_own_key_only():
+def test_a_image_depends_on_its_own_key_only():
     logits = jnp.zeros((3, 10, 4, 2))
     of_three = sample_bits(keys(3), logits)
     alone = sample_bits(keys(3)[1:2], logits[:1])

@@ -13,7 +13,7 @@ from helpers.tiny import TEXT, TRANSFORMER, lively, transformer_variables
 
 from infinity_jax.config import UserError
 from infinity_jax.inference import text_encoder as prompt_encoder
-from infinity_jax.inference.generate import draw_bits
+from infinity_jax.inference.generate import generate_bits
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.scale_steps import Text, controls
 from infinity_jax.inference.text_encoder import PromptEncoder, encode
@@ -88,7 +88,11 @@ def test_longer_padding_changes_neither_features_nor_logits_nor_bits():
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
     draw = jax.jit(
         functools.partial(
-            draw_bits, Transformer(CONFIG), controls=settings, schedule=SCHEDULE, keep_logits=True
+            generate_bits,
+            Transformer(CONFIG),
+            controls=settings,
+            schedule=SCHEDULE,
+            keep_logits=True,
         )
     )
     results = []

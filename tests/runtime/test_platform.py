@@ -10,11 +10,13 @@ from helpers.tiny import TOKENIZER, tokenizer_variables
 from infinity_jax import sharding
 from infinity_jax.inference import generate
 from infinity_jax.runtime.platform import PlatformJit
-from infinity_jax.sharding import drawing_compiler_options
+from infinity_jax.sharding import generation_compiler_options
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 
 
-@functools.partial(PlatformJit, compiler_options=drawing_compiler_options, static_argnames='times')
+@functools.partial(
+    PlatformJit, compiler_options=generation_compiler_options, static_argnames='times'
+)
 def scaled(x, times):
     """x, so often."""
     return x * times
@@ -48,4 +50,4 @@ def test_drawing_has_such_options(monkeypatch):
     codes = jnp.zeros((1, 2, 2, TOKENIZER.bits))
     arguments = Autoencoder(TOKENIZER), tokenizer_variables(TOKENIZER), codes
     refused_on_tpu(monkeypatch, lambda: generate.decode(*arguments))
-    assert isinstance(generate.draw_codes, PlatformJit)
+    assert isinstance(generate.generate_codes, PlatformJit)

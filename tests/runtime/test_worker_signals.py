@@ -31,7 +31,7 @@ if __name__ == '__main__':
 
 
 def test_workers_go_on_after_a_signal_to_all():
-    batches = training_batches(DataConfig(picture_size=16, num_workers=1), batch_size=2)
+    batches = training_batches(DataConfig(image_size=16, num_workers=1), batch_size=2)
     next(batches)
     (worker,) = multiprocessing.active_children()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -29,7 +29,7 @@ def test_transformers_reads_it_and_special_tokens_are_those_of_t5():
 def test_every_caption_word_is_one_piece():
     tokenizer = Tokenizer.from_file(str(VOCABULARY / 'tokenizer.json'))
     for each in emoji.subset('all'):
-        spec = captions.PictureSpec(each.name, 'light blue', 'small', 'top left', True, True)
+        spec = captions.ImageSpec(each.name, 'light blue', 'small', 'top left', True, True)
         text = captions.caption(spec)
         assert len(tokenizer.encode(text).ids) == len(text.split()) + 1
 

@@ -92,7 +92,7 @@ def test_released_sizes_have_the_released_parameter_counts(config, count):
     assert 'shortcut' not in shapes['encoder']['down_1']['block_1']
 
 
-def test_pictures_of_a_batch_do_not_mix_and_any_size_is_taken():
+def test_images_of_a_batch_do_not_mix_and_any_size_is_taken():
     model, variables = Autoencoder(TOKENIZER), tokenizer_variables()
     pixels = np.random.default_rng(0).uniform(-1, 1, (2, 8, 12, 3)).astype(np.float32)
     encode = jax.jit(lambda x: model.apply(variables, x, method='encode'))
@@ -124,7 +124,7 @@ def test_pointwise_convolutions_see_their_own_patch():
     def corner(x):
         return model.apply(variables, x, method='decode')[0, :4, :4].sum()
 
-    def no_norm(method, args, kwargs, context):  # its statistics are of the whole picture
+    def no_norm(method, args, kwargs, context):  # its statistics are of the whole image
         return args[0] if isinstance(context.module, GroupNorm) else method(*args, **kwargs)
 
     with nn.intercept_methods(no_norm):

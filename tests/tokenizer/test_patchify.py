@@ -1,11 +1,11 @@
 import numpy as np
 
-from infinity_jax.tokenizer.quantizer import fold, unfold
+from infinity_jax.tokenizer.quantizer import depth_to_space, space_to_depth
 
 
 def test_channel_order_is_c4_plus_2dy_plus_dx():
     x = np.random.default_rng(0).standard_normal((2, 6, 4, 5))
-    folded = fold(x)
+    folded = space_to_depth(x)
     assert folded.shape == (2, 3, 2, 20)
     for c in range(5):
         for dy in range(2):
@@ -15,6 +15,6 @@ def test_channel_order_is_c4_plus_2dy_plus_dx():
 
 def test_unfold_is_the_inverse():
     x = np.random.default_rng(0).standard_normal((2, 6, 4, 5))
-    assert (unfold(fold(x)) == x).all()
+    assert (depth_to_space(space_to_depth(x)) == x).all()
     y = np.random.default_rng(1).standard_normal((1, 3, 2, 8)) > 0
-    assert (fold(unfold(y)) == y).all()
+    assert (space_to_depth(depth_to_space(y)) == y).all()

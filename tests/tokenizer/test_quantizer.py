@@ -180,15 +180,14 @@ def test_flipped_bits_are_seen_by_later_scales_and_by_the_total():
     assert (true[3] == (left > 0)).all()
 
 
-def test_truncated_total_stops_at_each_pictures_scale():
+def test_truncated_total_stops_at_each_images_scale():
     quantized = compiled()(features(8))
     total = truncated_total(quantized.codes, jnp.array([1, 3]))
-    for picture, scales in ((0, 1), (1, 3)):
+    for image, scales in ((0, 1), (1, 3)):
         wanted = sum(
-            resize.bilinear(quantized.codes[k][picture : picture + 1], GRIDS[-1])
-            for k in range(scales)
+            resize.bilinear(quantized.codes[k][image : image + 1], GRIDS[-1]) for k in range(scales)
         )
-        np.testing.assert_allclose(total[picture : picture + 1], wanted, atol=1e-6)
+        np.testing.assert_allclose(total[image : image + 1], wanted, atol=1e-6)
 
 
 def test_gradient_is_finite_where_the_residual_vanishes():

@@ -10,7 +10,7 @@ from infinity_jax.tokenizer import resize
 SHAPES = [(6, 4), (3, 2), (5, 7), (1, 1), (13, 9), (6, 9), (12, 12)]
 
 
-def picture(h, w, seed=0):
+def image(h, w, seed=0):
     return np.random.default_rng(seed).standard_normal((2, h, w, 3)).astype(np.float32)
 
 
@@ -47,13 +47,13 @@ def slow_area(x, grid):
 @pytest.mark.parametrize('grid', SHAPES)
 @pytest.mark.parametrize('source', [(6, 4), (5, 7), (1, 1), (12, 12)])
 def test_both_resizes_equal_explicit_loops(source, grid):
-    x = picture(*source)
+    x = image(*source)
     np.testing.assert_allclose(resize.bilinear(x, grid), slow_bilinear(x, grid), atol=5e-6)
     np.testing.assert_allclose(resize.area(x, grid), slow_area(x, grid), atol=2e-6)
 
 
 def test_bilinear_does_not_antialias():
-    x = picture(16, 16)
+    x = image(16, 16)
     small = resize.bilinear(x, (5, 5))
     shape = (2, 5, 5, 3)
     plain = jax.image.resize(x, shape, 'linear', antialias=False)
@@ -70,7 +70,7 @@ def test_area_windows_overlap_where_sizes_do_not_divide():
 
 
 def test_area_differs_from_bilinear():
-    x = picture(12, 12)
+    x = image(12, 12)
     assert np.abs(resize.area(x, (5, 5)) - resize.bilinear(x, (5, 5))).max() > 0.3
 
 
@@ -84,5 +84,5 @@ def test_every_row_of_weights_sums_to_one(matrix):
 
 
 def test_same_size_is_untouched():
-    x = picture(5, 7)
+    x = image(5, 7)
     assert (resize.area(x, (5, 7)) == x).all() and (resize.bilinear(x, (5, 7)) == x).all()

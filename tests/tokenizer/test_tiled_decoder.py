@@ -52,7 +52,7 @@ def in_bounds(monkeypatch, config, grid, whole, block):
 
 @pytest.mark.parametrize(('config', 'grid'), CASES, ids=str)
 @pytest.mark.parametrize('block', [1, 1500])
-def test_blocks_of_rows_equal_the_whole_picture(monkeypatch, config, grid, block):
+def test_blocks_of_rows_equal_the_whole_image(monkeypatch, config, grid, block):
     found, text = in_bounds(monkeypatch, config, grid, 0, block)
     wanted = plain(config, grid)
     np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
@@ -70,7 +70,7 @@ def test_row_by_row_is_the_same_convolution(monkeypatch, size, lanes):
     np.testing.assert_allclose(by_rows(x, kernel), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
-def test_pictures_one_by_one_equal_the_batch(monkeypatch):
+def test_images_one_by_one_equal_the_batch(monkeypatch):
     one = widest_map(TOKENIZER, 8, 6) * 4
     found, text = in_bounds(monkeypatch, TOKENIZER, (4, 3), one, 1)
     wanted = plain(TOKENIZER, (4, 3))
@@ -78,7 +78,7 @@ def test_pictures_one_by_one_equal_the_batch(monkeypatch):
     assert text.count('stablehlo.while') == 1
 
 
-def test_small_pictures_take_the_plain_decoder(monkeypatch):
+def test_small_images_take_the_plain_decoder(monkeypatch):
     found, text = in_bounds(monkeypatch, TOKENIZER, (4, 3), 2**28, 1)
     assert (found == plain(TOKENIZER, (4, 3))).all() and 'while' not in text
 

@@ -22,7 +22,7 @@ def config(tmp_path_factory):
         SourceConfig('emoji'),
     )
     data = DataConfig(
-        sources=sources, picture_size=256, ratios=('1.000', '0.500'), held_out_share=0.0,
+        sources=sources, image_size=256, ratios=('1.000', '0.500'), held_out_share=0.0,
         max_broken_share=0.2,
     )  # fmt: skip
     return RunConfig(
@@ -54,7 +54,7 @@ def test_too_many_broken_records_are_listed_and_not_refused(config, tmp_path, ca
 
 def test_speed(config, capsys):
     found = measure_speed(config, batches=2)
-    assert found['rate'] > 0 and found['cpu'] >= 0 and 'pictures/s' in capsys.readouterr().out
+    assert found['rate'] > 0 and found['cpu'] >= 0 and 'images/s' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('call', [
@@ -66,6 +66,6 @@ def test_counts_below_one_are_user_errors(config, call):
         call(config)
 
 
-def test_a_picture_keeps_its_shape_on_the_sheet():
+def test_a_image_keeps_its_shape_on_the_sheet():
     squared = module._squared(np.zeros((2, 4, 3), np.uint8))
     assert squared.shape == (4, 4, 3) and (squared[[0, 3]] == 255).all() and not squared[1:3].any()

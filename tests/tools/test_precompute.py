@@ -1,4 +1,4 @@
-"""Stored features: training on them equals training on pictures, and shards survive anything."""
+"""Stored features: training on them equals training on images, and shards survive anything."""
 
 import dataclasses
 import json
@@ -48,7 +48,7 @@ def save_tokenizer(folder, seed):
 
 @pytest.fixture(scope='module')
 def config(tmp_path_factory):
-    """A run on two sources with a frozen text encoder; a record in each has a missing picture."""
+    """A run on two sources with a frozen text encoder; a record in each has a missing image."""
     folder = tmp_path_factory.mktemp('precompute')
     photos = jsonl_folder(folder / 'photos', count=9, broken=False)
     (photos / 'long.jpg').write_bytes(encoded(64, 64, 5))
@@ -68,10 +68,10 @@ def config(tmp_path_factory):
         eval_batches=1,
         optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.9),
         data=DataConfig(
-            sources=sources, picture_size=16, max_broken_share=0.2, held_out_share=0.3
+            sources=sources, image_size=16, max_broken_share=0.2, held_out_share=0.3
         ),
         transformer=TransformerConfig(
-            depth=1, width=32, num_heads=2, bits=8, text_channels=128, text_length=20, levels=3,
+            depth=1, width=32, num_heads=2, bits=8, text_channels=128, text_length=20, max_scales=3,
             dtype='float32',
         ),
         text=TextTraining(),
@@ -97,7 +97,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_training_on_features_equals_training_on_pictures(config, folders):
+def test_training_on_features_equals_training_on_images(config, folders):
     mesh, seen = make_mesh(devices=jax.devices()[:1]), []
     for each in (config, on_features(config, folders)):
         task = make_task(each, mesh)
@@ -110,8 +110,8 @@ def test_training_on_features_equals_training_on_pictures(config, folders):
             losses.append(float(metrics['loss']))
         losses.append(float(task.evaluate(state)['loss']))  # the same records are held out
         seen.append((captions, losses, kinds))
-    (captions, losses, of_pictures), (again, from_features, of_features) = seen
-    assert 'pixels_BYX3' in of_pictures and 'ids_BT' in of_pictures
+    (captions, losses, of_images), (again, from_features, of_features) = seen
+    assert 'pixels_BYX3' in of_images and 'ids_BT' in of_images
     assert of_features == {'features_Bhwd', 'text_BTE', 'lengths_B', 'captions'}
     assert captions == again
     np.testing.assert_allclose(losses, from_features, rtol=1e-5)
@@ -194,10 +194,10 @@ def test_features_of_other_parts_are_refused(config, folders, tmp_path):
             dataclasses.replace(config, tokenizer=other), folders[0].parent, OPTIONS
         )
     info = json.loads((folders[0] / 'features.json').read_text())
-    assert info['text']['captions'] == 'all' and info['tokenizer'] and info['picture_size'] == 16
+    assert info['text']['captions'] == 'all' and info['tokenizer'] and info['image_size'] == 16
 
 
-def test_features_and_pictures_train_together_in_batches_of_their_own(config, folders, tmp_path):
+def test_features_and_images_train_together_in_batches_of_their_own(config, folders, tmp_path):
     trained = dataclasses.replace(config, text=TextTraining(train=True))
     bare = precompute.precompute(trained, tmp_path, OPTIONS)[1]  # without text features
     sources = (
@@ -243,7 +243,7 @@ def test_bad_options_are_user_errors(fields, match):
 
 
 def test_what_cannot_be_stored_is_refused(config, tmp_path):
-    emoji = dataclasses.replace(config, data=DataConfig(picture_size=16))
+    emoji = dataclasses.replace(config, data=DataConfig(image_size=16))
     with pytest.raises(UserError, match='emoji cannot be stored as features'):
         precompute.precompute(emoji, tmp_path)
     trained = dataclasses.replace(config, text=TextTraining(train=True))

@@ -18,7 +18,7 @@ from infinity_jax.transformer.model import Transformer, transformer_shapes
 from infinity_jax.weights.t5_folder import encoder_shapes
 
 TERA = 1e12
-MEGAPIXEL = ScaleSchedule.for_picture(1.0, '1M')
+MEGAPIXEL = ScaleSchedule.for_image(1.0, '1M')
 # Every scale after the first is above the size up to which scales share one masked product.
 EXACT = ScaleSchedule.free(((1, 1), (12, 12), (16, 12)))
 SMALL = TransformerConfig(

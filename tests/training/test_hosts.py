@@ -19,7 +19,7 @@ FLAGS = {
     'tokenizer.residual_blocks': 1,
     'tokenizer.norm_groups': 2,
     'grids': '((1,1),(2,2),(4,4))',
-    'data.picture_size': 16,
+    'data.image_size': 16,
     'data.subset': 'starter',
     'optimizer.decay': 'constant',  # which the number of steps does not change
     'log_every': 1,

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from infinity_jax.training.metrics import JUDGED_FROM, LossLevel
+from infinity_jax.training.metrics import JUDGED_FROM, SpikeDetector
 
 
 def spikes(losses):
-    level = LossLevel()
+    level = SpikeDetector()
     return {i: below for i, loss in enumerate(losses) if (below := level.below(loss)) is not None}
 
 

@@ -47,7 +47,7 @@ def test_mfu_is_left_out_where_the_peak_is_unknown(clock):
     clock.now += 1
     rates = watch.read()
     assert 'mfu' not in rates and 'MFU' not in shown(rates)
-    assert shown({**rates, 'mfu': 0.5}) == {'pictures/s': 1.0, 'TFLOP/s': 1e-12, 'MFU': 0.5}
+    assert shown({**rates, 'mfu': 0.5}) == {'images/s': 1.0, 'TFLOP/s': 1e-12, 'MFU': 0.5}
 
 
 def test_the_peak_is_that_of_all_devices():

@@ -47,7 +47,7 @@ def test_groups_partition_the_sequence():
     assert spans(0) == [(s, e, True) for s, e in SCHEDULE.spans]
     assert spans(14) == [(0, 14, False), (14, 30, True), (30, 60, True)]
     assert spans(10_000) == [(0, 60, False)]
-    released = query_groups(ScaleSchedule.for_picture(1.0, '1M'))
+    released = query_groups(ScaleSchedule.for_image(1.0, '1M'))
     assert [g.mask is None for g in released] == [False] + [True] * (len(released) - 1)
     for group in released:
         if group.mask is not None:

@@ -57,7 +57,7 @@ def test_attention_with_heads_first_is_attention():
 
 def test_on_a_mesh_no_device_gathers_the_cache(monkeypatch):
     monkeypatch.setattr(cache_module, 'target_platform', lambda: 'tpu')
-    schedule = ScaleSchedule.for_picture(1.0, '0.06M')
+    schedule = ScaleSchedule.for_image(1.0, '0.06M')
 
     def fill(k_BNLH):
         store = lambda cache, layer: (cache.store(layer, 0, k_BNLH, k_BNLH), None)

@@ -12,26 +12,26 @@ from helpers.generation import GRIDS as SCHEDULE
 from helpers.generation import keys, settings
 from helpers.tiny import QUICK_COMPILE, TRANSFORMER, text, transformer_variables
 
-from infinity_jax.config import Economy, UserError
-from infinity_jax.inference.generate import draw_bits
+from infinity_jax.config import QuantizationConfig, UserError
+from infinity_jax.inference.generate import generate_bits
 from infinity_jax.inference.scale_steps import Text
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.transformer.int8 import Int8, int8_shapes, quantize_kernels
 from infinity_jax.transformer.kv_cache import KeyValueCache
 from infinity_jax.transformer.model import Transformer
-from infinity_jax.weights.placement import economised, place, placed_shapes
+from infinity_jax.weights.placement import place, placed_shapes, quantize_params
 
-WEIGHTS, CACHE = Economy(weights='int8'), Economy(cache='int8')
+WEIGHTS, CACHE = QuantizationConfig(weights='int8'), QuantizationConfig(cache='int8')
 
 
 def host_params():
     return jax.tree.map(np.asarray, transformer_variables()['params'])
 
 
-@functools.partial(jax.jit, static_argnames='economy', compiler_options=QUICK_COMPILE)
-def forced(params, bits, economy=Economy()):
+@functools.partial(jax.jit, static_argnames='quantization', compiler_options=QUICK_COMPILE)
+def forced(params, bits, quantization=QuantizationConfig()):
     """Logits of every scale, teacher-forced on the same bits."""
-    drawn = draw_bits(
+    drawn = generate_bits(
         Transformer(TRANSFORMER),
         {'params': params},
         keys(),
@@ -39,7 +39,7 @@ def forced(params, bits, economy=Economy()):
         settings(),
         SCHEDULE,
         top_p=1.0,
-        economy=economy,
+        quantization=quantization,
         forced_bits=bits,
         keep_logits=True,
     )
@@ -115,18 +115,18 @@ def test_a_cache_remembers_the_rows_and_tokens_that_were_stored():
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_shapes_are_known_before_the_weights(dtype):
     config = dataclasses.replace(TRANSFORMER, dtype=dtype)
-    placed = place(economised(host_params(), WEIGHTS), dtype, config)
+    placed = place(quantize_params(host_params(), WEIGHTS), dtype, config)
     shapes = placed_shapes(config, dtype, WEIGHTS)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), placed) == jax.tree.map(
         lambda x: (x.shape, x.dtype), shapes
     )
     assert int8_shapes(placed_shapes(config, dtype)) == shapes
-    assert economised(placed, WEIGHTS) is placed  # done already
+    assert quantize_params(placed, WEIGHTS) is placed  # done already
 
 
 def test_several_devices_are_refused():
     with pytest.raises(UserError, match='weights in int8 are for one device'):
-        economised(host_params(), WEIGHTS, make_mesh(MeshConfig()))
+        quantize_params(host_params(), WEIGHTS, make_mesh(MeshConfig()))
 
 
 @pytest.mark.parametrize(
@@ -138,4 +138,4 @@ def test_several_devices_are_refused():
 )
 def test_unknown_savings_are_user_errors(fields, message):
     with pytest.raises(UserError, match=message):
-        Economy(**fields)
+        QuantizationConfig(**fields)

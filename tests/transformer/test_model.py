@@ -12,7 +12,7 @@ from helpers.tiny import QUICK_COMPILE, SCHEDULE, TRANSFORMER, text, transformer
 from infinity_jax.config import PRESETS, UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.attention_ops import query_groups
-from infinity_jax.transformer.layers import draw_kept
+from infinity_jax.transformer.layers import sample_kept
 from infinity_jax.transformer.model import (
     Transformer,
     check_schedule,
@@ -52,7 +52,7 @@ def uncompiled(config=TRANSFORMER, schedule=SCHEDULE):
             inputs_BLd,
             schedule,
             drop_condition_B=dropped_B,
-            kept=None if key is None else draw_kept(key, config, inputs_BLd.shape[0]),
+            kept=None if key is None else sample_kept(key, config, inputs_BLd.shape[0]),
         )
 
     return run
@@ -125,7 +125,7 @@ def test_dropped_condition_is_the_learned_text_at_the_same_length():
     assert np.abs(mixed[1] - plain[1]).max() > 0.01 * scale
 
 
-def test_stochastic_depth_spares_block_zero_and_draws_per_picture():
+def test_stochastic_depth_spares_block_zero_and_draws_per_image():
     config = dataclasses.replace(TRANSFORMER, drop_path=0.5)
     variables, (features, lengths) = transformer_variables(), text(1)
     same = [jnp.repeat(x, 24, 0) for x in (features, lengths, inputs(batch=1))]
@@ -161,7 +161,9 @@ def test_stochastic_depth_drops_whole_updates_and_scales_kept_ones():
 
 
 def test_without_drop_path_nothing_is_drawn():
-    assert draw_kept(jax.random.key(0), dataclasses.replace(TRANSFORMER, drop_path=0.0), 3) is None
+    assert (
+        sample_kept(jax.random.key(0), dataclasses.replace(TRANSFORMER, drop_path=0.0), 3) is None
+    )
 
 
 def test_trace_shows_every_block_and_the_same_logits():
@@ -174,7 +176,7 @@ def test_trace_shows_every_block_and_the_same_logits():
 
     trace = run(variables)
     assert trace.blocks.shape == (2, 3, SCHEDULE.num_tokens, 32)
-    assert trace.pooled_BD.shape == (3, 32) and trace.memory_BTD.shape == (3, 8, 32)
+    assert trace.pooled_BD.shape == (3, 32) and trace.context_BTD.shape == (3, 8, 32)
     plain = forward()(variables, features, lengths, inputs())
     np.testing.assert_allclose(trace.logits, plain, atol=1e-5 * np.abs(plain).max())
     assert np.abs(trace.blocks[1] - trace.blocks[0]).max() > 0.1
@@ -207,7 +209,7 @@ def test_every_preset_has_the_parameters_of_its_name(name):
 @pytest.mark.parametrize('name', ['2b', '8b'])
 def test_released_sizes_trace_forward_at_their_full_budget(name):
     config = PRESETS[name]
-    schedule = ScaleSchedule.for_picture(1.5, '1M')
+    schedule = ScaleSchedule.for_image(1.5, '1M')
     variables = {'params': transformer_shapes(config)}
     spec = jax.ShapeDtypeStruct
     logits = jax.eval_shape(
@@ -262,7 +264,10 @@ def test_text_longer_than_the_learned_one_is_a_user_error():
 
 @pytest.mark.parametrize(
     'grids, message',
-    [(((2, 2), (4, 4)), r'must start at \(1, 1\)'), (((1, 1),) * 16, 'transformer.levels is 15')],
+    [
+        (((2, 2), (4, 4)), r'must start at \(1, 1\)'),
+        (((1, 1),) * 16, 'transformer.max_scales is 15'),
+    ],
 )
 def test_schedules_that_the_model_cannot_follow_are_refused(grids, message):
     with pytest.raises(UserError, match=message):

@@ -63,8 +63,8 @@ def test_positions_round_half_to_even():
 
 @pytest.mark.parametrize('ratio', sorted(RATIOS))
 def test_positions_refer_to_the_full_grid_whatever_the_budget(ratio):
-    full = ScaleSchedule.for_picture(ratio, '1M')
-    small = ScaleSchedule.for_picture(ratio, '0.06M')
+    full = ScaleSchedule.for_image(ratio, '1M')
+    small = ScaleSchedule.for_image(ratio, '0.06M')
     positions = full.rope_positions()
     assert (small.rope_positions() == positions[: small.num_tokens]).all()
     assert (positions.max(0) == np.array(full.grids[-1]) - 1).all()
@@ -75,7 +75,7 @@ def test_positions_refer_to_the_full_grid_whatever_the_budget(ratio):
 
 
 def test_a_free_schedule_refers_to_its_own_last_grid():
-    released = ScaleSchedule.for_picture(1.0, '0.06M')
+    released = ScaleSchedule.for_image(1.0, '0.06M')
     own = ScaleSchedule.free(released.grids)
     assert own.rope_positions().max() == 15 and released.rope_positions().max() == 60
 
@@ -100,7 +100,7 @@ def test_rotation_keeps_lengths_and_depends_on_differences_only():
 def test_table_equals_the_released_one(name):
     meta = json.loads((GOLDEN / name / 'meta.json').read_text())
     wanted = np.load(GOLDEN / name / 'arrays.npz')['rope_cos_sin']
-    schedule = ScaleSchedule.for_picture(meta['h_div_w'], meta['pixel_budget'])
+    schedule = ScaleSchedule.for_image(meta['h_div_w'], meta['pixel_budget'])
     head_dim = meta['transformer']['width'] // meta['transformer']['num_heads']
     table = rope_table(schedule, head_dim)
     assert table.dtype == np.float32

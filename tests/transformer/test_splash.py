@@ -131,7 +131,7 @@ def test_what_fills_up_changes_no_value_and_no_gradient():
 
 
 def test_blocks_that_no_query_sees_are_skipped():
-    groups = query_groups(ScaleSchedule.for_picture(1.0, '1M'))
+    groups = query_groups(ScaleSchedule.for_image(1.0, '1M'))
     ends = np.pad(_key_ends(groups), (0, 231), constant_values=10_521)
     kernel = splash._make_kernel(splash.PrefixMask(ends, 10_752), 512, 2, 1, True)
     done = np.count_nonzero(kernel.fwd_mask_info.block_mask)

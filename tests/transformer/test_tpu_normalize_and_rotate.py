@@ -11,7 +11,7 @@ from helpers.tiny import TRANSFORMER
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.attention import SelfAttention
 from infinity_jax.transformer.rope import rope_table, rotate
-from infinity_jax.transformer.tpu import directions
+from infinity_jax.transformer.tpu import normalize_and_rotate
 
 SCHEDULE = ScaleSchedule.free(((1, 1), (2, 3), (4, 6)))  # 31 tokens
 TABLE = rope_table(SCHEDULE, 8)
@@ -45,8 +45,8 @@ def test_values_and_gradients_are_those_of_the_formula(monkeypatch, platform, he
 
     def ours(x, scale):
         if heads_axis == 2:
-            return directions(x, TABLE, scale)
-        return directions(x.swapaxes(1, 2), TABLE, scale, heads_axis=1).swapaxes(1, 2)
+            return normalize_and_rotate(x, TABLE, scale)
+        return normalize_and_rotate(x.swapaxes(1, 2), TABLE, scale, heads_axis=1).swapaxes(1, 2)
 
     pairs = zip(
         values_and_gradients(ours, queries(), SCALE),
@@ -59,7 +59,7 @@ def test_values_and_gradients_are_those_of_the_formula(monkeypatch, platform, he
 
 def test_nothing_has_no_direction_but_a_gradient():
     x = jnp.zeros((1, SCHEDULE.num_tokens, 3, 8))
-    y, dx, dscale = values_and_gradients(lambda x, s: directions(x, TABLE, s), x, SCALE)
+    y, dx, dscale = values_and_gradients(lambda x, s: normalize_and_rotate(x, TABLE, s), x, SCALE)
     assert not np.any(y) and not np.any(dscale) and np.all(np.isfinite(dx))
 
 

@@ -11,7 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from infinity_jax.transformer import layers as linear_module
 from infinity_jax.transformer import tpu as equal_blocks
 from infinity_jax.transformer.layers import linear
-from infinity_jax.transformer.tpu import ROWS, in_equal_blocks, pays
+from infinity_jax.transformer.tpu import ROWS, pays, tiled
 
 
 def normal(*shape):
@@ -28,14 +28,14 @@ def products(function, *args):
 def test_blocks_make_the_same_product(shape, features):
     x, kernel = normal(*shape), normal(8, features)
     wanted = jnp.matmul(x, kernel)
-    found = in_equal_blocks(jnp.matmul, x, kernel)
+    found = tiled(jnp.matmul, x, kernel)
     assert found.shape == wanted.shape
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_products_of_all_lengths_and_widths_are_equal():
     def blocks(rows, features):
-        run = lambda x, kernel: in_equal_blocks(jnp.matmul, x, kernel)
+        run = lambda x, kernel: tiled(jnp.matmul, x, kernel)
         return products(run, normal(rows, 8), normal(8, features))
 
     assert blocks(2, 512) == blocks(700, 512) == blocks(700, 768)

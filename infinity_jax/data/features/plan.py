@@ -1,4 +1,4 @@
-"""In which order a source's pictures are read to be turned into features, and the reading."""
+"""In which order a source's images are read to be turned into features, and the reading."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -18,7 +18,7 @@ from infinity_jax.runtime.worker_signals import obey_parent_alone
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WorkItem:
-    """Records of one shard and one picture shape: a batch, or what is left of one."""
+    """Records of one shard and one image shape: a batch, or what is left of one."""
 
     shard: int
     bucket: int
@@ -26,7 +26,7 @@ class WorkItem:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pictures:
+class ReadBatch:
     """What could be read of a `WorkItem`.
 
     Attributes:
@@ -67,18 +67,18 @@ def plan(
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ReadPictures:
+class ReadImages:
     """Reads and decodes; a class so that worker processes can receive it.
 
     Attributes:
       stored: the source.
-      sizes: (Y, X) of each bucket's pictures.
+      sizes: (Y, X) of each bucket's images.
     """
 
     stored: StoredSource
     sizes: tuple[tuple[int, int], ...]
 
-    def __call__(self, item: WorkItem) -> Pictures:
+    def __call__(self, item: WorkItem) -> ReadBatch:
         source, size = self.stored.source, self.sizes[item.bucket]
         good: list[tuple[Any, ...]] = []
         broken = []
@@ -87,18 +87,18 @@ class ReadPictures:
             name = source.record_name(place)
             try:
                 raw = source.read(place)
-                pixels_YX3 = decode(raw.open_picture(), size)
+                pixels_YX3 = decode(raw.open_image(), size)
                 whole = tuple(self.stored.index.sizes[number].tolist())
                 good.append((number, name, whole, raw.captions, pixels_YX3))
             except (BrokenRecord, OSError) as error:
                 broken.append((f'{source.name}: {name}', str(error)))
         *columns, pixels = zip(*good, strict=True) if good else ((),) * 5
         pixels_BYX3 = np.stack(pixels) if good else np.zeros((0, *size, 3), np.uint8)
-        return Pictures(item, *columns, pixels_BYX3, tuple(broken))
+        return ReadBatch(item, *columns, pixels_BYX3, tuple(broken))
 
 
-def read_ahead(items: list[WorkItem], read: ReadPictures, workers: int) -> grain.DatasetIterator:
-    """Pictures of all items, in order; to be closed."""
+def read_ahead(items: list[WorkItem], read: ReadImages, workers: int) -> grain.DatasetIterator:
+    """Images of all items, in order; to be closed."""
     dataset = grain.MapDataset.source(items).map(read)
     options = grain.ReadOptions(num_threads=1 if workers else 4, prefetch_buffer_size=4)
     iterable = dataset.to_iter_dataset(options)

@@ -1,9 +1,9 @@
-"""Records whose pictures and captions went through the frozen networks once, kept in shards.
+"""Records whose images and captions went through the frozen networks once, kept in shards.
 
 A folder holds `features.json`, which says what made it, and ArrayRecord files. One record of a file
-is a picture's tokenizer features followed by JSON of its name and captions; the text features of
+is an image's tokenizer features followed by JSON of its name and captions; the text features of
 each caption are a record of their own behind it, so that training reads one caption alone. The
-last record of a file is the table of its pictures.
+last record of a file is the table of its images.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ from array_record.python.array_record_module import ArrayRecordReader
 from infinity_jax.config import UserError, from_mapping
 from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.config import SourceConfig
-from infinity_jax.data.records import BrokenRecord, Place
+from infinity_jax.data.records import BrokenRecord, RecordLocation
 
 INFO = 'features.json'
 OPEN_SHARDS = 256  # of a process; a file each
-# A row of a shard's table: where its picture's record stands in the file, height and width of the
-# picture as shown, its code grid, and the checksum of its name, which tells its split.
+# A row of a shard's table: where its image's record stands in the file, height and width of the
+# image as shown, its code grid, and the checksum of its name, which tells its split.
 TABLE = np.dtype(
     [
         ('position', '<i8'), ('height', '<i4'), ('width', '<i4'), ('h', '<i4'), ('w', '<i4'),
@@ -62,7 +62,7 @@ class FeatureInfo:
     made_from: str  # digest of the source's records
     records: int
     shards: int
-    picture_size: int
+    image_size: int
     ratios: tuple[str, ...]
     tokenizer: str  # fingerprint of its encoder
     stride: int  # pixels per code
@@ -78,12 +78,12 @@ class FeatureInfo:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FeatureRecord:
-    """A stored picture: features (h, w, d), which share the memory that was read, and captions."""
+    """A stored image: features (h, w, d), which share the memory that was read, and captions."""
 
     name: str
     features: np.ndarray
     captions: RecordCaptions
-    _place: Place
+    _place: RecordLocation
     _source: 'FeatureSource'
 
     def text(self, caption: str) -> np.ndarray:
@@ -126,7 +126,7 @@ class FeatureSource:
         return self.paths
 
     def table(self) -> dict[str, np.ndarray]:
-        """Columns of an index: places, sizes of the pictures themselves, and keys."""
+        """Columns of an index: places, sizes of the images themselves, and keys."""
         tables = [self._table(shard) for shard in range(len(self.paths))]
         shards = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
         rows = np.concatenate(tables)
@@ -134,7 +134,7 @@ class FeatureSource:
         sizes = np.stack([rows['height'], rows['width']], axis=1)
         return {'places': places.astype(np.int64), 'sizes': sizes, 'keys': rows['key']}
 
-    def read(self, place: Place) -> FeatureRecord:
+    def read(self, place: RecordLocation) -> FeatureRecord:
         """The record at a place; raises `BrokenRecord`."""
         shard, position, h, w = place
         content = self.content(shard, position)
@@ -145,7 +145,7 @@ class FeatureSource:
         captions = RecordCaptions(**{**fields, 'short': tuple(fields['short'])})
         return FeatureRecord(name, values.reshape(shape), captions, place, self)
 
-    def record_name(self, place: Place) -> str:
+    def record_name(self, place: RecordLocation) -> str:
         return f'{self.paths[place[0]].name} record {place[1]}'
 
     def content(self, shard: int, position: int) -> bytes:
@@ -183,7 +183,7 @@ def read_info(folder: pathlib.Path) -> FeatureInfo | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f'{folder / INFO}: {error}; delete the folder and {MEND}') from None
-    return from_mapping(FeatureInfo, fields)
+    return from_mapping(FeatureInfo, fields, stored=True)
 
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)

@@ -22,12 +22,12 @@ OPTIONS = 'group_size:1,uncompressed'  # a record a chunk; features do not compr
 
 @dataclasses.dataclass(frozen=True)
 class NewRecord:
-    """A picture to be stored.
+    """An image to be stored.
 
     Attributes:
       number: its place in the order of its source.
       name: as messages call it in the source that it comes from.
-      size: height and width of the picture as shown.
+      size: height and width of the image as shown.
       features: (h, w, d), of the stored dtype.
       captions: from which training draws.
       texts: text features (T, E) of each of `captions.every()`, or none.

@@ -1,4 +1,4 @@
-"""Folders of pictures without captions, for what is trained on pictures alone."""
+"""Folders of images without captions, for what is trained on images alone."""
 
 import dataclasses
 import functools
@@ -7,19 +7,19 @@ from collections.abc import Iterator
 
 from infinity_jax.config import UserError
 from infinity_jax.data.config import SourceConfig
-from infinity_jax.data.records import Place, RawRecord
+from infinity_jax.data.records import RawRecord, RecordLocation
 
 ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
 
 
-def picture_paths(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The pictures in a folder and in those below it, by name."""
+def image_paths(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The images in a folder and in those below it, by name."""
     return sorted(p for p in folder.rglob('*') if p.suffix.lower() in ENDINGS)
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-    """The pictures in a folder and in those below it. A place is (number of the picture,).
+    """The images in a folder and in those below it. A place is (number of the image,).
 
     Attributes:
       folder: where they lie.
@@ -32,10 +32,10 @@ class FolderSource:
     @classmethod
     def open(cls, config: SourceConfig) -> 'FolderSource':
         folder = pathlib.Path(config.path).absolute()
-        names = tuple(path.relative_to(folder).as_posix() for path in picture_paths(folder))
+        names = tuple(path.relative_to(folder).as_posix() for path in image_paths(folder))
         if not names:
             raise UserError(
-                f'data source {config.path}: no pictures in there ({", ".join(ENDINGS)}); name '
+                f'data source {config.path}: no images in there ({", ".join(ENDINGS)}); name '
                 'their folder'
             )
         return cls(folder, names)
@@ -47,11 +47,11 @@ class FolderSource:
     def files(self) -> tuple[pathlib.Path, ...]:
         return tuple(self.folder / name for name in self.names)
 
-    def places(self) -> Iterator[Place]:
+    def places(self) -> Iterator[RecordLocation]:
         return ((number,) for number in range(len(self.names)))
 
-    def read(self, place: Place) -> RawRecord:
+    def read(self, place: RecordLocation) -> RawRecord:
         return RawRecord(functools.partial(open, self.folder / self.names[place[0]], 'rb'), None)
 
-    def record_name(self, place: Place) -> str:
+    def record_name(self, place: RecordLocation) -> str:
         return self.names[place[0]]

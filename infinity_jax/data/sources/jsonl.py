@@ -3,7 +3,7 @@
     {"image_path": …, "h_div_w": …, "text": …, "long_caption": …, "long_caption_type": …}
 
 The names of the files state a ratio and a count and the records state a ratio; all of these are
-often wrong and none is read: lines are counted, and a picture's own size decides.
+often wrong and none is read: lines are counted, and an image's own size decides.
 """
 
 import dataclasses
@@ -14,7 +14,13 @@ from collections.abc import Iterator
 
 from infinity_jax.config import UserError
 from infinity_jax.data.config import SourceConfig
-from infinity_jax.data.records import BrokenRecord, Place, RawRecord, captions_of, parse_object
+from infinity_jax.data.records import (
+    BrokenRecord,
+    RawRecord,
+    RecordLocation,
+    captions_of,
+    parse_object,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +29,11 @@ class JsonlSource:
 
     Attributes:
       paths: the files.
-      pictures: the folder that relative picture paths start from.
+      images: the folder that relative image paths start from.
     """
 
     paths: tuple[pathlib.Path, ...]
-    pictures: pathlib.Path
+    images: pathlib.Path
 
     @classmethod
     def open(cls, config: SourceConfig) -> 'JsonlSource':
@@ -35,7 +41,7 @@ class JsonlSource:
         paths = tuple(sorted(folder.glob('*.jsonl')))
         if not paths:
             raise UserError(f'data source {config.path}: no *.jsonl in there; name their folder')
-        return cls(paths, pathlib.Path(config.pictures).absolute() if config.pictures else folder)
+        return cls(paths, pathlib.Path(config.images).absolute() if config.images else folder)
 
     @property
     def name(self) -> str:
@@ -44,7 +50,7 @@ class JsonlSource:
     def files(self) -> tuple[pathlib.Path, ...]:
         return self.paths
 
-    def places(self) -> Iterator[Place]:
+    def places(self) -> Iterator[RecordLocation]:
         for number, path in enumerate(self.paths):
             offset = 0
             with path.open('rb') as file:
@@ -53,7 +59,7 @@ class JsonlSource:
                         yield number, offset, len(line), line_number
                     offset += len(line)
 
-    def read(self, place: Place) -> RawRecord:
+    def read(self, place: RecordLocation) -> RawRecord:
         number, offset, size, _ = place
         try:
             with self.paths[number].open('rb') as file:
@@ -65,9 +71,9 @@ class JsonlSource:
         path = fields.get('image_path')
         if not isinstance(path, str) or not path or not _may_name_a_file(path):
             raise BrokenRecord(f'image_path is {path!r}')
-        return RawRecord(functools.partial(open, self.pictures / path, 'rb'), captions_of(fields))
+        return RawRecord(functools.partial(open, self.images / path, 'rb'), captions_of(fields))
 
-    def record_name(self, place: Place) -> str:
+    def record_name(self, place: RecordLocation) -> str:
         return f'{self.paths[place[0]].name} line {place[3]}'
 
 

@@ -19,7 +19,7 @@ STORED = {
 
 
 def open_source(config: SourceConfig) -> Source | FeatureSource:
-    """A source of any kind but emoji, whose pictures are drawn and need no index.
+    """A source of any kind but emoji, whose images are drawn and need no index.
 
     Raises:
       UserError: nothing of that kind is in its folder.

@@ -10,7 +10,13 @@ from collections.abc import Iterator
 
 from infinity_jax.config import UserError
 from infinity_jax.data.config import SourceConfig
-from infinity_jax.data.records import BrokenRecord, Place, RawRecord, captions_of, parse_object
+from infinity_jax.data.records import (
+    BrokenRecord,
+    RawRecord,
+    RecordLocation,
+    captions_of,
+    parse_object,
+)
 
 # Ending of a member -> its column pair (offset, bytes) in a place.
 _COLUMNS = {'jpg': 1, 'jpeg': 1, 'png': 1, 'webp': 1, 'txt': 3, 'json': 5}
@@ -57,7 +63,7 @@ def open_part(path: str | os.PathLike, start: int, size: int) -> io.BufferedRead
 class TarSource:
     """The samples of some shards: members whose paths agree up to the first dot of the file name.
 
-    A place is (shard, picture offset, bytes, text offset, bytes, JSON offset, bytes), −1 for what
+    A place is (shard, image offset, bytes, text offset, bytes, JSON offset, bytes), −1 for what
     the sample lacks. JSON holds the fields of the released data; a text is the short caption.
 
     Attributes:
@@ -85,7 +91,7 @@ class TarSource:
     def files(self) -> tuple[pathlib.Path, ...]:
         return self.paths
 
-    def places(self) -> Iterator[Place]:
+    def places(self) -> Iterator[RecordLocation]:
         for number, path in enumerate(self.paths):
             key, place = None, []
             for member_key, column, offset, size in _members(path):
@@ -97,11 +103,11 @@ class TarSource:
             if key is not None:
                 yield tuple(place)
 
-    def read(self, place: Place) -> RawRecord:
+    def read(self, place: RecordLocation) -> RawRecord:
         path = self.paths[place[0]]
-        picture, text, fields = place[1:3], place[3:5], place[5:7]
-        if picture[0] == _ABSENT:
-            raise BrokenRecord('it has no picture')
+        image, text, fields = place[1:3], place[3:5], place[5:7]
+        if image[0] == _ABSENT:
+            raise BrokenRecord('it has no image')
         try:
             mapping = parse_object(_content(path, fields)) if fields[0] != _ABSENT else {}
             if text[0] != _ABSENT:
@@ -109,9 +115,9 @@ class TarSource:
         except (OSError, UnicodeDecodeError) as error:
             raise BrokenRecord(f'text cannot be read: {error}') from None
         captions = captions_of(mapping, self.text_field)
-        return RawRecord(functools.partial(open_part, path, *picture), captions)
+        return RawRecord(functools.partial(open_part, path, *image), captions)
 
-    def record_name(self, place: Place) -> str:
+    def record_name(self, place: RecordLocation) -> str:
         path = self.paths[place[0]]
         offset = next(n for n in place[1::2] if n != _ABSENT)
         try:  # the header block stands before the content

@@ -11,7 +11,7 @@ from typing import Any
 from infinity_jax.config import UserError
 from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.config import SourceConfig
-from infinity_jax.data.records import BrokenRecord, Place, RawRecord
+from infinity_jax.data.records import BrokenRecord, RawRecord, RecordLocation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +60,10 @@ class TfdsSource:
                 f'{self.name}: no such split; choose one of {", ".join(builder.info.splits)}'
             ) from None
 
-    def places(self) -> Iterator[Place]:
+    def places(self) -> Iterator[RecordLocation]:
         return ((i,) for i in range(len(self._examples())))
 
-    def read(self, place: Place) -> RawRecord:
+    def read(self, place: RecordLocation) -> RawRecord:
         try:
             example = self._examples()[place[0]]
         except RuntimeError as error:  # damaged bytes, a file cut off
@@ -76,7 +76,7 @@ class TfdsSource:
             raise BrokenRecord(f'{self.text_field} is not text') from None
         return RawRecord(functools.partial(io.BytesIO, example[self.image_field]), captions)
 
-    def record_name(self, place: Place) -> str:
+    def record_name(self, place: RecordLocation) -> str:
         return f'{self.dataset or pathlib.Path(self.path).name} {self.split} example {place[0]}'
 
     def _examples(self) -> Any:
@@ -100,7 +100,7 @@ def _builder(path: str, dataset: str) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _examples(path: str, dataset: str, split: str, image_field: str) -> Any:
-    """Random access to the examples of a split, pictures left encoded; one a process."""
+    """Random access to the examples of a split, images left encoded; one a process."""
     import tensorflow_datasets as tfds
 
     decoders = {image_field: tfds.decode.SkipDecoding()}

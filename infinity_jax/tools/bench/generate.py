@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from infinity_jax.config import TextConfig
-from infinity_jax.inference.generate import draw_bits
-from infinity_jax.inference.generator import Drawing
+from infinity_jax.inference.generate import generate_bits
+from infinity_jax.inference.generator import Generator
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.scale_steps import Mode, Text, controls
 from infinity_jax.inference.text_encoder import encode
@@ -28,8 +28,8 @@ class Workload:
 
     Attributes:
       preset: of the transformer.
-      ratio, budget: of the pictures.
-      batch: pictures at once, of different prompts.
+      ratio, budget: of the images.
+      batch: images at once, of different prompts.
       precision: of the products in blocks and text encoder; the tokenizer runs in float32.
       guidance: 1 leaves out the unconditional half.
       text_length: tokens that prompts are padded to.
@@ -49,7 +49,7 @@ class Workload:
 def bench_generate(workload: Workload, **options: Any) -> Measured:
     """Measures the stages; `options` are those of `measure`."""
     stages = text_stage(workload) if workload.text_encoder else []
-    stages += drawing_stages(workload)
+    stages += generation_stages(workload)
     return measure(stages, dtype=workload.precision, **options)
 
 
@@ -67,14 +67,14 @@ def text_stage(workload: Workload) -> list[Stage]:
     return [Stage.of('text', run, run, params, ids_BT, lengths_B)]
 
 
-def drawing_stages(workload: Workload) -> list[Stage]:
-    """Text features to accumulated codes, and these to pictures, each as drawing runs them."""
+def generation_stages(workload: Workload) -> list[Stage]:
+    """Text features to accumulated codes, and these to images, each as drawing runs them."""
     config, tokenizer = preset(workload.preset, workload.precision)
-    schedule = ScaleSchedule.for_picture(workload.ratio, workload.budget)
+    schedule = ScaleSchedule.for_image(workload.ratio, workload.budget)
     model, autoencoder = Transformer(config), Autoencoder(tokenizer)
     params = random_params(transformer_shapes, config, workload.precision)
     decoder = random_params(tokenizer_shapes, tokenizer)
-    drawing = Drawing(model, autoencoder, params, decoder)
+    drawing = Generator(model, autoencoder, params, decoder)
     batch = workload.batch
     shape = (batch, workload.text_length, config.text_channels)
     text = Text(random_features(shape), jnp.full((batch,), workload.text_length, jnp.int32))
@@ -86,7 +86,7 @@ def drawing_stages(workload: Workload) -> list[Stage]:
         return drawing.codes(keys_B, text, numbers, schedule, mode=mode)
 
     def plain(keys_B, text, numbers):
-        return draw_bits(
+        return generate_bits(
             model,
             {'params': params},
             keys_B,

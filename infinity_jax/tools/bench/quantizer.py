@@ -54,17 +54,17 @@ def table_loss(features_Bhwd: jax.Array, grids: tuple[Grid, ...]) -> jax.Array:
     return penalty + commitment(quantized.normalised) + jnp.sum(quantized.total_Bhwd)
 
 
-def compiled_bytes(loss, bits: int, grids: tuple[Grid, ...], pictures: int) -> int:
+def compiled_bytes(loss, bits: int, grids: tuple[Grid, ...], images: int) -> int:
     """Temporary memory of value and gradient, as the compiler plans it."""
-    features = jax.ShapeDtypeStruct((pictures, *grids[-1], bits), jnp.float32)
+    features = jax.ShapeDtypeStruct((images, *grids[-1], bits), jnp.float32)
     step = jax.jit(jax.value_and_grad(functools.partial(loss, grids=grids)))
     return step.lower(features).compile().memory_analysis().temp_size_in_bytes
 
 
 def rows(
     bits: tuple[int, ...] = BITS,
-    grids: tuple[Grid, ...] = ScaleSchedule.for_picture(1.0, '0.06M').grids,
-    pictures: int = PICTURES,
+    grids: tuple[Grid, ...] = ScaleSchedule.for_image(1.0, '0.06M').grids,
+    images: int = PICTURES,
     largest_table: int = LARGEST_TABLE,
 ) -> list[tuple[int, int, int, bool]]:
     """(d, bytes here, bytes with a table, whether the latter were compiled) of each d.
@@ -76,15 +76,15 @@ def rows(
     for d in bits:
         small = d <= largest_table
         height, width = grids[-1]
-        counted = 4 * pictures * height * width * 2**d
-        full = compiled_bytes(table_loss, d, grids, pictures) if small else counted
-        table.append((d, compiled_bytes(bitwise_loss, d, grids, pictures), full, small))
+        counted = 4 * images * height * width * 2**d
+        full = compiled_bytes(table_loss, d, grids, images) if small else counted
+        table.append((d, compiled_bytes(bitwise_loss, d, grids, images), full, small))
     return table
 
 
 def main() -> None:
     """Prints the table in Markdown."""
-    print(f'{PICTURES} pictures of 256², 7 scales, {jax.devices()[0].device_kind}')
+    print(f'{PICTURES} images of 256², 7 scales, {jax.devices()[0].device_kind}')
     print('| d | bitwise, MB | full code table, GB |\n|---|---|---|')
     for d, ours, full, small in rows():
         mark = '' if small else ' (counted)'

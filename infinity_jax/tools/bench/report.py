@@ -17,7 +17,7 @@ def report_of(what: str, workload: Workload, measured: Measured) -> dict[str, An
     """All figures by name; seconds, bytes and FLOP/s."""
     stages = {name: result.to_json() for name, result in measured.stages.items()}
     seconds = sum(stage['seconds'] for stage in stages.values())
-    tokens = ScaleSchedule.for_picture(workload.ratio, workload.budget).num_tokens
+    tokens = ScaleSchedule.for_image(workload.ratio, workload.budget).num_tokens
     device = jax.local_devices()[0]
     report = {
         'what': what,
@@ -55,7 +55,7 @@ def table(report: dict[str, Any]) -> str:
             f'{stage["fraction_of_bare_cpu"]:>9.1%}{stage["fraction_of_peak"]:>9.1%}'
             f'{stage["first_seconds"]:>9.2f}'
         )
-    rate = f'{report["pictures_per_second"]:.3g} pictures/s'
+    rate = f'{report["pictures_per_second"]:.3g} images/s'
     if 'tokens_per_second' in report:
         rate += f', {report["tokens_per_second"]:.4g} tokens/s'
     lines.append(

@@ -15,9 +15,9 @@ from infinity_jax.tools.bench.stage import Measured, Stage, measure
 
 
 def bench_tokenizer(workload: Workload, **options: Any) -> Measured:
-    """Measures pictures to bits, and codes to pictures; `options` are those of `measure`."""
+    """Measures images to bits, and codes to images; `options` are those of `measure`."""
     config, tokenizer = preset(workload.preset, workload.precision)
-    schedule = ScaleSchedule.for_picture(workload.ratio, workload.budget)
+    schedule = ScaleSchedule.for_image(workload.ratio, workload.budget)
     grids = schedule.code_grids(config.spatial_patchify)
     autoencoder = Autoencoder(tokenizer)
     variables = {'params': random_params(tokenizer_shapes, tokenizer)}

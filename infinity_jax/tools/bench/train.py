@@ -25,7 +25,7 @@ LEARNING_RATE = 6e-5
 
 
 def bench_train(workload: Workload, **options: Any) -> Measured:
-    """Measures `train.train_step` from stored picture and text features on one device.
+    """Measures `train.train_step` from stored image and text features on one device.
 
     Steps follow each other as in training, the state donated; `options` are those of `measure`.
     """
@@ -40,7 +40,7 @@ def bench_train(workload: Workload, **options: Any) -> Measured:
         transformer=config,
         text=TextTraining(),
     )
-    schedule = ScaleSchedule.for_picture(workload.ratio, workload.budget)
+    schedule = ScaleSchedule.for_image(workload.ratio, workload.budget)
     text_encoder = T5Encoder(TextConfig(), jnp.dtype(workload.precision))
     models = Models(Transformer(config), Autoencoder(tokenizer), text_encoder, (schedule,))
     step = functools.partial(train_step, models=models, config=run_config)

@@ -13,7 +13,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--preset', default='125m', help='sizes; the weights are random')
     parser.add_argument('--ratio', default='1.000', metavar='R', help='height/width')
     parser.add_argument('--budget', default='0.06M', metavar='M', help='0.06M, 0.25M, 0.60M or 1M')
-    parser.add_argument('--batch', type=int, default=1, metavar='N', help='pictures at once')
+    parser.add_argument('--batch', type=int, default=1, metavar='N', help='images at once')
     parser.add_argument('--precision', choices=['float32', 'bfloat16'], default='bfloat16')
     parser.add_argument('--guidance', type=float, default=3.0, help='1 leaves it out')
     parser.add_argument(

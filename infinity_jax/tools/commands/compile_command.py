@@ -8,8 +8,8 @@ from infinity_jax.config import UserError
 from infinity_jax.tools.commands.model_flags import (
     add_model_flags,
     add_saving_flags,
-    economy_of,
-    picture_size_of,
+    image_size_of,
+    quantization_of,
 )
 from infinity_jax.tools.commands.sampling_flags import add_sampling_flags, sampling_of
 
@@ -19,10 +19,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flags(parser)
     add_saving_flags(parser)
     add_sampling_flags(parser)
-    parser.add_argument('--num', type=int, default=1, help='pictures per prompt')
+    parser.add_argument('--num', type=int, default=1, help='images per prompt')
     parser.add_argument('--prompts', type=int, default=1, metavar='N', help='how many at once')
     parser.add_argument(
-        '--max-batch', type=int, metavar='N', help='pictures at once, at most; default: 16'
+        '--max-batch', type=int, metavar='N', help='images at once, at most; default: 16'
     )
     parser.add_argument('--text-length', type=int, metavar='N', help='for calls with --text-length')
     parser.add_argument('--negative', action='store_true', help='for calls with --negative')
@@ -58,10 +58,10 @@ def run(args: argparse.Namespace) -> None:
         bundle.schedule,
         ratio=args.ratio,
         budget=args.budget,
-        size=picture_size_of(args),
+        size=image_size_of(args),
     )
     length = padded_length(bundle.transformer_config, args.text_length)
-    mode = mode_of(sampling_of(args), economy_of(args))
+    mode = mode_of(sampling_of(args), quantization_of(args))
     negative = args.negative and mode.guided
     batch = min(args.num * args.prompts, args.max_batch or MAX_BATCH)
     calls = calls_of(bundle, schedule, mode, batch, args.num, length, negative)

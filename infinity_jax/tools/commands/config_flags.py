@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from infinity_jax.config import UserError
+from infinity_jax.config import UserError, current_name
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, such as configs/t2i.py:demo')
 
@@ -24,6 +24,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     file = _value_of(argv, 'config')
     if file:
         _check_file(file)
+        argv = [_with_current_names(argument, file) for argument in argv]
     rest = _parsed(flags.FLAGS, argv, file)
     if CONFIG.value is None:
         raise UserError('no config file; name one, for instance --config=configs/t2i.py')
@@ -51,13 +52,13 @@ def read_config_file(spec: str | None, overrides: Sequence[str] = ()) -> ConfigD
     if not spec:
         raise UserError('no config file; name one, for instance --config configs/t2i.py')
     _check_file(spec)
-    file, *variant = spec.split(':', 1)
     try:
-        config = runpy.run_path(file)['get_config'](*variant)
+        config = _config_of(spec)
     except (KeyError, ValueError) as error:
         raise UserError(f'{spec}: {error}; name a variant that the file knows') from None
     if not overrides:
         return config
+    overrides = [_with_current_names(argument, spec) for argument in overrides]
     argv, values = ['', f'--config={spec}', *overrides], flags.FlagValues()
     holder = config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
     _parsed(values, argv, spec)
@@ -73,6 +74,24 @@ def _parsed(values: flags.FlagValues, argv: list[str], file: str | None) -> list
     except (flags.Error, TypeError, ValueError) as error:
         last = str(error).strip().splitlines()[-1].strip()
         raise UserError(re.sub(r'^\w+Error: ', '', last)) from None
+
+
+def _with_current_names(argument: str, spec: str) -> str:
+    """A flag whose fields are called as the config file calls them, where they were renamed."""
+    if not argument.lstrip('-').startswith('config.'):
+        return argument
+    name, equals, value = argument.partition('=')
+    node, path = _config_of(spec), []
+    for field in name.split('.')[1:]:
+        known = list(node) if hasattr(node, 'keys') else ()
+        path.append(current_name(field, known, ''.join(f'{each}.' for each in path)))
+        node = node[path[-1]] if path[-1] in known else None
+    return '.'.join([name.split('.')[0], *path]) + equals + value
+
+
+def _config_of(spec: str) -> ConfigDict:
+    file, *variant = spec.split(':', 1)
+    return runpy.run_path(file)['get_config'](*variant)
 
 
 def _check_file(spec: str) -> None:
@@ -93,8 +112,7 @@ def _value_of(argv: list[str], flag: str) -> str | None:
 
 def _unknown_field(argv: list[str], config_file: str) -> str:
     """Names the first overridden field that the config file lacks."""
-    file, *variant = config_file.split(':', 1)
-    config = runpy.run_path(file)['get_config'](*variant)
+    config = _config_of(config_file)
     for argument in argv[1:]:
         name = argument.lstrip('-').partition('=')[0]
         node, path = config, name.split('.')[1:]

@@ -10,11 +10,11 @@ from infinity_jax.config import UserError
 def add_data(parser: argparse.ArgumentParser) -> None:
     """The commands that look at a run's data."""
     commands = parser.add_subparsers(dest='data_command', required=True, metavar='COMMAND')
-    inspect = commands.add_parser('inspect', help='buckets, captions, broken records, pictures')
-    inspect.add_argument('--out', default='data.png', help='PNG file of the first pictures')
-    inspect.add_argument('--count', type=int, default=64, help='pictures read and shown')
+    inspect = commands.add_parser('inspect', help='buckets, captions, broken records, images')
+    inspect.add_argument('--out', default='data.png', help='PNG file of the first images')
+    inspect.add_argument('--count', type=int, default=64, help='images read and shown')
     inspect.set_defaults(run=run_inspect)
-    speed = commands.add_parser('speed', help='how fast pictures are read and cut')
+    speed = commands.add_parser('speed', help='how fast images are read and cut')
     speed.add_argument('--batches', type=int, default=30, help='batches that are timed')
     speed.set_defaults(run=run_speed)
     store = commands.add_parser(
@@ -27,8 +27,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     store.add_argument('--dtype', default='float32', help='of tokenizer features (float32)')
     store.add_argument('--text', default='', help='captions with features: all, whole or none')
     store.add_argument('--text-dtype', default='', help="of text features (the transformer's)")
-    store.add_argument('--shard-records', type=int, default=1024, help='pictures a file (1024)')
-    store.add_argument('--batch-per-device', type=int, default=8, help='pictures a call (8)')
+    store.add_argument('--shard-records', type=int, default=1024, help='images a file (1024)')
+    store.add_argument('--batch-per-device', type=int, default=8, help='images a call (8)')
     store.set_defaults(run=run_precompute)
     for command in (inspect, speed, store):
         command.add_argument(
@@ -62,7 +62,7 @@ def run_inspect(args: argparse.Namespace) -> None:
 
 
 def run_speed(args: argparse.Namespace) -> None:
-    """Prints pictures per second."""
+    """Prints images per second."""
     from infinity_jax.tools.inspect_data import measure_speed
 
     measure_speed(run_config(args), args.batches)

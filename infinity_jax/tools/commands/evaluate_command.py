@@ -1,10 +1,10 @@
-"""The command `infinity-jax evaluate`: a demo's pictures, a model's loss, a tokenizer's."""
+"""The command `infinity-jax evaluate`: a demo's images, a model's loss, a tokenizer's."""
 
 import argparse
 
 from infinity_jax.config import UserError
 from infinity_jax.tools.commands.data_command import run_config
-from infinity_jax.tools.commands.model_flags import add_saving_flags, economy_of
+from infinity_jax.tools.commands.model_flags import add_saving_flags, quantization_of
 from infinity_jax.tools.commands.sampling_flags import add_sampling_flags, sampling_of
 
 CHECKPOINT = 'model folder; default: the demo'
@@ -14,7 +14,7 @@ def add_kinds(parser: argparse.ArgumentParser) -> None:
     """What can be measured, each with flags of its own."""
     kinds = parser.add_subparsers(dest='what', required=True, metavar='WHAT')
     add = lambda name, text: kinds.add_parser(name, help=text, description=text)
-    _add_demo(add('demo', 'Emoji and backgrounds of drawn pictures, by the matcher.'))
+    _add_demo(add('demo', 'Emoji and backgrounds of drawn images, by the matcher.'))
     _add_loss(add('loss', 'Loss and bit accuracy on held-out data, by scale.'))
     _add_tokenizer(add('tokenizer', 'Fidelity of reconstructions and use of bits, by scale.'))
 
@@ -45,17 +45,17 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, type=_path, metavar=metavar, help=help)
 
     add('--checkpoint', 'DIR', 'model folder, run folder or checkpoint of a run; default: the demo')
-    add('--data', 'DIR', 'a folder of pictures; default: held-out emoji')
+    add('--data', 'DIR', 'a folder of images; default: held-out emoji')
     parser.add_argument(
         '--subset', help='of the emoji: starter, demo or all; default: what it was trained on'
     )
-    parser.add_argument('--count', type=int, default=500, metavar='N', help='pictures (500)')
+    parser.add_argument('--count', type=int, default=500, metavar='N', help='images (500)')
     parser.add_argument('--size', type=int, default=0, metavar='N', help='pixels of an edge')
     add('--vgg', 'FILE', "torchvision's VGG-16, for LPIPS")
     add('--lpips-heads', 'FILE', 'heads of LPIPS')
     add('--features', 'NPZ', 'originals and reconstructions (N, D), for the Fréchet distance')
     add('--save', 'DIR', 'originals and reconstructions as PNGs, in DIR/gt and DIR/pred')
-    add('--out', 'DIR', 'for table, picture strip and plot; default: evaluation in the run folder')
+    add('--out', 'DIR', 'for table, image strip and plot; default: evaluation in the run folder')
     parser.set_defaults(run=run_tokenizer)
 
 
@@ -78,7 +78,7 @@ def run_demo(args: argparse.Namespace) -> None:
         subset=args.subset,
         seed=args.seed,
         sampling=sampling_of(args),
-        economy=economy_of(args),
+        quantization=quantization_of(args),
         out=args.out,
     )
 

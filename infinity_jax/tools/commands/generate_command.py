@@ -12,8 +12,8 @@ from infinity_jax.config import UserError
 from infinity_jax.tools.commands.model_flags import (
     add_model_flags,
     add_saving_flags,
-    economy_of,
-    picture_size_of,
+    image_size_of,
+    quantization_of,
 )
 from infinity_jax.tools.commands.sampling_flags import sampling_of
 
@@ -24,15 +24,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `generate` alone; those of drawing in general are the caller's."""
     add_model_flags(parser)
     add_saving_flags(parser)
-    parser.add_argument('prompts', nargs='*', help='what the pictures show')
+    parser.add_argument('prompts', nargs='*', help='what the images show')
     parser.add_argument('--prompts-file', metavar='FILE', help='one prompt a line')
-    parser.add_argument('--num', type=int, default=1, help='pictures per prompt')
-    parser.add_argument('--negative', metavar='TEXT', help='what the pictures should not show')
+    parser.add_argument('--num', type=int, default=1, help='images per prompt')
+    parser.add_argument('--negative', metavar='TEXT', help='what the images should not show')
     parser.add_argument(
-        '--out', default='picture.png', help='PNG file; several pictures get a number each'
+        '--out', default='image.png', help='PNG file; several images get a number each'
     )
     parser.add_argument(
-        '--max-batch', type=int, metavar='N', help='pictures at once, at most; default: 16'
+        '--max-batch', type=int, metavar='N', help='images at once, at most; default: 16'
     )
     parser.add_argument(
         '--text-length',
@@ -49,9 +49,9 @@ def run(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f'--{name.replace("_", "-")} is {value}; wanted 1 or more')
-    size = picture_size_of(args)
-    pictures = len(prompts) * args.num
-    paths = output_paths(args.out, pictures)
+    size = image_size_of(args)
+    images = len(prompts) * args.num
+    paths = output_paths(args.out, images)
     from infinity_jax.images import check_writable, save_png
     from infinity_jax.inference.pipeline import MAX_BATCH, InfinityPipeline
     from infinity_jax.inference.warmup import Request
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.weights.model_folder import DEMO_FOLDER
 
     check_writable(paths[0])
-    sampling, economy = sampling_of(args), economy_of(args)
+    sampling, quantization = sampling_of(args), quantization_of(args)
     with plain_warnings():
         pipeline = InfinityPipeline.from_pretrained(
             args.checkpoint or DEMO_FOLDER,
@@ -68,13 +68,13 @@ def run(args: argparse.Namespace) -> None:
             ratio=args.ratio,
             budget=args.budget,
             size=size,
-            max_batch=min(pictures, args.max_batch or MAX_BATCH),
-            economy=economy,
+            max_batch=min(images, args.max_batch or MAX_BATCH),
+            quantization=quantization,
             text_length=args.text_length,
             request=Request(tuple(prompts), args.num, args.negative, sampling),
         )
         ratio, budget = released_name(pipeline.schedule) or ('', '')
-        height, width = pipeline.picture_size
+        height, width = pipeline.image_size
         if size is not None:
             released = f': ratio {ratio}, budget {budget}' if ratio else ''
             print(f'drawing {height} x {width} pixels{released}', file=sys.stderr)
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
             prompts, num=args.num, seed=args.seed, negative=args.negative, sampling=sampling
         )
         if drawn.batch_seconds:
-            print(timing(drawn.batch_seconds, pictures), file=sys.stderr)
+            print(timing(drawn.batch_seconds, images), file=sys.stderr)
     for i, (path, image) in enumerate(zip(paths, drawn.images, strict=True)):
         metadata = {
             'prompt': drawn.prompts[i],
@@ -99,9 +99,9 @@ def run(args: argparse.Namespace) -> None:
             'top_p': sampling.top_p,
             'guidance_layer': sampling.guidance_layer,
             'dtype': args.dtype or '',
-            'weights': economy.weights,
-            'cache': economy.cache,
-            'unguided_scales': economy.unguided_scales,
+            'weights': quantization.weights,
+            'cache': quantization.cache,
+            'unguided_scales': quantization.unguided_scales,
             'model': args.checkpoint or 'demo',
             'revision': args.revision or '',
         }
@@ -109,15 +109,15 @@ def run(args: argparse.Namespace) -> None:
         print(path)
 
 
-def timing(batch_seconds: Sequence[float], pictures: int) -> str:
-    """One line: how long the first picture took from the start, and each one after that."""
+def timing(batch_seconds: Sequence[float], images: int) -> str:
+    """One line: how long the first image took from the start, and each one after that."""
     first, *later = batch_seconds
     since_start = time.perf_counter() - STARTED - sum(later)
-    line = f'time: {since_start:.2f} s to the first picture, {first:.2f} s of it drawing'
+    line = f'time: {since_start:.2f} s to the first image, {first:.2f} s of it drawing'
     if not later:
         return line
-    batch = -(-pictures // len(batch_seconds))
-    return f'{line}; then {sum(later) / max(pictures - batch, 1):.3f} s a picture'
+    batch = -(-images // len(batch_seconds))
+    return f'{line}; then {sum(later) / max(images - batch, 1):.3f} s an image'
 
 
 def read_prompts(args: argparse.Namespace) -> list[str]:
@@ -134,17 +134,17 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
             raise UserError(f'--prompts-file {args.prompts_file}: {error}') from None
         prompts += [line for line in lines if line.strip()]
     if not prompts:
-        raise UserError('no prompt given; write what the picture should show, or --prompts-file')
+        raise UserError('no prompt given; write what the image should show, or --prompts-file')
     if not all(prompt.strip() for prompt in prompts):
-        raise UserError('a prompt is empty; write what the picture should show')
+        raise UserError('a prompt is empty; write what the image should show')
     return prompts
 
 
 def output_paths(out: str, count: int) -> list[pathlib.Path]:
-    """OUT itself for one picture; else OUT with _000, _001, … before its ending."""
+    """OUT itself for one image; else OUT with _000, _001, … before its ending."""
     path = pathlib.Path(out)
     if path.suffix.lower() != '.png':
-        raise UserError(f'--out {out} does not end in .png; pictures are written as PNG')
+        raise UserError(f'--out {out} does not end in .png; images are written as PNG')
     if count == 1:
         return [path]
     return [path.with_name(f'{path.stem}_{i:03}{path.suffix}') for i in range(count)]

@@ -7,7 +7,7 @@ from infinity_jax.config import UserError
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:
-    """Picture size, precision and revision; the checkpoint is a sampling flag."""
+    """Image size, precision and revision; the checkpoint is a sampling flag."""
     parser.add_argument('--ratio', metavar='R', help='height/width; the nearest of 15, default 1')
     parser.add_argument('--budget', metavar='M', help='of pixels: 0.06M, 0.25M, 0.60M or 1M')
     parser.add_argument('--height', type=int, metavar='Y', help='pixels, with --width instead')
@@ -26,7 +26,7 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_saving_flags(parser: argparse.ArgumentParser) -> None:
-    """What `Economy` offers."""
+    """What `QuantizationConfig` offers."""
     saved = parser.add_argument_group('lossy savings, off by default; docs/memory.md has the cost')
     saved.add_argument('--weights', choices=['int8'], help="of the transformer's blocks")
     saved.add_argument('--cache', choices=['int8'], help='keys and values of earlier scales')
@@ -35,15 +35,17 @@ def add_saving_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def economy_of(args: argparse.Namespace) -> Any:
+def quantization_of(args: argparse.Namespace) -> Any:
     """The savings that flags ask for."""
-    from infinity_jax.config import Economy
+    from infinity_jax.config import QuantizationConfig
 
     fields = {name: getattr(args, name) for name in ('weights', 'cache', 'unguided_scales')}
-    return Economy(**{name: value for name, value in fields.items() if value is not None})
+    return QuantizationConfig(
+        **{name: value for name, value in fields.items() if value is not None}
+    )
 
 
-def picture_size_of(args: argparse.Namespace) -> tuple[int, int] | None:
+def image_size_of(args: argparse.Namespace) -> tuple[int, int] | None:
     """(height, width) if they are given.
 
     Raises:

@@ -18,16 +18,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--topology', required=True, help='for instance v5e:16x16 or v5p:1x1x1')
     parser.add_argument(
-        '--generation', action='store_true', help='drawing pictures instead of training'
+        '--generation', action='store_true', help='drawing images instead of training'
     )
-    parser.add_argument('--num', type=int, default=1, help='generation: pictures a chip at once')
-    parser.add_argument(
-        '--at-once', type=int, metavar='N', help='pictures a chip works on together'
-    )
+    parser.add_argument('--num', type=int, default=1, help='generation: images a chip at once')
+    parser.add_argument('--at-once', type=int, metavar='N', help='images a chip works on together')
     parser.add_argument('--accumulate', type=int, metavar='N', help='as config.accumulate_steps')
     parser.add_argument('--remat', help='as config.remat')
     parser.add_argument(
-        '--from', dest='source', choices=['pictures', 'features'], default='pictures',
+        '--from', dest='source', type=lambda source: {'pictures': 'images'}.get(source, source),
+        choices=['images', 'features'], default='images',
         help='whether tokenizer and text encoder run in the step',
     )  # fmt: skip
     parser.add_argument(
@@ -50,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         if value is not None and value < 1:
             raise UserError(f'--{name.replace("_", "-")} is {value}; wanted 1 or more')
     config = changed(_read(args.config, args.overrides), args, topology.num_chips)
-    # A preset's mesh is for training on the slice that it names; pictures are drawn on any.
+    # A preset's mesh is for training on the slice that it names; images are drawn on any.
     own_mesh = not args.generation or any('.mesh.' in field for field in args.overrides)
     axes = config.mesh if own_mesh else MeshConfig(data=1, fsdp=-1)
     if can_compile():
@@ -108,10 +107,10 @@ def _training(args, config, topology, mesh) -> tuple[list[str], dict[str, Any]]:
 
 def _generation(args, config, topology, mesh) -> tuple[list[str], dict[str, Any]]:
     from infinity_jax.tools.plan.abstract_step import configured_parts
-    from infinity_jax.tools.plan.generation import drawing_json, drawing_lines, plan_drawing
+    from infinity_jax.tools.plan.generation import generation_json, generation_lines, plan_drawing
 
     plan = plan_drawing(configured_parts(config), topology, mesh, args.num, _say)
-    return drawing_lines(plan, topology), drawing_json(plan, topology)
+    return generation_lines(plan, topology), generation_json(plan, topology)
 
 
 def _tokenizer(args, config, topology, mesh) -> tuple[list[str], dict[str, Any]]:

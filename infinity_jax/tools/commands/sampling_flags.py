@@ -1,4 +1,4 @@
-"""Flags that say how pictures are drawn, for every command that draws them."""
+"""Flags that say how images are drawn, for every command that draws them."""
 
 import argparse
 from typing import Any

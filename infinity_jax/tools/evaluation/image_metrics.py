@@ -23,13 +23,13 @@ def _window_matrix(size: int) -> np.ndarray:
 
 
 def ssim(pixels_BYX3: jax.Array, target_BYX3: jax.Array) -> jax.Array:
-    """(B,) structural similarity, 1 for equal pictures: mean over windows and channels.
+    """(B,) structural similarity, 1 for equal images: mean over windows and channels.
 
     Args:
       pixels_BYX3, target_BYX3: in [-1, 1], edges of 11 pixels or more; the first is clamped.
     """
     if min(target_BYX3.shape[1:3]) < WINDOW:
-        raise ValueError(f'pictures of {target_BYX3.shape[1:3]}; wanted edges of {WINDOW} pixels')
+        raise ValueError(f'images of {target_BYX3.shape[1:3]}; wanted edges of {WINDOW} pixels')
     rows, columns = (_window_matrix(n) for n in target_BYX3.shape[1:3])
 
     def mean(x):

@@ -33,28 +33,28 @@ def evaluate_loss(
       num_batches: held-out batches, the first ones.
 
     Returns:
-      the means over pictures, by the names of the training log.
+      the means over images, by the names of the training log.
 
     Raises:
-      UserError: the model is incomplete, or not made for pictures of `config.data`.
+      UserError: the model is incomplete, or not made for images of `config.data`.
     """
     if num_batches < 1:
         raise UserError(f'--batches is {num_batches}; wanted 1 or more')
     mesh = make_mesh(config.mesh)
     bundle = load_model(folder, mesh=mesh)
-    budget = BUDGET_OF_EDGE.get(config.data.picture_size)
+    budget = BUDGET_OF_EDGE.get(config.data.image_size)
     if budget and (bundle.schedule is None or released_name(bundle.schedule)):
         # A released model's folder names no grids, or those that it was last trained on.
-        bundle.schedule = ScaleSchedule.for_picture(1.0, budget)
+        bundle.schedule = ScaleSchedule.for_image(1.0, budget)
     for part in ('transformer_params', 'tokenizer_params', 'text_params', 'schedule'):
         if getattr(bundle, part) is None:
             raise UserError(f'{folder} has no {part}; the loss needs a complete model folder')
     patchify = bundle.transformer_config.spatial_patchify
-    size = bundle.schedule.picture_size(bundle.tokenizer_config.stride * (2 if patchify else 1))
-    if size != (config.data.picture_size,) * 2:
+    size = bundle.schedule.image_size(bundle.tokenizer_config.stride * (2 if patchify else 1))
+    if size != (config.data.image_size,) * 2:
         raise UserError(
-            f'{folder} draws pictures of {size}, but data.picture_size is '
-            f'{config.data.picture_size}; name the config that the model was trained with'
+            f'{folder} draws images of {size}, but data.image_size is '
+            f'{config.data.image_size}; name the config that the model was trained with'
         )
     # Adapters of the run that is described are none of this model's.
     config = dataclasses.replace(config, transformer=bundle.transformer_config, lora=LoraConfig())
@@ -86,10 +86,10 @@ def evaluate_loss(
     return means
 
 
-def table(means: dict[str, Any], grids: tuple[tuple[int, int], ...], pictures: int) -> str:
+def table(means: dict[str, Any], grids: tuple[tuple[int, int], ...], images: int) -> str:
     """The figures as text; `majority` is what guessing each bit's commoner value would give."""
     lines = [
-        f'{pictures} held-out pictures',
+        f'{images} held-out images',
         f'{"grid":>10}{"loss":>10}{"accuracy":>10}{"majority":>10}',
     ]
     columns = [means[f'{name}_per_scale'] for name in ('loss', 'accuracy', 'majority_rate')]

@@ -1,4 +1,4 @@
-"""How well a tokenizer codes pictures: fidelity, use of its bits, and what each scale adds."""
+"""How well a tokenizer codes images: fidelity, use of its bits, and what each scale adds."""
 
 import dataclasses
 import functools
@@ -21,10 +21,10 @@ from infinity_jax.tools.evaluation.feature_file import features_distance
 from infinity_jax.tools.evaluation.image_metrics import WINDOW, edge_energy, ssim
 from infinity_jax.tools.evaluation.tokenizer_checkpoint import TokenizerCheckpoint, open_checkpoint
 from infinity_jax.tools.evaluation.tokenizer_images import (
-    PictureSet,
+    ImageSet,
     claim_pairs,
-    emoji_pictures,
-    folder_pictures,
+    emoji_images,
+    folder_images,
     save_pairs,
 )
 from infinity_jax.tools.evaluation.tokenizer_report import BALANCED, JSON, write_report
@@ -36,7 +36,7 @@ from infinity_jax.weights.model_folder import ModelBundle
 # Of a code's 1/√d: a smaller residual counts as near zero, as in FoundationVision/Infinity's
 # infinity/models/bsq_vae/multiscale_bsq.py, `residual_norm_per_scale`.
 NEAR_ZERO = 0.05
-BATCH_PIXELS = 2**18  # of pictures coded in one call: 64 of 64², one of 512² or larger
+BATCH_PIXELS = 2**18  # of images coded in one call: 64 of 64², one of 512² or larger
 STRIP_PICTURES = 8
 EMOJI = 'emoji'
 
@@ -56,28 +56,28 @@ def evaluate_tokenizer(
     save: str | os.PathLike = '',
     out: str | os.PathLike = '',
 ) -> dict[str, Any]:
-    """Codes pictures and measures what comes back; prints a table and writes the report's files.
+    """Codes images and measures what comes back; prints a table and writes the report's files.
 
     Args:
       checkpoint: model folder with a tokenizer; or a run folder, its `checkpoints`, or one of them.
-      data: 'emoji' for held-out pairs of the embedded set, or a folder of pictures, which are
+      data: 'emoji' for held-out pairs of the embedded set, or a folder of images, which are
         resized to cover the size and cut at the centre.
       subset: of the emoji: starter, demo or all; '': what the tokenizer was trained on.
-      count: pictures; fewer where a folder holds fewer.
+      count: images; fewer where a folder holds fewer.
       size: pixels of an edge, for a tokenizer that names no schedule of its own; 0: 256.
       vgg, heads: weights of LPIPS, see `perceptual_files`; '': not measured.
       features: .npz with `originals` and `reconstructions` (N, D), made by a network of the user's
         choice; their Fréchet distance is the rFID if it is Inception. '': not measured.
-      save: folder for the pictures as they were coded and their reconstructions, PNGs of equal
+      save: folder for the images as they were coded and their reconstructions, PNGs of equal
         names in `gt` and `pred`; '': not kept.
       out: folder for tokenizer.json, tokenizer_strip.png, tokenizer_bits.png; '': `evaluation` in
         the run folder, or beside a model folder.
 
     Raises:
-      UserError: model, pictures or weights are missing or do not fit, or a folder is unwritable.
+      UserError: model, images or weights are missing or do not fit, or a folder is unwritable.
     """
     if count < 1:
-        raise UserError(f'count is {count}; evaluate 1 picture or more')
+        raise UserError(f'count is {count}; evaluate 1 image or more')
     if subset and data != EMOJI:
         raise UserError(f"--subset {subset}: is of --data emoji, not of '{data}'; leave it out")
     if bool(vgg) != bool(heads):
@@ -89,21 +89,21 @@ def evaluate_tokenizer(
     grids, edge = coding(source, size)
     smallest = MIN_EDGE if vgg else WINDOW
     if edge < smallest:
-        raise UserError(f'pictures of {edge} pixels; SSIM and LPIPS want {smallest} or more')
+        raise UserError(f'images of {edge} pixels; SSIM and LPIPS want {smallest} or more')
     if data == EMOJI:
         subset = subset or bundle.extra.get('run', {}).get('data', {}).get('subset', 'all')
-        pictures = emoji_pictures(subset, count, edge)
+        images = emoji_images(subset, count, edge)
     else:
-        pictures = folder_pictures(data, count, edge)
+        images = folder_images(data, count, edge)
     distance = features_distance(features) if features else None
     perceptual = load_perceptual(vgg, heads) if vgg else None
     check_writable(out / JSON)
     if save:
         claim_pairs(pathlib.Path(save))
     keep = functools.partial(save_pairs, pathlib.Path(save)) if save else None
-    sums, strip = measure(bundle, grids, perceptual, pictures, keep)
+    sums, strip = measure(bundle, grids, perceptual, images, keep)
     results = {
-        'pictures': pictures.count,
+        'images': images.count,
         'data': data if data == EMOJI else 'folder',
         'subset': subset or None,
         'size': edge,
@@ -113,12 +113,12 @@ def evaluate_tokenizer(
     }
     write_report(out, results, strip)
     if save:
-        print(f'{pictures.count} originals and reconstructions: {save}/gt, {save}/pred')
+        print(f'{images.count} originals and reconstructions: {save}/gt, {save}/pred')
     return results
 
 
 def coding(source: TokenizerCheckpoint, size: int) -> tuple[tuple[Grid, ...], int]:
-    """The code grids of a square picture and its edge in pixels."""
+    """The code grids of a square image and its edge in pixels."""
     bundle = source.bundle
     stride = bundle.tokenizer_config.stride
     if bundle.schedule is None:
@@ -136,7 +136,7 @@ def coding(source: TokenizerCheckpoint, size: int) -> tuple[tuple[Grid, ...], in
     height, width = (n * stride for n in grids[-1])
     if height != width or size not in (0, height):
         raise UserError(
-            f'{source.name}: codes pictures of {height} x {width} pixels; wanted squares, and '
+            f'{source.name}: codes images of {height} x {width} pixels; wanted squares, and '
             f'--size {size or height} to be theirs'
         )
     return grids, height
@@ -175,23 +175,23 @@ def measure(
     bundle: ModelBundle,
     grids: tuple[Grid, ...],
     perceptual: Any,
-    pictures: PictureSet,
+    images: ImageSet,
     keep: Keep | None = None,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Means over all pictures, and (n, 1 + K, Y, X, 3): originals beside what scales make.
+    """Means over all images, and (n, 1 + K, Y, X, 3): originals beside what scales make.
 
     One batch is held at a time; `keep` is called with each, uint8 (B, Y, X, 3).
     """
     config = bundle.tokenizer_config
     run = jax.jit(functools.partial(code_batch, config=config, grids=grids))
-    at_once = max(1, BATCH_PIXELS // pictures.size**2)
+    at_once = max(1, BATCH_PIXELS // images.size**2)
     sums: dict[str, np.ndarray] = {}
     strips: list[np.ndarray] = []
     done = 0
     with tqdm(
-        total=pictures.count, desc='coding', unit=' pictures', dynamic_ncols=True, disable=None
+        total=images.count, desc='coding', unit=' images', dynamic_ncols=True, disable=None
     ) as bar:
-        for batch in pictures.batches(at_once):
+        for batch in images.batches(at_once):
             means, decoded = run(bundle.tokenizer_params, perceptual, batch)
             for name, value in means.items():
                 sums[name] = sums.get(name, 0) + np.asarray(value, np.float64) * len(batch)
@@ -202,7 +202,7 @@ def measure(
                 keep(done, batch, np.asarray(decoded[-1]))
             done += len(batch)
             bar.update(len(batch))
-    return {name: value / pictures.count for name, value in sums.items()}, np.stack(strips)
+    return {name: value / images.count for name, value in sums.items()}, np.stack(strips)
 
 
 def figures(sums: dict[str, np.ndarray], grids: tuple[Grid, ...]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def _of_run(run_dir: pathlib.Path, step: int | None) -> ModelBundle:
             f'{run_dir}: a run of task {fields.get("task")!r}; wanted one of task tokenizer, or '
             f'the model folder that it leaves, {run_dir / MODEL}'
         )
-    config = from_mapping(TokenizerRunConfig, fields)
+    config = from_mapping(TokenizerRunConfig, fields, stored=True)
     return ModelBundle(
         tokenizer_config=config.tokenizer,
         tokenizer_params=jax.device_get(load_weights(run_dir, step, 'ema')),

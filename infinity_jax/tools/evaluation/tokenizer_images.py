@@ -1,4 +1,4 @@
-"""Pictures that a tokenizer is measured on, read as they are asked for; and pairs as PNGs."""
+"""Images that a tokenizer is measured on, read as they are asked for; and pairs as PNGs."""
 
 import dataclasses
 import pathlib
@@ -10,7 +10,7 @@ from PIL import Image
 from infinity_jax.config import UserError
 from infinity_jax.data.decode import decode
 from infinity_jax.data.records import BrokenRecord
-from infinity_jax.data.sources.folder import ENDINGS, picture_paths
+from infinity_jax.data.sources.folder import ENDINGS, image_paths
 from infinity_jax.emoji.matcher import evaluation_specs
 from infinity_jax.emoji.render import render
 from infinity_jax.images import check_writable, save_png
@@ -19,8 +19,8 @@ PAIR = ('gt', 'pred')  # folders of originals and reconstructions
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureSet:
-    """Square pictures of which none is held.
+class ImageSet:
+    """Square images of which none is held.
 
     Attributes:
       count: how many.
@@ -39,36 +39,36 @@ class PictureSet:
             yield np.stack([self.read(number) for number in numbers])
 
 
-def emoji_pictures(subset: str, count: int, size: int) -> PictureSet:
+def emoji_images(subset: str, count: int, size: int) -> ImageSet:
     """Renders of held-out pairs of the embedded emoji, always the same ones.
 
     Raises:
       UserError: there is no such subset.
     """
     specs = evaluation_specs(subset, 'held_out', count)
-    return PictureSet(count, size, lambda number: render(specs[number], size))
+    return ImageSet(count, size, lambda number: render(specs[number], size))
 
 
-def folder_pictures(data: str, count: int, size: int) -> PictureSet:
-    """The first pictures of a folder by name, resized to cover the square and cut at the centre.
+def folder_images(data: str, count: int, size: int) -> ImageSet:
+    """The first images of a folder by name, resized to cover the square and cut at the centre.
 
     Raises:
-      UserError: there is no such folder, or no picture in it.
+      UserError: there is no such folder, or no image in it.
     """
     folder = pathlib.Path(data)
     if not data or not folder.is_dir():
-        raise UserError(f"--data {data!r}: no such folder; wanted 'emoji' or a folder of pictures")
-    paths = picture_paths(folder)[:count]
+        raise UserError(f"--data {data!r}: no such folder; wanted 'emoji' or a folder of images")
+    paths = image_paths(folder)[:count]
     if not paths:
-        raise UserError(f'--data {data}: no pictures there ({", ".join(ENDINGS)})')
-    return PictureSet(len(paths), size, lambda number: _open_square(paths[number], size))
+        raise UserError(f'--data {data}: no images there ({", ".join(ENDINGS)})')
+    return ImageSet(len(paths), size, lambda number: _open_square(paths[number], size))
 
 
 def _open_square(path: pathlib.Path, size: int) -> np.ndarray:
     try:
         return decode(path.open('rb'), (size, size))  # as in training
     except (OSError, BrokenRecord) as error:
-        raise UserError(f'{path}: not a readable picture ({error}); mend or remove it') from None
+        raise UserError(f'{path}: not a readable image ({error}); mend or remove it') from None
 
 
 def claim_pairs(folder: pathlib.Path) -> None:
@@ -91,12 +91,12 @@ def save_pairs(
     """Writes gt/NUMBER.png and pred/NUMBER.png.
 
     Args:
-      start: number of the first picture.
+      start: number of the first image.
       originals, reconstructions: uint8 (B, Y, X, 3).
 
     Raises:
       UserError: a file cannot be written.
     """
-    for name, pictures in zip(PAIR, (originals, reconstructions), strict=True):
-        for number, pixels in enumerate(pictures, start):
+    for name, images in zip(PAIR, (originals, reconstructions), strict=True):
+        for number, pixels in enumerate(images, start):
             save_png(folder / name / f'{number:06}.png', Image.fromarray(pixels))

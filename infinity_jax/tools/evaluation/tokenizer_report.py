@@ -1,4 +1,4 @@
-"""What `evaluate tokenizer` leaves: table, JSON, a picture strip and a plot of the bits."""
+"""What `evaluate tokenizer` leaves: table, JSON, an image strip and a plot of the bits."""
 
 import json
 import pathlib
@@ -44,7 +44,7 @@ def table(results: dict[str, Any]) -> str:
     if results['lpips'] is not None:
         parts.append(f'LPIPS {results["lpips"]:.4f}')
     lines = [
-        f'{results["pictures"]} pictures of {results["size"]}², {results["bits"]} bits a code: '
+        f'{results["images"]} images of {results["size"]}², {results["bits"]} bits a code: '
         + ', '.join(parts),
         *([features_line(results)] if results['frechet'] else []),
         f'{"grid":>8}{"PSNR":>8}{"bit entropy":>13}{"ones":>16}{"balanced":>10}{"near zero":>11}',
@@ -60,14 +60,14 @@ def table(results: dict[str, Any]) -> str:
 
 
 def features_line(results: dict[str, Any]) -> str:
-    """The Fréchet distance, what it is of, and whether that can be the pictures of the table."""
-    found, pictures = results['frechet'], results['pictures']
+    """The Fréchet distance, what it is of, and whether that can be the images of the table."""
+    found, images = results['frechet'], results['images']
     rows = found['originals'], found['reconstructions']
     line = (
         f'Fréchet distance {found["distance"]:.3f} by {found["file"]}: {rows[0]} originals, '
         f'{rows[1]} reconstructions, {found["width"]} features each'
     )
-    return line if rows == (pictures, pictures) else f'{line}; NOT of the {pictures} pictures above'
+    return line if rows == (images, images) else f'{line}; NOT of the {images} images above'
 
 
 def plot_bits(results: dict[str, Any], path: pathlib.Path) -> None:

@@ -28,7 +28,7 @@ class Row:
     wrong_bits: int | None = None
     bits: int = 0
     margin: float = 0.0  # the largest among the wrong bits
-    grey_levels: int | None = None  # largest difference of an 8-bit picture
+    grey_levels: int | None = None  # largest difference of an 8-bit image
     skipped: str = ''  # why there was nothing to compare
     exact: tuple[float, float] | None = None  # errors of ours and of theirs against float64 sums
     limit: float = MAX_ERROR
@@ -43,7 +43,7 @@ class ReferenceArrays(dict[str, np.ndarray]):
 
 @dataclasses.dataclass
 class Reference:
-    """A reference folder: arrays, description, our copy of the model, schedule of the picture."""
+    """A reference folder: arrays, description, our copy of the model, schedule of the image."""
 
     arrays: ReferenceArrays
     meta: dict[str, Any]
@@ -73,7 +73,7 @@ class Reference:
         padded = [np.pad(part, ((0, length - len(part)), (0, 0))) for part in parts]
         return Text(jnp.asarray(np.stack(padded)), jnp.asarray(lengths))
 
-    def thin_picture(self, pixels: np.ndarray) -> np.ndarray:
+    def thin_image(self, pixels: np.ndarray) -> np.ndarray:
         """Every n-th row and column, where a cut-down folder keeps only those."""
         stride = self.meta.get('picture_stride', 1)
         return pixels[:, ::stride, ::stride]
@@ -83,7 +83,7 @@ class Reference:
 
 
 def reference_schedule(meta: dict[str, Any]) -> ScaleSchedule:
-    """The picture's grids; RoPE positions refer to the ratio's 13-scale grid if it is released."""
+    """The image's grids; RoPE positions refer to the ratio's 13-scale grid if it is released."""
     grids = tuple((h, w) for h, w in meta['schedule'])
     full = RATIOS[nearest_ratio(meta['h_div_w'])]
     if full[: len(grids)] == grids:

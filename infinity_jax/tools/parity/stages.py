@@ -1,6 +1,6 @@
 """The stages that `check` compares, each fed the reference's own inputs.
 
-Reference layouts are PyTorch's: pictures and features (B, C, H, W), bits (B, 1, h, w, d).
+Reference layouts are PyTorch's: images and features (B, C, H, W), bits (B, 1, h, w, d).
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from infinity_jax.images import to_uint8
-from infinity_jax.inference.generate import draw_bits
+from infinity_jax.inference.generate import generate_bits
 from infinity_jax.inference.sampling import SamplingConfig, keep_likely, sample_bits
 from infinity_jax.inference.scale_steps import controls
 from infinity_jax.scales import RATIOS, ScaleSchedule, nearest_ratio
@@ -20,10 +20,10 @@ from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.quantizer import (
     accumulate,
     codes_from_bits,
+    depth_to_space,
     quantize,
     residual_direction,
     total_from_bits,
-    unfold,
 )
 from infinity_jax.tokenizer.resize import area
 from infinity_jax.tools.parity.reference import Reference, Row, bit_row, relative_error
@@ -34,7 +34,7 @@ from infinity_jax.transformer.rope import rope_table
 
 
 def model_rows(ref: Reference) -> Iterator[Row]:
-    """All stages, from the encoder to the drawn picture."""
+    """All stages, from the encoder to the drawn image."""
     yield from tokenizer_rows(ref)
     yield from self_correction_rows(ref)
     yield from forward_rows(ref)
@@ -123,7 +123,7 @@ def reconstruction_row(ref: Reference, total_Bhwd: jax.Array) -> Row:
         autoencoder = Autoencoder(ref.bundle.tokenizer_config, dtype=dtype)
         variables = {'params': ref.bundle.tokenizer_params}
         pixels = jax.jit(lambda v, x: autoencoder.apply(v, x, method='decode'))(variables, total)
-        return ref.thin_picture(np.asarray(pixels))
+        return ref.thin_image(np.asarray(pixels))
 
     ours = decode(total_Bhwd, jnp.float32)
     row = Row('reconstruction', relative_error(np.clip(ours, -1, 1), theirs))
@@ -148,7 +148,7 @@ def self_correction_rows(ref: Reference) -> Iterator[Row]:
     targets = []
     for (start, end), (h, w) in zip(ref.schedule.spans, ref.schedule.grids, strict=True):
         tokens = targets_BLd[:, start:end].reshape(len(features), h, w, -1)
-        targets.append(np.asarray(unfold(tokens)) if patchify else tokens)
+        targets.append(np.asarray(depth_to_space(tokens)) if patchify else tokens)
     corrupted = [bits ^ flip for bits, flip in zip(targets, flips, strict=False)]
     corrupted += targets[len(flips) :]
     inputs, ours_BLd = jax.jit(
@@ -159,7 +159,7 @@ def self_correction_rows(ref: Reference) -> Iterator[Row]:
     for (start, end), bits in zip(ref.schedule.spans, targets, strict=True):
         h, w = bits.shape[1] // (1 + patchify), bits.shape[2] // (1 + patchify)
         tokens = np.asarray(ours_BLd[:, start:end]).reshape(len(features), h, w, -1)
-        ours.append(np.asarray(unfold(tokens)) if patchify else tokens)
+        ours.append(np.asarray(depth_to_space(tokens)) if patchify else tokens)
     margins = _residuals(features, ref.code_grids, corrupted)
     yield bit_row('self-correction targets', ours, targets, margins)
 
@@ -173,7 +173,9 @@ def forward_rows(ref: Reference) -> Iterator[Row]:
         {'params': ref.bundle.transformer_params}, text, arrays['bsc_inputs']
     )
     yield _stage(ref, 'text pooled', 'fwd_text_pooled', lambda: trace.pooled_BD)
-    memory = [m[:n] for m, n in zip(np.asarray(trace.memory_BTD), arrays['text_lens'], strict=True)]
+    memory = [
+        m[:n] for m, n in zip(np.asarray(trace.context_BTD), arrays['text_lens'], strict=True)
+    ]
     yield _stage(ref, 'text projected', 'fwd_text_projected', lambda: np.concatenate(memory))
     yield _rope_row(ref)
     yield _stage(
@@ -216,7 +218,7 @@ def _rope_row(ref: Reference) -> Row:
 def generation_rows(
     ref: Reference, stage: str, prefix: str, settings: dict[str, Any], negative_name: str | None
 ) -> Iterator[Row]:
-    """Cached generation on the reference's bits: logits, greedy bits and the picture."""
+    """Cached generation on the reference's bits: logits, greedy bits and the image."""
     bits = ref.scales(f'{prefix}_bits')
     if bits is None:
         yield Row(stage, skipped=f'no {prefix}_bits_00')
@@ -234,7 +236,7 @@ def generation_rows(
     keys = jax.random.split(jax.random.key(0), len(bits[0]))
 
     def draw(variables, text, negative, forced, numbers):
-        return draw_bits(
+        return generate_bits(
             model,
             variables,
             keys,
@@ -266,7 +268,7 @@ def generation_rows(
         chosen = sample_bits(keys, keep_likely(logits, settings.get('top_k', 1), 1.0))
         for found, values in ((greedy, chosen), (margins, logits[..., 1] - logits[..., 0])):
             values = np.asarray(values).reshape(len(keys), h, w, -1)
-            found.append(np.asarray(unfold(values)) if config.spatial_patchify else values)
+            found.append(np.asarray(depth_to_space(values)) if config.spatial_patchify else values)
     if errors:
         yield Row(f'{stage}: logits ({len(errors)} scales)', max(errors))
     if len(errors) < len(schedule):
@@ -275,12 +277,12 @@ def generation_rows(
 
     name = f'{prefix}_image_bgr_uint8'
     if name not in ref.arrays:
-        yield Row(f'{stage}: picture', skipped=f'no {name}')
+        yield Row(f'{stage}: image', skipped=f'no {name}')
         return
     autoencoder = Autoencoder(ref.bundle.tokenizer_config)
     pixels = jax.jit(lambda v, x: to_uint8(autoencoder.apply(v, x, method='decode')))(
         {'params': ref.bundle.tokenizer_params}, drawn.total_Bhwd
     )
-    picture_bgr = ref.thin_picture(np.asarray(pixels))[..., ::-1].astype(np.int64)
-    difference = np.abs(picture_bgr - ref.arrays[name].astype(np.int64)).max()
-    yield Row(f'{stage}: picture', grey_levels=int(difference))
+    image_bgr = ref.thin_image(np.asarray(pixels))[..., ::-1].astype(np.int64)
+    difference = np.abs(image_bgr - ref.arrays[name].astype(np.int64)).max()
+    yield Row(f'{stage}: image', grey_levels=int(difference))

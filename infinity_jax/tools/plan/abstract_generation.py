@@ -11,7 +11,7 @@ from infinity_jax.inference.warmup import calls_of
 from infinity_jax.sharding import batch_sharding, in_mesh, replicated
 from infinity_jax.training import loop
 from infinity_jax.weights.model_folder import ModelBundle
-from infinity_jax.weights.placement import drawing_half, shardings_on
+from infinity_jax.weights.placement import decoder_params, shardings_on
 
 
 class AbstractCall(NamedTuple):
@@ -21,13 +21,13 @@ class AbstractCall(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-def drawing_calls(bundle: ModelBundle, mesh: Mesh, batch: int) -> dict[str, AbstractCall]:
+def generation_calls(bundle: ModelBundle, mesh: Mesh, batch: int) -> dict[str, AbstractCall]:
     """'text encoder' and 'drawing' of a batch, guided, texts padded to the full length.
 
     Args:
       bundle: configurations and schedule.
-      mesh: pictures are split over data and fsdp, weights as in training.
-      batch: pictures.
+      mesh: images are split over data and fsdp, weights as in training.
+      batch: images.
     """
     length = bundle.transformer_config.text_length
     platform = mesh.devices.flat[0].platform
@@ -43,7 +43,7 @@ def drawing_calls(bundle: ModelBundle, mesh: Mesh, batch: int) -> dict[str, Abst
         if name in parts:
             shardings = shardings_on(parts[name], mesh)
             if name == 'autoencoder_variables':
-                shardings = drawing_half(shardings)
+                shardings = decoder_params(shardings)
             return loop.with_shardings(
                 shapes, {'params': shardings} if name != 'params' else shardings
             )

@@ -24,7 +24,7 @@ from infinity_jax.weights.model_folder import DEMO_FOLDER, ModelBundle, pairing_
 from infinity_jax.weights.placement import placed_shapes, read_configs, shardings_on
 from infinity_jax.weights.t5_folder import read_text_config
 
-SOURCES = ('pictures', 'features')
+SOURCES = ('images', 'features')
 PATCHIFY_MULTIPLIERS = (1, 2, 4, 4)  # stride 8, of the released 14-bit tokenizer
 
 
@@ -51,7 +51,7 @@ def configured_parts(config: T2IConfig) -> ModelBundle:
     """
     transformer = config.transformer
     demo = read_configs(DEMO_FOLDER)
-    released = config.data.picture_size in BUDGET_OF_EDGE
+    released = config.data.image_size in BUDGET_OF_EDGE
     bundle, folded = ModelBundle(transformer_config=transformer), False
     if config.tokenizer:
         described = read_configs(pathlib.Path(config.tokenizer))
@@ -81,7 +81,7 @@ def abstract_step(
     config: T2IConfig,
     bundle: ModelBundle,
     mesh: Mesh,
-    source: str = 'pictures',
+    source: str = 'images',
     unrolled: bool = False,
 ) -> AbstractStep:
     """The step that `train.make_task` would jit on this mesh.
@@ -90,7 +90,7 @@ def abstract_step(
       config: its batch is over all devices of the mesh.
       bundle: configurations, see `configured_parts`; of several ratios the square is taken.
       mesh: of devices that need not exist.
-      source: 'pictures' runs the frozen tokenizer and text encoder in the step, 'features' reads
+      source: 'images' runs the frozen tokenizer and text encoder in the step, 'features' reads
         what they gave from the batch.
       unrolled: the layers, instead of a loop over them.
 
@@ -115,7 +115,7 @@ def abstract_step(
 def _frozen(config: T2IConfig, bundle: ModelBundle, mesh: Mesh, source: str) -> dict[str, Any]:
     """As `train_parts.place_frozen` would place them."""
     frozen = {}
-    if source == 'pictures':
+    if source == 'images':
         frozen['tokenizer'] = _on_mesh(bundle.tokenizer_config, 'float32', mesh)
         if not config.text.train:
             frozen['text'] = _on_mesh(bundle.text_config, config.transformer.dtype, mesh)
@@ -129,7 +129,7 @@ def _on_mesh(part: Any, dtype: str, mesh: Mesh) -> Any:
 
 
 def _batch(config: T2IConfig, bundle: ModelBundle, mesh: Mesh, source: str) -> dict[str, Any]:
-    """A batch of square pictures with texts padded to the full length, or of their features."""
+    """A batch of square images with texts padded to the full length, or of their features."""
     count, length = config.batch_size, config.transformer.text_length
     grid = bundle.schedule.code_grids(config.transformer.spatial_patchify)[-1]
     stride = bundle.tokenizer_config.stride

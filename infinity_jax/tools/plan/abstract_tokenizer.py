@@ -17,7 +17,7 @@ from infinity_jax.training.tokenizer.task import init_state, jit_step, make_mode
 
 
 def abstract_tokenizer_step(config: TokenizerRunConfig, mesh: Mesh) -> AbstractStep:
-    """The step that `train_tokenizer.make_task` would jit on this mesh, on square pictures.
+    """The step that `train_tokenizer.make_task` would jit on this mesh, on square images.
 
     The perceptual term is on where it has a weight, whether or not its files are named.
 
@@ -28,7 +28,7 @@ def abstract_tokenizer_step(config: TokenizerRunConfig, mesh: Mesh) -> AbstractS
     model = make_model(config)
     boxed = jax.eval_shape(lambda key: init_state(key, model, config), jax.random.key(0))
     shardings = shardings_of(boxed, mesh)
-    size = config.data.picture_size
+    size = config.data.image_size
     pixels = (config.batch_size, size, size, 3)
     arguments = (
         loop.with_shardings(nn.unbox(boxed), shardings),

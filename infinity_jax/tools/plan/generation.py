@@ -1,4 +1,4 @@
-"""What drawing pictures would take on a TPU slice."""
+"""What drawing images would take on a TPU slice."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from infinity_jax.tools.plan.abstract_generation import drawing_calls
+from infinity_jax.tools.plan.abstract_generation import generation_calls
 from infinity_jax.tools.plan.program_cost import ProgramCost, compile_program
 from infinity_jax.tools.plan.report import METHOD, NO_COMPILER, cost_json, cost_lines, time_line
 from infinity_jax.tools.plan.splash_flops import all_visible, splash_flops
@@ -21,12 +21,12 @@ class DrawingPlan:
     """Drawing one batch.
 
     Attributes:
-      pictures: on all chips.
+      images: on all chips.
       flops: by program, of all chips.
       costs: by program; empty without libtpu.
     """
 
-    pictures: int
+    images: int
     flops: dict[str, float]
     costs: dict[str, ProgramCost]
 
@@ -34,23 +34,23 @@ class DrawingPlan:
 def plan_drawing(
     bundle: ModelBundle, topology: Topology, mesh: Mesh, num: int, say: Callable[[str], None]
 ) -> DrawingPlan:
-    """Compiles text encoder and drawing for `num` pictures a chip, with guidance."""
-    pictures = num * topology.num_chips
+    """Compiles text encoder and drawing for `num` images a chip, with guidance."""
+    images = num * topology.num_chips
     parts = (bundle.transformer_config, bundle.tokenizer_config, bundle.text_config)
     length = bundle.transformer_config.text_length
-    counted = flops.generation(*parts, bundle.schedule, pictures, length)
+    counted = flops.generation(*parts, bundle.schedule, images, length)
     work = {
         'text encoder': counted.text_encoder,
         'drawing': counted.transformer + counted.tokenizer,
     }
     costs = {}
     if can_compile():
-        for name, call in drawing_calls(bundle, mesh, pictures).items():
+        for name, call in generation_calls(bundle, mesh, images).items():
             say(f'compiling: {name}')
             costs[name] = compile_program(
                 *call, topology, coordinates_of(mesh), splash_flops(all_visible)
             )
-    return DrawingPlan(pictures, work, costs)
+    return DrawingPlan(images, work, costs)
 
 
 def share_of_peak(plan: DrawingPlan, name: str, topology: Topology) -> float:
@@ -59,10 +59,10 @@ def share_of_peak(plan: DrawingPlan, name: str, topology: Topology) -> float:
     return plan.flops[name] / possible
 
 
-def drawing_lines(plan: DrawingPlan, topology: Topology) -> list[str]:
+def generation_lines(plan: DrawingPlan, topology: Topology) -> list[str]:
     """The report, a line each."""
     peak = topology.num_chips * topology.peak.bf16_flops
-    lines = [f'{topology.name}: {plan.pictures} pictures at once, with guidance']
+    lines = [f'{topology.name}: {plan.images} images at once, with guidance']
     for name, work in plan.flops.items():
         lines.append(f'{name}: {work / 1e12:,.1f} TFLOP, {work / peak:.3f} s at the peak')
         if name in plan.costs:
@@ -74,7 +74,7 @@ def drawing_lines(plan: DrawingPlan, topology: Topology) -> list[str]:
     return [*lines, METHOD if plan.costs else NO_COMPILER]
 
 
-def drawing_json(plan: DrawingPlan, topology: Topology) -> dict[str, Any]:
+def generation_json(plan: DrawingPlan, topology: Topology) -> dict[str, Any]:
     """The same as plain data; bytes and seconds."""
     programs = {}
     for name, work in plan.flops.items():
@@ -87,7 +87,7 @@ def drawing_json(plan: DrawingPlan, topology: Topology) -> dict[str, Any]:
                 programs[name]['share_of_peak'] = share_of_peak(plan, name, topology)
     return {
         'topology': topology.name,
-        'pictures': plan.pictures,
+        'images': plan.images,
         'programs': programs,
         'method': METHOD if plan.costs else NO_COMPILER,
     }

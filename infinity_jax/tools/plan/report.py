@@ -30,8 +30,8 @@ def training_lines(plan: TrainingPlan, topology: Topology, depth: int = 0) -> li
         f'and {topology.peak.bf16_flops / 1e12:.0f} TFLOP/s (bfloat16)',
         f'trained parameters  {analysis.parameters / 1e9:.3f} B; with average and optimizer state '
         f'{analysis.state_bytes / GIB:.2f} GiB a chip',
-        f'arithmetic a step   {analysis.model_flops / 1e12:,.1f} TFLOP for {analysis.pictures} '
-        f'pictures, frozen networks {analysis.frozen_flops / 1e12:,.1f} more',
+        f'arithmetic a step   {analysis.model_flops / 1e12:,.1f} TFLOP for {analysis.images} '
+        f'images, frozen networks {analysis.frozen_flops / 1e12:,.1f} more',
         f'at the peak         {analysis.model_flops / peak:.3g} s a step without the frozen ones',
     ]
     if plan.cost is None:
@@ -40,7 +40,7 @@ def training_lines(plan: TrainingPlan, topology: Topology, depth: int = 0) -> li
     if plan.largest is not None:
         points = ', '.join(f'{n}: {size / GIB:.2f} GiB' for n, size in plan.measured)
         lines.append(
-            f'largest batch       {plan.largest} pictures a chip at once, on the line through '
+            f'largest batch       {plan.largest} images a chip at once, on the line through '
             f'two compiled programs ({points})'
         )
     for name, time in estimates(plan, depth).items():

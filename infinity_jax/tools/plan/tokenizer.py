@@ -32,7 +32,7 @@ def plan_tokenizer(
 
 def _analyse(config: TokenizerRunConfig, state: TrainState) -> Analysis:
     """Counts without a compiler. A frozen encoder has optimizer state all the same."""
-    sizes = (config.tokenizer, *[config.data.picture_size] * 2, config.batch_size)
+    sizes = (config.tokenizer, *[config.data.image_size] * 2, config.batch_size)
     trained = flops.tokenizer_training_step(*sizes, frozen_encoder=config.freeze_encoder)
     parameters, state_bytes = sizes_of(state)
     frozen = 0.0

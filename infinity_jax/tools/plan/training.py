@@ -28,14 +28,14 @@ class Analysis:
       state_bytes: parameters, their average and optimizer state, a chip.
       model_flops: a step of all chips, as `flops.training_step` counts.
       frozen_flops: of the networks in the step that are not trained.
-      pictures: a step.
+      images: a step.
     """
 
     parameters: int
     state_bytes: int
     model_flops: float
     frozen_flops: float
-    pictures: int
+    images: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +45,9 @@ class TrainingPlan:
     Attributes:
       cost: of the whole program; None without libtpu.
       unrolled: times of the programs with `SHALLOW` layers; None where they were not compiled.
-      largest: pictures a chip at once that fit, from a line through two compiled programs; None
+      largest: images a chip at once that fit, from a line through two compiled programs; None
         where it was not looked for.
-      measured: (pictures a chip at once, bytes) of these two programs.
+      measured: (images a chip at once, bytes) of these two programs.
     """
 
     analysis: Analysis
@@ -65,7 +65,7 @@ def analyse(config: T2IConfig, bundle: ModelBundle, step: Any, source: str) -> A
     common = (bundle.schedule, config.batch_size, length)
     model = flops.training_step(config.transformer, *common, trained_text=text)
     frozen = flops.Flops()
-    if source == 'pictures':
+    if source == 'images':
         parts = (config.transformer, bundle.tokenizer_config, bundle.text_config)
         frozen = flops.frozen_forward(*parts, *common)
     return Analysis(*sizes_of(state), model.total, frozen.total, config.batch_size)
@@ -94,7 +94,7 @@ def mfu(analysis: Analysis, seconds: float, topology: Topology) -> float:
 
 
 def largest_batch(measured: tuple[tuple[int, int], ...], limit: int) -> int:
-    """Pictures a chip at once whose memory, on the line through two programs, is in the limit."""
+    """Images a chip at once whose memory, on the line through two programs, is in the limit."""
     (few, small), (many, large) = measured
     slope = (large - small) / (many - few)
     if slope <= 0:
@@ -102,8 +102,8 @@ def largest_batch(measured: tuple[tuple[int, int], ...], limit: int) -> int:
     return max(math.floor(few + (limit - small) / slope), 0)
 
 
-def pictures_at_once(config: T2IConfig, chips: int) -> int:
-    """Pictures that a chip works on together."""
+def images_at_once(config: T2IConfig, chips: int) -> int:
+    """Images that a chip works on together."""
     return config.batch_size // (chips * config.accumulate_steps)
 
 
@@ -115,7 +115,7 @@ class Planner:
       bundle: its parts' configurations.
       topology: the slice.
       mesh: of its devices, or of stand-ins where nothing is compiled.
-      source: 'pictures' or 'features', see `abstract_step`.
+      source: 'images' or 'features', see `abstract_step`.
     """
 
     def __init__(
@@ -153,13 +153,13 @@ class Planner:
           say: called with a line before each compilation.
         """
         plan = TrainingPlan(self.analysis())
-        now = pictures_at_once(self.config, self.topology.num_chips)
+        now = images_at_once(self.config, self.topology.num_chips)
         say('compiling the training step')
         cost = self.cost()
         plan = dataclasses.replace(plan, cost=cost)
         if batch:
             other = now // 2 if now > 1 else 2
-            say(f'compiling it with {other} instead of {now} pictures a chip at once')
+            say(f'compiling it with {other} instead of {now} images a chip at once')
             second = self.cost(at_once=other)
             measured = tuple(sorted([(now, cost.needed), (other, second.needed)]))
             largest = largest_batch(measured, self.topology.speed.usable_bytes)

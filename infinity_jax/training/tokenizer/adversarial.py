@@ -44,7 +44,7 @@ class AdversarialState(TrainState):
     discriminator: DiscriminatorState
 
 
-class Attack(NamedTuple):
+class AdversarialTerms(NamedTuple):
     """What the discriminator says about one batch; all zeros before `start_step`.
 
     Attributes:
@@ -74,10 +74,10 @@ def discriminator_optimizer(config: TokenizerRunConfig) -> optax.GradientTransfo
 
 
 def add_discriminator(
-    state: TrainState, key: jax.Array, picture: tuple[int, int], config: TokenizerRunConfig
+    state: TrainState, key: jax.Array, image: tuple[int, int], config: TokenizerRunConfig
 ) -> AdversarialState:
     """A fresh state with a fresh (boxed) discriminator beside it."""
-    params = make_discriminator(config).init(key, jnp.zeros((1, *picture, 3)))['params']
+    params = make_discriminator(config).init(key, jnp.zeros((1, *image, 3)))['params']
     discriminator = DiscriminatorState(
         params=params,
         opt_state=discriminator_optimizer(config).init(params),
@@ -103,7 +103,7 @@ def attack(
     reconstruction_gradient: jax.Array,
     last_layer: Callable[[jax.Array], Any],
     config: TokenizerRunConfig,
-) -> Attack:
+) -> AdversarialTerms:
     """Both sides of the game on one batch, from the same reconstructions.
 
     Args:
@@ -142,7 +142,9 @@ def attack(
         'logit_fake': jnp.mean(fake),
         'discriminator_grad_norm': norm,
     }
-    found = Attack(metrics, weight * pixels_gradient, gradients, loss + weight * term + norm)
+    found = AdversarialTerms(
+        metrics, weight * pixels_gradient, gradients, loss + weight * term + norm
+    )
     # Computed and thrown away before the start: 2 % of a step at the released sizes, while XLA runs
     # convolutions inside a conditional 35 times slower on a CPU.
     started = state.step >= settings.start_step
@@ -150,7 +152,10 @@ def attack(
 
 
 def update_discriminator(
-    state: AdversarialState, new: AdversarialState, attacked: Attack, config: TokenizerRunConfig
+    state: AdversarialState,
+    new: AdversarialState,
+    attacked: AdversarialTerms,
+    config: TokenizerRunConfig,
 ) -> AdversarialState:
     """`new` with the discriminator's update, unless the step was bad or came too early.
 

@@ -8,7 +8,7 @@ from infinity_jax.data.buckets import SQUARE
 from infinity_jax.scales import BUDGETS, RATIOS, STRIDE, Grid, ScaleSchedule
 from infinity_jax.training.config import RunConfig
 from infinity_jax.training.optimizer import OptimizerConfig
-from infinity_jax.training.tokenizer.discriminator import smallest_picture
+from infinity_jax.training.tokenizer.discriminator import smallest_image
 from infinity_jax.training.tokenizer.losses import INVERSE_TEMPERATURE
 from infinity_jax.training.tokenizer.lpips import MIN_EDGE
 from infinity_jax.training.tokenizer.noise import QuantizerTraining
@@ -25,7 +25,7 @@ class TokenizerLosses:
     entropy: float = 0.1
     inverse_temperature: float = INVERSE_TEMPERATURE  # β of the entropy term; see its docstring
     perceptual: float = 0.0  # LPIPS; wants config.vgg_weights and config.lpips_heads
-    truncated: float = 0.0  # l1 and l2 of a picture decoded after a random number of scales
+    truncated: float = 0.0  # l1 and l2 of an image decoded after a random number of scales
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -75,7 +75,7 @@ class TokenizerRunConfig(RunConfig):
     """Configuration of `configs/tokenizer.py`."""
 
     tokenizer: TokenizerConfig
-    # (h, w) of each scale, the last being picture size / stride; (): as released, by picture shape
+    # (h, w) of each scale, the last being image size / stride; (): as released, by image shape
     grids: tuple[tuple[int, ...], ...] = ()
     losses: TokenizerLosses = TokenizerLosses()
     quantizer: QuantizerTraining = QuantizerTraining()
@@ -88,8 +88,8 @@ class TokenizerRunConfig(RunConfig):
     remat: str = 'none'  # 'full': residual blocks are computed again in the backward pass
     accumulate_steps: int = 1  # parts of a batch that are worked on one after the other
 
-    def code_grids(self, picture: tuple[int, int]) -> tuple[Grid, ...]:
-        """The grids of a picture of (height, width) pixels.
+    def code_grids(self, image: tuple[int, int]) -> tuple[Grid, ...]:
+        """The grids of an image of (height, width) pixels.
 
         Raises:
           UserError: there are none for that shape.
@@ -97,11 +97,11 @@ class TokenizerRunConfig(RunConfig):
         stride = self.tokenizer.stride
         if self.grids:
             schedule = ScaleSchedule.free(self.grids)
-            if schedule.picture_size(stride) != tuple(picture):
+            if schedule.image_size(stride) != tuple(image):
                 raise UserError(
-                    f'grids end in {self.grids[-1]}, at stride {stride} a picture of '
-                    f'{schedule.picture_size(stride)}, but pictures are {tuple(picture)} '
-                    f'(data.picture_size is {self.data.picture_size}); change one of them'
+                    f'grids end in {self.grids[-1]}, at stride {stride} an image of '
+                    f'{schedule.image_size(stride)}, but images are {tuple(image)} '
+                    f'(data.image_size is {self.data.image_size}); change one of them'
                 )
             return schedule.grids
         if stride not in (STRIDE, STRIDE // 2):
@@ -109,28 +109,28 @@ class TokenizerRunConfig(RunConfig):
                 f'released schedules are for stride {STRIDE}, or {STRIDE // 2} with patchify, and '
                 f'this tokenizer has stride {stride}; set config.grids'
             )
-        return released_schedule(picture).code_grids(patchify=stride < STRIDE)
+        return released_schedule(image).code_grids(patchify=stride < STRIDE)
 
 
-def released_schedule(picture: tuple[int, int]) -> ScaleSchedule:
-    """The released schedule whose pictures have (height, width) pixels."""
+def released_schedule(image: tuple[int, int]) -> ScaleSchedule:
+    """The released schedule whose images have (height, width) pixels."""
     for ratio in RATIOS:
         for budget in BUDGETS:
-            schedule = ScaleSchedule.for_picture(ratio, budget)
-            if schedule.picture_size() == tuple(picture):
+            schedule = ScaleSchedule.for_image(ratio, budget)
+            if schedule.image_size() == tuple(image):
                 return schedule
     raise UserError(
-        f'no released schedule is for pictures of {tuple(picture)} pixels; set config.grids, or '
-        'data.picture_size to 256, 512, 768 or 1024'
+        f'no released schedule is for images of {tuple(image)} pixels; set config.grids, or '
+        'data.image_size to 256, 512, 768 or 1024'
     )
 
 
 def check(config: TokenizerRunConfig) -> None:
-    """Raises `UserError` where schedule, stride and picture size disagree."""
-    size = config.data.picture_size
+    """Raises `UserError` where schedule, stride and image size disagree."""
+    size = config.data.image_size
     if any(source.kind == 'features' for source in config.data.sources + config.data.held_out):
         raise UserError(
-            'data.sources has one of kind features, but tokenizers are trained on pictures; name '
+            'data.sources has one of kind features, but tokenizers are trained on images; name '
             'the source that these were made of'
         )
     config.code_grids((size, size))
@@ -144,9 +144,9 @@ def check(config: TokenizerRunConfig) -> None:
             'freeze_encoder is set without init_from; name the model folder whose encoder is kept'
         )
     if config.losses.truncated and config.quantizer.scale_drop and not config.quantizer.keep_first:
-        # Nothing decoded is a constant picture, at which every norm's gradient is huge.
+        # Nothing decoded is a constant image, at which every norm's gradient is huge.
         raise UserError(
-            'losses.truncated with quantizer.scale_drop could leave no scale of a picture to '
+            'losses.truncated with quantizer.scale_drop could leave no scale of an image to '
             'decode; set quantizer.keep_first'
         )
     if config.precision not in ('highest', 'default'):
@@ -155,14 +155,14 @@ def check(config: TokenizerRunConfig) -> None:
         raise UserError(f"dtype is {config.dtype!r}; wanted 'float32' or 'bfloat16'")
     if config.remat not in ('none', 'full'):
         raise UserError(f"remat is {config.remat!r}; wanted 'none' or 'full'")
-    wanted = smallest_picture(config.adversarial.layers) if config.adversarial.weight else 1
+    wanted = smallest_image(config.adversarial.layers) if config.adversarial.weight else 1
     if size < wanted:
         raise UserError(
-            f'data.picture_size is {size}, too small for a discriminator of '
+            f'data.image_size is {size}, too small for a discriminator of '
             f'{config.adversarial.layers} layers, which wants {wanted}; lower adversarial.layers'
         )
     if config.losses.perceptual and config.vgg_weights and size < MIN_EDGE:
         raise UserError(
-            f'data.picture_size is {size}; the perceptual term wants {MIN_EDGE} or more: set '
+            f'data.image_size is {size}; the perceptual term wants {MIN_EDGE} or more: set '
             'losses.perceptual to 0'
         )

@@ -19,10 +19,10 @@ ADAPTIVE_EPSILON = 1e-4  # added to the adversarial gradient norm, as in VQGAN
 
 
 class PatchDiscriminator(nn.Module):
-    """Says of every patch of a picture how real it looks; high is real.
+    """Says of every patch of an image how real it looks; high is real.
 
-    Norms are group norms, over each picture by itself. The batch norms of the original would need
-    running statistics in the state, sums over all devices, and let a picture's verdict depend on
+    Norms are group norms, over each image by itself. The batch norms of the original would need
+    running statistics in the state, sums over all devices, and let an image's verdict depend on
     which others, real or not, share its batch.
 
     Attributes:
@@ -60,7 +60,7 @@ class PatchDiscriminator(nn.Module):
         return self.conv(1, 1, 'conv_out')(x)[..., 0]
 
 
-def smallest_picture(layers: int) -> int:
+def smallest_image(layers: int) -> int:
     """Pixels along the shortest edge that leaves one logit."""
     edge = 3  # the two stride-1 convolutions take one position each
     for _ in range(layers):

@@ -40,7 +40,7 @@ def vgg_features(
       precision: of the convolutions' products.
     """
     if min(pixels_BYX3.shape[1:3]) < MIN_EDGE:
-        raise ValueError(f'pictures of {pixels_BYX3.shape[1:3]}; wanted edges of {MIN_EDGE} pixels')
+        raise ValueError(f'images of {pixels_BYX3.shape[1:3]}; wanted edges of {MIN_EDGE} pixels')
     shift, spread = (jnp.array(x, jnp.float32)[None, None, None] for x in (SHIFT, SPREAD))
     x = (pixels_BYX3 - shift) / spread
     taps = []
@@ -76,7 +76,7 @@ def lpips(
     target_BYX3: jax.Array,
     precision: jax.lax.Precision = HIGHEST,
 ) -> jax.Array:
-    """(B,) distances of picture pairs in [-1, 1]; 0 for equal ones.
+    """(B,) distances of image pairs in [-1, 1]; 0 for equal ones.
 
     Args:
       params: {'vgg': …, 'heads': ((64,), (128,), (256,), (512,), (512,))}, as

@@ -1,7 +1,7 @@
 """What tokenizer training does to the quantizer so that decoders live with fewer or wrong bits.
 
 As in the released training: scales dropped at random, random bit flips on the first scales. Here
-every draw is by picture, where the released code draws dropped scales once for the whole batch.
+every draw is by image, where the released code draws dropped scales once for the whole batch.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from infinity_jax.scales import Grid
 class QuantizerTraining:
     """Scale dropout, bit flips and the residual's gradient; the defaults change nothing."""
 
-    scale_drop: float = 0.0  # probability that a picture goes without a scale; 0.5 in stage 2
+    scale_drop: float = 0.0  # probability that an image goes without a scale; 0.5 in stage 2
     keep_first: bool = False  # the first scale is never dropped
     keep_last: bool = True  # nor the last one, as published
     flip_rate: float = 0.0  # probability that a bit of the scales below is flipped
@@ -31,7 +31,7 @@ class QuantizerTraining:
                 raise UserError(f'config field quantizer.{name} is {value}; wanted 0 up to below 1')
         if self.scale_drop and not (self.keep_first or self.keep_last):
             raise UserError(
-                'quantizer.scale_drop could drop every scale of a picture; set '
+                'quantizer.scale_drop could drop every scale of an image; set '
                 'quantizer.keep_last (as published) or quantizer.keep_first'
             )
         if self.flip_scales < 1:
@@ -40,10 +40,10 @@ class QuantizerTraining:
             )
 
 
-def draw_kept(
+def sample_kept(
     key: jax.Array, config: QuantizerTraining, batch: int, scales: int
 ) -> jax.Array | None:
-    """(B, K) bool, the scales that each picture keeps; None without scale dropout."""
+    """(B, K) bool, the scales that each image keeps; None without scale dropout."""
     if not config.scale_drop:
         return None
     kept_BK = jax.random.bernoulli(key, 1 - config.scale_drop, (batch, scales))
@@ -54,7 +54,7 @@ def draw_kept(
     return kept_BK
 
 
-def draw_flips(
+def sample_flips(
     key: jax.Array, config: QuantizerTraining, batch: int, grids: tuple[Grid, ...], bits: int
 ) -> tuple[jax.Array | None, ...] | None:
     """Per scale (B, h, w, d) bool, or None for a scale that is left alone; None without flips."""
@@ -68,6 +68,6 @@ def draw_flips(
     )
 
 
-def draw_truncation(key: jax.Array, batch: int, scales: int) -> jax.Array:
-    """(B,) int32, after how many scales each picture is decoded: 1 to K − 1, or 1 where K is 1."""
+def sample_truncation(key: jax.Array, batch: int, scales: int) -> jax.Array:
+    """(B,) int32, after how many scales each image is decoded: 1 to K − 1, or 1 where K is 1."""
     return jax.random.randint(key, (batch,), 1, max(scales, 2), jnp.int32)

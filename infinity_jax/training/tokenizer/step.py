@@ -1,4 +1,4 @@
-"""One step of tokenizer training, from pictures to an update; pure functions."""
+"""One step of tokenizer training, from images to an update; pure functions."""
 
 import functools
 from typing import Any, NamedTuple
@@ -17,13 +17,17 @@ from infinity_jax.training.optimizer import (
     make_optimizer,
     make_schedule,
 )
-from infinity_jax.training.tokenizer.adversarial import Attack, attack, update_discriminator
+from infinity_jax.training.tokenizer.adversarial import (
+    AdversarialTerms,
+    attack,
+    update_discriminator,
+)
 from infinity_jax.training.tokenizer.config import TokenizerLosses, TokenizerRunConfig
 from infinity_jax.training.tokenizer.losses import commitment, entropy_penalty, reconstruction
 from infinity_jax.training.tokenizer.lpips import lpips
-from infinity_jax.training.tokenizer.noise import draw_flips, draw_kept, draw_truncation
+from infinity_jax.training.tokenizer.noise import sample_flips, sample_kept, sample_truncation
 
-STRIP_PICTURES = 8  # originals above reconstructions in the sample picture
+STRIP_PICTURES = 8  # originals above reconstructions in the sample image
 
 
 class Outputs(NamedTuple):
@@ -31,7 +35,7 @@ class Outputs(NamedTuple):
 
     Attributes:
       pixels: reconstruction, not clamped, (B, Y, X, 3).
-      truncated: the same from each picture's first few scales; None where that term is off.
+      truncated: the same from each image's first few scales; None where that term is off.
       normalised: per scale (B, h, w, d), as the quantizer gives it.
     """
 
@@ -41,12 +45,12 @@ class Outputs(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """What training draws for each picture of a batch; None for what is off.
+    """What training draws for each image of a batch; None for what is off.
 
     Attributes:
-      kept_BK: bool, the scales that a picture keeps.
+      kept_BK: bool, the scales that an image keeps.
       flips: per scale (B, h, w, d) bool, the bits that change.
-      scales_B: int32, after how many scales a picture is decoded once more.
+      scales_B: int32, after how many scales an image is decoded once more.
     """
 
     kept_BK: jax.Array | None
@@ -54,15 +58,15 @@ class Noise(NamedTuple):
     scales_B: jax.Array | None
 
 
-def draw_noise(key: jax.Array, pixels_BYX3: jax.Array, config: TokenizerRunConfig) -> Noise:
-    """The noise of a batch of pictures."""
+def sample_noise(key: jax.Array, pixels_BYX3: jax.Array, config: TokenizerRunConfig) -> Noise:
+    """The noise of a batch of images."""
     grids = config.code_grids(pixels_BYX3.shape[1:3])
     batch, scales = pixels_BYX3.shape[0], len(grids)
     drop_key, flip_key, cut_key = jax.random.split(key, 3)
     return Noise(
-        draw_kept(drop_key, config.quantizer, batch, scales),
-        draw_flips(flip_key, config.quantizer, batch, grids, config.tokenizer.bits),
-        draw_truncation(cut_key, batch, scales) if config.losses.truncated else None,
+        sample_kept(drop_key, config.quantizer, batch, scales),
+        sample_flips(flip_key, config.quantizer, batch, grids, config.tokenizer.bits),
+        sample_truncation(cut_key, batch, scales) if config.losses.truncated else None,
     )
 
 
@@ -73,7 +77,7 @@ def forward(
     config: TokenizerRunConfig,
     noise: Noise | None = None,
 ) -> tuple[Outputs, tuple[jax.Array, ...], jax.Array]:
-    """Pictures to outputs, bits and the last convolution's input; without noise in evaluation."""
+    """Images to outputs, bits and the last convolution's input; without noise in evaluation."""
     grids = config.code_grids(pixels_BYX3.shape[1:3])
     features = model.apply({'params': params}, pixels_BYX3, method=Autoencoder.encode)
     if config.freeze_encoder:
@@ -139,7 +143,7 @@ def last_layer_gradient(model: Autoencoder, params: Any, last_hidden: jax.Array)
 
 
 class Gradients(NamedTuple):
-    """What the pictures of a batch, or of a part of it, say about the weights; all are means.
+    """What the images of a batch, or of a part of it, say about the weights; all are means.
 
     Attributes:
       params: gradient of the tokenizer's weights.
@@ -151,7 +155,7 @@ class Gradients(NamedTuple):
     params: Any
     loss: jax.Array
     metrics: dict[str, jax.Array]
-    attack: Attack | None
+    attack: AdversarialTerms | None
 
 
 def gradients_of(
@@ -162,13 +166,13 @@ def gradients_of(
     model: Autoencoder,
     config: TokenizerRunConfig,
 ) -> Gradients:
-    """Gradients of both networks on some pictures.
+    """Gradients of both networks on some images.
 
     The gradient goes from the losses to the outputs first, and from there, with the adversarial
     one added, through the networks once.
 
     Args:
-      rows: pictures (B, Y, X, 3) of uint8 and their noise.
+      rows: images (B, Y, X, 3) of uint8 and their noise.
     """
     pixels, noise = rows
     target = from_uint8(pixels)
@@ -206,7 +210,7 @@ def train_step(
       config: the `TokenizerRunConfig`.
     """
     pixels = batch['pixels_BYX3']
-    noise = draw_noise(step_key(config.seed, state.step), pixels, config)
+    noise = sample_noise(step_key(config.seed, state.step), pixels, config)
     of_rows = functools.partial(gradients_of, state, perceptual, model=model, config=config)
     grads, loss, metrics, attacked = mean_of_parts(
         of_rows, (pixels, noise), config.accumulate_steps
@@ -226,7 +230,7 @@ def train_step(
 def evaluation_step(
     params: Any, perceptual: Any, batch: Any, *, model: Autoencoder, config: TokenizerRunConfig
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Metrics of one held-out batch; and (2, n, Y, X, 3), first pictures and reconstructions."""
+    """Metrics of one held-out batch; and (2, n, Y, X, 3), first images and reconstructions."""
 
     def of_rows(pixels):
         target = from_uint8(pixels)

@@ -1,4 +1,4 @@
-"""Trains the bitwise tokenizer: autoencoder and multi-scale quantizer, on pictures alone."""
+"""Trains the bitwise tokenizer: autoencoder and multi-scale quantizer, on images alone."""
 
 import functools
 import pathlib
@@ -47,7 +47,7 @@ def make_model(config: TokenizerRunConfig) -> Autoencoder:
 
 def init_state(key: jax.Array, model: Autoencoder, config: TokenizerRunConfig) -> TrainState:
     """The (boxed) state before the first step of a run that starts from random weights."""
-    size = config.data.picture_size
+    size = config.data.image_size
     params = model.init(key, jnp.zeros((1, size, size, 3)))['params']
     state = new_state(params, make_optimizer(config.optimizer, config.steps))
     if not config.adversarial.weight:
@@ -101,9 +101,9 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
     def sample(state: TrainState, path: pathlib.Path) -> None:
         originals, pixels = evaluate_batch(state.ema, perceptual, held_out[0])[1]
         names = ['original'] * len(originals) + ['reconstruction'] * len(pixels)
-        pictures = np.asarray(to_uint8(jnp.concatenate([originals, pixels])))
+        images = np.asarray(to_uint8(jnp.concatenate([originals, pixels])))
         if jax.process_index() == 0:
-            save_png(path, contact_sheet(pictures, names, columns=len(originals)))
+            save_png(path, contact_sheet(images, names, columns=len(originals)))
 
     def export(state: TrainState, folder: pathlib.Path) -> None:
         bundle = ModelBundle(

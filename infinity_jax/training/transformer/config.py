@@ -24,7 +24,7 @@ class SelfCorrection:
     """Bits flipped while training, for later scales to repair (paper 3.4)."""
 
     max_strength: float = 0.3  # flip probabilities are drawn from 0, 0.01, … to this; 0: none
-    per_picture: bool = False  # one strength a picture instead of one for the whole batch
+    per_image: bool = False  # one strength an image instead of one for the whole batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

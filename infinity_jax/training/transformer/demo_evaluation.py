@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from infinity_jax.config import Economy, UserError
+from infinity_jax.config import QuantizationConfig, UserError
 from infinity_jax.emoji.artwork import subset as emoji_subset
 from infinity_jax.emoji.captions import caption
 from infinity_jax.emoji.matcher import evaluation_specs, match
@@ -24,13 +24,13 @@ from infinity_jax.weights.model_folder import DEMO_FOLDER, ModelBundle, load_mod
 
 PAIRS = ('trained', 'held_out')
 SHEET_PICTURES = 32  # of each kind of pairs on the contact sheet
-BATCH = 50  # pictures reconstructed in one call
+BATCH = 50  # images reconstructed in one call
 
 
 def reconstruct(
-    bundle: ModelBundle, schedule: ScaleSchedule, pictures: np.ndarray
+    bundle: ModelBundle, schedule: ScaleSchedule, images: np.ndarray
 ) -> tuple[np.ndarray, float]:
-    """Pictures, uint8 (N, Y, X, 3), through the tokenizer and back; and their mean PSNR in dB."""
+    """Images, uint8 (N, Y, X, 3), through the tokenizer and back; and their mean PSNR in dB."""
     model = Autoencoder(bundle.tokenizer_config)
     grids = schedule.code_grids(bundle.transformer_config.spatial_patchify)
 
@@ -43,12 +43,12 @@ def reconstruct(
         return to_uint8(decoded), psnr(decoded, target)
 
     outputs, ratios = [], []
-    for start in range(0, len(pictures), BATCH):
-        batch = pictures[start : start + BATCH]
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
         decoded, ratio = run(bundle.tokenizer_params, batch)
         outputs.append(np.asarray(decoded))
         ratios.append(float(ratio) * len(batch))
-    return np.concatenate(outputs), sum(ratios) / len(pictures)
+    return np.concatenate(outputs), sum(ratios) / len(images)
 
 
 def evaluate_demo(
@@ -58,12 +58,12 @@ def evaluate_demo(
     subset: str | None = None,
     seed: int = 0,
     sampling: SamplingConfig = SamplingConfig(),
-    economy: Economy = Economy(),
+    quantization: QuantizationConfig = QuantizationConfig(),
     out: str | os.PathLike = '.',
 ) -> dict[str, Any]:
     """Draws captions of trained and of held-out pairs and counts what the matcher recognises.
 
-    Three rows for each kind of pairs: the model's pictures, and for comparison what the matcher
+    Three rows for each kind of pairs: the model's images, and for comparison what the matcher
     makes of true renders and of their reconstructions. Prints a table; writes evaluation.json and
     a contact sheet, evaluation.png, into `out`.
 
@@ -73,15 +73,15 @@ def evaluate_demo(
       subset: emoji asked for and to choose among; None: those the model was trained on.
       seed: of captions and drawing.
       sampling: guidance, temperature, top-k, top-p.
-      economy: what is saved while drawing.
+      quantization: what is saved while drawing.
       out: where the files go.
     """
     if count < 1:
-        raise UserError(f'count is {count}; wanted 1 or more pictures of each kind')
+        raise UserError(f'count is {count}; wanted 1 or more images of each kind')
     out = pathlib.Path(out)
     check_writable(out / 'evaluation.png')
     bundle = load_model(folder)
-    pipeline = InfinityPipeline(bundle, max_batch=min(count, BATCH), economy=economy)
+    pipeline = InfinityPipeline(bundle, max_batch=min(count, BATCH), quantization=quantization)
     subset = subset or bundle.extra.get('run', {}).get('data', {}).get('subset', 'all')
     candidates = [each.name for each in emoji_subset(subset)]
     code_grids = pipeline.schedule.code_grids(bundle.transformer_config.spatial_patchify)
@@ -93,7 +93,7 @@ def evaluate_demo(
         'count': count,
         'seed': seed,
         'sampling': dataclasses.asdict(sampling),
-        'economy': dataclasses.asdict(economy),
+        'quantization': dataclasses.asdict(quantization),
     }
     shown, titles, marks = [], [], []
     for kind in PAIRS:
@@ -104,8 +104,8 @@ def evaluate_demo(
         drawn = pipeline(captions, seed=seed, sampling=sampling).pixels
         results[kind] = {'psnr': ratio}
         rows = {'drawn': drawn, 'reconstructions': reconstructions, 'renders': renders}
-        for row, pictures in rows.items():
-            report = match(pictures, specs, candidates)
+        for row, images in rows.items():
+            report = match(images, specs, candidates)
             results[kind][row] = {
                 'emoji': report.emoji_rate,
                 'background': report.background_rate,
@@ -121,10 +121,10 @@ def evaluate_demo(
 
 
 def table(results: dict[str, Any]) -> str:
-    """The figures as text, one row a kind of pairs and pictures."""
+    """The figures as text, one row a kind of pairs and images."""
     lines = [
         f'{results["count"]} captions of each kind, {results["candidates"]} candidate emoji',
-        f'{"pairs":10}{"pictures":18}{"emoji right":>12}{"background right":>18}{"PSNR":>10}',
+        f'{"pairs":10}{"images":18}{"emoji right":>12}{"background right":>18}{"PSNR":>10}',
     ]
     for kind in PAIRS:
         for row in ('drawn', 'reconstructions', 'renders'):

@@ -42,7 +42,7 @@ def check_features(config: T2IConfig, bundle: ModelBundle) -> None:
     for path, info in infos.items():
         wanted = {
             'tokenizer': tokenizer,
-            'picture_size': config.data.picture_size,
+            'image_size': config.data.image_size,
             'ratios': config.data.bucket_names,
         }
         if info.text:

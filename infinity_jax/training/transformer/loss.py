@@ -10,7 +10,7 @@ from infinity_jax.scales import ScaleSchedule
 
 
 class BitMetrics(NamedTuple):
-    """Per scale, means over pictures and tokens, so that means of parts are those of a batch.
+    """Per scale, means over images and tokens, so that means of parts are those of a batch.
 
     Attributes:
       loss, accuracy: (K,), means over bits too.

@@ -37,7 +37,7 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> ModelBundle:
       UserError: a folder is missing, or the parts do not fit the configuration.
     """
     check_named(
-        config.data.picture_size,
+        config.data.image_size,
         config.transformer,
         tokenizer=bool(config.tokenizer),
         text_encoder=bool(config.text.folder) or config.text.encoder is not None,
@@ -67,11 +67,11 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> ModelBundle:
             f'{bundle.text_tokenizer.vocab_size} tokens of {folder}; raise it'
         )
     stride = bundle.tokenizer_config.stride * (2 if config.transformer.spatial_patchify else 1)
-    size = bundle.schedule.picture_size(stride)
-    if size != (config.data.picture_size,) * 2:
+    size = bundle.schedule.image_size(stride)
+    if size != (config.data.image_size,) * 2:
         problems.append(
-            f'data.picture_size is {config.data.picture_size}, but the tokenizer is made for '
-            f'pictures of {size}; change one of them'
+            f'data.image_size is {config.data.image_size}, but the tokenizer is made for '
+            f'images of {size}; change one of them'
         )
     if problems:
         raise UserError('; '.join(problems))
@@ -122,7 +122,7 @@ def run_schedule(config: T2IConfig, stored: ScaleSchedule | None, folded: bool) 
       folded: whether it is of tokens of 2x2 codes.
 
     Raises:
-      UserError: there is none for the run's pictures, or its grids cannot be folded.
+      UserError: there is none for the run's images, or its grids cannot be folded.
     """
     if stored is not None and released_name(stored) is None:
         code_grids = stored.code_grids(folded)
@@ -133,12 +133,12 @@ def run_schedule(config: T2IConfig, stored: ScaleSchedule | None, folded: bool) 
                 f'{code_grids}; switch it off or use a tokenizer with even grids'
             )
         return ScaleSchedule.free((h // fold, w // fold) for h, w in code_grids)
-    if config.data.picture_size not in BUDGET_OF_EDGE:
+    if config.data.image_size not in BUDGET_OF_EDGE:
         raise UserError(
-            f'data.picture_size is {config.data.picture_size} and the tokenizer names no schedule '
+            f'data.image_size is {config.data.image_size} and the tokenizer names no schedule '
             f'of its own; wanted one of {", ".join(map(str, BUDGET_OF_EDGE))}'
         )
-    return ScaleSchedule.for_picture(1.0, BUDGET_OF_EDGE[config.data.picture_size])
+    return ScaleSchedule.for_image(1.0, BUDGET_OF_EDGE[config.data.image_size])
 
 
 def bucket_schedules(config: T2IConfig, bundle: ModelBundle) -> tuple[ScaleSchedule, ...]:
@@ -147,15 +147,15 @@ def bucket_schedules(config: T2IConfig, bundle: ModelBundle) -> tuple[ScaleSched
     Raises:
       UserError: several ratios are wanted and the square's schedule is not a released one.
     """
-    names, budget = config.data.bucket_names, BUDGET_OF_EDGE.get(config.data.picture_size)
+    names, budget = config.data.bucket_names, BUDGET_OF_EDGE.get(config.data.image_size)
     if names == (SQUARE,):
         return (bundle.schedule,)
-    if budget is None or bundle.schedule != ScaleSchedule.for_picture(SQUARE, budget):
+    if budget is None or bundle.schedule != ScaleSchedule.for_image(SQUARE, budget):
         raise UserError(
             f'data.ratios are {names}, but the tokenizer is made for squares with grids '
             f"{bundle.schedule.grids}; set data.ratios to ('{SQUARE}',)"
         )
-    return tuple(ScaleSchedule.for_picture(name, budget) for name in names)
+    return tuple(ScaleSchedule.for_image(name, budget) for name in names)
 
 
 def load_start(config: T2IConfig, wanted: Any, mesh: Mesh) -> dict[str, Any]:

@@ -53,20 +53,20 @@ def correct(
     return jnp.concatenate(inputs, axis=1), jnp.concatenate(targets, axis=1)
 
 
-def draw_flips(
+def sample_flips(
     key: jax.Array,
     batch: int,
     bits: int,
     schedule: ScaleSchedule,
     *,
     max_strength: float = 0.3,
-    per_picture: bool = False,
+    per_image: bool = False,
     patchify: bool = False,
 ) -> tuple[jax.Array, ...]:
     """Which bits flip: bool (B, h, w, d) for every scale but the last, whose reach no input.
 
     At each scale a strength is drawn uniformly from {0, 0.01, …, `max_strength`}, once for the
-    whole batch as released or once per picture, and every bit flips with that probability.
+    whole batch as released or once per image, and every bit flips with that probability.
 
     Args:
       bits: d of the tokenizer.
@@ -75,7 +75,7 @@ def draw_flips(
 
     def of_scale(scale: int, grid: Grid) -> jax.Array:
         strength_key, bit_key = jax.random.split(jax.random.fold_in(key, scale))
-        draws = (batch if per_picture else 1, 1, 1, 1)
+        draws = (batch if per_image else 1, 1, 1, 1)
         strength = jax.random.randint(strength_key, draws, 0, steps + 1) * STRENGTH_STEP
         return jax.random.uniform(bit_key, (batch, *grid, bits)) < strength
 
@@ -90,7 +90,7 @@ def corrupt(
     *,
     patchify: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Self-correction inputs and targets: `correct` with the bits of `draw_flips` flipped."""
+    """Self-correction inputs and targets: `correct` with the bits of `sample_flips` flipped."""
 
     def flip(scale: int, bits_Bhwd: jax.Array) -> jax.Array:
         return bits_Bhwd ^ flips[scale] if scale < len(flips) else bits_Bhwd

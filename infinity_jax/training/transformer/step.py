@@ -1,4 +1,4 @@
-"""The training step of the transformer, from pictures and captions to an update; pure functions."""
+"""The training step of the transformer, from images and captions to an update; pure functions."""
 
 import dataclasses
 import functools
@@ -25,8 +25,8 @@ from infinity_jax.training.optimizer import (
 from infinity_jax.training.transformer.config import T2IConfig
 from infinity_jax.training.transformer.loss import bit_loss
 from infinity_jax.training.transformer.parts import bucket_schedules
-from infinity_jax.training.transformer.self_correction import corrupt, draw_flips
-from infinity_jax.transformer.layers import draw_kept
+from infinity_jax.training.transformer.self_correction import corrupt, sample_flips
+from infinity_jax.transformer.layers import sample_kept
 from infinity_jax.transformer.lora import init_adapters, joined
 from infinity_jax.transformer.model import Transformer, init_transformer, transformer_shapes
 from infinity_jax.weights.model_folder import ModelBundle
@@ -42,10 +42,10 @@ class Models:
     schedules: tuple[ScaleSchedule, ...]
 
     def schedule_of(self, batch: Any) -> ScaleSchedule:
-        """The schedule that a batch's picture shape tells; under jit a program a bucket."""
+        """The schedule that a batch's image shape tells; under jit a program a bucket."""
         stride = self.autoencoder.config.stride
         stride *= 2 if self.transformer.config.spatial_patchify else 1
-        sizes = [schedule.picture_size(stride) for schedule in self.schedules]
+        sizes = [schedule.image_size(stride) for schedule in self.schedules]
         if 'features_Bhwd' in batch:
             h, w = batch['features_Bhwd'].shape[1:3]
             size = h * self.autoencoder.config.stride, w * self.autoencoder.config.stride
@@ -76,19 +76,19 @@ def make_models(config: T2IConfig, bundle: ModelBundle) -> Models:
 
 def flips_of(key: jax.Array, batch: Any, models: Models, config: T2IConfig) -> tuple:
     """The bits of a batch that self-correction flips."""
-    return draw_flips(
+    return sample_flips(
         key,
         batch['lengths_B'].shape[0],
         models.autoencoder.config.bits,
         models.schedule_of(batch),
         max_strength=config.self_correction.max_strength,
-        per_picture=config.self_correction.per_picture,
+        per_image=config.self_correction.per_image,
         patchify=models.transformer.config.spatial_patchify,
     )
 
 
 def encode(frozen: Any, batch: Any, models: Models) -> jax.Array:
-    """Tokenizer features (B, h, w, d) of a batch of pictures, or those that it brings along."""
+    """Tokenizer features (B, h, w, d) of a batch of images, or those that it brings along."""
     if 'features_Bhwd' in batch:
         return batch['features_Bhwd'].astype(jnp.float32)
     pixels = from_uint8(batch['pixels_BYX3'])
@@ -100,7 +100,7 @@ def encode(frozen: Any, batch: Any, models: Models) -> jax.Array:
 def encode_and_corrupt(
     flips: tuple, frozen: Any, batch: Any, models: Models
 ) -> tuple[jax.Array, jax.Array]:
-    """Pictures to the transformer's inputs (B, L − 1, d) and target bits (B, L, d); no gradient."""
+    """Images to the transformer's inputs (B, L − 1, d) and target bits (B, L, d); no gradient."""
     inputs, targets = corrupt(
         encode(frozen, batch, models),
         models.schedule_of(batch),
@@ -131,7 +131,7 @@ def predict(
 
 
 def bit_metrics(loss: jax.Array, parts: Any, schedule: ScaleSchedule) -> dict[str, jax.Array]:
-    """Names for the log; `accuracy` is the mean over all bits of a picture."""
+    """Names for the log; `accuracy` is the mean over all bits of an image."""
     share = jnp.array([h * w / schedule.num_tokens for h, w in schedule.grids])
     return {
         'loss': loss,
@@ -157,7 +157,7 @@ def train_step(
     draws = {
         'flips': flips_of(corrupt_key, batch, models, config),
         'drop_condition_B': jax.random.bernoulli(drop_key, config.condition_drop, shape),
-        'kept': draw_kept(path_key, models.transformer.config, *shape),
+        'kept': sample_kept(path_key, models.transformer.config, *shape),
     }
 
     def loss_fn(params, rows):
@@ -192,7 +192,7 @@ def evaluation_step(
         logits = predict(joined(frozen, params, config.lora), batch, inputs, models)
         return bit_loss(logits, targets, schedule, reweight=config.reweight_scales)
 
-    # In parts as in training: the tokenizer wants more memory for a picture than a layer does.
+    # In parts as in training: the tokenizer wants more memory for an image than a layer does.
     loss, parts = mean_of_parts(losses_of, (batch, flips), config.accumulate_steps)
     return bit_metrics(loss, parts, schedule)
 

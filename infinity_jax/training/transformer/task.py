@@ -1,4 +1,4 @@
-"""Trains the transformer: pictures and captions to bits, through the frozen tokenizer."""
+"""Trains the transformer: images and captions to bits, through the frozen tokenizer."""
 
 import dataclasses
 import functools
@@ -108,9 +108,9 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
             tokenizer_params=params['tokenizer'],
             text_params=params['text'],
         )
-        pictures = InfinityPipeline(on_mesh, mesh=mesh)(captions)
+        images = InfinityPipeline(on_mesh, mesh=mesh)(captions)
         if jax.process_index() == 0:
-            save_png(path, contact_sheet(pictures.pixels, captions))
+            save_png(path, contact_sheet(images.pixels, captions))
 
     def export(state: TrainState, folder: pathlib.Path) -> None:
         complete = full_bundle(state)
@@ -148,7 +148,7 @@ def train(config: T2IConfig) -> pathlib.Path:
     """Runs the whole training; returns the folder of the exported model."""
     mesh = make_mesh(config.mesh)
     on_emoji, first = not config.data.sources, jax.process_index() == 0
-    large = config.data.picture_size in BUDGET_OF_EDGE
+    large = config.data.image_size in BUDGET_OF_EDGE
     if on_emoji and large and first:
         print('data.sources is empty: the embedded emoji stand in, see docs/data.md')
     folder = loop.run(config, make_task(config, mesh), mesh)

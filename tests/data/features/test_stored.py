@@ -12,7 +12,7 @@ from infinity_jax.data.features.writer import NewRecord, ShardWriter, claim_fold
 from infinity_jax.data.pipeline import training_batches
 
 INFO = FeatureInfo(
-    made_from='a', records=8, shards=1, picture_size=256, ratios=('1.000', '2.000'), tokenizer='b',
+    made_from='a', records=8, shards=1, image_size=256, ratios=('1.000', '2.000'), tokenizer='b',
     stride=16, bits=4, dtype='float32',
 )  # fmt: skip
 
@@ -38,7 +38,7 @@ def folder(tmp_path):
 
 def batches(folder):
     data = DataConfig(
-        sources=(SourceConfig('features', str(folder)),), picture_size=256, held_out_share=0.0,
+        sources=(SourceConfig('features', str(folder)),), image_size=256, held_out_share=0.0,
         ratios=INFO.ratios, index_dir=str(folder.parent / 'index'), max_broken_share=0.1,
     )  # fmt: skip
     return training_batches(data, batch_size=4)

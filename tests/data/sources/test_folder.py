@@ -1,4 +1,4 @@
-"""Folders of pictures without captions, crops drawn from them, and the photographs of packages."""
+"""Folders of images without captions, crops drawn from them, and the photographs of packages."""
 
 import pathlib
 
@@ -16,19 +16,19 @@ from infinity_jax.data.sources.folder import FolderSource
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """20 pictures of one colour each, whose red tells which, half of them in a folder below."""
-    folder = tmp_path_factory.mktemp('pictures')
+    """20 images of one colour each, whose red tells which, half of them in a folder below."""
+    folder = tmp_path_factory.mktemp('images')
     (folder / 'below').mkdir()
     for i in range(20):
         where = folder / ('below' if i % 2 else '') / f'{i:02}.{"PNG" if i % 3 else "webp"}'
         Image.new('RGB', (40 + i, 48), (10 * i, 0, 0)).save(where, lossless=True)
-    (folder / 'notes.txt').write_text('no picture')
+    (folder / 'notes.txt').write_text('no image')
     return folder
 
 
 def config(folder, tmp_path, **fields):
     sources = (SourceConfig('folder', str(folder)),)
-    return DataConfig(sources=sources, picture_size=32, index_dir=str(tmp_path), **fields)
+    return DataConfig(sources=sources, image_size=32, index_dir=str(tmp_path), **fields)
 
 
 def shown(data, split, batches=20):
@@ -39,27 +39,27 @@ def shown(data, split, batches=20):
     return {int(red) for batch in taken for red in batch['pixels_BYX3'][:, 16, 16, 0]}
 
 
-def test_pictures_are_found_below_and_told_apart_by_name(folder):
+def test_images_are_found_below_and_told_apart_by_name(folder):
     source = FolderSource.open(SourceConfig('folder', str(folder)))
     places = list(source.places())
     assert len(places) == 20 == len(source.files())
     assert [source.record_name(place) for place in places[:2]] == ['00.webp', '02.PNG']
     assert source.record_name(places[-1]) == 'below/19.PNG'
     assert source.read(places[0]).captions is None
-    with source.read(places[-1]).open_picture() as stream:
+    with source.read(places[-1]).open_image() as stream:
         assert stream.read() == (folder / 'below' / '19.PNG').read_bytes()
 
 
-def test_whole_pictures_are_held_out(folder, tmp_path):
+def test_whole_images_are_held_out(folder, tmp_path):
     data = config(folder, tmp_path, held_out_share=0.3, smallest_crop=0.5)
     trained, held_out = shown(data, 'train'), shown(data, 'held_out')
     assert not trained & held_out and len(trained | held_out) == 20 and len(held_out) > 2
 
 
 def test_crops_are_drawn_anew_by_the_seed(tmp_path):
-    (tmp_path / 'pictures').mkdir()
-    (tmp_path / 'pictures' / 'a.png').write_bytes(encoded(96, 128, kind='PNG'))
-    data = config(tmp_path / 'pictures', tmp_path, held_out_share=0.0, smallest_crop=0.25)
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'images' / 'a.png').write_bytes(encoded(96, 128, kind='PNG'))
+    data = config(tmp_path / 'images', tmp_path, held_out_share=0.0, smallest_crop=0.25)
 
     def take(seed, data=data):
         iterator = training_batches(data, batch_size=1, seed=seed)
@@ -70,12 +70,12 @@ def test_crops_are_drawn_anew_by_the_seed(tmp_path):
     first, again, other = take(0), take(0), take(1)
     assert np.array_equal(first, again)
     assert not np.array_equal(first[0], first[1]) and not np.array_equal(first[0], other[0])
-    whole = take(0, config(tmp_path / 'pictures', tmp_path, held_out_share=0.0))
+    whole = take(0, config(tmp_path / 'images', tmp_path, held_out_share=0.0))
     assert np.array_equal(whole[0], whole[1])
 
 
-def test_a_folder_without_pictures_is_a_user_error(tmp_path):
-    with pytest.raises(UserError, match='no pictures in there'):
+def test_a_folder_without_images_is_a_user_error(tmp_path):
+    with pytest.raises(UserError, match='no images in there'):
         FolderSource.open(SourceConfig('folder', str(tmp_path)))
 
 

@@ -16,7 +16,7 @@ def test_every_line_is_a_record_whatever_the_file_names_say(tmp_path):
     texts = {}
     for place in places[-8:]:
         record = source.read(place)
-        texts[record.captions.short[0]] = record.open_picture().read()
+        texts[record.captions.short[0]] = record.open_image().read()
     data = tmp_path / 'data'
     assert texts['jsonl 3 --ar 16:9'] == (data / '03.jpg').read_bytes()
 

@@ -18,20 +18,20 @@ def test_samples_of_all_shards(tmp_path):
     places = list(source.places())
     texts = [source.read(place).captions.short for place in places]
     assert texts == [(f'tar {i}',) for i in (0, 2, 4, 1, 3, 5)]
-    assert source.read(places[3]).open_picture().read() == encoded(64, 64, 101, 'PNG')
+    assert source.read(places[3]).open_image().read() == encoded(64, 64, 101, 'PNG')
     assert source.record_name(places[3]) == '001.tar part/0001.png'
 
 
 def test_incomplete_samples_are_broken_records(tmp_path):
     with tarfile.open(tmp_path / 'a.tar', 'w') as shard:
-        add_member(shard, 'a.txt', b'no picture')
+        add_member(shard, 'a.txt', b'no image')
         add_member(shard, 'b.jpg', encoded(8, 8))
         add_member(shard, 'c.jpg', encoded(8, 8))
         add_member(shard, 'c.json', b'{')
         add_member(shard, 'd.cls', b'3')  # of no use
     source = opened(tmp_path)
     bare, no_text, bad = source.places()
-    for place, reason in ((bare, 'no picture'), (bad, 'bad JSON')):
+    for place, reason in ((bare, 'no image'), (bad, 'bad JSON')):
         with pytest.raises(BrokenRecord, match=reason):
             source.read(place)
     assert source.record_name(bare) == 'a.tar a.txt'

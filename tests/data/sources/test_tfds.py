@@ -16,15 +16,15 @@ def folder(tmp_path_factory):
 
 
 def opened(folder, **fields):
-    fields = {'image_field': 'picture', 'text_field': 'label', **fields}
+    fields = {'image_field': 'image', 'text_field': 'label', **fields}
     return TfdsSource.open(SourceConfig('tfds', str(folder), **fields))
 
 
 def test_examples_come_encoded_and_without_tensorflow(folder):
     source = opened(folder)
     records = [source.read(place) for place in source.places()]
-    pictures = {r.captions.short: r.open_picture().read() for r in records}
-    assert pictures == {(f'tfds {i}',): encoded(64, 64, 200 + i) for i in range(4)}
+    images = {r.captions.short: r.open_image().read() for r in records}
+    assert images == {(f'tfds {i}',): encoded(64, 64, 200 + i) for i in range(4)}
     assert all(path.exists() for path in source.files())
     assert source.record_name((2,)).endswith('train example 2')
     assert 'tensorflow' not in sys.modules
@@ -44,7 +44,7 @@ def test_a_part_of_a_split(folder):
 @pytest.mark.parametrize(
     ('fields', 'message'),
     [
-        ({'image_field': 'image'}, "no field 'image'; set image_field to one of .*picture"),
+        ({'image_field': 'photo'}, "no field 'photo'; set image_field to one of .*image"),
         ({'text_field': 'text/en'}, "no field 'text/en'; set text_field"),
         ({'name': 'nowhere_to_be_found'}, 'nowhere_to_be_found'),
     ],
@@ -60,7 +60,7 @@ def test_an_unknown_split_is_a_user_error(folder):
         opened(folder, split='trian').files()
 
 
-@pytest.mark.parametrize('field', ['captions/nothing', 'label/nothing', 'captions', 'picture'])
+@pytest.mark.parametrize('field', ['captions/nothing', 'label/nothing', 'captions', 'image'])
 def test_a_field_that_is_no_text_makes_broken_records(folder, field):
     with pytest.raises(BrokenRecord, match=f'{field} is not text'):
         opened(folder, text_field=field).read((0,))

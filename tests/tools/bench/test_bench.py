@@ -15,7 +15,7 @@ from infinity_jax.tools.bench import generate as bench_generate
 from infinity_jax.tools.bench import stage as bench
 from infinity_jax.tools.bench import tokenizer as bench_tokenizer
 from infinity_jax.tools.bench import train as bench_train
-from infinity_jax.tools.bench.generate import Workload, drawing_stages, text_stage
+from infinity_jax.tools.bench.generate import Workload, generation_stages, text_stage
 from infinity_jax.tools.bench.products import BareProducts, products_of, total_flops
 from infinity_jax.tools.bench.timing import take_turns
 from infinity_jax.transformer.attention_ops import attend
@@ -95,7 +95,7 @@ def test_bench_writes_what_it_says(what, stages, tmp_path, monkeypatch, capsys):
     for module in (bench_generate, bench_tokenizer, bench_train):
         monkeypatch.setattr(module, 'preset', lambda name, precision: (TRANSFORMER, TOKENIZER))
     small = classmethod(lambda cls, ratio, budget: SCHEDULE)
-    monkeypatch.setattr(ScaleSchedule, 'for_picture', small)
+    monkeypatch.setattr(ScaleSchedule, 'for_image', small)
     monkeypatch.setitem(bench.LARGE_EDGE, 'cpu', 64)
     files = {name: tmp_path / name for name in ('out.json', 'out.png', 'trace')}
     cli.main(
@@ -123,7 +123,7 @@ def test_products_are_found_where_programs_have_options_of_the_chip(monkeypatch)
     """Of the functions without their jit, which could not be traced within another."""
     monkeypatch.setattr(sharding, 'target_kind', lambda: 'TPU v5 lite')
     small = classmethod(lambda cls, ratio, budget: SCHEDULE)
-    monkeypatch.setattr(ScaleSchedule, 'for_picture', small)
+    monkeypatch.setattr(ScaleSchedule, 'for_image', small)
     stages = []
     for module in (bench_generate, bench_tokenizer):
         monkeypatch.setattr(module, 'preset', lambda name, precision: (TRANSFORMER, TOKENIZER))
@@ -149,7 +149,7 @@ def test_the_text_stage_runs_the_encoder_on_prompts_of_the_asked_length(monkeypa
 
 def test_unknown_presets_and_counts_are_user_errors():
     with pytest.raises(UserError, match="unknown preset 'huge'; choose one of 125m"):
-        drawing_stages(Workload(**{**vars(WORKLOAD), 'preset': 'huge'}))
+        generation_stages(Workload(**{**vars(WORKLOAD), 'preset': 'huge'}))
     parser = cli.build_parser()
     args = parser.parse_args(['bench', 'generate', '--batch', '0'])
     assert isinstance(args, argparse.Namespace) and 'huge' not in PRESETS

@@ -11,7 +11,7 @@ GRIDS = ((1, 1), (2, 2), (4, 4))
 
 
 def test_bitwise_memory_is_linear_and_the_tables_doubles_with_each_bit():
-    table = rows((8, 10, 32, 64), GRIDS, pictures=2, largest_table=10)
+    table = rows((8, 10, 32, 64), GRIDS, images=2, largest_table=10)
     ours = {d: small for d, small, _, _ in table}
     full = {d: large for d, _, large, _ in table}
     assert ours[64] < 3 * ours[32] < 20 * ours[8]

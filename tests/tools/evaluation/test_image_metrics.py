@@ -40,7 +40,7 @@ def test_frechet_distance_equals_the_formula_with_a_matrix_root():
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-10)
 
 
-def test_frechet_distance_with_fewer_pictures_than_features():
+def test_frechet_distance_with_fewer_images_than_features():
     features = np.random.default_rng(1).standard_normal((4, 10))
     assert np.isfinite(frechet_distance(features, features + 1))
     assert frechet_distance(features, features + 1) == pytest.approx(10, abs=1e-6)

@@ -29,9 +29,9 @@ from infinity_jax.tools.evaluation.tokenizer import (
     scale_figures,
 )
 from infinity_jax.tools.evaluation.tokenizer_images import (
-    PictureSet,
-    emoji_pictures,
-    folder_pictures,
+    ImageSet,
+    emoji_images,
+    folder_images,
 )
 from infinity_jax.training.tokenizer.lpips import lpips
 from infinity_jax.training.tokenizer.lpips_files import load_perceptual
@@ -55,17 +55,17 @@ def folder(bundle, tmp_path):
 
 
 @jax.jit
-def decoded(pictures):
-    """Pixels of pictures, uint8 (B, Y, X, 3), through the tokenizer and back."""
+def decoded(images):
+    """Pixels of images, uint8 (B, Y, X, 3), through the tokenizer and back."""
     model, variables = Autoencoder(TOKENIZER), {'params': PARAMS}
-    features = model.apply(variables, from_uint8(pictures), method=Autoencoder.encode)
+    features = model.apply(variables, from_uint8(images), method=Autoencoder.encode)
     total = quantize(features, GRIDS).total_Bhwd
     return model.apply(variables, total, method=Autoencoder.decode)
 
 
 def noise(count):
-    pictures = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), np.uint8)
-    return PictureSet(count, 16, lambda number: pictures[number].copy())
+    images = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), np.uint8)
+    return ImageSet(count, 16, lambda number: images[number].copy())
 
 
 def test_leaves_table_strip_and_plot(folder, tmp_path, capsys):
@@ -73,7 +73,7 @@ def test_leaves_table_strip_and_plot(folder, tmp_path, capsys):
     cli.main(['evaluate', 'tokenizer', '--checkpoint', str(folder), '--count', '3', '--out',
               str(out)])  # fmt: skip
     results = json.loads((out / 'tokenizer.json').read_text())
-    assert results['pictures'] == 3 and results['grids'] == [list(grid) for grid in GRIDS]
+    assert results['images'] == 3 and results['grids'] == [list(grid) for grid in GRIDS]
     assert len(results['scales']) == 3 and results['scales'][-1]['psnr'] == results['psnr']
     assert results['lpips'] is None and np.isfinite(results['ssim'])
     strip = Image.open(out / 'tokenizer_strip.png')
@@ -85,10 +85,10 @@ def test_leaves_table_strip_and_plot(folder, tmp_path, capsys):
 
 
 def test_figures_equal_a_plain_computation(bundle):
-    held_out = emoji_pictures('starter', 5, 16)
+    held_out = emoji_images('starter', 5, 16)
     sums, strip = measure(bundle, GRIDS, None, held_out)
-    (pictures,) = held_out.batches(5)
-    target = from_uint8(jnp.asarray(pictures))
+    (images,) = held_out.batches(5)
+    target = from_uint8(jnp.asarray(images))
     model, variables = Autoencoder(TOKENIZER), {'params': PARAMS}
     features = model.apply(variables, target, method=Autoencoder.encode)
     bits = quantize(features, GRIDS).bits
@@ -102,7 +102,7 @@ def test_figures_equal_a_plain_computation(bundle):
     assert sums['psnr_K'][1] == pytest.approx(float(psnr(decoded, target)), rel=1e-4)
     near = np.mean(np.abs(np.asarray(features - two)) < NEAR_ZERO / 2)
     assert sums['near_zero_K'][2] == pytest.approx(near, abs=2e-3)
-    assert strip.shape == (5, 4, 16, 16, 3) and (strip[:, 0] == pictures).all()
+    assert strip.shape == (5, 4, 16, 16, 3) and (strip[:, 0] == images).all()
     last = model.apply(variables, total_from_bits(bits), method=Autoencoder.decode)
     ratio = float(edge_energy(last).mean() / edge_energy(target).mean())
     assert figures(sums, GRIDS)['edge_energy'] == pytest.approx(ratio, rel=1e-4)
@@ -116,17 +116,17 @@ def test_scale_figures_by_hand():
     assert row['near_zero'] == 0.125
 
 
-def test_pictures_of_a_folder_cover_the_square_and_are_cut_at_the_centre(tmp_path):
+def test_images_of_a_folder_cover_the_square_and_are_cut_at_the_centre(tmp_path):
     wide = np.zeros((20, 60, 3), np.uint8)
     wide[:, 20:40] = 200  # the middle third is what stays
     Image.fromarray(wide).save(tmp_path / 'b.png')
     Image.fromarray(wide[..., 0]).save(tmp_path / 'a.png')  # grey
-    (tmp_path / 'notes.txt').write_text('no picture')
-    (pictures,) = folder_pictures(str(tmp_path), 9, 16).batches(9)
-    assert pictures.shape == (2, 16, 16, 3) and (pictures[:, :, 2:14] > 150).all()
+    (tmp_path / 'notes.txt').write_text('no image')
+    (images,) = folder_images(str(tmp_path), 9, 16).batches(9)
+    assert images.shape == (2, 16, 16, 3) and (images[:, :, 2:14] > 150).all()
 
 
-def test_pictures_stream_and_the_bar_counts_them(bundle, monkeypatch):
+def test_images_stream_and_the_bar_counts_them(bundle, monkeypatch):
     bars, held, most = [], [], []
 
     class Bar(evaluation.tqdm):
@@ -148,7 +148,7 @@ def test_pictures_stream_and_the_bar_counts_them(bundle, monkeypatch):
     sums, strip = measure(bundle, GRIDS, None, noise(22), keep)
     assert max(most) <= 2 and len(held) == 6 and len(strip) == 8
     ((options, bar),) = bars
-    assert options['total'] == bar.told == 22 and 'pictures' in options['unit']
+    assert options['total'] == bar.told == 22 and 'images' in options['unit']
     for name, value in whole.items():  # the last batch, of 2, counts as 2
         np.testing.assert_allclose(sums[name], value, rtol=1e-4)
 
@@ -157,20 +157,20 @@ def test_lpips_is_that_of_the_files(folder, tmp_path, monkeypatch):
     vgg, heads = narrow_files(tmp_path, monkeypatch)
     monkeypatch.setattr(evaluation, 'BATCH_PIXELS', 16**2)  # one at a time
     results = evaluate_tokenizer(folder, count=3, vgg=vgg, heads=heads, out=tmp_path / 'out')
-    (pictures,) = emoji_pictures('starter', 3, 16).batches(3)
-    ours = jnp.clip(decoded(pictures), -1, 1)
-    wanted = jax.jit(lpips)(load_perceptual(vgg, heads), ours, from_uint8(jnp.asarray(pictures)))
+    (images,) = emoji_images('starter', 3, 16).batches(3)
+    ours = jnp.clip(decoded(images), -1, 1)
+    wanted = jax.jit(lpips)(load_perceptual(vgg, heads), ours, from_uint8(jnp.asarray(images)))
     assert results['lpips'] == pytest.approx(float(wanted.mean()), rel=1e-4)
     assert wanted.mean() > 0.01
 
 
-def test_saves_pairs_of_pictures_as_they_were_coded(folder, tmp_path, monkeypatch, capsys):
+def test_saves_pairs_of_images_as_they_were_coded(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluation, 'BATCH_PIXELS', 2 * 16**2)
     arguments = ['evaluate', 'tokenizer', '--checkpoint', str(folder.parent), '--count', '5']
     cli.main([*arguments, '--subset', 'demo', '--save', str(tmp_path / 'pairs')])
-    (pictures,) = emoji_pictures('demo', 5, 16).batches(5)
+    (images,) = emoji_images('demo', 5, 16).batches(5)
     names = [f'{number:06}.png' for number in range(5)]
-    for kind, wanted, close in (('gt', pictures, 0), ('pred', decoded(pictures), 1)):
+    for kind, wanted, close in (('gt', images, 0), ('pred', decoded(images), 1)):
         paths = sorted((tmp_path / 'pairs' / kind).iterdir())
         assert [path.name for path in paths] == names
         found = np.stack([np.asarray(Image.open(path)) for path in paths]).astype(int)
@@ -188,7 +188,7 @@ def test_saves_pairs_of_pictures_as_they_were_coded(folder, tmp_path, monkeypatc
 def test_frechet_distance_says_what_it_is_of(folder, tmp_path, capsys):
     rows = np.random.default_rng(0).standard_normal((3, 4))
     np.savez(tmp_path / 'f.npz', originals=rows, reconstructions=rows + 1)
-    for count, more in ((3, ''), (2, '; NOT of the 2 pictures above')):
+    for count, more in ((3, ''), (2, '; NOT of the 2 images above')):
         results = evaluate_tokenizer(
             folder, count=count, features=str(tmp_path / 'f.npz'), out=tmp_path / 'out'
         )
@@ -211,16 +211,16 @@ def test_without_a_schedule_stride_and_size_must_be_released_ones(bundle, tmp_pa
 
 def test_errors_are_one_line(folder, tmp_path):
     (tmp_path / 'broken').mkdir()
-    (tmp_path / 'broken' / 'x.png').write_text('no picture')
+    (tmp_path / 'broken' / 'x.png').write_text('no image')
     for options, message in (
         ({'count': 0}, 'count is 0'),
         ({'data': '/nowhere'}, 'no such folder'),
         ({'data': ''}, "--data '': no such folder"),
         ({'subset': 'nonsense'}, "subset 'nonsense' is unknown"),
         ({'subset': 'demo', 'data': str(tmp_path)}, '--subset demo: is of --data emoji'),
-        ({'data': str(folder)}, 'no pictures there'),
-        ({'data': str(tmp_path / 'broken')}, 'not a readable picture'),
-        ({'size': 64}, 'codes pictures of 16 x 16'),
+        ({'data': str(folder)}, 'no images there'),
+        ({'data': str(tmp_path / 'broken')}, 'not a readable image'),
+        ({'size': 64}, 'codes images of 16 x 16'),
         ({'vgg': 'vgg16.pth'}, 'wants both'),
     ):
         with pytest.raises(UserError, match=message) as caught:

@@ -31,7 +31,7 @@ def test_a_run_gives_the_averaged_weights_of_a_checkpoint(tmp_path):
         run_dir=str(tmp_path),
         steps=7,
         batch_size=1,
-        data=DataConfig(picture_size=16, subset='demo'),
+        data=DataConfig(image_size=16, subset='demo'),
         optimizer=OptimizerConfig(learning_rate=1e-3),
         tokenizer=TOKENIZER,
         grids=GRIDS,

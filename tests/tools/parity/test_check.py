@@ -12,7 +12,7 @@ from helpers.paths import GOLDEN
 
 from infinity_jax.config import UserError
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tokenizer import resize
+from infinity_jax.tokenizer import quantizer, resize
 from infinity_jax.tools.parity import stages as check_stages
 from infinity_jax.tools.parity.check import check_folder, judge
 from infinity_jax.tools.parity.reference import Row, load_reference
@@ -39,10 +39,10 @@ def test_passes(folder, capsys):
     printed = capsys.readouterr().out
     assert printed.endswith('passed\n') and 'FAILED' not in printed
     assert 'skipped: no var_input' in printed  # the cut-down folders say what they lack
-    for stage in ('encoder features', 'logits', 'generation: bits', 'generation: picture'):
+    for stage in ('encoder features', 'logits', 'generation: bits', 'generation: image'):
         assert any(line.startswith(stage) and ' ok' in line for line in printed.splitlines())
     if folder == A:
-        assert '0 of 16672' in printed and 'negative prompt: picture' in printed
+        assert '0 of 16672' in printed and 'negative prompt: image' in printed
     else:
         assert 'no negative_case' in printed
 
@@ -114,10 +114,10 @@ def test_fails_when_rope_refers_to_its_own_last_grid(references, monkeypatch):
 
 
 def test_fails_when_patchify_orders_channels_otherwise(references, monkeypatch):
-    def fold(x):
+    def space_to_depth(x):
         return rearrange(x, 'b (h dy) (w dx) c -> b h w (dy dx c)', dy=2, dx=2)
 
-    monkeypatch.setattr(self_correction, 'fold', fold)
+    monkeypatch.setattr(quantizer, 'space_to_depth', space_to_depth)
     found = verdicts(check_stages.self_correction_rows(references[B]))
     assert set(found.values()) == {'FAILED'}
 

@@ -60,7 +60,7 @@ def test_the_compiler_says_what_it_would_need(message, size):
 
 
 def test_blocks_that_no_query_sees_are_not_counted():
-    schedule = ScaleSchedule.for_picture(1.0, '1M')
+    schedule = ScaleSchedule.for_image(1.0, '1M')
     arrays = [('bf16', (1, 1, 10752, 128))] * 2
     counted = training_flops(schedule)('splash_mha_fwd', arrays)
     ends = np.repeat([e for _, e in schedule.spans], [e - s for s, e in schedule.spans])

@@ -33,7 +33,7 @@ CONFIG = TokenizerRunConfig(
     batch_size=8,
     eval_batches=1,
     optimizer=OptimizerConfig(learning_rate=1e-2),
-    data=DataConfig(picture_size=16),
+    data=DataConfig(image_size=16),
     grids=((1, 1), (4, 4)),
     tokenizer=TokenizerConfig(
         bits=4, base_channels=4, channel_multipliers=(1,), residual_blocks=1, unshuffle=4,
@@ -97,7 +97,7 @@ def test_a_frozen_encoder_is_not_counted_as_trained(monkeypatch, frozen):
     )
     encode = flops.tokenizer_encode(config.tokenizer, 16, 16, 8).total
     decode = flops.tokenizer_decode(config.tokenizer, 16, 16, 8).total
-    assert plan.cost is None and plan.analysis.pictures == 8
+    assert plan.cost is None and plan.analysis.images == 8
     found = plan.analysis.parameters, plan.analysis.model_flops, plan.analysis.frozen_flops
     if frozen:
         assert found == (decoder, 3 * decode, encode)

@@ -13,7 +13,7 @@ from infinity_jax.data.config import DataConfig
 from infinity_jax.training.optimizer import OptimizerConfig, TrainState
 from infinity_jax.training.tokenizer.adversarial import (
     AdversarialState,
-    Attack,
+    AdversarialTerms,
     DiscriminatorState,
     attack,
     discriminator_optimizer,
@@ -32,7 +32,7 @@ CONFIG = TokenizerRunConfig(
     steps=STEPS,
     batch_size=2,
     optimizer=OptimizerConfig(learning_rate=1e-2),
-    data=DataConfig(picture_size=12),
+    data=DataConfig(image_size=12),
     grids=((1, 1), (3, 3)),
     adversarial=AdversarialConfig(
         weight=0.3, start_step=START, channels=8, layers=1, lecam=LECAM, optimizer=PLAIN
@@ -60,9 +60,9 @@ def state_of(params, config, step=START, means=(0.0, 0.0)):
 
 
 def played(gradients, logits=(0.0, 0.0)):
-    """What `update_discriminator` reads of an `Attack`."""
+    """What `update_discriminator` reads of an `AdversarialTerms`."""
     metrics = dict(zip(('logit_real', 'logit_fake'), map(jnp.float32, logits), strict=True))
-    return Attack(metrics, jnp.zeros(()), gradients, jnp.zeros(()))
+    return AdversarialTerms(metrics, jnp.zeros(()), gradients, jnp.zeros(()))
 
 
 def test_gradient_and_update_are_those_of_hinge_and_lecam():

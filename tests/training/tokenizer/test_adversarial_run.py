@@ -28,11 +28,11 @@ from infinity_jax.training.tokenizer.config import (
 from infinity_jax.training.tokenizer.discriminator import generator_loss
 from infinity_jax.training.tokenizer.noise import QuantizerTraining
 from infinity_jax.training.tokenizer.step import (
-    draw_noise,
     evaluation_step,
     forward,
     last_layer_gradient,
     loss_terms,
+    sample_noise,
     train_step,
 )
 from infinity_jax.training.tokenizer.task import make_task
@@ -50,7 +50,7 @@ CONFIG = TokenizerRunConfig(
     sample_every=6,
     checkpoint_every=6,
     optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.5),
-    data=DataConfig(picture_size=16),
+    data=DataConfig(image_size=16),
     grids=((1, 1), (2, 2), (4, 4)),
     losses=TokenizerLosses(truncated=0.5),
     adversarial=AdversarialConfig(
@@ -156,7 +156,7 @@ def test_gradient_equals_the_plain_sum_of_all_losses():
     @jax.jit
     def norm(params):
         def loss(params):
-            noise = draw_noise(step_key(fixed.seed, state.step), target, fixed)
+            noise = sample_noise(step_key(fixed.seed, state.step), target, fixed)
             outputs = forward(MODEL, params, target, fixed, noise)[0]
             total, _ = loss_terms(outputs, target, None, fixed.losses)
             judged = make_discriminator(fixed).apply(
@@ -182,9 +182,9 @@ def test_the_adaptive_weight_is_a_ratio_of_gradients_of_the_last_kernel():
     def plain(kernel):
         params = {**state.params}
         params['decoder'] = {**params['decoder'], 'conv_out': {**last, 'kernel': kernel}}
-        noise = draw_noise(step_key(CONFIG.seed, state.step), target, CONFIG)
+        noise = sample_noise(step_key(CONFIG.seed, state.step), target, CONFIG)
         outputs = forward(MODEL, params, target, CONFIG, noise)[0]
-        # As in VQGAN, of the reconstruction alone: pictures decoded from fewer scales are apart.
+        # As in VQGAN, of the reconstruction alone: images decoded from fewer scales are apart.
         rec, _ = loss_terms(outputs._replace(truncated=None), target, None, CONFIG.losses)
         discriminator = {'params': state.discriminator.params}
         judged = make_discriminator(CONFIG).apply(discriminator, outputs.pixels)
@@ -241,12 +241,12 @@ def test_last_layer_gradient_is_the_one_of_that_kernel():
     np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('broken', ['picture', 'discriminator', 'average'])
+@pytest.mark.parametrize('broken', ['image', 'discriminator', 'average'])
 def test_a_step_that_is_not_finite_changes_neither_network(broken):
     state, batches = start()
     state = state.replace(step=jnp.int32(START))
     batch = batches[0]
-    if broken == 'picture':
+    if broken == 'image':
         batch = {'pixels_BYX3': np.full((4, 16, 16, 3), np.nan, np.float32)}
     elif broken == 'average':  # which only the discriminator's own loss reads
         discriminator = state.discriminator.replace(mean_real=jnp.float32(jnp.nan))

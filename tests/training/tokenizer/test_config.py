@@ -1,4 +1,4 @@
-"""What a tokenizer run must agree on, and the released schedule of every picture shape."""
+"""What a tokenizer run must agree on, and the released schedule of every image shape."""
 
 import dataclasses
 
@@ -23,7 +23,7 @@ CONFIG = TokenizerRunConfig(
     steps=1,
     batch_size=8,
     optimizer=OptimizerConfig(learning_rate=1e-2),
-    data=DataConfig(picture_size=16),
+    data=DataConfig(image_size=16),
     grids=((1, 1), (2, 2), (4, 4)),
     tokenizer=TokenizerConfig(bits=8, channel_multipliers=(1,), unshuffle=4),
 )
@@ -31,15 +31,15 @@ CONFIG = TokenizerRunConfig(
 
 def test_disagreeing_sizes_are_refused():
     check(CONFIG)
-    with pytest.raises(UserError, match='data.picture_size is 32'):
-        check(dataclasses.replace(CONFIG, data=DataConfig(picture_size=32)))
+    with pytest.raises(UserError, match='data.image_size is 32'):
+        check(dataclasses.replace(CONFIG, data=DataConfig(image_size=32)))
     with pytest.raises(UserError, match="precision is 'low'"):
         check(dataclasses.replace(CONFIG, precision='low'))
     with pytest.raises(UserError, match='too small for a discriminator of 3 layers, which wants'):
         check(dataclasses.replace(CONFIG, adversarial=AdversarialConfig(weight=0.3)))
 
 
-def test_truncated_pictures_keep_a_scale():
+def test_truncated_images_keep_a_scale():
     dropped = dataclasses.replace(
         CONFIG,
         losses=TokenizerLosses(truncated=1.0),
@@ -51,10 +51,10 @@ def test_truncated_pictures_keep_a_scale():
     check(dataclasses.replace(dropped, quantizer=kept))
 
 
-def test_a_picture_too_small_for_the_perceptual_term():
+def test_a_image_too_small_for_the_perceptual_term():
     small = dataclasses.replace(
         CONFIG,
-        data=DataConfig(picture_size=8),
+        data=DataConfig(image_size=8),
         grids=((1, 1), (2, 2)),
         losses=TokenizerLosses(perceptual=1.0),
         vgg_weights='vgg16.pth',
@@ -64,28 +64,28 @@ def test_a_picture_too_small_for_the_perceptual_term():
         check(small)
 
 
-def test_released_schedules_are_told_by_the_picture():
+def test_released_schedules_are_told_by_the_image():
     for ratio in RATIOS:
         for budget in BUDGETS:
-            schedule = ScaleSchedule.for_picture(ratio, budget)
-            assert released_schedule(schedule.picture_size()).grids == schedule.grids
-    with pytest.raises(UserError, match='no released schedule is for pictures of'):
+            schedule = ScaleSchedule.for_image(ratio, budget)
+            assert released_schedule(schedule.image_size()).grids == schedule.grids
+    with pytest.raises(UserError, match='no released schedule is for images of'):
         released_schedule((100, 100))
 
 
 @pytest.mark.parametrize(('multipliers', 'last'), [((1, 2, 4, 4, 4), 16), ((1, 2, 4, 4), 32)])
-def test_without_grids_pictures_have_their_released_ones(multipliers, last):
+def test_without_grids_images_have_their_released_ones(multipliers, last):
     config = dataclasses.replace(
         CONFIG, grids=(), tokenizer=TokenizerConfig(channel_multipliers=multipliers)
     )
     assert config.code_grids((256, 256))[-1] == (last, last)
     assert len(config.code_grids((1024, 1024))) == 13
-    assert len(config.code_grids(ScaleSchedule.for_picture('1.500', '1M').picture_size())) == 13
+    assert len(config.code_grids(ScaleSchedule.for_image('1.500', '1M').image_size())) == 13
 
 
 def test_a_stride_without_released_schedules():
     with pytest.raises(UserError, match='this tokenizer has stride 4; set config.grids'):
-        check(dataclasses.replace(CONFIG, grids=(), data=DataConfig(picture_size=256)))
+        check(dataclasses.replace(CONFIG, grids=(), data=DataConfig(image_size=256)))
 
 
 @pytest.mark.parametrize(

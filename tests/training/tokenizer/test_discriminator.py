@@ -11,14 +11,14 @@ from infinity_jax.training.tokenizer.discriminator import (
     generator_loss,
     hinge,
     lecam,
-    smallest_picture,
+    smallest_image,
 )
 
 
 @pytest.mark.parametrize('layers', [1, 2, 3])
 def test_one_logit_a_patch(layers):
     model = PatchDiscriminator(channels=8, layers=layers)
-    edge = smallest_picture(layers)
+    edge = smallest_image(layers)
     shape = lambda n: (
         jax.eval_shape(
             lambda key, x: model.init_with_output(key, x)[0],
@@ -31,7 +31,7 @@ def test_one_logit_a_patch(layers):
     assert 0 in shape(edge - 1)
 
 
-def test_sees_its_patch_and_no_other_picture():
+def test_sees_its_patch_and_no_other_image():
     model = PatchDiscriminator(channels=8, layers=1)  # patches of 16², group norms aside
     pixels = jax.random.normal(jax.random.key(0), (2, 24, 24, 3))
     params = model.init(jax.random.key(1), pixels)
@@ -58,7 +58,7 @@ def test_adaptive_weight_is_a_clipped_ratio():
     assert adaptive_weight(jnp.float32(0), jnp.float32(0), 10.0) == 0
 
 
-def test_a_flat_picture_has_finite_gradients():
+def test_a_flat_image_has_finite_gradients():
     model = PatchDiscriminator(channels=8, layers=2)
     pixels = jnp.zeros((1, 16, 16, 3))
     params = model.init(jax.random.key(0), pixels)

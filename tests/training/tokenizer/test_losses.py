@@ -100,7 +100,7 @@ def test_a_lower_inverse_temperature_reaches_bits_that_never_change():
     """At 32 bits and β = 100 a certain bit's probability is 1 − 4e-6: the term cannot turn it."""
     d = 32
     z = jnp.full((16, 1, 1, d), d**-0.5)
-    z *= jnp.linspace(0.7, 1.3, 16)[:, None, None, None]  # certain, and different by picture
+    z *= jnp.linspace(0.7, 1.3, 16)[:, None, None, None]  # certain, and different by image
 
     def slope(inverse_temperature):
         penalty = lambda z: losses.entropy_penalty((z,), inverse_temperature)

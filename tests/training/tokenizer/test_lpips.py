@@ -28,18 +28,18 @@ def params():
     return {'vgg': vgg, 'heads': heads}
 
 
-def pictures(golden, name):
+def images(golden, name):
     return jnp.asarray(golden[name].transpose(0, 2, 3, 1))
 
 
 def test_activations_equal_the_reference(golden, params):
-    taps = jax.jit(vgg_features)(params, pictures(golden, 'image0'))
+    taps = jax.jit(vgg_features)(params, images(golden, 'image0'))
     means = [jnp.abs(tap).mean() for tap in taps]
     np.testing.assert_allclose(means, golden['relu1_2_mean_abs'], rtol=2e-6)
 
 
 def test_value_and_gradient_equal_the_reference(golden, params):
-    image0, image1 = (pictures(golden, name) for name in ('image0', 'image1'))
+    image0, image1 = (images(golden, name) for name in ('image0', 'image1'))
 
     def total(x):
         distance_B = lpips(params, x, image1)
@@ -65,6 +65,6 @@ def test_equal_and_dead_features_have_no_distance_and_a_finite_gradient(params):
         assert value < 1e-8 and jnp.isfinite(grad).all()
 
 
-def test_a_picture_too_small_for_four_pools_is_refused(params):
+def test_a_image_too_small_for_four_pools_is_refused(params):
     with pytest.raises(ValueError, match='wanted edges of 16'):
         lpips(params, jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 8, 8, 3)))

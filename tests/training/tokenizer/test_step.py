@@ -63,7 +63,7 @@ def run_config(**fields):
         steps=1,
         batch_size=2,
         optimizer=OptimizerConfig(learning_rate=1e-2),
-        data=DataConfig(picture_size=8),
+        data=DataConfig(image_size=8),
         grids=GRIDS,
         tokenizer=TokenizerConfig(
             bits=8, base_channels=4, channel_multipliers=(1,), residual_blocks=1, decoder_blocks=1,
@@ -153,7 +153,7 @@ def test_forward_without_noise_is_plain():
     assert_same(outputs, found['none'][0]._replace(truncated=None))
 
 
-def test_a_truncated_picture_is_decoded_from_its_first_scales():
+def test_a_truncated_image_is_decoded_from_its_first_scales():
     outputs = outputs_and_gradients()['step'][0]
     assert np.abs(outputs.truncated - outputs.pixels).max(axis=(1, 2, 3)).min() > 1e-2
 

@@ -40,7 +40,7 @@ def config(tmp_path):
         sample_every=20,
         checkpoint_every=10,
         optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.5),
-        data=DataConfig(picture_size=16),
+        data=DataConfig(image_size=16),
         grids=((1, 1), (2, 2), (4, 4)),
         tokenizer=TokenizerConfig(
             bits=8, base_channels=8, channel_multipliers=(1,), residual_blocks=1, unshuffle=4,
@@ -97,7 +97,7 @@ def test_straight_through_gradients_reach_the_encoder():
     assert jnp.isfinite(grad).all() and jnp.abs(grad).max() > 0
 
 
-def test_truncated_pictures_have_their_own_term():
+def test_truncated_images_have_their_own_term():
     features = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
     z = quantize(features, ((1, 1), (4, 4))).normalised
     target = jnp.zeros((2, 8, 8, 3))

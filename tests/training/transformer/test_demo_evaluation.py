@@ -12,7 +12,7 @@ from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError
 from infinity_jax.emoji.captions import caption
 from infinity_jax.emoji.matcher import evaluation_specs
 from infinity_jax.emoji.render import render
-from infinity_jax.inference.pipeline import Pictures
+from infinity_jax.inference.pipeline import GeneratedImages
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.training.transformer import demo_evaluation as evaluate
 from infinity_jax.weights.model_folder import ModelBundle
@@ -25,11 +25,11 @@ TOKENIZER = TokenizerConfig(
 
 
 class PerfectPipeline:
-    """Draws exactly what is asked for, except the first picture."""
+    """Draws exactly what is asked for, except the first image."""
 
     schedule = ScaleSchedule.free(GRIDS)
 
-    def __init__(self, bundle, max_batch, economy):
+    def __init__(self, bundle, max_batch, quantization):
         specs = [s for kind in evaluate.PAIRS for s in evaluation_specs('starter', kind, COUNT)]
         self.renders = {caption(spec): render(spec, 16) for spec in specs}
 
@@ -37,7 +37,7 @@ class PerfectPipeline:
         pixels = np.stack([self.renders[prompt] for prompt in prompts])
         pixels[0] = pixels[0, 0, 0]  # its background alone
         seeds = tuple((seed, i) for i in range(len(prompts)))
-        return Pictures(pixels, tuple(prompts), seeds, (0.1,))
+        return GeneratedImages(pixels, tuple(prompts), seeds, (0.1,))
 
 
 @pytest.fixture
@@ -66,12 +66,12 @@ def test_counts_what_is_right_and_leaves_table_and_sheet(bundle, tmp_path, monke
 
 
 def test_reconstruct_keeps_the_count_over_batches(bundle):
-    pictures = np.zeros((evaluate.BATCH + 3, 16, 16, 3), np.uint8)
-    outputs, ratio = evaluate.reconstruct(bundle, ScaleSchedule.free(GRIDS), pictures)
-    assert outputs.shape == pictures.shape and outputs.dtype == np.uint8
+    images = np.zeros((evaluate.BATCH + 3, 16, 16, 3), np.uint8)
+    outputs, ratio = evaluate.reconstruct(bundle, ScaleSchedule.free(GRIDS), images)
+    assert outputs.shape == images.shape and outputs.dtype == np.uint8
     assert jax.numpy.isfinite(ratio)
 
 
-def test_no_pictures_are_refused():
+def test_no_images_are_refused():
     with pytest.raises(UserError, match='count is 0'):
         evaluate.evaluate_demo('somewhere', count=0)

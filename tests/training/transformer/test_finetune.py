@@ -36,7 +36,7 @@ from infinity_jax.weights.t5_folder import encoder_shapes
 
 FINETUNE = runpy.run_path(str(CONFIGS / 'finetune.py'))
 TRANSFORMER = TransformerConfig(
-    depth=2, width=32, num_heads=2, bits=8, text_channels=16, text_length=16, levels=3,
+    depth=2, width=32, num_heads=2, bits=8, text_channels=16, text_length=16, max_scales=3,
     dtype='float32', drop_path=0.1,
 )  # fmt: skip
 TOKENIZER = TokenizerConfig(
@@ -71,7 +71,7 @@ def fields(folder, tmp_path, variant='full'):
     """The fine-tuning config for a small model of 16 pixels."""
     config = FINETUNE['get_config'](variant)
     config.init_from, config.run_dir = str(folder), str(tmp_path / 'run')
-    config.data.picture_size, config.data.ratios, config.data.num_workers = 16, ('1.000',), 0
+    config.data.image_size, config.data.ratios, config.data.num_workers = 16, ('1.000',), 0
     config.batch_size, config.eval_batches, config.steps = 8, 1, 2
     config.accumulate_steps, config.remat = 1, 'none'  # quicker to compile
     return config
@@ -103,8 +103,8 @@ def test_a_folder_must_be_named(folder, tmp_path):
         dataclasses.replace(config, lora=lora, text=dataclasses.replace(config.text, train=True))
 
 
-def pixels(pictures):
-    return np.stack([np.asarray(image) for image in pictures.images])
+def pixels(images):
+    return np.stack([np.asarray(image) for image in images.images])
 
 
 def test_adapters_start_at_the_folders_loss_and_merge_into_what_they_drew(folder, tmp_path):
@@ -166,11 +166,11 @@ def test_all_weights_start_at_the_folders(folder, tmp_path):
 def test_the_stages_of_the_recipe_hand_on_their_weights(tmp_path, patchify):
     levels = (1, 1, 1, 1) if patchify else (1, 1, 1, 1, 1)
     tokenizer = dataclasses.replace(TOKENIZER, channel_multipliers=levels, unshuffle=1)
-    transformer = dataclasses.replace(TRANSFORMER, levels=15, spatial_patchify=patchify)
-    small, large = (ScaleSchedule.for_picture(1.0, budget) for budget in ('0.06M', '0.25M'))
+    transformer = dataclasses.replace(TRANSFORMER, max_scales=15, spatial_patchify=patchify)
+    small, large = (ScaleSchedule.for_image(1.0, budget) for budget in ('0.06M', '0.25M'))
     folder = save(tmp_path / 'stage_256', transformer, tokenizer, small)
     config = fields(folder, tmp_path)
-    config.data.picture_size, config.data.ratios = 512, ('all',)
+    config.data.image_size, config.data.ratios = 512, ('all',)
     config = from_mapping(T2IConfig, config)
     assert load_parts(config).schedule == large
     given = load_model(folder).transformer_params

@@ -27,7 +27,7 @@ def test_weights_go_with_the_inverse_root_of_the_grid_and_sum_to_one():
     wanted = np.repeat([1, 1 / 2, 1 / 12**0.5], [1, 4, 12])
     np.testing.assert_allclose(weights, wanted / wanted.sum(), rtol=1e-6)
     np.testing.assert_allclose(token_weights(SCHEDULE, False), 1 / 17, rtol=1e-6)
-    full = ScaleSchedule.for_picture(1.5, '1M')
+    full = ScaleSchedule.for_image(1.5, '1M')
     assert token_weights(full, True).sum() == pytest.approx(1, abs=1e-5)
 
 

@@ -14,7 +14,7 @@ from infinity_jax.tokenizer.quantizer import (
     quantize,
     total_from_bits,
 )
-from infinity_jax.training.transformer.self_correction import correct, corrupt, draw_flips
+from infinity_jax.training.transformer.self_correction import correct, corrupt, sample_flips
 
 SCHEDULE = ScaleSchedule.free(((1, 1), (2, 2), (3, 2), (4, 4)))
 TWO_SCALES = ScaleSchedule.free(((1, 1), (2, 2)))
@@ -26,31 +26,31 @@ def features(batch, d, schedule=SCHEDULE, patchify=False, seed=0):
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def compiled(key, f, schedule, max_strength, per_picture, patchify):
-    flips = draw_flips(
+def compiled(key, f, schedule, max_strength, per_image, patchify):
+    flips = sample_flips(
         key,
         f.shape[0],
         f.shape[-1],
         schedule,
         max_strength=max_strength,
-        per_picture=per_picture,
+        per_image=per_image,
         patchify=patchify,
     )
     return corrupt(f, schedule, flips, patchify=patchify)
 
 
-def run(key, f, schedule=SCHEDULE, max_strength=0.3, per_picture=False, patchify=False):
+def run(key, f, schedule=SCHEDULE, max_strength=0.3, per_image=False, patchify=False):
     """Inputs and targets of `corrupt` as numpy arrays."""
-    return jax.device_get(compiled(key, f, schedule, max_strength, per_picture, patchify))
+    return jax.device_get(compiled(key, f, schedule, max_strength, per_image, patchify))
 
 
 @functools.cache
-def flipped_share(per_picture):
-    """Which of 64 pictures' 1024 bits of a first scale flip, for 40 keys: (keys, 64)."""
+def flipped_share(per_image):
+    """Which of 64 images' 1024 bits of a first scale flip, for 40 keys: (keys, 64)."""
     f = features(64, 1024, TWO_SCALES)
     shares = []
     for seed in range(40):
-        inputs, targets = run(jax.random.key(seed), f, TWO_SCALES, 0.3, per_picture)
+        inputs, targets = run(jax.random.key(seed), f, TWO_SCALES, 0.3, per_image)
         assert (inputs[:, :1] == inputs).all()  # one code, repeated on the 2×2 grid
         shares.append(((inputs[:, 0] > 0) != targets[:, 0]).mean(-1))
     return np.array(shares)
@@ -116,7 +116,7 @@ def test_flip_rate_of_the_whole_batch():
     assert np.abs(shares - rates[:, None]).max() < 0.07  # and is one for the batch
 
 
-def test_flip_rate_per_picture():
+def test_flip_rate_per_image():
     shares = flipped_share(True)
     assert shares.std(1).min() > 0.05
     assert shares.max() < 0.3 + 5 * 0.0145
@@ -126,7 +126,7 @@ def test_flip_rate_per_picture():
 
 
 def test_both_ends_of_the_strengths_are_drawn():
-    """At most 0.01, half of the pictures get strength 0 and half 0.01, ten of 1024 bits."""
+    """At most 0.01, half of the images get strength 0 and half 0.01, ten of 1024 bits."""
     f = features(64, 1024, TWO_SCALES)
     inputs, targets = run(jax.random.key(0), f, TWO_SCALES, 0.01, True)
     rates = ((inputs[:, 0] > 0) != targets[:, 0]).mean(-1)

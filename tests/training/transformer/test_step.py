@@ -47,11 +47,11 @@ def run_config(**fields):
         run_dir='',
         steps=4,
         batch_size=8,
-        data=DataConfig(picture_size=8),
+        data=DataConfig(image_size=8),
         optimizer=OptimizerConfig(learning_rate=1e-3),
         transformer=DROPPING,
         text=TextTraining(encoder=ENCODER, train=True),
-        self_correction=SelfCorrection(per_picture=True),
+        self_correction=SelfCorrection(per_image=True),
         condition_drop=0.5,
         **fields,
     )
@@ -119,7 +119,7 @@ def test_a_mean_of_parts_is_the_mean_of_all():
         np.testing.assert_allclose(value, means(rows)[name], rtol=1e-6)
 
 
-def test_evaluation_works_on_no_more_pictures_at_once_than_training():
+def test_evaluation_works_on_no_more_images_at_once_than_training():
     config = run_config(accumulate_steps=4)
     models, frozen = parts_of(config)
     params = {'transformer': transformer_variables(DROPPING)['params']}

@@ -59,7 +59,7 @@ def config(tokenizer_folder, tmp_path):
         sample_every=100,
         checkpoint_every=2,
         optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.9),
-        data=DataConfig(picture_size=16),
+        data=DataConfig(image_size=16),
         transformer=TransformerConfig(
             depth=2, width=32, num_heads=2, bits=8, text_channels=16, text_length=16, levels=3,
             dtype='float32',
@@ -193,8 +193,8 @@ def test_parts_that_do_not_fit_are_refused(config):
     wider = dataclasses.replace(config.transformer, bits=16)
     with pytest.raises(UserError, match='codes of 16 bits, the tokenizer has 8'):
         load_parts(dataclasses.replace(config, transformer=wider))
-    larger = dataclasses.replace(config, data=DataConfig(picture_size=32))
-    with pytest.raises(UserError, match='data.picture_size is 32'):
+    larger = dataclasses.replace(config, data=DataConfig(image_size=32))
+    with pytest.raises(UserError, match='data.image_size is 32'):
         load_parts(larger)
     small = dataclasses.replace(TEXT, vocab_size=10)
     with pytest.raises(UserError, match='vocab_size is 10'):
@@ -222,8 +222,8 @@ def test_the_run_folder_tells_what_was_run(config):
     again = evaluate_loss(folder, config, num_batches=config.eval_batches)
     for name in ('loss', 'accuracy_per_scale'):
         np.testing.assert_allclose(again[name], held_out[name], rtol=1e-5)
-    larger = dataclasses.replace(config, data=DataConfig(picture_size=32))
-    with pytest.raises(UserError, match=r'pictures of \(16, 16\), but data.picture_size is 32'):
+    larger = dataclasses.replace(config, data=DataConfig(image_size=32))
+    with pytest.raises(UserError, match=r'images of \(16, 16\), but data.image_size is 32'):
         evaluate_loss(folder, larger, num_batches=1)
 
 
@@ -240,14 +240,14 @@ def save_tokenizer(folder, config, grids=None):
 
 def stored_data(tmp_path):
     """Every kind of source; of the JSONL folder 4 records are broken, one found only by reading."""
-    tfds = {'image_field': 'picture', 'text_field': 'label'}
+    tfds = {'image_field': 'image', 'text_field': 'label'}
     sources = (
         SourceConfig('jsonl', str(jsonl_folder(tmp_path / 'jsonl')), weight=2.0),
         SourceConfig('tar', str(tar_folder(tmp_path / 'tar'))),
         SourceConfig('tfds', str(tfds_folder(tmp_path / 'tfds')), **tfds),
         SourceConfig('emoji'),
     )
-    return DataConfig(sources=sources, held_out=sources[1:2], max_broken_share=0.3, picture_size=16)
+    return DataConfig(sources=sources, held_out=sources[1:2], max_broken_share=0.3, image_size=16)
 
 
 def test_all_kinds_of_data_train_together_and_resume_in_the_same_order_with_workers(
@@ -266,7 +266,7 @@ def test_all_kinds_of_data_train_together_and_resume_in_the_same_order_with_work
     captions = [caption for batch in whole for caption in batch]
     assert len(whole) == 6 and {'jsonl', 'tar', 'tfds'} < {c.split()[0] for c in captions}
     assert not {'missing', 'truncated', ''} & set(captions) and '--' not in ' '.join(captions)
-    assert 'line 6: picture cannot be read' in caplog.text  # the truncated one was replaced
+    assert 'line 6: image cannot be read' in caplog.text  # the truncated one was replaced
     workers = dataclasses.replace(config.data, num_workers=2)
     cut = dataclasses.replace(config, data=workers, run_dir=str(tmp_path / 'cut'))
     order.clear()
@@ -287,15 +287,15 @@ def test_a_batch_is_trained_on_the_grids_of_its_shape(config, tmp_path):
     config = dataclasses.replace(
         config,
         tokenizer=save_tokenizer(tmp_path / 'tokenizer', coarse),
-        data=DataConfig(picture_size=256, ratios=('1.000', '2.000')),
+        data=DataConfig(image_size=256, ratios=('1.000', '2.000')),
         transformer=dataclasses.replace(config.transformer, depth=1, levels=7),
     )
     models = make_models(config, load_parts(config))
-    square, tall = (ScaleSchedule.for_picture(ratio, '0.06M') for ratio in ('1.000', '2.000'))
+    square, tall = (ScaleSchedule.for_image(ratio, '0.06M') for ratio in ('1.000', '2.000'))
     assert models.schedules == (square, tall)
     variables = nn.unbox(jax.eval_shape(lambda key: models.init(key, True), jax.random.key(0)))
     for schedule in models.schedules:
-        pixels = np.zeros((2, *schedule.picture_size(), 3), np.uint8)
+        pixels = np.zeros((2, *schedule.image_size(), 3), np.uint8)
         batch = {'pixels_BYX3': pixels, 'ids_BT': np.zeros((2, 16), np.int32)}
         batch['lengths_B'] = np.ones(2, np.int32)
         seen = []
@@ -312,6 +312,6 @@ def test_a_batch_is_trained_on_the_grids_of_its_shape(config, tmp_path):
 
 
 def test_ratios_want_the_released_grids(config):
-    data = DataConfig(picture_size=16, ratios=('1.000', '2.000'))
+    data = DataConfig(image_size=16, ratios=('1.000', '2.000'))
     with pytest.raises(UserError, match='data.ratios are .* made for squares with grids'):
         make_task(dataclasses.replace(config, data=data), make_mesh(devices=jax.devices()[:1]))
