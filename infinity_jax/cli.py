@@ -5,7 +5,7 @@ import os
 import sys
 from typing import NoReturn
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.tools.commands import (
     bench_command,
     compile_command,

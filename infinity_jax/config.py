@@ -9,10 +9,7 @@ import typing
 from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
-
-class UserError(ValueError):
-    """Bad input. Its one-line message says what was seen, what was wanted and what to do."""
-
+from infinity_jax.errors import UserError
 
 FALLBACK_GROUPS = 24  # of a group norm whose width the usual number does not divide, as released
 DTYPES = ('float32', 'bfloat16', 'float16')

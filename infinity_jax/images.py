@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 
 
 def from_uint8(pixels_BYX3: jax.Array) -> jax.Array:

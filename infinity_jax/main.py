@@ -2,7 +2,8 @@
 
 from absl import app, logging
 
-from infinity_jax.config import UserError, from_mapping
+from infinity_jax.config import from_mapping
+from infinity_jax.errors import UserError
 from infinity_jax.runtime.compile_cache import use_compile_cache
 from infinity_jax.runtime.distributed import join_processes
 from infinity_jax.runtime.exit_codes import one_line_endings

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 
 STRIDE = 16  # pixels per token along an edge, in the released models
 

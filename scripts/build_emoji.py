@@ -12,8 +12,8 @@ import zipfile
 
 from PIL import Image
 
-from infinity_jax.config import UserError
 from infinity_jax.emoji import artwork as emoji
+from infinity_jax.errors import UserError
 
 FOLDER_IN_PACKAGE = 'package/img/google/64'
 

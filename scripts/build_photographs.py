@@ -15,7 +15,7 @@ import pathlib
 
 from PIL import Image
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 
 # Path below /usr/share or site-packages, from where the names of the group start.
 PHOTOGRAPHS = {

@@ -11,7 +11,7 @@ from helpers.paths import CONFIGS
 from PIL import Image
 
 from infinity_jax import cli
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.images import save_png
 from infinity_jax.inference import pipeline as pipeline_module
 from infinity_jax.inference.pipeline import GeneratedImages

@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 from ml_collections import ConfigDict
 
-from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig, UserError, from_mapping
+from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig, from_mapping
+from infinity_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,9 +7,10 @@ import pytest
 from absl import flags
 from helpers.paths import CONFIGS
 
-from infinity_jax.config import UserError, from_mapping
+from infinity_jax.config import from_mapping
 from infinity_jax.data.buckets import target_size
 from infinity_jax.data.config import SourceConfig
+from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tools.commands.config_flags import parse_flags
 from infinity_jax.training.tokenizer.config import (

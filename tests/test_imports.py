@@ -13,18 +13,19 @@ PACKAGE = REPOSITORY / 'infinity_jax'
 
 # Folder (or module beside the folders) -> all that it may import. Each stands below those it names,
 # so that reading this from the top tells where a thing can live.
-FACTS = ('config', 'scales')
+FACTS = ('errors', 'scales', 'config')
 NETWORKS = ('text', 'tokenizer', 'transformer')
 GRAPH = {
-    'config': (),
-    'scales': ('config',),
-    'images': ('config',),
-    'runtime': ('config',),
-    'sharding': ('config', 'runtime'),
-    'text': ('config',),
+    'errors': (),
+    'scales': ('errors',),
+    'config': ('errors', 'scales'),
+    'images': ('errors',),
+    'runtime': ('errors',),
+    'sharding': ('errors', 'runtime'),
+    'text': ('errors', 'config'),
     'tokenizer': (*FACTS, 'sharding'),
     'transformer': (*FACTS, 'sharding'),
-    'emoji': ('config',),
+    'emoji': ('errors',),
     'data': (*FACTS, 'runtime', 'emoji'),
     'weights': (*FACTS, 'sharding', *NETWORKS),
     'inference': (*FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'weights'),
@@ -36,8 +37,8 @@ GRAPH = {
         *FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'emoji', 'data', 'weights', 'inference',
         'training', 'convert',
     ),
-    'main': ('config', 'runtime', 'training', 'tools'),
-    'cli': ('config', 'runtime', 'tools', 'main'),
+    'main': ('errors', 'config', 'runtime', 'training', 'tools'),
+    'cli': ('errors', 'runtime', 'tools', 'main'),
 }  # fmt: skip
 # What a pure training step must not bring along.
 UNWANTED = ('data.', 'emoji.', 'weights.', 'inference.', 'tools.', 'convert.')

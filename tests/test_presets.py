@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import pytest
 from helpers.paths import CONFIGS
 
-from infinity_jax.config import PRESETS, TextConfig, UserError, from_mapping
+from infinity_jax.config import PRESETS, TextConfig, from_mapping
+from infinity_jax.errors import UserError
 from infinity_jax.runtime.accelerators import PEAKS
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
 from infinity_jax.sharding import mesh_sizes

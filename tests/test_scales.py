@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.scales import (
     BUDGETS,
     RATIOS,

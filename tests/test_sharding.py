@@ -9,7 +9,8 @@ import pytest
 from helpers.tiny import QUICK_COMPILE, SCHEDULE, TRANSFORMER, text, transformer_variables
 from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
 
-from infinity_jax.config import PRESETS, TextConfig, TokenizerConfig, UserError
+from infinity_jax.config import PRESETS, TextConfig, TokenizerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.sharding import (
     RULES,
     TPU_DRAWING_OPTIONS,

@@ -12,9 +12,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from infinity_jax.config import TokenizerConfig, UserError
+from infinity_jax.config import TokenizerConfig
 from infinity_jax.convert.dimensions import Tensors, read_tokenizer_config
 from infinity_jax.convert.plan import Plan
+from infinity_jax.errors import UserError
 from infinity_jax.weights.weight_files import Index, name_problems
 
 OUTER = 'first_stage_model.'  # before an autoencoder's names in a file of a whole diffusion model

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError, from_mapping
+from infinity_jax.config import TokenizerConfig, TransformerConfig, from_mapping
 from infinity_jax.convert.importing import with_bar
 from infinity_jax.convert.names import Naming
 from infinity_jax.convert.plan import Plan, layer_of
+from infinity_jax.errors import UserError
 from infinity_jax.text.tokenizer import TOKENIZER_FILES
 from infinity_jax.training.run_folder import run_named
 from infinity_jax.weights.model_folder import DTYPES, read_description

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.convert import names as torch_table
 from infinity_jax.convert.dimensions import Tensors, read_tokenizer_config, read_transformer_config
 from infinity_jax.convert.names import Entry, Naming
 from infinity_jax.convert.state_dict import open_tokenizer, open_transformer
+from infinity_jax.errors import UserError
 from infinity_jax.weights.model_folder import ModelBundle
 from infinity_jax.weights.part_weights import Params, PartConfig, cast, flat_shapes, part_shapes
 from infinity_jax.weights.safetensors_writer import Spec

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from infinity_jax.config import UserError
 from infinity_jax.convert.dimensions import Tensors
+from infinity_jax.errors import UserError
 from infinity_jax.weights.weight_files import is_tensor, open_weights
 
 WRAPPERS = ('module.', '_orig_mod.')  # put before every name by torch's wrappers

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig, SourceConfig
 from infinity_jax.data.features.stored import FeatureSource, Layout
 from infinity_jax.data.index import Index, load_index
 from infinity_jax.data.records import Source
 from infinity_jax.data.sources.registry import open_source
 from infinity_jax.emoji.source import ENDLESS, EmojiSource
+from infinity_jax.errors import UserError
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
 
 SQUARE = '1.000'

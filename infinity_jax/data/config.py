@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from infinity_jax.config import UserError
 from infinity_jax.emoji.captions import PLACED_RATE
+from infinity_jax.errors import UserError
 from infinity_jax.scales import RATIOS
 
 KINDS = ('emoji', 'features', 'folder', 'jsonl', 'tar', 'tfds')

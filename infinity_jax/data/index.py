@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from infinity_jax.config import UserError
 from infinity_jax.data.decode import upright_size
 from infinity_jax.data.features.stored import FeatureSource
 from infinity_jax.data.records import BrokenRecord, RecordLocation, Source
+from infinity_jax.errors import UserError
 
 VERSION = 2  # of what is stored, and of what is found broken
 THREADS = 8  # that wait for files

@@ -24,12 +24,12 @@ import jax
 import numpy as np
 from absl import flags
 
-from infinity_jax.config import UserError
 from infinity_jax.data.buckets import Part, StoredSource, make_buckets
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.decode import Crop, decode
 from infinity_jax.data.features.stored import FeatureSource
 from infinity_jax.data.records import BrokenRecord, RawRecord, RecordLocation
+from infinity_jax.errors import UserError
 from infinity_jax.runtime.worker_signals import obey_parent_alone
 
 MAX_TRIES = 100  # broken records in a row that stop a run at once

@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parent / 'files'
 ARTWORK = FOLDER / 'artwork.zip'

@@ -9,8 +9,8 @@ import zlib
 
 import numpy as np
 
-from infinity_jax.config import UserError
 from infinity_jax.emoji import artwork as emoji_set
+from infinity_jax.errors import UserError
 
 # Any two are more than 105 apart in RGB, so that the nearest name of a slightly wrong colour is
 # still unambiguous.

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from infinity_jax.config import UserError
 from infinity_jax.emoji import artwork as emoji_set
 from infinity_jax.emoji.captions import BACKGROUNDS, PLACES, SIZES, ImageSpec, pairs, sample_spec
 from infinity_jax.emoji.render import check_image_size, margin, placement
+from infinity_jax.errors import UserError
 
 MATCH_PIXELS = 64  # larger images are compared at this size
 PLACEMENTS = (('large', 'centre'),) + tuple((s, p) for s in ('medium', 'small') for p in PLACES)

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from infinity_jax.config import UserError
 from infinity_jax.emoji import artwork as emoji_set
 from infinity_jax.emoji.captions import BACKGROUNDS, SIZES, ImageSpec
+from infinity_jax.errors import UserError
 
 
 def check_image_size(image_size: int) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from infinity_jax.config import UserError
 from infinity_jax.emoji import captions
 from infinity_jax.emoji.render import check_image_size, render
+from infinity_jax.errors import UserError
 
 ENDLESS = 2**40  # items of a source that draws its records: more than any run reads
 

@@ -25,7 +25,7 @@ import jax
 import jaxlib
 from jax.experimental import serialize_executable
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.runtime.compile_cache import user_cache_folder, without_compile_cache
 
 FOLDER = 'compiled'  # inside the model folder

@@ -10,13 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from infinity_jax.config import (
-    QuantizationConfig,
-    TextConfig,
-    TokenizerConfig,
-    TransformerConfig,
-    UserError,
-)
+from infinity_jax.config import QuantizationConfig, TextConfig, TokenizerConfig, TransformerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.inference.resolution import token_stride
 from infinity_jax.runtime.host_memory import available_bytes
 from infinity_jax.scales import ScaleSchedule

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from PIL import Image
 from tqdm import tqdm
 
-from infinity_jax.config import QuantizationConfig, UserError
+from infinity_jax.config import QuantizationConfig
+from infinity_jax.errors import UserError
 from infinity_jax.inference.executables import Programs
 from infinity_jax.inference.generator import Generator
 from infinity_jax.inference.memory import plan_memory

@@ -1,6 +1,7 @@
 """Which token grids a model draws on: its own, or the released ones of a wanted image shape."""
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.scales import STRIDE, ScaleSchedule, nearest_size, released_name
 from infinity_jax.transformer.model import check_schedule
 

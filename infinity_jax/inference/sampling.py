@@ -6,7 +6,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

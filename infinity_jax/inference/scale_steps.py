@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from infinity_jax.config import QuantizationConfig, TransformerConfig, UserError
+from infinity_jax.config import QuantizationConfig, TransformerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.inference.sampling import SamplingConfig, keep_likely, sample_bits
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.quantizer import (

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from infinity_jax.config import TransformerConfig, UserError
+from infinity_jax.config import TransformerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.inference.executables import Programs, call_jitted
 from infinity_jax.inference.scale_steps import Text
 from infinity_jax.sharding import in_mesh

@@ -9,7 +9,7 @@ import os
 import re
 import urllib.request
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 
 HEARTBEAT_SECONDS = 30  # without a sign of life a process counts as dead, and the others end
 START_SECONDS = 300  # the first process waits so long for the last one

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import jax
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.runtime.preemption import Preempted, Terminated
 from infinity_jax.runtime.supervisor import PEER_DIED, RESUME
 

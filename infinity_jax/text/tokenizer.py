@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 
 TOKENIZER_FILES = (
     'tokenizer.json',

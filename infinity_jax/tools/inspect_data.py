@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from infinity_jax.config import UserError
 from infinity_jax.data.buckets import Bucket, Part, make_buckets, open_stored
 from infinity_jax.data.records import BrokenRecord
 from infinity_jax.emoji import captions as emoji_captions
 from infinity_jax.emoji.source import EmojiSource
+from infinity_jax.errors import UserError
 from infinity_jax.images import contact_sheet, save_png
 from infinity_jax.training.batches import first_batches, located_data, make_batches
 from infinity_jax.training.config import RunConfig

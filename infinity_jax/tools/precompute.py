@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import tqdm
 
-from infinity_jax.config import DTYPES, UserError
+from infinity_jax.config import DTYPES
 from infinity_jax.data.buckets import StoredSource, check_broken, open_stored, target_size
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.features.plan import (
@@ -25,6 +25,7 @@ from infinity_jax.data.features.plan import (
 from infinity_jax.data.features.stored import FeatureInfo, shard_path
 from infinity_jax.data.features.writer import NewRecord, ShardWriter, claim_folder, digest
 from infinity_jax.data.pipeline import CountBroken
+from infinity_jax.errors import UserError
 from infinity_jax.sharding import make_mesh
 from infinity_jax.tools.precompute_encode import Encoders
 from infinity_jax.training.batches import located_data

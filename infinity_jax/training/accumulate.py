@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.sharding import constrain
 
 

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.pipeline import Batches, training_batches
+from infinity_jax.errors import UserError
 from infinity_jax.sharding import batch_sharding
 from infinity_jax.training.config import HELD_OUT_SEED, RunConfig
 

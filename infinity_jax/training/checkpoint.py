@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.training.run_folder import CHECKPOINTS
 
 

@@ -4,8 +4,8 @@ import dataclasses
 
 import jax
 
-from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig
+from infinity_jax.errors import UserError
 from infinity_jax.sharding import MeshConfig
 from infinity_jax.training.optimizer import OptimizerConfig
 

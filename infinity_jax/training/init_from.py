@@ -8,7 +8,8 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from infinity_jax.config import TransformerConfig, UserError
+from infinity_jax.config import TransformerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.scales import BUDGET_OF_EDGE
 from infinity_jax.training.checkpoint import check_start, load_weights
 from infinity_jax.training.run_folder import run_named

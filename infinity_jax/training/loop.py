@@ -9,8 +9,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from infinity_jax.config import UserError
 from infinity_jax.data.pipeline import Batches
+from infinity_jax.errors import UserError
 from infinity_jax.runtime.preemption import StopNotice, finishing
 from infinity_jax.training.batches import check_batch, put_batch
 from infinity_jax.training.checkpoint import Checkpoints, starting_state

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 
 # Parameters that never decay, by the last name in their path ...
 NO_DECAY_NAMES = frozenset(

@@ -9,7 +9,8 @@ from typing import Any
 
 import jax
 
-from infinity_jax.config import STORED, UserError, current_name
+from infinity_jax.config import STORED, current_name
+from infinity_jax.errors import UserError
 
 CHECKPOINTS = 'checkpoints'  # folder in a run folder; a folder a step in it
 # Paths on the machine that it ran on.

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from infinity_jax.config import TransformerConfig, UserError
+from infinity_jax.config import TransformerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import axis_size, target_platform
 from infinity_jax.transformer.int8 import Int8

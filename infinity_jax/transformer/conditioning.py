@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from infinity_jax.config import TransformerConfig, UserError
+from infinity_jax.config import TransformerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.transformer.layers import HIGHEST, linear
 from infinity_jax.transformer.tpu import fusion_barrier
 

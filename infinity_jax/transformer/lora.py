@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 
 MATRICES = (
     'self_attention.qkv',

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax.config import TransformerConfig, UserError
+from infinity_jax.config import TransformerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import constrain
 from infinity_jax.transformer.attention_ops import (

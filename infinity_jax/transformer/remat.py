@@ -6,7 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.transformer.block import UPDATE
 from infinity_jax.transformer.layers import STATISTICS
 from infinity_jax.transformer.splash import ATTENDED

@@ -10,7 +10,8 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from infinity_jax.config import UserError, from_mapping
+from infinity_jax.config import from_mapping
+from infinity_jax.errors import UserError
 from infinity_jax.transformer.lora import LoraConfig, merge
 from infinity_jax.weights.model_folder import load_model, save_model
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 
 REPOSITORY = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
 FILES = ('*.json', '*.safetensors', '*.model')  # what a model folder consists of

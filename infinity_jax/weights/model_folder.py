@@ -24,13 +24,8 @@ import numpy as np
 import safetensors
 from jax.sharding import Mesh
 
-from infinity_jax.config import (
-    TextConfig,
-    TokenizerConfig,
-    TransformerConfig,
-    UserError,
-    from_mapping,
-)
+from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig, from_mapping
+from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.weights.part_weights import (

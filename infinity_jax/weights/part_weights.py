@@ -13,7 +13,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.sharding import read_placed, shardings_of
 from infinity_jax.tokenizer.autoencoder import tokenizer_shapes
 from infinity_jax.transformer.model import transformer_shapes

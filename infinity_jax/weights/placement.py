@@ -15,9 +15,9 @@ from infinity_jax.config import (
     TextConfig,
     TokenizerConfig,
     TransformerConfig,
-    UserError,
     from_mapping,
 )
+from infinity_jax.errors import UserError
 from infinity_jax.sharding import batch_sharding, shardings_of
 from infinity_jax.transformer.int8 import SCALE, int8_shapes, quantize_kernels
 from infinity_jax.weights.model_folder import (

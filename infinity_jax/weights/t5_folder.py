@@ -12,7 +12,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from infinity_jax.config import TextConfig, UserError
+from infinity_jax.config import TextConfig
+from infinity_jax.errors import UserError
 from infinity_jax.sharding import read_placed, shardings_of
 from infinity_jax.text.t5 import T5Encoder
 from infinity_jax.weights.safetensors_writer import ShardWriter, Spec

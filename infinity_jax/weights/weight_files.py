@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.weights.torch_file.reader import read_torch_file
 from infinity_jax.weights.torch_file.unpickler import TorchTensor
 

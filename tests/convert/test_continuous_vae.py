@@ -17,12 +17,13 @@ from helpers import paths
 from helpers.torch_files import write_pth
 
 from infinity_jax.cli import main
-from infinity_jax.config import TokenizerConfig, UserError
+from infinity_jax.config import TokenizerConfig
 from infinity_jax.convert.continuous_vae import is_continuous, read_continuous
 from infinity_jax.convert.importing import from_torch
 from infinity_jax.convert.plan import to_torch
 from infinity_jax.convert.state_dict import open_tokenizer
 from infinity_jax.data.config import DataConfig
+from infinity_jax.errors import UserError
 from infinity_jax.sharding import make_mesh, to_host
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.training.batches import put_batch

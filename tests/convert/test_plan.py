@@ -11,7 +11,7 @@ from helpers import tiny
 from helpers.paths import GOLDEN
 from helpers.torch_files import write_pth
 
-from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig
 from infinity_jax.convert import names as torch_table
 from infinity_jax.convert.dimensions import read_tokenizer_config
 from infinity_jax.convert.names import Naming
@@ -23,6 +23,7 @@ from infinity_jax.convert.plan import (
     to_torch,
 )
 from infinity_jax.convert.state_dict import open_tokenizer, open_transformer
+from infinity_jax.errors import UserError
 from infinity_jax.transformer.model import transformer_shapes
 
 PAIRS = {

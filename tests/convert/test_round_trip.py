@@ -15,12 +15,12 @@ from helpers.paths import GOLDEN, VOCABULARY
 from helpers.torch_files import write_pth
 
 from infinity_jax.cli import main
-from infinity_jax.config import UserError
 from infinity_jax.convert.exporting import to_torch_files
 from infinity_jax.convert.importing import from_torch
 from infinity_jax.convert.names import Naming
 from infinity_jax.convert.plan import to_torch
 from infinity_jax.convert.state_dict import open_tokenizer, open_transformer
+from infinity_jax.errors import UserError
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.tools.commands.convert_command import grids, overrides, size
 from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model

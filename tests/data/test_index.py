@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from helpers.data_folders import encoded, jsonl_folder, line
 
-from infinity_jax.config import UserError
 from infinity_jax.data import index as index_module
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.index import load_index
 from infinity_jax.data.sources.jsonl import JsonlSource
+from infinity_jax.errors import UserError
 
 
 def opened(folder):

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from helpers.data_folders import jsonl_folder, tar_folder, tfds_folder
 
-from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig, SourceConfig
 from infinity_jax.data.pipeline import JUDGED_FROM, CountBroken, training_batches
+from infinity_jax.errors import UserError
 
 
 @pytest.fixture(scope='module')

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.pipeline import endless, training_batches
 from infinity_jax.emoji import captions
 from infinity_jax.emoji.source import EmojiSource
+from infinity_jax.errors import UserError
 
 
 def same(a, b):

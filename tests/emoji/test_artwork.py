@@ -5,8 +5,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from infinity_jax.config import UserError
 from infinity_jax.emoji import artwork as emoji
+from infinity_jax.errors import UserError
 
 
 def test_subsets_are_large_enough_and_named_once():

@@ -4,10 +4,10 @@ import re
 import numpy as np
 import pytest
 
-from infinity_jax.config import UserError
 from infinity_jax.emoji import artwork as emoji
 from infinity_jax.emoji import captions
 from infinity_jax.emoji.captions import ImageSpec, caption
+from infinity_jax.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from infinity_jax.config import UserError
 from infinity_jax.emoji import artwork as emoji
 from infinity_jax.emoji import captions
 from infinity_jax.emoji.captions import ImageSpec
 from infinity_jax.emoji.matcher import alternatives, evaluation_specs, match
 from infinity_jax.emoji.render import render
+from infinity_jax.errors import UserError
 from infinity_jax.images import contact_sheet
 
 STARTER = [each.name for each in emoji.subset('starter')]

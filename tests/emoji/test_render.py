@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from infinity_jax.config import UserError
 from infinity_jax.emoji import artwork as emoji
 from infinity_jax.emoji import captions
 from infinity_jax.emoji.captions import BACKGROUNDS, ImageSpec
 from infinity_jax.emoji.matcher import PLACEMENTS
 from infinity_jax.emoji.render import margin, placement, render
+from infinity_jax.errors import UserError
 
 
 @pytest.mark.parametrize('image_size', [48, 64, 128])

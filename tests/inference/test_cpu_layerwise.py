@@ -11,7 +11,7 @@ from helpers.paths import GOLDEN
 from helpers.tiny import QUICK_COMPILE, TOKENIZER, TRANSFORMER, text, tokenizer_variables
 from helpers.tiny import transformer_variables as variables_of
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.inference.cpu_layerwise import LayerWeights, generate_bits_layerwise
 from infinity_jax.inference.generate import generate_bits
 from infinity_jax.inference.generator import Generator

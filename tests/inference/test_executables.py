@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from helpers.generation import bundle
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.inference import executables as programs_module
 from infinity_jax.inference.executables import FOLDER, Programs
 from infinity_jax.inference.generate import generate_images

@@ -18,7 +18,7 @@ from helpers.tiny import (
 )
 
 from infinity_jax import sharding
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.images import to_uint8
 from infinity_jax.inference.generate import generate_bits, generate_images
 from infinity_jax.inference.sampling import SamplingConfig

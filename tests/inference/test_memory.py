@@ -5,7 +5,8 @@ import types
 
 import pytest
 
-from infinity_jax.config import PRESETS, QuantizationConfig, TextConfig, TokenizerConfig, UserError
+from infinity_jax.config import PRESETS, QuantizationConfig, TextConfig, TokenizerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.inference import memory as memory_estimate
 from infinity_jax.inference.memory import GB, MemoryPlan, describe, estimate_memory, plan_memory
 from infinity_jax.scales import ScaleSchedule

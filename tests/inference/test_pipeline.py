@@ -17,7 +17,7 @@ from helpers.tiny import (
     transformer_variables,
 )
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.inference import generator as drawing
 from infinity_jax.inference import memory as memory_estimate
 from infinity_jax.inference import pipeline as pipeline_module

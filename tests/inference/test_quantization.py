@@ -10,7 +10,8 @@ from helpers.generation import GRIDS as SCHEDULE
 from helpers.generation import bundle, keys, settings
 from helpers.tiny import QUICK_COMPILE, TRANSFORMER, text, transformer_variables
 
-from infinity_jax.config import QuantizationConfig, UserError
+from infinity_jax.config import QuantizationConfig
+from infinity_jax.errors import UserError
 from infinity_jax.inference import generator as drawing_module
 from infinity_jax.inference.cpu_layerwise import LayerWeights, generate_bits_layerwise
 from infinity_jax.inference.generate import generate_bits, generate_images

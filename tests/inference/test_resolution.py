@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.inference.resolution import choose_schedule, token_stride
 from infinity_jax.scales import ScaleSchedule
 

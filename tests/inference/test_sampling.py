@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.inference.sampling import SamplingConfig, keep_likely, sample_bits
 
 DRAWS = 20_000

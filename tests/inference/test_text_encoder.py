@@ -11,7 +11,7 @@ import pytest
 from helpers.paths import VOCABULARY
 from helpers.tiny import TEXT, TRANSFORMER, lively, transformer_variables
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.inference import text_encoder as prompt_encoder
 from infinity_jax.inference.generate import generate_bits
 from infinity_jax.inference.sampling import SamplingConfig

@@ -12,7 +12,7 @@ import jax
 import pytest
 from helpers.paths import REPOSITORY, TESTS
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.runtime import distributed as processes
 
 EXPLICIT = {

@@ -5,7 +5,7 @@ import os
 import jax
 import pytest
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.runtime.exit_codes import one_line_endings
 from infinity_jax.runtime.preemption import Preempted
 

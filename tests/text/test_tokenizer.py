@@ -5,7 +5,7 @@ import pytest
 import tokenizers
 from helpers import paths
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.text.tokenizer import TextTokenizer
 
 GOLDEN = paths.GOLDEN / 't5_tiny'

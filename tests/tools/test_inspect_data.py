@@ -5,8 +5,8 @@ import pytest
 from helpers.data_folders import jsonl_folder, tar_folder
 from PIL import Image
 
-from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig, SourceConfig
+from infinity_jax.errors import UserError
 from infinity_jax.tools import inspect_data as module
 from infinity_jax.tools.inspect_data import inspect_data, measure_speed
 from infinity_jax.training.config import RunConfig

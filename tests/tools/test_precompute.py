@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from helpers.data_folders import encoded, jsonl_folder, line, tar_folder
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.data.config import DataConfig, SourceConfig
 from infinity_jax.data.features.stored import FeatureSource
 from infinity_jax.data.pipeline import training_batches
+from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import make_mesh
 from infinity_jax.tokenizer.autoencoder import Autoencoder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.sharding import make_mesh
 from infinity_jax.training.checkpoint import Checkpoints, check_start, load_weights, starting_state
 from infinity_jax.training.loop import with_shardings

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig
+from infinity_jax.errors import UserError
 from infinity_jax.runtime.preemption import Preempted, Terminated
 from infinity_jax.sharding import MeshConfig, make_mesh, replicated
 from infinity_jax.training import loop

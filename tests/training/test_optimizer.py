@@ -7,7 +7,8 @@ import numpy as np
 import optax
 import pytest
 
-from infinity_jax.config import PRESETS, UserError
+from infinity_jax.config import PRESETS
+from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.training.optimizer import (
     OptimizerConfig,

@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from infinity_jax.config import TokenizerConfig, UserError
+from infinity_jax.config import TokenizerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.training.run_folder import changed_since, recipe, write_description
 
 

@@ -12,7 +12,8 @@ from helpers.generation import GRIDS as SCHEDULE
 from helpers.generation import keys, settings
 from helpers.tiny import QUICK_COMPILE, TRANSFORMER, text, transformer_variables
 
-from infinity_jax.config import QuantizationConfig, UserError
+from infinity_jax.config import QuantizationConfig
+from infinity_jax.errors import UserError
 from infinity_jax.inference.generate import generate_bits
 from infinity_jax.inference.scale_steps import Text
 from infinity_jax.sharding import MeshConfig, make_mesh

@@ -10,7 +10,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 from helpers.tiny import TRANSFORMER, lively, transformer_variables
 
-from infinity_jax.config import PRESETS, UserError
+from infinity_jax.config import PRESETS
+from infinity_jax.errors import UserError
 from infinity_jax.sharding import MeshConfig, make_mesh, shardings_of
 from infinity_jax.transformer.lora import MATRICES, LoraConfig, init_adapters, joined, merge
 from infinity_jax.transformer.model import transformer_shapes

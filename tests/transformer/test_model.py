@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from helpers.tiny import QUICK_COMPILE, SCHEDULE, TRANSFORMER, text, transformer_variables
 
-from infinity_jax.config import PRESETS, UserError
+from infinity_jax.config import PRESETS
+from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.attention_ops import query_groups
 from infinity_jax.transformer.layers import sample_kept

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from infinity_jax.config import PRESETS, UserError
+from infinity_jax.config import PRESETS
+from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh, target_platform
 from infinity_jax.transformer import remat, splash

@@ -10,7 +10,7 @@ import safetensors.numpy
 from helpers.tiny import TRANSFORMER, lively, transformer_variables
 
 from infinity_jax.cli import main
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.transformer.lora import LoraConfig, init_adapters, merge
 from infinity_jax.transformer.model import transformer_shapes
 from infinity_jax.weights.adapter_file import load_adapter, merge_into_folder, save_adapter

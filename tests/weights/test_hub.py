@@ -9,7 +9,7 @@ import huggingface_hub
 import huggingface_hub.constants
 import pytest
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.weights.hub import local_folder
 
 COMMIT = '0123456789abcdef0123456789abcdef01234567'

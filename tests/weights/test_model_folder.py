@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from helpers import paths, tiny
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.weights import model_folder
 from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model

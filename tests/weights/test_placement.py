@@ -17,7 +17,7 @@ from helpers.tiny import (
 )
 from jax.sharding import PartitionSpec
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.weights.model_folder import ModelBundle, save_model
 from infinity_jax.weights.placement import device_dtype, hold, place, read_configs, share_batch

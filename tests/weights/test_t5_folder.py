@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 from helpers import paths
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.weights.t5_folder import load_encoder, save_encoder
 
 GOLDEN = paths.GOLDEN / 't5_tiny'

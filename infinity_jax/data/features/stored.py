@@ -16,10 +16,11 @@ import ml_dtypes  # noqa: F401  (numpy then knows bfloat16)
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from infinity_jax.config import UserError, from_mapping
+from infinity_jax.config import from_mapping
 from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.records import BrokenRecord, RecordLocation
+from infinity_jax.errors import UserError
 
 INFO = 'features.json'
 OPEN_SHARDS = 256  # of a process; a file each

@@ -11,11 +11,11 @@ import zlib
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from infinity_jax.config import UserError
 from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.features.stored import INFO, TABLE, FeatureInfo, read_info
 from infinity_jax.data.index import Index
 from infinity_jax.data.records import Source
+from infinity_jax.errors import UserError
 
 OPTIONS = 'group_size:1,uncompressed'  # a record a chunk; features do not compress
 

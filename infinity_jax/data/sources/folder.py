@@ -5,9 +5,9 @@ import functools
 import pathlib
 from collections.abc import Iterator
 
-from infinity_jax.config import UserError
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.records import RawRecord, RecordLocation
+from infinity_jax.errors import UserError
 
 ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
 

@@ -12,7 +12,6 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from infinity_jax.config import UserError
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.records import (
     BrokenRecord,
@@ -21,6 +20,7 @@ from infinity_jax.data.records import (
     captions_of,
     parse_object,
 )
+from infinity_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

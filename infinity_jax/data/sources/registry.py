@@ -1,6 +1,5 @@
 """The one place that makes a source of stored records from its configuration."""
 
-from infinity_jax.config import UserError
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.features.stored import FeatureSource
 from infinity_jax.data.records import Source
@@ -8,6 +7,7 @@ from infinity_jax.data.sources.folder import FolderSource
 from infinity_jax.data.sources.jsonl import JsonlSource
 from infinity_jax.data.sources.tar import TarSource
 from infinity_jax.data.sources.tfds import TfdsSource
+from infinity_jax.errors import UserError
 
 STORED = {
     'features': FeatureSource,

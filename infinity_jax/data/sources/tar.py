@@ -8,7 +8,6 @@ import pathlib
 import tarfile
 from collections.abc import Iterator
 
-from infinity_jax.config import UserError
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.records import (
     BrokenRecord,
@@ -17,6 +16,7 @@ from infinity_jax.data.records import (
     captions_of,
     parse_object,
 )
+from infinity_jax.errors import UserError
 
 # Ending of a member -> its column pair (offset, bytes) in a place.
 _COLUMNS = {'jpg': 1, 'jpeg': 1, 'png': 1, 'webp': 1, 'txt': 3, 'json': 5}

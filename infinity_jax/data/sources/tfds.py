@@ -8,10 +8,10 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from infinity_jax.config import UserError
 from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.records import BrokenRecord, RawRecord, RecordLocation
+from infinity_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)

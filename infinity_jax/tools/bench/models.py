@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.weights.placement import device_dtype
 
 BLOCK = np.random.default_rng(0).standard_normal(2**20, dtype=np.float32)

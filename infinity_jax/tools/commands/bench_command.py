@@ -2,7 +2,7 @@
 
 import argparse
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

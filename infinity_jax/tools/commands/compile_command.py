@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import time
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.tools.commands.model_flags import (
     add_model_flags,
     add_saving_flags,

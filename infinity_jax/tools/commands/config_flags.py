@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from infinity_jax.config import UserError, current_name
+from infinity_jax.config import current_name
+from infinity_jax.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, such as configs/t2i.py:demo')
 

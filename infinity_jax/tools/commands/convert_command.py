@@ -5,7 +5,7 @@ import json
 import re
 from typing import Any
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 
 UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 

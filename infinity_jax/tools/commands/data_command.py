@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from typing import Any
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.tools.commands.data_command import run_config
 from infinity_jax.tools.commands.model_flags import add_saving_flags, quantization_of
 from infinity_jax.tools.commands.sampling_flags import add_sampling_flags, sampling_of

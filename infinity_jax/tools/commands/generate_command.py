@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Sequence
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.tools.commands.model_flags import (
     add_model_flags,
     add_saving_flags,

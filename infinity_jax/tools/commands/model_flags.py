@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 
 
 def add_model_flags(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from infinity_jax.config import UserError, from_mapping
+from infinity_jax.config import from_mapping
+from infinity_jax.errors import UserError
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.tools.evaluation.image_metrics import frechet_distance
 
 ARRAYS = ('originals', 'reconstructions')

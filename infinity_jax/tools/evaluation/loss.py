@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule, released_name
 from infinity_jax.sharding import in_mesh, make_mesh, replicated
 from infinity_jax.training.accumulate import check_parts

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from infinity_jax.config import TokenizerConfig, UserError
+from infinity_jax.config import TokenizerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.images import check_writable, from_uint8, psnr, to_uint8
 from infinity_jax.scales import BUDGET_OF_EDGE, STRIDE, Grid
 from infinity_jax.tokenizer.autoencoder import Autoencoder

@@ -6,7 +6,8 @@ import pathlib
 
 import jax
 
-from infinity_jax.config import UserError, from_mapping
+from infinity_jax.config import from_mapping
+from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.training.checkpoint import load_weights
 from infinity_jax.training.init_from import tokenizer_is_folded

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
-from infinity_jax.config import UserError
 from infinity_jax.data.decode import decode
 from infinity_jax.data.records import BrokenRecord
 from infinity_jax.data.sources.folder import ENDINGS, image_paths
 from infinity_jax.emoji.matcher import evaluation_specs
 from infinity_jax.emoji.render import render
+from infinity_jax.errors import UserError
 from infinity_jax.images import check_writable, save_png
 
 PAIR = ('gt', 'pred')  # folders of originals and reconstructions

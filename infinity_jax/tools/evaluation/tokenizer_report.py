@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.images import contact_sheet, save_png
 
 JSON, STRIP, BITS = 'tokenizer.json', 'tokenizer_strip.png', 'tokenizer_bits.png'

@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.text.t5 import T5Encoder
 from infinity_jax.tools.parity.reference import Row, load_arrays, load_reference
 from infinity_jax.tools.parity.stages import model_rows

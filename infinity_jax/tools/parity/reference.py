@@ -9,8 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax.config import UserError
 from infinity_jax.convert.plan import load_torch_pair
+from infinity_jax.errors import UserError
 from infinity_jax.inference.scale_steps import Text
 from infinity_jax.scales import RATIOS, ScaleSchedule, nearest_ratio
 from infinity_jax.weights.model_folder import ModelBundle

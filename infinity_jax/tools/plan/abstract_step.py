@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from infinity_jax.config import TextConfig, TokenizerConfig, UserError
+from infinity_jax.config import TextConfig, TokenizerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.scales import BUDGET_OF_EDGE
 from infinity_jax.sharding import batch_sharding, in_mesh, shardings_of
 from infinity_jax.training import loop

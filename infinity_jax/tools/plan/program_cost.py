@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.runtime.compile_cache import without_compile_cache
 from infinity_jax.tools.plan.collectives import CollectiveTotal, collectives_of, totals
 from infinity_jax.tools.plan.hlo_text import HloProgram

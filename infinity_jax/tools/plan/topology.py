@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.runtime.accelerators import GIB, PEAKS, DevicePeak
 
 # libtpu would ask the cloud's metadata server about a TPU that is not there, and would let one

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.training.tokenizer.lpips import BLOCKS, convolution_shapes
 from infinity_jax.weights.weight_files import is_tensor, open_weights
 

@@ -9,7 +9,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.scales import Grid
 
 

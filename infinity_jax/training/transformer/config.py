@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from infinity_jax.config import TextConfig, TransformerConfig, UserError
+from infinity_jax.config import TextConfig, TransformerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.training.config import RunConfig
 from infinity_jax.training.init_from import with_model_fields
 from infinity_jax.transformer.attention_ops import IMPLEMENTATIONS

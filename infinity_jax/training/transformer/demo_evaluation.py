@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from infinity_jax.config import QuantizationConfig, UserError
+from infinity_jax.config import QuantizationConfig
 from infinity_jax.emoji.artwork import subset as emoji_subset
 from infinity_jax.emoji.captions import caption
 from infinity_jax.emoji.matcher import evaluation_specs, match
 from infinity_jax.emoji.render import render
+from infinity_jax.errors import UserError
 from infinity_jax.images import check_writable, contact_sheet, from_uint8, psnr, save_png, to_uint8
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from infinity_jax.config import UserError
 from infinity_jax.data.buckets import SQUARE
+from infinity_jax.errors import UserError
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule, released_name
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.training.checkpoint import check_start, load_weights

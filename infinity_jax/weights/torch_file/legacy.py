@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.weights.torch_file.unpickler import Storage, Unpickler
 
 MAGIC = 0x1950A86A20F9469CFC6C

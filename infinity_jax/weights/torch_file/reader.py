@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.weights.torch_file.legacy import read_legacy
 from infinity_jax.weights.torch_file.unpickler import Storage, Unpickler
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 
 STORAGE_DTYPES = {
     'FloatStorage': np.float32,

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from infinity_jax.config import UserError
 from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.config import DataConfig, SourceConfig
 from infinity_jax.data.features.plan import plan
 from infinity_jax.data.features.stored import FeatureInfo, FeatureSource, shard_path
 from infinity_jax.data.features.writer import NewRecord, ShardWriter, claim_folder
 from infinity_jax.data.pipeline import training_batches
+from infinity_jax.errors import UserError
 
 INFO = FeatureInfo(
     made_from='a', records=8, shards=1, image_size=256, ratios=('1.000', '2.000'), tokenizer='b',

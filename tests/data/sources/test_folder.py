@@ -8,10 +8,10 @@ from helpers.data_folders import encoded
 from helpers.paths import script
 from PIL import Image
 
-from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig, SourceConfig
 from infinity_jax.data.pipeline import training_batches
 from infinity_jax.data.sources.folder import FolderSource
+from infinity_jax.errors import UserError
 
 
 @pytest.fixture(scope='module')

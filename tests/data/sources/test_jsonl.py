@@ -1,10 +1,10 @@
 import pytest
 from helpers.data_folders import jsonl_folder
 
-from infinity_jax.config import UserError
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.records import BrokenRecord
 from infinity_jax.data.sources.jsonl import JsonlSource
+from infinity_jax.errors import UserError
 
 
 def test_every_line_is_a_record_whatever_the_file_names_say(tmp_path):

@@ -3,10 +3,10 @@ import tarfile
 import pytest
 from helpers.data_folders import add_member, encoded, tar_folder
 
-from infinity_jax.config import UserError
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.records import BrokenRecord
 from infinity_jax.data.sources.tar import TarSource, open_part
+from infinity_jax.errors import UserError
 
 
 def opened(folder):

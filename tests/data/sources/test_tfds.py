@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from helpers.data_folders import encoded, tfds_folder
 
-from infinity_jax.config import UserError
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.records import BrokenRecord
 from infinity_jax.data.sources.tfds import TfdsSource
+from infinity_jax.errors import UserError
 
 
 @pytest.fixture(scope='module')

@@ -8,7 +8,8 @@ import pytest
 from helpers.tiny import TEXT, TOKENIZER, TRANSFORMER
 
 from infinity_jax import cli, sharding
-from infinity_jax.config import PRESETS, TokenizerConfig, UserError
+from infinity_jax.config import PRESETS, TokenizerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Autoencoder, tokenizer_shapes
 from infinity_jax.tools.bench import generate as bench_generate

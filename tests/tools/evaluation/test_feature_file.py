@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.tools.evaluation.feature_file import features_distance
 
 ROWS = np.random.default_rng(0).standard_normal((20, 4))

@@ -14,7 +14,7 @@ from helpers.tiny import tokenizer_variables
 from PIL import Image
 
 from infinity_jax import cli
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.images import from_uint8, psnr
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Autoencoder

@@ -8,8 +8,8 @@ import pytest
 from helpers.stride4 import GRIDS, PARAMS, TOKENIZER
 from helpers.tiny import tokenizer_variables
 
-from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig
+from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tools.evaluation.tokenizer_checkpoint import open_checkpoint
 from infinity_jax.training.checkpoint import Checkpoints

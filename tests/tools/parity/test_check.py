@@ -10,7 +10,7 @@ import pytest
 from einops import rearrange
 from helpers.paths import GOLDEN
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import quantizer, resize
 from infinity_jax.tools.parity import stages as check_stages

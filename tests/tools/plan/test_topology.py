@@ -4,7 +4,7 @@ import importlib.util
 
 import pytest
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.tools.plan.topology import Topology, parse_topology
 
 

@@ -4,8 +4,9 @@ import dataclasses
 
 import pytest
 
-from infinity_jax.config import TokenizerConfig, UserError
+from infinity_jax.config import TokenizerConfig
 from infinity_jax.data.config import DataConfig
+from infinity_jax.errors import UserError
 from infinity_jax.scales import BUDGETS, RATIOS, ScaleSchedule
 from infinity_jax.training.optimizer import OptimizerConfig
 from infinity_jax.training.tokenizer.config import (

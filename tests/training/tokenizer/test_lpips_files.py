@@ -6,7 +6,7 @@ import safetensors.numpy
 from helpers.lpips_weights import head_tensors, vgg_tensors
 from helpers.torch_files import write_legacy_pth, write_pth
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.training.tokenizer import lpips as perceptual
 from infinity_jax.training.tokenizer import lpips_files as perceptual_files
 from infinity_jax.training.tokenizer.lpips_files import (

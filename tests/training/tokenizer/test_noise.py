@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.training.tokenizer.noise import (
     QuantizerTraining,
     sample_flips,

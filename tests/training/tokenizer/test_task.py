@@ -10,8 +10,9 @@ from helpers.lpips_weights import narrow_files
 from helpers.tiny import tokenizer_variables
 from PIL import Image
 
-from infinity_jax.config import TokenizerConfig, UserError
+from infinity_jax.config import TokenizerConfig
 from infinity_jax.data.config import DataConfig
+from infinity_jax.errors import UserError
 from infinity_jax.sharding import make_mesh
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.quantizer import quantize

@@ -8,10 +8,11 @@ import pytest
 from helpers.tiny import tokenizer_variables
 from PIL import Image
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.emoji.captions import caption
 from infinity_jax.emoji.matcher import evaluation_specs
 from infinity_jax.emoji.render import render
+from infinity_jax.errors import UserError
 from infinity_jax.inference.pipeline import GeneratedImages
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.training.transformer import demo_evaluation as evaluate

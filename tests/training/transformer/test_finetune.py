@@ -10,14 +10,9 @@ import safetensors
 from helpers.paths import CONFIGS
 from helpers.tiny import lively, tokenizer_variables, transformer_variables
 
-from infinity_jax.config import (
-    TextConfig,
-    TokenizerConfig,
-    TransformerConfig,
-    UserError,
-    from_mapping,
-)
+from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig, from_mapping
 from infinity_jax.convert.exporting import to_torch_files
+from infinity_jax.errors import UserError
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import make_mesh

@@ -19,8 +19,8 @@ from helpers.tiny import (
 )
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from infinity_jax.config import UserError
 from infinity_jax.data.config import DataConfig
+from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import TPU_OPTIONS, MeshConfig, in_mesh, make_mesh
 from infinity_jax.text.t5 import T5Encoder

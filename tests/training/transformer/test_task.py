@@ -12,11 +12,12 @@ import pytest
 from helpers.data_folders import jsonl_folder, tar_folder, tfds_folder
 from PIL import Image
 
-from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig, UserError
+from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.convert.exporting import to_torch_files
 from infinity_jax.convert.plan import to_torch
 from infinity_jax.convert.state_dict import open_transformer
 from infinity_jax.data.config import DataConfig, SourceConfig
+from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.tokenizer.autoencoder import Autoencoder

@@ -16,7 +16,7 @@ from helpers.torch_files import (
     write_legacy_pth,
 )
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.weights.torch_file.reader import read_torch_file
 
 

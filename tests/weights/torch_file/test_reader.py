@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers.torch_files import BFLOAT16, Stored, assert_reads, write_pth
 
-from infinity_jax.config import UserError
+from infinity_jax.errors import UserError
 from infinity_jax.weights.torch_file.reader import read_torch_file
 
 
