@@ -1,4 +1,4 @@
-"""Trains what a config file says: python -m infinity_jax.main --config=configs/t2i.py"""
+"""Trains from a config file: python -m infinity_jax.main --config=configs/t2i.py"""
 
 from absl import app, logging
 
@@ -29,8 +29,8 @@ def train(config) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Trains; everything but the flags is in the config file."""
-    del argv  # parse_flags refused anything that is not a flag
+    """Trains with the configuration that the flags name."""
+    del argv  # parse_flags refuses anything that is not a flag
     logging.set_verbosity(logging.WARNING)
     join_processes()
     use_compile_cache()
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> None:
 
 
 def run(argv: list[str] | None = None) -> None:
-    """Trains; errors of the user and other endings become one line and an exit code."""
+    """Trains; a `UserError` and other endings become one line and an exit code."""
     with one_line_endings():
         app.run(main, argv=argv, flags_parser=parse_flags)
 
