@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors
+from helpers.models import model_of
 from helpers.paths import CONFIGS
 from helpers.tiny import lively, tokenizer_variables, transformer_variables
 
@@ -20,13 +21,14 @@ from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.tools.evaluation.loss import evaluate_loss
 from infinity_jax.tools.plan.abstract_step import abstract_step, configured_parts
 from infinity_jax.training import loop
+from infinity_jax.training.init_from import transformer_params
 from infinity_jax.training.metrics import read_metrics
 from infinity_jax.training.transformer.config import T2IConfig
-from infinity_jax.training.transformer.parts import load_parts, load_start, place_frozen
+from infinity_jax.training.transformer.parts import load_parts, place_frozen
 from infinity_jax.training.transformer.task import make_task
 from infinity_jax.transformer.lora import LoraConfig, merge
 from infinity_jax.weights.adapter_file import FILE_NAME, load_adapter, merge_into_folder
-from infinity_jax.weights.model_folder import DEMO_FOLDER, ModelBundle, load_model, save_model
+from infinity_jax.weights.model_folder import DEMO_FOLDER, load_model, save_model
 from infinity_jax.weights.t5_folder import encoder_shapes
 
 FINETUNE = runpy.run_path(str(CONFIGS / 'finetune.py'))
@@ -42,7 +44,7 @@ CAPTIONS = ['a red apple on a blue background', 'a green leaf']
 
 
 def save(folder, transformer=TRANSFORMER, tokenizer=TOKENIZER, schedule=None, text=TEXT):
-    bundle = ModelBundle(
+    loaded = model_of(
         transformer_config=transformer,
         transformer_params=transformer_variables(transformer)['params'],
         tokenizer_config=tokenizer,
@@ -52,7 +54,7 @@ def save(folder, transformer=TRANSFORMER, tokenizer=TOKENIZER, schedule=None, te
         text_tokenizer=TextTokenizer.from_folder(DEMO_FOLDER / 'text_encoder'),
         schedule=schedule,
     )
-    save_model(folder, bundle)
+    save_model(folder, loaded)
     return folder
 
 
@@ -86,7 +88,7 @@ def test_the_folder_says_what_is_trained(folder, tmp_path):
 def test_a_folder_must_be_named(folder, tmp_path):
     with pytest.raises(UserError, match='config.init_from is empty: name the model folder'):
         from_mapping(T2IConfig, FINETUNE['get_config']())
-    save_model(tmp_path / 'tokenizer', ModelBundle(tokenizer_config=TOKENIZER,
+    save_model(tmp_path / 'tokenizer', model_of(tokenizer_config=TOKENIZER,
                tokenizer_params=tokenizer_variables(TOKENIZER)['params']))  # fmt: skip
     with pytest.raises(UserError, match='holds no transformer'):
         from_mapping(T2IConfig, fields(tmp_path / 'tokenizer', tmp_path))
@@ -170,7 +172,7 @@ def test_the_stages_of_the_recipe_hand_on_their_weights(tmp_path, patchify):
     assert load_parts(config).schedule == large
     given = load_model(folder).transformer_params
     mesh = make_mesh(devices=jax.devices()[:1])
-    started = load_start(config, {'transformer': given}, mesh)['transformer']
+    started = transformer_params(config, {'transformer': given}, mesh)['transformer']
     jax.tree.map(np.testing.assert_array_equal, started, given)
     # A scale's tokens keep their positions, and its row of the level table, at the next budget.
     tokens = small.num_tokens
