@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from helpers import paths, tiny
+from helpers.models import changed, model_of
 
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
