@@ -291,12 +291,12 @@ def test_several_prompts_and_a_file(fake, tmp_path):
         ),
         (
             ['generate', 'x', '--aspect-ratio', '16x9'],
-            "'16x9' is not an aspect ratio; wanted WIDTH",
+            "'16x9' is not an aspect ratio; wanted",
         ),
-        (['compile', '--aspect-ratio', '0:1'], "'0:1' is not an aspect ratio; wanted WIDTH"),
+        (['compile', '--aspect-ratio', '0:1'], "'0:1' is not an aspect ratio; wanted"),
         (['bench', 'train', '--aspect-ratio', '-1:2'], "'-1:2' is not an aspect ratio; wanted"),
-        (['generate', 'x', '--aspect-ratio=-1:2'], "'-1:2' is not an aspect ratio; wanted WIDTH"),
-        (['generate', 'x', '--aspect-ratio', '1:'], "'1:' is not an aspect ratio; wanted WIDTH"),
+        (['generate', 'x', '--aspect-ratio=-1:2'], "'-1:2' is not an aspect ratio; wanted"),
+        (['generate', 'x', '--aspect-ratio', '1:'], "'1:' is not an aspect ratio; wanted"),
         (['generate', 'x', '--aspect-ratio', 'nan:1'], "'nan:1' is not an aspect ratio; wanted"),
         (['generate', 'x', '--dtype', 'int8'], "invalid choice: 'int8'"),
         (['generate', 'x', '--checkpoint', '/nowhere'], '/nowhere: no such folder'),
@@ -336,7 +336,8 @@ def test_help_needs_no_heavy_import():
         'import sys\n'
         'from infinity_jax import cli\n'
         'cli.build_parser().format_help()\n'
-        "print([m for m in ('jax', 'flax', 'numpy', 'orbax', 'ml_collections') if m in sys.modules])"
+        "heavy = ('jax', 'flax', 'numpy', 'orbax', 'ml_collections', 'absl')\n"
+        'print([name for name in heavy if name in sys.modules])'
     )
     command = [sys.executable, '-c', code]
     output = subprocess.run(command, capture_output=True, text=True, check=True)
