@@ -1,7 +1,6 @@
-"""The programs of generation on a mesh of devices that need not exist."""
+"""The programs of generation, lowered for a mesh of devices that need not exist."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, NamedSharding
@@ -10,24 +9,18 @@ from infinity_jax.config import ModelConfigs
 from infinity_jax.inference.scale_steps import Mode
 from infinity_jax.inference.warmup import calls_of
 from infinity_jax.sharding import batch_sharding, in_mesh, replicated
+from infinity_jax.tools.plan.program_cost import AbstractProgram
 from infinity_jax.training import loop
 from infinity_jax.weights.placement import decoder_params, shardings_on
 
 
-class AbstractCall(NamedTuple):
-    """A jitted call: what lowers it, and its arguments as shapes with shardings."""
-
-    lower: Callable[..., Any]
-    arguments: tuple[Any, ...]
-
-
-def generation_calls(configs: ModelConfigs, mesh: Mesh, batch: int) -> dict[str, AbstractCall]:
-    """'text encoder' and 'drawing' of a batch, guided, texts padded to the full length.
+def generation_programs(configs: ModelConfigs, mesh: Mesh, batch: int) -> list[AbstractProgram]:
+    """The text encoder and the generation of a batch, guided, texts padded to the full length.
 
     Args:
-      loaded: configurations and schedule.
+      configs: of the model.
       mesh: images are split over data and fsdp, weights as in training.
-      batch: images.
+      batch: images on all devices.
     """
     length = configs.transformer.text_length
     platform = mesh.devices.flat[0].platform
@@ -47,18 +40,18 @@ def generation_calls(configs: ModelConfigs, mesh: Mesh, batch: int) -> dict[str,
             return loop.with_shardings(
                 shapes, {'params': shardings} if name != 'params' else shardings
             )
-        of_rows = replicated(mesh) if name == 'controls' else batch_sharding(mesh)
-        return jax.tree.map(lambda leaf: _placed(leaf, of_rows), shapes)
+        sharding = replicated(mesh) if name == 'controls' else batch_sharding(mesh)
+        return jax.tree.map(lambda leaf: _placed(leaf, sharding), shapes)
 
-    def abstract(call: Any) -> AbstractCall:
+    def abstract(call: Any) -> AbstractProgram:
         names = tuple(call.shapes)
         lower = lambda *args: call.function.lower(
             **call.static, **dict(zip(names, args, strict=True))
         )
         placed = tuple(place(name, call.shapes[name]) for name in names)
-        return AbstractCall(in_mesh(mesh, lower), placed)
+        return AbstractProgram(in_mesh(mesh, lower), placed)
 
-    return dict(zip(('text encoder', 'drawing'), map(abstract, calls), strict=True))
+    return [abstract(call) for call in calls]
 
 
 def _placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -9,9 +9,9 @@ import pytest
 from infinity_jax import cli
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tools.plan import topology
+from infinity_jax.tools.plan.kernel_flops import training_flops
 from infinity_jax.tools.plan.program_cost import Memory, read_too_large
 from infinity_jax.tools.plan.program_time import ProgramTime
-from infinity_jax.tools.plan.splash_flops import training_flops
 from infinity_jax.tools.plan.topology import parse_topology
 from infinity_jax.tools.plan.training import Analysis, extrapolate, largest_batch, mfu
 
@@ -72,7 +72,7 @@ def test_analytic_numbers_alone(without_libtpu, tmp_path, capsys):
     file = tmp_path / 'plan.json'
     cli.main(['plan', f'{CONFIG}:2b_1024', '--topology', 'v5e:16x16', '--json', str(file)])
     out = capsys.readouterr().out
-    assert 'libtpu is not installed' in out and 'GiB a chip' in out
+    assert 'libtpu is not installed' in out and 'GiB per chip' in out
     figures = json.loads(file.read_text())
     assert figures['program'] is None and not figures['estimates']
     assert figures['parameters'] == pytest.approx(2.205e9, rel=1e-3)
@@ -83,7 +83,7 @@ def test_analytic_numbers_alone(without_libtpu, tmp_path, capsys):
 def test_generation_without_libtpu(without_libtpu, capsys):
     cli.main(['plan', f'{CONFIG}:2b_256', '--topology', 'v5e:1x1', '--generation'])
     out = capsys.readouterr().out
-    assert 'drawing: ' in out and 'libtpu is not installed' in out
+    assert 'generation: ' in out and 'libtpu is not installed' in out
 
 
 @pytest.mark.parametrize(
