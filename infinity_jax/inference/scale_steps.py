@@ -81,7 +81,7 @@ def for_images(conditioning: Conditioning, images: int, guided: bool) -> Conditi
 
 
 def conditional_half(tree: Any, rows_axis: int = 0) -> Any:
-    """The first half of arrays whose batch is doubled for guidance; unguided scales need no more."""
+    """The first half of arrays whose batch is doubled for guidance, for scales without it."""
 
     def half(x: jax.Array) -> jax.Array:
         return jax.lax.slice_in_dim(x, 0, x.shape[rows_axis] // 2, axis=rows_axis)

@@ -25,7 +25,7 @@ from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_mod
 from infinity_jax.weights.placement import place_model
 
 PAIRS = ('trained', 'held_out')
-SHEET_PICTURES = 32  # of each kind of pairs on the contact sheet
+SHEET_IMAGES = 32  # of each kind of pairs on the contact sheet
 BATCH = 50  # images reconstructed in one call
 
 
@@ -113,9 +113,9 @@ def evaluate_demo(
                 'background': report.background_rate,
             }
             if row == 'drawn':
-                marks += (report.emoji_right & report.background_right)[:SHEET_PICTURES].tolist()
-        shown.append(generated[:SHEET_PICTURES])
-        titles += captions[:SHEET_PICTURES]
+                marks += (report.emoji_right & report.background_right)[:SHEET_IMAGES].tolist()
+        shown.append(generated[:SHEET_IMAGES])
+        titles += captions[:SHEET_IMAGES]
     save_png(out / 'evaluation.png', contact_sheet(np.concatenate(shown), titles, marks))
     (out / 'evaluation.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
     print(table(results))
