@@ -24,7 +24,7 @@ GRAPH = {
     'sharding': ('errors', 'runtime'),
     'text': ('errors', 'config'),
     'tokenizer': (*FACTS, 'sharding'),
-    'transformer': (*FACTS, 'sharding'),
+    'transformer': (*FACTS, 'sharding', 'text'),
     'emoji': ('errors',),
     'data': (*FACTS, 'runtime', 'emoji'),
     'weights': (*FACTS, 'sharding', *NETWORKS),

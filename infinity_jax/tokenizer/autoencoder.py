@@ -214,7 +214,7 @@ class Autoencoder(nn.Module):
 
 @functools.cache
 def tokenizer_shapes(config: TokenizerConfig, boxed: bool = False) -> dict[str, Any]:
-    """The tokenizer's parameter tree as `ShapeDtypeStruct`s; boxed ones know their axes."""
+    """The tokenizer's parameter tree as `ShapeDtypeStruct`s; boxed ones have logical axes."""
     pixels = jax.ShapeDtypeStruct((1, config.stride, config.stride, 3), jnp.float32)
     shapes = jax.eval_shape(Autoencoder(config).init, jax.random.key(0), pixels)['params']
     return shapes if boxed else nn.unbox(shapes)
