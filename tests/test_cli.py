@@ -84,7 +84,9 @@ def test_size_model_and_dtype_reach_the_pipeline(fake, tmp_path, capsys):
     hub = ['--checkpoint', 'org/name', '--revision', 'v1', '--num', '20', '--max-batch', '3']
     cli.main(['generate', 'x', *wide, *hub, *out])
     wanted = {'folder': 'org/name', 'revision': 'v1', 'height_over_width': '0.5', 'budget': '1M'}
-    assert fake.asked.items() >= {**wanted, 'size': None, 'dtype': 'bfloat16', 'max_batch': 3}.items()
+    assert (
+        fake.asked.items() >= {**wanted, 'size': None, 'dtype': 'bfloat16', 'max_batch': 3}.items()
+    )
     assert capsys.readouterr().err.startswith(f'{IMAGE_SIZE}time: ')
     cli.main(['generate', 'x', '--height', '300', '--width', '500', *out])
     assert fake.asked['size'] == (300, 500)
@@ -104,7 +106,9 @@ def test_an_aspect_ratio_is_width_to_height(fake, tmp_path, capsys):
         ('2.39:1', 1 / 2.39, '0.400'),
     ):
         cli.main(['generate', 'x', '--aspect-ratio', text, *out])
-        assert fake.asked['height_over_width'] == pytest.approx(ratio) and fake.asked['size'] is None
+        assert (
+            fake.asked['height_over_width'] == pytest.approx(ratio) and fake.asked['size'] is None
+        )
         assert nearest_ratio(fake.asked['height_over_width']) == nearest
         assert capsys.readouterr().err.startswith(IMAGE_SIZE)
 

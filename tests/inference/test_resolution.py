@@ -43,7 +43,9 @@ def test_a_request_is_served():
     assert choose_schedule(RELEASED, size=(720, 1280)) == released('0.571', '1M')
 
 
-@pytest.mark.parametrize(('aspect', 'ratio'), [('16:9', '0.571'), ('1:1', '1.000'), ('2:3', '1.500')])
+@pytest.mark.parametrize(
+    ('aspect', 'ratio'), [('16:9', '0.571'), ('1:1', '1.000'), ('2:3', '1.500')]
+)
 def test_an_aspect_ratio_is_width_to_height(aspect, ratio):
     assert choose_schedule(RELEASED, aspect_ratio=aspect) == released(ratio, '1M')
 
