@@ -5,7 +5,7 @@ import math
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import jax
 import numpy as np
@@ -168,14 +168,15 @@ class InfinityPipeline:
         """
         if unknown := options.keys() - PipelineOptions.__annotations__.keys():
             raise TypeError(f'from_pretrained() has no option {", ".join(sorted(unknown))}')
-        of_pipeline = {key: options.pop(key) for key in OF_CONSTRUCTOR if key in options}
+        size: dict[str, Any] = dict(options)
+        of_pipeline = {key: size.pop(key) for key in OF_CONSTRUCTOR if key in size}
         folder = local_folder(name, revision, cache_dir)
         configs = read_configs(folder)
         check_complete(configs, ('transformer', 'tokenizer', 'text'))
         if dtype is not None:
             transformer = dataclasses.replace(configs.transformer, dtype=dtype)
             configs = dataclasses.replace(configs, transformer=transformer)
-        configs = dataclasses.replace(configs, schedule=choose_schedule(configs, **options))
+        configs = dataclasses.replace(configs, schedule=choose_schedule(configs, **size))
         devices = None if mesh is None else make_mesh(mesh)
         max_batch = of_pipeline.pop('max_batch', MAX_BATCH)
         plan = plan_memory(configs, max_batch, devices, quantization)

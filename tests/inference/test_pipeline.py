@@ -92,7 +92,7 @@ def test_stream_yields_batches_and_no_padding():
 
 @contextlib.contextmanager
 def compilations():
-    """Counts the programs that are compiled or loaded meanwhile, whoever asks for them."""
+    """Counts the programs that are compiled or loaded in the meantime."""
     seen = []
 
     def listen(event, duration, **_):
