@@ -115,13 +115,18 @@ class TransformerConfig:
         return self.width // self.num_heads
 
     @property
+    def patch_size(self) -> int:
+        """Codes per token along an edge: 1, or 2 with spatial patchify."""
+        return 2 if self.spatial_patchify else 1
+
+    @property
     def token_bits(self) -> int:
-        """Bits that one token stands for: d, or 4d with spatial patchify."""
-        return self.bits * (4 if self.spatial_patchify else 1)
+        """Bits per token: d, or 4d with spatial patchify."""
+        return self.bits * self.patch_size**2
 
     @property
     def hidden_width(self) -> int:
-        """FFN width: 4C rounded (half to even) to a multiple of 256, and at least 256."""
+        """F: mlp_ratio · D rounded (half to even) to a multiple of 256, and at least 256."""
         return max(round(self.width * self.mlp_ratio / 256), 1) * 256
 
     @property
@@ -200,7 +205,19 @@ class ModelConfigs:
         return problems
 
 
-# Paper table 1 and the released checkpoints. The 8B folds 2x2 codes of the 14-bit tokenizer.
+def released_tokenizer(transformer: TransformerConfig) -> TokenizerConfig:
+    """The released tokenizer that a preset works with, at 16 pixels per token."""
+    multipliers = (1, 2, 4, 4) if transformer.spatial_patchify else (1, 2, 4, 4, 4)
+    return TokenizerConfig(transformer.bits, channel_multipliers=multipliers)
+
+
+def pixels_per_token(transformer: TransformerConfig, tokenizer: TokenizerConfig) -> int:
+    """Pixels per token along an edge: those per code, times the codes per token."""
+    return tokenizer.stride * transformer.patch_size
+
+
+# Paper table 1 (2.2b is its 2B) and the released checkpoints (2b, 8b). The 8B has tokens of 2x2
+# codes of the 14-bit tokenizer; the 20B is assumed to have the same, as its own is not known.
 PRESETS: dict[str, TransformerConfig] = {
     '125m': TransformerConfig(depth=12, width=768, num_heads=8),
     '361m': TransformerConfig(depth=16, width=1152, num_heads=12),
