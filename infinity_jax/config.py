@@ -196,7 +196,7 @@ class ModelConfigs:
         return self.transformer is not None and self.transformer.spatial_patchify
 
     def problems(self) -> list[str]:
-        """Reasons why these parts cannot work together; wrong pairs would generate noise silently."""
+        """Reasons why the parts cannot work together; wrong pairs would generate noise silently."""
         transformer, tokenizer, text = self.transformer, self.tokenizer, self.text
         problems = []
         if transformer and tokenizer and transformer.bits != tokenizer.bits:
