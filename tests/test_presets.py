@@ -122,7 +122,7 @@ def traced(config, ratio):
         text_config=TextConfig(),
         schedule=square(config),
     )
-    models = make_models(config, loaded)
+    models = make_models(config, loaded.configs)
     optimizer = make_optimizer(config.optimizer, config.steps)
     start = lambda key: new_state(models.init(key, False), optimizer)
     state = nn.unbox(jax.eval_shape(start, jax.random.key(0)))
