@@ -12,13 +12,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from infinity_jax.config import QuantizationConfig
+from infinity_jax.config import QuantizationConfig, pixels_per_token
 from infinity_jax.errors import UserError
 from infinity_jax.inference.executables import Executables
 from infinity_jax.inference.generate import NetworkParams, Networks
 from infinity_jax.inference.generator import Generator
 from infinity_jax.inference.memory import plan_memory
-from infinity_jax.inference.resolution import choose_schedule, token_stride
+from infinity_jax.inference.resolution import choose_schedule
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.scale_steps import GenerationInputs
 from infinity_jax.inference.text_encoder import PromptEncoder
@@ -122,7 +122,7 @@ class InfinityPipeline:
         self._schedule = configs.schedule
         self._rewrite = rewrite_prompt or (lambda prompt: prompt)
         self._max_batch = max_batch
-        self._stride = token_stride(configs.transformer, configs.tokenizer)
+        self._stride = pixels_per_token(configs.transformer, configs.tokenizer)
         self._quantization = model.quantization
         self._prompt_encoder = PromptEncoder(model, text_length, executables)
         self._generator = Generator(

@@ -3,7 +3,7 @@
 import functools
 import sys
 
-from infinity_jax.config import ModelConfigs, TokenizerConfig, TransformerConfig
+from infinity_jax.config import ModelConfigs, TransformerConfig, pixels_per_token
 from infinity_jax.errors import UserError
 from infinity_jax.scales import (
     STRIDE,
@@ -16,11 +16,6 @@ from infinity_jax.transformer.model import check_schedule
 
 DEFAULT_RATIO = '1.000'
 DEFAULT_BUDGET = '1M'
-
-
-def token_stride(transformer: TransformerConfig, tokenizer: TokenizerConfig) -> int:
-    """Pixels per token along an edge."""
-    return tokenizer.stride * (2 if transformer.spatial_patchify else 1)
 
 
 def choose_schedule(
@@ -47,7 +42,7 @@ def choose_schedule(
       UserError: a shape that the model cannot generate, or two shapes at once.
     """
     own = configs.schedule
-    stride = token_stride(configs.transformer, configs.tokenizer)
+    stride = pixels_per_token(configs.transformer, configs.tokenizer)
     if ratio is not None:
         _print_renamed()
     ratios = {

@@ -12,13 +12,8 @@ from infinity_jax.sharding import activation_spec, constrain, target_platform
 from infinity_jax.transformer.int8 import Int8
 from infinity_jax.transformer.splash import whole_blocks
 
-AXES = (
-    None,
-    'batch',
-    'heads',
-    None,
-    None,
-)  # logical axes of keys and values; int8 scales lack the last
+# Logical axes of keys and values; int8 scales lack the last.
+AXES = (None, 'batch', 'heads', None, None)
 
 
 class KeyValueCache(NamedTuple):
@@ -100,9 +95,8 @@ def _in_given_layout(x: jax.Array) -> jax.Array:
     """
     if target_platform() != 'tpu':
         return x
-    constrain_order = lambda x: with_layout_constraint(
-        x, Layout(major_to_minor=tuple(range(x.ndim)))
-    )
+    given = Layout(major_to_minor=tuple(range(x.ndim)))
+    constrain_order = lambda part: with_layout_constraint(part, given)
     if jax.sharding.get_abstract_mesh().empty:
         return constrain_order(x)
     # Per device: for a constraint on the global array, the compiler would gather the whole cache.

@@ -7,7 +7,7 @@ import pytest
 from infinity_jax.config import PRESETS, ModelConfigs, TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.inference import resolution
-from infinity_jax.inference.resolution import choose_schedule, token_stride
+from infinity_jax.inference.resolution import choose_schedule
 from infinity_jax.scales import ScaleSchedule
 
 RELEASED = ModelConfigs(PRESETS['2b'], TokenizerConfig())
@@ -20,13 +20,6 @@ DEMO = ModelConfigs(
 
 def released(*name):
     return ScaleSchedule.for_image(*name)
-
-
-def test_token_stride():
-    eight = TokenizerConfig(bits=14, channel_multipliers=(1, 2, 4, 4))
-    assert token_stride(RELEASED.transformer, RELEASED.tokenizer) == 16
-    assert token_stride(PRESETS['8b'], eight) == 16
-    assert token_stride(DEMO.transformer, DEMO.tokenizer) == 8
 
 
 def test_without_a_request_the_models_own_grids_or_the_released_ones_of_1024():

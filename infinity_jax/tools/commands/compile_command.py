@@ -65,9 +65,10 @@ def run(args: argparse.Namespace) -> None:
     """
     check_positive(args, 'num', 'prompts', 'max_batch')
     ratio, size = ratio_of(args), image_size_of(args)
+    from infinity_jax.config import pixels_per_token
     from infinity_jax.inference.executables import Executables
     from infinity_jax.inference.pipeline import MAX_BATCH
-    from infinity_jax.inference.resolution import choose_schedule, token_stride
+    from infinity_jax.inference.resolution import choose_schedule
     from infinity_jax.inference.text_encoder import padded_length
     from infinity_jax.inference.warmup import BatchShape, calls_of
     from infinity_jax.weights.hub import local_folder
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
         configs = dataclasses.replace(configs, transformer=transformer)
     schedule = choose_schedule(configs, height_over_width=ratio, budget=args.budget, size=size)
     if ratio is not None or size is not None:
-        stride = token_stride(configs.transformer, configs.tokenizer)
+        stride = pixels_per_token(configs.transformer, configs.tokenizer)
         print(image_size_line(schedule.image_size(stride), schedule), file=sys.stderr)
     length = padded_length(configs.transformer, args.text_length)
     quantization = quantization_of(args)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from infinity_jax.config import ModelConfigs, TextConfig, TokenizerConfig
+from infinity_jax.config import ModelConfigs, TextConfig, released_tokenizer
 from infinity_jax.errors import UserError
 from infinity_jax.scales import BUDGET_OF_EDGE
 from infinity_jax.sharding import batch_sharding, in_mesh, shardings_of
@@ -21,8 +21,6 @@ from infinity_jax.training.transformer.task import init_state, jit_step, make_mo
 from infinity_jax.weights.model_folder import DEMO_FOLDER, read_configs
 from infinity_jax.weights.placement import placed_shapes, shardings_on
 from infinity_jax.weights.t5_folder import read_text_config
-
-PATCHIFY_MULTIPLIERS = (1, 2, 4, 4)  # stride 8, of the released 14-bit tokenizer
 
 
 def configured_parts(config: T2IConfig) -> ModelConfigs:
@@ -42,10 +40,7 @@ def configured_parts(config: T2IConfig) -> ModelConfigs:
     elif not released:
         stored = dataclasses.replace(demo, transformer=None)
     else:
-        options: dict[str, Any] = {'bits': transformer.bits}
-        if transformer.spatial_patchify:
-            options['channel_multipliers'] = PATCHIFY_MULTIPLIERS
-        stored = ModelConfigs(tokenizer=TokenizerConfig(**options))
+        stored = ModelConfigs(tokenizer=released_tokenizer(transformer))
     text = config.text.encoder
     if text is None and config.text.folder:
         text = read_text_config(config.text.folder)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from infinity_jax.config import ModelConfigs
+from infinity_jax.config import ModelConfigs, pixels_per_token
 from infinity_jax.images import from_uint8
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import compiler_options, replicated
@@ -42,8 +42,7 @@ class Models:
 
     def schedule_of(self, batch: Any) -> ScaleSchedule:
         """The schedule that a batch's image shape tells; under jit a program a bucket."""
-        stride = self.autoencoder.config.stride
-        stride *= 2 if self.transformer.config.spatial_patchify else 1
+        stride = pixels_per_token(self.transformer.config, self.autoencoder.config)
         sizes = [schedule.image_size(stride) for schedule in self.schedules]
         if 'features_Bhwd' in batch:
             h, w = batch['features_Bhwd'].shape[1:3]
