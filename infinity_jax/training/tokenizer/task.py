@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from infinity_jax.data.batch import Batch
 from infinity_jax.images import contact_sheet, save_png, to_uint8
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import (
@@ -115,8 +116,8 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
         if jax.process_index() == 0:
             save_model(folder, bundle)
 
-    def step_flops(batch: Any) -> float:
-        height, width = batch['pixels_BYX3'].shape[1:3]
+    def step_flops(batch: Batch) -> float:
+        height, width = batch.pixels_BYX3.shape[1:3]
         return flops.tokenizer_training_step(
             config.tokenizer,
             height,
