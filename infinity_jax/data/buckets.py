@@ -11,9 +11,7 @@ from infinity_jax.data.features.reader import Layout
 from infinity_jax.data.sources.emoji import ENDLESS, EmojiSource
 from infinity_jax.data.stored_source import StoredSource, open_all
 from infinity_jax.errors import UserError
-from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
-
-SQUARE = '1.000'
+from infinity_jax.scales import BUDGET_OF_EDGE, SQUARE, ScaleSchedule
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

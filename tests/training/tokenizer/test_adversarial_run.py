@@ -81,7 +81,7 @@ def run(config):
 def start():
     mesh = make_mesh(devices=jax.devices()[:1])
     task = make_task(CONFIG, mesh)
-    batches = [Batch(next(task.batches)['pixels_BYX3']) for _ in range(START + 1)]
+    batches = [Batch(next(task.batches).pixels_BYX3) for _ in range(START + 1)]
     task.batches.close()
     return task.init(jax.random.key(0)), batches
 
