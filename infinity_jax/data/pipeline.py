@@ -24,7 +24,7 @@ from infinity_jax.data.features.reader import FeatureSource
 from infinity_jax.data.records import BrokenRecord, RawRecord, RecordLocation
 from infinity_jax.data.stored_source import StoredSource
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.worker_signals import obey_parent_alone
+from infinity_jax.runtime.worker_signals import leave_signals_to_parent
 
 MAX_TRIES = 100  # broken records in a row that stop a run at once
 MIN_READ = 1000  # the broken share is taken of at least so many records
@@ -139,7 +139,12 @@ class CountBroken:
     """Logs and counts broken records, in the main process, whichever process read them."""
 
     def __init__(self, max_share: float, fate: str = 'replaced'):
-        """Args: `max_share` of the records read; `fate`: the log's word for what became of one."""
+        """Starts at zero.
+
+        Args:
+          max_share: largest share of broken records among all that were read.
+          fate: for the log: 'replaced' or 'left out'.
+        """
         self.max_share, self.fate = max_share, fate
         self.read = self.broken = 0
         self._logged: set[str] = set()
@@ -219,7 +224,7 @@ def start_reading(
         if not flags.FLAGS.is_parsed():  # grain starts workers with the flags of absl
             flags.FLAGS.mark_as_parsed()
         workers = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
-        iterable = iterable.mp_prefetch(workers, obey_parent_alone)
+        iterable = iterable.mp_prefetch(workers, leave_signals_to_parent)
     return iter(iterable)
 
 

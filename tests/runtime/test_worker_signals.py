@@ -1,4 +1,4 @@
-"""Worker processes: deaf to signals that mean the main process, and never left behind."""
+"""Worker processes ignore the signals that are for the main process, and end with it."""
 
 import multiprocessing
 import os
@@ -14,10 +14,10 @@ from infinity_jax.data.pipeline import training_batches
 
 PARENT = """
 import multiprocessing, time
-from infinity_jax.runtime.worker_signals import obey_parent_alone
+from infinity_jax.runtime.worker_signals import leave_signals_to_parent
 
 def work(ready):
-    obey_parent_alone(0, 1)
+    leave_signals_to_parent(0, 1)
     ready.put(multiprocessing.current_process().pid)
     time.sleep(600)
 

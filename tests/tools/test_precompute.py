@@ -1,4 +1,4 @@
-"""Stored features: training on them equals training on images, and shards survive anything."""
+"""Stored features: training on them equals training on images, and interrupted work continues."""
 
 import dataclasses
 import json

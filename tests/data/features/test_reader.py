@@ -1,4 +1,4 @@
-"""Shards of features as the loader reads them, without any network."""
+"""Reading and writing shards of features, without any network."""
 
 import numpy as np
 import pytest
