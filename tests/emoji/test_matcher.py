@@ -53,7 +53,7 @@ def test_pure_noise_does_not_match():
     assert report.emoji_rate < 0.1
 
 
-def test_wrong_emoji_and_wrong_background_are_told_apart():
+def test_a_wrong_emoji_and_a_wrong_background_are_distinguished():
     spec = ImageSpec('red apple', 'light blue')
     shown = [
         dataclasses.replace(spec, emoji='banana'),

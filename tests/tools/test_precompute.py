@@ -150,7 +150,7 @@ def test_every_caption_that_training_may_sample_is_stored(config, folders, tmp_p
     assert cat.text(LONG).dtype == jnp.bfloat16 and cat.text(LONG).shape[1] == 128
 
 
-def test_what_was_cut_off_goes_on_to_the_same_bytes(config, folders, tmp_path, monkeypatch):
+def test_interrupted_work_continues_to_the_same_bytes(config, folders, tmp_path, monkeypatch):
     written = []
 
     def add(writer, record, inner=precompute.ShardWriter.add):
@@ -250,7 +250,7 @@ def test_bad_options_are_user_errors(fields, match):
         Precompute(**fields)
 
 
-def test_what_cannot_be_stored_is_refused(config, tmp_path):
+def test_sources_that_cannot_be_stored_are_refused(config, tmp_path):
     emoji = dataclasses.replace(config, data=DataConfig(image_size=16))
     with pytest.raises(UserError, match='emoji cannot be stored as features'):
         precompute.precompute(emoji, tmp_path)

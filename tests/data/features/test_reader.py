@@ -77,9 +77,9 @@ def test_a_damaged_record_is_replaced_and_named(folder, caplog):
 def test_a_damaged_table_is_one_line(folder):
     path = shard_path(folder, INFO, 0)
     path.write_bytes(path.read_bytes()[:-3000])
-    with pytest.raises(UserError, match='array_record cannot be read: .*delete it and run') as told:
+    with pytest.raises(UserError, match='array_record cannot be read: .*delete it and run') as caught:
         batches(folder)
-    assert '\n' not in str(told.value)
+    assert '\n' not in str(caught.value)
 
 
 def test_the_work_of_a_shard_does_not_depend_on_the_others():

@@ -39,7 +39,7 @@ def shown(data, split, batches=20):
     return {int(red) for batch in taken for red in batch.pixels_BYX3[:, 16, 16, 0]}
 
 
-def test_images_are_found_below_and_told_apart_by_name(folder):
+def test_images_in_subfolders_are_found_and_named_by_path(folder):
     source = FolderSource.open(SourceConfig('folder', str(folder)))
     locations = list(source.locations())
     assert len(locations) == 20 == len(source.files())

@@ -7,7 +7,7 @@ from infinity_jax.data.sources.jsonl import JsonlSource
 from infinity_jax.errors import UserError
 
 
-def test_every_line_is_a_record_whatever_the_file_names_say(tmp_path):
+def test_every_line_is_a_record_even_if_the_file_names_are_wrong(tmp_path):
     source = JsonlSource.open(SourceConfig('jsonl', str(jsonl_folder(tmp_path / 'data'))))
     locations = list(source.locations())
     assert len(locations) == 16  # the names of the files promise 99999 and 1
