@@ -17,6 +17,7 @@ from infinity_jax.sharding import target_platform
 from infinity_jax.transformer.rope import rotate, rotate_swapped, swap_pairs
 
 EPSILON = 1e-12
+NO_LENGTH = 1e-6  # a query or key this short is rounding: without direction, so without gradient
 ROTATED = 'rotated'  # name of what a rematerialisation policy may keep
 
 
@@ -53,7 +54,8 @@ def _backward(rope_2Lh, heads_axis, kept, g):
     scale, back = _by_head(scale_N, heads_axis), rope_2Lh * np.float32([[[1]], [[-1]]])
     along = jnp.sum(y.astype(jnp.float32) * g.astype(jnp.float32), axis=-1, keepdims=True)
     across = g.astype(jnp.float32) - y.astype(jnp.float32) * (along / jnp.square(scale))
-    dx = _turn(across.astype(y.dtype), back, heads_axis, scale / length)
+    slope = jnp.where(length > NO_LENGTH, scale / length, 0.0)
+    dx = _turn(across.astype(y.dtype), back, heads_axis, slope)
     return dx.astype(y.dtype), jnp.sum(along, _but(heads_axis)) / scale_N
 
 
