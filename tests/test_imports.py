@@ -42,7 +42,8 @@ GRAPH = {
 }  # fmt: skip
 # What a pure training step must not bring along.
 UNWANTED = ('data.', 'emoji.', 'weights.', 'inference.', 'tools.', 'convert.')
-CONFIGURATION = ('data.config',)  # dataclasses of a run's configuration, which a step reads
+# Types that a step reads: dataclasses of a run's configuration and the batch.
+CONFIGURATION = ('data.config', 'data.batch')
 
 
 def imported(source: str) -> set[str]:

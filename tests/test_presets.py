@@ -14,6 +14,7 @@ from helpers.models import model_of
 from helpers.paths import CONFIGS, REPOSITORY
 
 from infinity_jax.config import PRESETS, TextConfig, from_mapping, pixels_per_token
+from infinity_jax.data.batch import Batch
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.accelerators import PEAKS
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
@@ -129,11 +130,11 @@ def traced(config, ratio):
     frozen = {'tokenizer': tokenizer_shapes(tokenizer), 'text': encoder_shapes(TextConfig())}
     schedule = ScaleSchedule.for_image(ratio, BUDGET_OF_EDGE[config.data.image_size])
     rows = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-    batch = {
-        'pixels_BYX3': rows((config.batch_size, *schedule.image_size(), 3), dtype=jnp.uint8),
-        'ids_BT': rows((config.batch_size, 512)),
-        'lengths_B': rows((config.batch_size,)),
-    }
+    batch = Batch(
+        pixels_BYX3=rows((config.batch_size, *schedule.image_size(), 3), dtype=jnp.uint8),
+        ids_BT=rows((config.batch_size, 512)),
+        lengths_B=rows((config.batch_size,)),
+    )
     step = functools.partial(train_step, models=models, config=config)
     return state, jax.eval_shape(step, state, frozen, batch), len(schedule)
 

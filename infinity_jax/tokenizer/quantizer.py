@@ -19,6 +19,9 @@ from infinity_jax.scales import Grid
 from infinity_jax.tokenizer.resize import area, bilinear
 
 NORM_EPSILON = 1e-12  # of the L2 normalisation, as released
+# Codes have length 1 and about a dozen of them are added up. Float32 rounds that sum by up to
+# 12 · 6e-8, so a shorter residual is rounding and not signal.
+NO_RESIDUAL = 1e-6
 
 
 class Quantized(NamedTuple):
@@ -62,10 +65,21 @@ def residual_at(features_Bhwd: jax.Array, total_Bhwd: jax.Array, grid: Grid) -> 
 
 
 def normalised_residual(features_Bhwd: jax.Array, total_Bhwd: jax.Array, grid: Grid) -> jax.Array:
-    """L2-normalised residual at one scale, (B, h, w, d): its signs are that scale's true bits."""
+    """L2-normalised residual at one scale, (B, h, w, d): its signs are that scale's true bits.
+
+    A residual r of length `NO_RESIDUAL` or less gets the gradient zero. The derivative of r/|r| is
+    (I − zzᵀ)/|r|: at r = 0 it does not exist, and near 0 it is a huge multiple of a direction that
+    rounding decides. The floor alone would give 1e12 there, to the power of the number of such
+    scales where residuals are attached. Zero is a convention, as for |x| at 0. The features still
+    learn: the next scale sees the code of such a scale as a residual of length 1. Everywhere else
+    the gradient is the exact one, of at most 1/|r| < 1e6.
+    """
     residual = residual_at(features_Bhwd, total_Bhwd, grid)
+    length = jnp.sqrt(jnp.sum(jnp.square(jax.lax.stop_gradient(residual)), -1, keepdims=True))
+    # Both branches have the same value: only the gradient differs.
+    residual = jnp.where(length > NO_RESIDUAL, residual, jax.lax.stop_gradient(residual))
     square = jnp.sum(jnp.square(residual), axis=-1, keepdims=True)
-    # The floor is inside the root, so that a residual of zero has a finite gradient.
+    # The floor is inside the root, so that a residual of zero has a finite value.
     return residual / jnp.sqrt(jnp.maximum(square, NORM_EPSILON**2))
 
 

@@ -21,6 +21,7 @@ from infinity_jax.sharding import target_platform
 from infinity_jax.transformer.rope import rotate, rotate_swapped, swap_pairs
 
 NORM_EPSILON = 1e-12
+NO_LENGTH = 1e-6  # a query or key this short is rounding: without direction, so without gradient
 ROTATED = 'rotated'  # checkpoint name of rotated queries and keys, for `remat.POLICIES`
 TILE_ROWS = 256
 MAX_TILE_FEATURES = 256
@@ -64,7 +65,8 @@ def _rotated_backward(rope_2Lh, heads_axis, residuals, g):
     scale, inverse_2Lh = _per_head(scale_N, heads_axis), rope_2Lh * np.float32([[[1]], [[-1]]])
     along = jnp.sum(y.astype(jnp.float32) * g.astype(jnp.float32), axis=-1, keepdims=True)
     across = g.astype(jnp.float32) - y.astype(jnp.float32) * (along / jnp.square(scale))
-    dx = _rotate_and_multiply(across.astype(y.dtype), inverse_2Lh, heads_axis, scale / length)
+    slope = jnp.where(length > NO_LENGTH, scale / length, 0.0)
+    dx = _rotate_and_multiply(across.astype(y.dtype), inverse_2Lh, heads_axis, slope)
     return dx.astype(y.dtype), jnp.sum(along, _axes_except(heads_axis)) / scale_N
 
 

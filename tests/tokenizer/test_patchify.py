@@ -1,6 +1,9 @@
 import numpy as np
+import pytest
 
 from infinity_jax.tokenizer.quantizer import depth_to_space, space_to_depth
+
+pytestmark = pytest.mark.numeric
 
 
 def test_channel_order_is_c4_plus_2dy_plus_dx():

@@ -12,6 +12,8 @@ from infinity_jax.transformer.attention import CrossAttention, SelfAttention
 from infinity_jax.transformer.attention_ops import attend, prefix_attention, query_groups
 from infinity_jax.transformer.rope import rope_table
 
+pytestmark = pytest.mark.numeric
+
 SCHEDULE = ScaleSchedule.free(((1, 1), (2, 2), (3, 3), (4, 4), (6, 5)))
 
 

@@ -11,6 +11,8 @@ from helpers.tiny import QUICK_COMPILE
 from infinity_jax.transformer import attention_ops
 from infinity_jax.transformer.attention_ops import attend, chunk_length
 
+pytestmark = pytest.mark.numeric
+
 
 def arrays(queries=10, keys=7):
     rng = np.random.default_rng(0)

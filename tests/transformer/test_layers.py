@@ -3,8 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from infinity_jax.transformer.layers import LAYER_NORM_EPSILON, layer_norm
+
+pytestmark = pytest.mark.numeric
 
 
 def plain(x):

@@ -21,6 +21,8 @@ from infinity_jax.transformer.model import (
     transformer_shapes,
 )
 
+pytestmark = pytest.mark.numeric
+
 # The last scale is attended alone, the others under one mask.
 LONG_SCHEDULE = ScaleSchedule.free(((1, 1), (2, 2), (3, 2), (11, 12)))
 

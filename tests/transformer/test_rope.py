@@ -8,6 +8,8 @@ from helpers.paths import GOLDEN
 from infinity_jax.scales import RATIOS, ScaleSchedule
 from infinity_jax.transformer.rope import rope_table, rotate, rotate_swapped, swap_pairs
 
+pytestmark = pytest.mark.numeric
+
 HEAD_DIM = 16
 
 
