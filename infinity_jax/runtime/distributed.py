@@ -9,7 +9,7 @@ import os
 import re
 import urllib.request
 
-from infinity_jax.errors import UserError
+from infinity_jax.errors import UserError, first_line
 
 HEARTBEAT_SECONDS = 30  # without a sign of life a process counts as dead, and the others end
 START_SECONDS = 300  # the first process waits so long for the last one
@@ -112,8 +112,7 @@ def join_processes() -> None:
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f'could not join the other processes ({found}): {reason}; set '
+            f'could not join the other processes ({found}): {first_line(error)}; set '
             'JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID on each'
         ) from None
