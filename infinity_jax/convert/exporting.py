@@ -17,6 +17,7 @@ from infinity_jax.convert.importing import with_bar
 from infinity_jax.convert.names import Naming
 from infinity_jax.convert.plan import Plan, layer_of
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.atomic_write import flush_and_rename
 from infinity_jax.text.tokenizer import TOKENIZER_FILES
 from infinity_jax.training.run_folder import run_named
 from infinity_jax.weights.model_folder import DTYPES, read_description
@@ -175,7 +176,7 @@ def _move(folder: Path, out: Path) -> list[Path]:
             old.unlink()
     for file in sorted(files, key=lambda f: f.name == INDEX):
         (out / file).parent.mkdir(exist_ok=True)
-        os.replace(folder / file, out / file)
+        flush_and_rename(folder / file, out / file)
     return [out / file for file in files]
 
 

@@ -17,8 +17,6 @@ import itertools
 import json
 import os
 import pathlib
-import shutil
-import uuid
 import zlib
 from typing import Any
 
@@ -29,6 +27,7 @@ from infinity_jax.data.decode import upright_size
 from infinity_jax.data.features.stored import FeatureSource
 from infinity_jax.data.records import BrokenRecord, RecordLocation, Source
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.atomic_write import atomic_folder
 
 VERSION = 2  # of what is stored, and of what is found broken
 THREADS = 8  # that wait for files
@@ -73,23 +72,15 @@ def load_index(source: Source | FeatureSource, folder: str | os.PathLike) -> Ind
     """
     target = pathlib.Path(folder) / f'{type(source).__name__.lower()}-{_digest(source)}'
     if not target.exists():
-        # Other hosts, which share the folder, make the same now and may have the same process id.
-        partial = target.with_name(f'{target.name}.{uuid.uuid4().hex}.partial')
         try:
-            partial.mkdir(parents=True)
-            _write(partial, source)
-            try:
-                partial.rename(target)
-            except OSError:
-                if not target.exists():  # else another process was first, with the same
-                    raise
+            # Other hosts that share the folder may make the same index at the same time.
+            with atomic_folder(target, keep_existing=True) as temporary:
+                _write(temporary, source)
         except OSError as error:
             raise UserError(
                 f'the index of {source.name} cannot be made in {folder}: {error}; set '
                 'data.index_dir to a folder that can be written'
             ) from None
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return Index(target)
 
 

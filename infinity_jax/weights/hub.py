@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from infinity_jax.errors import UserError
+from infinity_jax.errors import UserError, in_one_line
+from infinity_jax.runtime.atomic_write import previous_folder
 
 REPOSITORY = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
 FILES = ('*.json', '*.safetensors', '*.model')  # what a model folder consists of
@@ -26,8 +27,8 @@ def local_folder(
       UserError: there is no such folder and it cannot be had from the hub.
     """
     folder = Path(name)
-    # Where a save was cut off between its two renames, the last good model lies in the second one.
-    for candidate in (folder, folder.parent / f'.{folder.name}.previous'):
+    # A save that was cut off between its two renames leaves the last good model in the second one.
+    for candidate in (folder, previous_folder(folder)):
         if candidate.exists():
             return candidate
     if isinstance(name, Path) or not REPOSITORY.fullmatch(name):
@@ -49,7 +50,7 @@ def _download(name: str, revision: str | None, cache_dir: str | Path | None) -> 
         )
     # The hub's client raises errors of its own, of its HTTP library and of the system.
     except Exception as error:
-        reason = ' '.join(str(error).split())[:300]
+        reason = in_one_line(error, 300)
         advice = 'check the name, the network and HF_TOKEN'
         if constants.HF_HUB_OFFLINE:
             advice = 'unset HF_HUB_OFFLINE to download it'

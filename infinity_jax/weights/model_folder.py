@@ -13,8 +13,6 @@ interrupted save never harms the last good one.
 import contextlib
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from jax.sharding import Mesh
 
 from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig, from_mapping
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.weights.part_weights import (
@@ -100,20 +99,11 @@ def replacing(folder: Path) -> Iterator[Path]:
     Raises:
       UserError: no room, or not writable; an old folder is then untouched.
     """
-    temporary = folder.with_name(f'.{folder.name}.saving-{os.getpid()}')
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in temporary.rglob('*'):  # on disk before the rename, or a power cut loses both
-            if path.is_file():
-                with open(path, 'rb') as file:
-                    os.fsync(file.fileno())
-        _replace(folder, temporary)
+        with atomic_folder(folder) as temporary:
+            yield temporary
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f'{folder}: could not be saved ({error}); the old one is kept') from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _weights(bundle: ModelBundle) -> list[tuple[str, Any, Params]]:
@@ -140,20 +130,6 @@ def write_description(folder: Path, bundle: ModelBundle) -> None:
     described['extra'] = bundle.extra
     text = json.dumps(described, indent=2)
     (folder / 'config.json').write_text(text + '\n', encoding='utf-8')
-
-
-def _backup(folder: Path) -> Path:
-    return folder.with_name(f'.{folder.name}.previous')
-
-
-def _replace(folder: Path, new: Path) -> None:
-    """Renames `new` to `folder`; at every moment the old or the new one is whole on disk."""
-    backup = _backup(folder)
-    if folder.exists():
-        shutil.rmtree(backup, ignore_errors=True)
-        os.rename(folder, backup)
-    os.rename(new, folder)
-    shutil.rmtree(backup, ignore_errors=True)
 
 
 def load_model(
@@ -213,8 +189,8 @@ def read_description(folder: str | Path) -> tuple[Path, dict[str, Any]]:
       UserError: there is none, or not one of ours.
     """
     folder = Path(folder)
-    if not folder.exists() and _backup(folder).exists():
-        folder = _backup(folder)  # a save was cut off between its two renames
+    if not folder.exists() and previous_folder(folder).exists():
+        folder = previous_folder(folder)  # a save was cut off between its two renames
     path = folder / 'config.json'
     if not path.is_file():
         lack = 'no config.json there' if folder.exists() else 'no such folder'

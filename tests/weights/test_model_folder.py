@@ -164,7 +164,7 @@ def test_cut_off_between_the_renames_keeps_a_model(bundle, tmp_path, monkeypatch
             raise KeyboardInterrupt
         rename(source, target)
 
-    monkeypatch.setattr(model_folder.os, 'rename', die_at_second)
+    monkeypatch.setattr(os, 'rename', die_at_second)
     with pytest.raises(KeyboardInterrupt):
         save_model(tmp_path / 'm', make_bundle(seed=1))
     monkeypatch.undo()
