@@ -22,7 +22,7 @@ GRAPH = {
     'runtime': ('errors',),
     'images': ('errors', 'runtime'),
     'sharding': ('errors', 'runtime'),
-    'text': ('errors', 'config'),
+    'text': ('errors', 'config', 'runtime'),
     'tokenizer': (*FACTS, 'sharding'),
     'transformer': (*FACTS, 'sharding'),
     'emoji': ('errors',),

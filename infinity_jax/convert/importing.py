@@ -49,7 +49,8 @@ def from_torch(
       transformer, tokenizer: .pth or .safetensors files or folders of shards. A transformer wants
         its tokenizer, whose d alone shows how many codes a token folds. A tokenizer by itself may
         be a continuous autoencoder, to start training from: its latent's channels are the bits.
-      text_encoder: Hugging Face folder of a T5 v1.1, encoder or whole.
+      text_encoder: Hugging Face folder, or org/name of a repository, of a T5 v1.1 encoder or
+        whole model.
       ema: take the transformer's moving average, of a training checkpoint.
       dtype: of the stored weights; None keeps each tensor's own.
       token_stride: pixels per transformer token along an edge.

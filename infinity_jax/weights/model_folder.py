@@ -174,7 +174,7 @@ def load_model(
             bundle.text_config, bundle.text_params = load_encoder(text_folder, dtype, mesh)
         except UserError as error:
             problems.append(str(error))
-        if (text_folder / 'tokenizer.json').is_file():
+        if any((text_folder / name).is_file() for name in ('tokenizer.json', 'spiece.model')):
             bundle.text_tokenizer = TextTokenizer.from_folder(text_folder)
     problems += pairing_problems(bundle)
     if problems:

@@ -98,8 +98,9 @@ def read_text(config: T2IConfig) -> dict[str, Any]:
     return load_encoder(_text_folder(config))[1]
 
 
-def _text_folder(config: T2IConfig) -> pathlib.Path:
-    return pathlib.Path(config.text.folder or DEMO_FOLDER / 'text_encoder')
+def _text_folder(config: T2IConfig) -> str | pathlib.Path:
+    """The folder or repository of the text encoder."""
+    return config.text.folder or DEMO_FOLDER / 'text_encoder'
 
 
 def _source_of(init_from: str) -> dict[str, Any]:
