@@ -1,6 +1,6 @@
-"""What worker processes do when their whole process group is told to stop, or their parent dies.
+"""Signals in data workers: they end with their parent, not with their process group.
 
-A module of its own, without heavy imports: workers run it first.
+A separate module without heavy imports, since workers run it first.
 """
 
 import multiprocessing
@@ -10,13 +10,12 @@ import threading
 
 
 def obey_parent_alone(worker: int, workers: int) -> None:
-    """Leaves SIGTERM and SIGINT to the main process, which wants batches until it has saved.
+    """Ignores SIGTERM and SIGINT, and ends when the main process ends.
 
-    It ends its workers by itself when it is done. Should it be killed, they end too.
+    The main process needs batches until it has saved, and then ends its workers itself.
 
     Args:
-      worker: which one this is, and
-      workers: of how many, as grain passes them.
+      worker, workers: index of the worker and number of workers, as grain passes them; unused.
     """
     del worker, workers
     for number in (signal.SIGTERM, signal.SIGINT):
