@@ -1,4 +1,4 @@
-"""Worker processes: deaf to signals that mean the main process, and never left behind."""
+"""Worker processes: they ignore signals to their group, and end with their parent."""
 
 import multiprocessing
 import os
@@ -14,7 +14,7 @@ from infinity_jax.data.pipeline import training_batches
 
 PARENT = """
 import multiprocessing, time
-from infinity_jax.data.worker_signals import obey_parent_alone
+from infinity_jax.runtime.worker_signals import obey_parent_alone
 
 def work(ready):
     obey_parent_alone(0, 1)
