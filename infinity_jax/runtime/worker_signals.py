@@ -1,6 +1,6 @@
-"""Signals in data workers: they end with their parent, not with their process group.
+"""Signals in worker processes: they leave SIGTERM to the main process, and end when it dies.
 
-A separate module without heavy imports, since workers run it first.
+The module has no heavy imports, since it is the first code that a worker process runs.
 """
 
 import multiprocessing
@@ -9,13 +9,13 @@ import signal
 import threading
 
 
-def obey_parent_alone(worker: int, workers: int) -> None:
-    """Ignores SIGTERM and SIGINT, and ends when the main process ends.
+def leave_signals_to_parent(worker: int, workers: int) -> None:
+    """Ignores SIGTERM and SIGINT, so that the main process gets batches until it has saved.
 
-    The main process needs batches until it has saved, and then ends its workers itself.
+    The main process ends its workers when it is done. If it is killed, they end too.
 
     Args:
-      worker, workers: index of the worker and number of workers, as grain passes them; unused.
+      worker, workers: number of this worker and of all, which grain passes; not used.
     """
     del worker, workers
     for number in (signal.SIGTERM, signal.SIGINT):
