@@ -32,7 +32,7 @@ def training_lines(plan: TrainingPlan, topology: Topology, depth: int = 0) -> li
         f'{analysis.state_bytes / GIB:.2f} GiB per chip',
         f'arithmetic per step {analysis.model_flops / 1e12:,.1f} TFLOP for {analysis.images} '
         f'images, frozen networks {analysis.frozen_flops / 1e12:,.1f} more',
-        f'at the peak         {analysis.model_flops / peak:.3g} s per step, frozen networks left out',
+        f'at the peak         {analysis.model_flops / peak:.3g} s per step without the frozen ones',
     ]
     if plan.cost is None:
         return [*lines, NO_COMPILER]

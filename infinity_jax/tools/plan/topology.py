@@ -27,7 +27,7 @@ class Chip:
       axes: of the torus of chips.
       hbm_bandwidth: bytes/s.
       link_bandwidth: bytes/s of one link in one direction; there are two links per axis.
-      flops_per_cycle: bfloat16, of all matrix units of the chip; with the peak it gives the clock rate.
+      flops_per_cycle: bfloat16, of all matrix units of the chip; gives the clock rate at the peak.
       usable_bytes: memory that the compiler gives to a program.
     """
 
