@@ -174,8 +174,8 @@ def test_every_flag_has_a_help_text_and_every_optional_one_its_default():
                 continue
             assert action.help, f'{name} {action.dest}'
             if action.option_strings and not action.required and action.help != argparse.SUPPRESS:
-                told = 'default: ' in action.help or action.dest in NO_DEFAULT
-                assert told, f'{name} {action.dest}'
+                has_default = 'default: ' in action.help or action.dest in NO_DEFAULT
+                assert has_default, f'{name} {action.dest}'
 
 
 def test_a_warning_is_one_line(fake, tmp_path, capsys):

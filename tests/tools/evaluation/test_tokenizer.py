@@ -82,7 +82,7 @@ def test_leaves_table_strip_and_plot(folder, tmp_path, capsys):
     assert Image.open(out / 'tokenizer_bits.png').width > 500
     said = capsys.readouterr().out
     assert 'PSNR' in said and '4x4' in said and f'{out}: tokenizer.json' in said
-    assert results['subset'] == 'starter'  # what it was trained on
+    assert results['subset'] == 'starter'  # of its training
 
 
 def test_figures_equal_a_plain_computation(loaded):
@@ -136,7 +136,7 @@ def test_images_stream_and_the_bar_counts_them(loaded, monkeypatch):
             bars.append((options, self))
 
         def update(self, n=1):
-            self.told = getattr(self, 'told', 0) + n
+            self.counted = getattr(self, 'counted', 0) + n
 
     def keep(start, originals, reconstructions):
         held.append(weakref.ref(originals))
@@ -149,7 +149,7 @@ def test_images_stream_and_the_bar_counts_them(loaded, monkeypatch):
     means, strip = measure(loaded, GRIDS, None, noise(22), keep)
     assert max(most) <= 2 and len(held) == 6 and len(strip) == 8
     ((options, bar),) = bars
-    assert options['total'] == bar.told == 22 and 'images' in options['unit']
+    assert options['total'] == bar.counted == 22 and 'images' in options['unit']
     for found, value in zip(jax.tree.leaves(means), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(found, value, rtol=1e-4)  # the last batch, of 2, counts as 2
 
