@@ -4,16 +4,20 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jax.sharding import Mesh
+import jax
+from jax.sharding import Mesh, NamedSharding
 
 from infinity_jax.config import ModelConfigs
-from infinity_jax.tools.plan.abstract_generation import generation_programs
+from infinity_jax.inference.scale_steps import Mode
+from infinity_jax.inference.warmup import calls_of
+from infinity_jax.sharding import batch_sharding, in_mesh, replicated
 from infinity_jax.tools.plan.kernel_flops import all_visible, splash_flops
-from infinity_jax.tools.plan.program_cost import ProgramCost, compile_program
+from infinity_jax.tools.plan.program_cost import AbstractProgram, ProgramCost, compile_program
 from infinity_jax.tools.plan.report import METHOD, NO_COMPILER, cost_json, cost_lines, time_line
 from infinity_jax.tools.plan.topology import Topology, can_compile
 from infinity_jax.tools.plan.training import coordinates_of
-from infinity_jax.training import flops
+from infinity_jax.training import flops, loop
+from infinity_jax.weights.placement import decoder_params, shardings_on
 
 TEXT_ENCODER, GENERATION = 'text encoder', 'generation'
 FORMER_NAME = 'drawing'  # of GENERATION in JSON files, kept for one release
@@ -120,3 +124,47 @@ def generation_json(plan: GenerationPlan, topology: Topology) -> dict[str, Any]:
 
 def _method(plan: GenerationPlan) -> str:
     return METHOD if plan.programs[GENERATION].cost is not None else NO_COMPILER
+
+
+def generation_programs(configs: ModelConfigs, mesh: Mesh, batch: int) -> list[AbstractProgram]:
+    """The text encoder and the generation of a batch, guided, texts padded to the full length.
+
+    Args:
+      configs: of the model.
+      mesh: images are split over data and fsdp, weights as in training.
+      batch: images on all devices.
+    """
+    length = configs.transformer.text_length
+    platform = mesh.devices.flat[0].platform
+    mode = Mode(guided=True)
+    calls = calls_of(configs, configs.schedule, mode, batch, 1, length, platform=platform)
+    parts = {
+        'params': configs.text,
+        'variables': configs.transformer,
+        'autoencoder_variables': configs.tokenizer,
+    }
+
+    def place(name: str, shapes: Any) -> Any:
+        if name in parts:
+            shardings = shardings_on(parts[name], mesh)
+            if name == 'autoencoder_variables':
+                shardings = decoder_params(shardings)
+            return loop.with_shardings(
+                shapes, {'params': shardings} if name != 'params' else shardings
+            )
+        sharding = replicated(mesh) if name == 'controls' else batch_sharding(mesh)
+        return jax.tree.map(lambda leaf: _placed(leaf, sharding), shapes)
+
+    def abstract(call: Any) -> AbstractProgram:
+        names = tuple(call.shapes)
+        lower = lambda *args: call.function.lower(
+            **call.static, **dict(zip(names, args, strict=True))
+        )
+        placed = tuple(place(name, call.shapes[name]) for name in names)
+        return AbstractProgram(in_mesh(mesh, lower), placed)
+
+    return [abstract(call) for call in calls]
+
+
+def _placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
