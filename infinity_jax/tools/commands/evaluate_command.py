@@ -16,7 +16,9 @@ from infinity_jax.tools.commands.generation_flags import (
 
 def add_kinds(parser: argparse.ArgumentParser) -> None:
     """The kinds of evaluation, each with flags of its own."""
-    kinds = parser.add_subparsers(dest='what', required=True, metavar='WHAT')
+    kinds = parser.add_subparsers(
+        dest='what', required=True, title='what to evaluate', metavar='WHAT'
+    )
     add = lambda name, text: kinds.add_parser(name, help=text, description=text)
     _add_demo(add('demo', 'How many generated emoji images show what their caption says.'))
     _add_loss(add('loss', 'Loss and bit accuracy of a transformer on held-out data, by scale.'))
