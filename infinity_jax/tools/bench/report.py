@@ -14,8 +14,8 @@ from infinity_jax.tools.bench.workload import Workload
 
 LEGEND = (
     'seconds: median of the rounds; bare: the matrix products of the stage alone; of bare: their '
-    'share of the time; by CPU: of the processor time; of peak: FLOP/s relative to the large product; '
-    'first: the first call'
+    'share of the time; by CPU: of the processor time; of peak: FLOP/s over those of the '
+    'large product; first: the first call'
 )
 
 
