@@ -29,7 +29,7 @@ def test_distance_and_what_it_is_of(tmp_path):
         ({'originals': ROWS[:1]}, 'originals is of shape (1, 4); wanted'),
         ({'reconstructions': ROWS[0]}, 'reconstructions is of shape (4,); wanted'),
         ({'reconstructions': ROWS[:, :0]}, 'reconstructions is of shape (20, 0); wanted'),
-        ({'originals': ROWS[:, :3]}, 'originals has 3 numbers a row, reconstructions 4; wanted'),
+        ({'originals': ROWS[:, :3]}, 'originals has 3 numbers per row, reconstructions 4; wanted'),
     ],
 )
 def test_wrong_arrays_are_one_line(arrays, message, tmp_path):
