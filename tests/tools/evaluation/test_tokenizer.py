@@ -219,7 +219,7 @@ def test_errors_are_one_line(folder, tmp_path):
         ({'data': ''}, "--data '': no such folder"),
         ({'subset': 'nonsense'}, "subset 'nonsense' is unknown"),
         ({'subset': 'demo', 'data': str(tmp_path)}, '--subset demo: is of --data emoji'),
-        ({'data': str(folder)}, 'no images there'),
+        ({'data': str(folder)}, 'no images in it'),
         ({'data': str(tmp_path / 'broken')}, 'not a readable image'),
         ({'size': 64}, 'codes images of 16 x 16'),
         ({'vgg': 'vgg16.pth'}, 'wants both'),
