@@ -62,7 +62,7 @@ def test_positions_round_half_to_even():
 
 
 @pytest.mark.parametrize('ratio', sorted(RATIOS))
-def test_positions_refer_to_the_full_grid_whatever_the_budget(ratio):
+def test_positions_refer_to_the_full_grid_for_every_budget(ratio):
     full = ScaleSchedule.for_image(ratio, '1M')
     small = ScaleSchedule.for_image(ratio, '0.06M')
     positions = full.rope_positions()

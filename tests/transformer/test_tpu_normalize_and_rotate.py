@@ -1,4 +1,4 @@
-"""Queries and keys as directions: the written gradient, and what a TPU computes."""
+"""Normalised and rotated queries and keys: the written gradient, and the form for TPU."""
 
 import dataclasses
 
@@ -57,7 +57,7 @@ def test_values_and_gradients_are_those_of_the_formula(monkeypatch, platform, he
         np.testing.assert_allclose(mine, wanted, atol=3e-6 * np.abs(wanted).max())
 
 
-def test_nothing_has_no_direction_but_a_gradient():
+def test_zero_vectors_stay_zero_with_a_finite_gradient():
     x = jnp.zeros((1, SCHEDULE.num_tokens, 3, 8))
     y, dx, dscale = values_and_gradients(lambda x, s: normalize_and_rotate(x, TABLE, s), x, SCALE)
     assert not np.any(y) and not np.any(dscale) and np.all(np.isfinite(dx))
@@ -76,7 +76,7 @@ def test_three_products_are_one(monkeypatch):
     variables = jax.tree.unflatten(tree, leaves)
     wanted = project(variables)
     project.clear_cache()
-    for module_name in ('attention', 'directions'):
+    for module_name in ('attention', 'tpu'):
         name = f'infinity_jax.transformer.{module_name}.target_platform'
         monkeypatch.setattr(name, lambda: 'tpu')
     for mine, other in zip(project(variables), wanted, strict=True):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from infinity_jax.data.batch import Batch
 from infinity_jax.sharding import batch_sharding, in_mesh, replicated, shardings_of
 from infinity_jax.tools.plan.program_cost import AbstractProgram, compile_program
 from infinity_jax.tools.plan.topology import Topology, can_compile
@@ -72,7 +73,7 @@ def abstract_tokenizer_step(config: TokenizerRunConfig, mesh: Mesh) -> AbstractP
     arguments = (
         loop.with_shardings(nn.unbox(boxed), shardings),
         _lpips_params(mesh) if config.losses.perceptual else None,
-        {'pixels_BYX3': jax.ShapeDtypeStruct(pixels, np.uint8, sharding=batch_sharding(mesh))},
+        Batch(jax.ShapeDtypeStruct(pixels, np.uint8, sharding=batch_sharding(mesh))),
     )
     step = jit_step(model, config, shardings, mesh)
     return AbstractProgram(in_mesh(mesh, step.lower), arguments)

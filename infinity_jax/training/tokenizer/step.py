@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from infinity_jax.data.batch import Batch
 from infinity_jax.images import from_uint8, psnr
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.quantizer import quantize, truncated_total
@@ -197,7 +198,7 @@ def gradients_of(
 
 
 def train_step(
-    state: TrainState, perceptual: Any, batch: Any, *, model: Autoencoder, config: Any
+    state: TrainState, perceptual: Any, batch: Batch, *, model: Autoencoder, config: Any
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update of the tokenizer and, if there is one, of the discriminator. Pure.
 
@@ -209,7 +210,7 @@ def train_step(
       perceptual: weights of LPIPS, or None.
       config: the `TokenizerRunConfig`.
     """
-    pixels = batch['pixels_BYX3']
+    pixels = batch.pixels_BYX3
     noise = sample_noise(step_key(config.seed, state.step), pixels, config)
     of_rows = functools.partial(gradients_of, state, perceptual, model=model, config=config)
     grads, loss, metrics, attacked = mean_of_parts(
@@ -228,7 +229,7 @@ def train_step(
 
 
 def evaluation_step(
-    params: Any, perceptual: Any, batch: Any, *, model: Autoencoder, config: TokenizerRunConfig
+    params: Any, perceptual: Any, batch: Batch, *, model: Autoencoder, config: TokenizerRunConfig
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Metrics of one held-out batch; and (2, n, Y, X, 3), first images and reconstructions."""
 
@@ -239,7 +240,7 @@ def evaluation_step(
         metrics = {'loss': loss, **terms, 'psnr': psnr(outputs.pixels, target)}
         return {**metrics, 'bit_usage': bit_usage(bits)}, outputs.pixels
 
-    pixels, count = batch['pixels_BYX3'], config.accumulate_steps
+    pixels, count = batch.pixels_BYX3, config.accumulate_steps
     if count == 1:
         metrics, decoded = of_rows(pixels)
     else:

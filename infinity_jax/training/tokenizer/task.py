@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from infinity_jax.config import ModelConfigs
+from infinity_jax.data.batch import Batch
 from infinity_jax.images import contact_sheet, save_png, to_uint8
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import (
@@ -116,8 +117,8 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
         if jax.process_index() == 0:
             save_model(folder, loaded)
 
-    def step_flops(batch: Any) -> float:
-        height, width = batch['pixels_BYX3'].shape[1:3]
+    def step_flops(batch: Batch) -> float:
+        height, width = batch.pixels_BYX3.shape[1:3]
         return flops.tokenizer_training_step(
             config.tokenizer,
             height,
