@@ -208,7 +208,7 @@ def test_data_and_loss_read_a_config_file(monkeypatch, tmp_path):
     assert asked == [
         ('t2i', {'count': 3, 'out': 'x.png'}), ('tokenizer', 5), ('here', {'num_batches': 2}),
     ]  # fmt: skip
-    (tmp_path / 'other.py').write_text('get_config = lambda: type("", (), {"task": "x"})')
+    (tmp_path / 'other.py').write_text('get_config = lambda: {"task": "x"}')
     for config in ('nosuch.py', f'{configs}/t2i.py:huge', f'{tmp_path}/other.py'):
         with pytest.raises(SystemExit):
             cli.main(['data', 'inspect', config])
