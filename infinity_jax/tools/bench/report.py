@@ -12,6 +12,12 @@ from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tools.bench.stage import Measured
 from infinity_jax.tools.bench.workload import Workload
 
+LEGEND = (
+    'seconds: median of the rounds; bare: the matrix products of the stage alone; of bare: their '
+    'share of the time; by CPU: of the processor time; of peak: FLOP/s over those of the '
+    'large product; first: the first call'
+)
+
 
 def report_of(what: str, workload: Workload, measured: Measured) -> dict[str, Any]:
     """All figures by name; seconds, bytes and FLOP/s."""
@@ -63,6 +69,7 @@ def table(report: dict[str, Any]) -> str:
         f'all stages {report["seconds"]:.3f} s, {rate}; first call of all '
         f'{report["first_seconds"]:.2f} s; peak memory {report["peak_memory"] / 1e9:.2f} GB'
     )
+    lines.append(LEGEND)
     return '\n'.join(lines)
 
 

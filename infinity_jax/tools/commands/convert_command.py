@@ -12,7 +12,9 @@ UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The directions, each with its flags."""
-    directions = parser.add_subparsers(dest='direction', required=True, metavar='DIRECTION')
+    directions = parser.add_subparsers(
+        dest='direction', required=True, title='directions', metavar='DIRECTION'
+    )
     add = lambda name, text: directions.add_parser(name, help=text, description=text)
     start = add('from-torch', 'Write a model folder from released PyTorch weights.')
     back = add('to-torch', 'Write PyTorch weights from a model folder or a training checkpoint.')
@@ -48,7 +50,7 @@ def _add_from_torch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--text-encoder',
         metavar='DIR',
-        help='Hugging Face folder of a Flan-T5 (default: none)',
+        help='Hugging Face folder or repository of a Flan-T5 (default: none)',
     )
     parser.add_argument(
         '--ema',

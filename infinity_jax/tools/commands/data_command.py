@@ -9,7 +9,9 @@ from infinity_jax.errors import UserError
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     """The commands that read a run's data, each with its flags."""
-    commands = parser.add_subparsers(dest='data_command', required=True, metavar='COMMAND')
+    commands = parser.add_subparsers(
+        dest='data_command', required=True, title='commands', metavar='COMMAND'
+    )
     add = lambda name, text: commands.add_parser(name, help=text, description=text)
     inspect = add('inspect', 'Print buckets, captions and broken records; show some images.')
     inspect.add_argument(

@@ -16,7 +16,9 @@ from infinity_jax.tools.commands.generation_flags import (
 
 def add_kinds(parser: argparse.ArgumentParser) -> None:
     """The kinds of evaluation, each with flags of its own."""
-    kinds = parser.add_subparsers(dest='what', required=True, metavar='WHAT')
+    kinds = parser.add_subparsers(
+        dest='what', required=True, title='what to evaluate', metavar='WHAT'
+    )
     add = lambda name, text: kinds.add_parser(name, help=text, description=text)
     _add_demo(add('demo', 'How many generated emoji images show what their caption says.'))
     _add_loss(add('loss', 'Loss and bit accuracy of a transformer on held-out data, by scale.'))
@@ -130,8 +132,8 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
 
 def run_demo(args: argparse.Namespace) -> None:
     """Prints a table of the matcher's accuracies."""
+    from infinity_jax.runtime.hub import local_folder
     from infinity_jax.training.transformer.demo_evaluation import evaluate_demo
-    from infinity_jax.weights.hub import local_folder
     from infinity_jax.weights.model_folder import DEMO_FOLDER
 
     evaluate_demo(

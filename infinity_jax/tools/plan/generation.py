@@ -4,16 +4,21 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from infinity_jax.config import ModelConfigs
-from infinity_jax.tools.plan.abstract_generation import generation_programs
+from infinity_jax.inference.generate import NetworkParams
+from infinity_jax.inference.sampling import GenerationSettings
+from infinity_jax.inference.warmup import BatchShape, Call, calls_of
+from infinity_jax.sharding import batch_sharding, in_mesh, replicated
 from infinity_jax.tools.plan.kernel_flops import all_visible, splash_flops
-from infinity_jax.tools.plan.program_cost import ProgramCost, compile_program
+from infinity_jax.tools.plan.program_cost import AbstractProgram, ProgramCost, compile_program
 from infinity_jax.tools.plan.report import METHOD, NO_COMPILER, cost_json, cost_lines, time_line
 from infinity_jax.tools.plan.topology import Topology, can_compile
 from infinity_jax.tools.plan.training import coordinates_of
-from infinity_jax.training import flops
+from infinity_jax.training import flops, loop
+from infinity_jax.weights.placement import decoder_params, shardings_on
 
 TEXT_ENCODER, GENERATION = 'text encoder', 'generation'
 FORMER_NAME = 'drawing'  # of GENERATION in JSON files, kept for one release
@@ -120,3 +125,44 @@ def generation_json(plan: GenerationPlan, topology: Topology) -> dict[str, Any]:
 
 def _method(plan: GenerationPlan) -> str:
     return METHOD if plan.programs[GENERATION].cost is not None else NO_COMPILER
+
+
+def generation_programs(configs: ModelConfigs, mesh: Mesh, batch: int) -> list[AbstractProgram]:
+    """The text encoder and the generation of a batch, guided, texts padded to the full length.
+
+    Args:
+      configs: of the model.
+      mesh: images are split over data and fsdp, weights as in training.
+      batch: images on all devices.
+    """
+    platform = mesh.devices.flat[0].platform
+    settings = GenerationSettings(configs.schedule)
+    shape = BatchShape(batch, num=1, text_length=configs.transformer.text_length)
+    encoding, *generation = calls_of(configs, settings, shape, platform=platform)
+    rows = batch_sharding(mesh)
+
+    def abstract(call: Call, shardings: dict[str, Any]) -> AbstractProgram:
+        names = tuple(call.shapes)
+        lower = lambda *args: call.function.lower(
+            **call.static, **dict(zip(names, args, strict=True))
+        )
+        placed = tuple(loop.with_shardings(call.shapes[name], shardings[name]) for name in names)
+        return AbstractProgram(in_mesh(mesh, lower), placed)
+
+    programs = [
+        abstract(
+            encoding,
+            {'params': shardings_on(configs.text, mesh), 'ids_BT': rows, 'lengths_B': rows},
+        )
+    ]
+    for call in generation:
+        inputs = jax.tree.map(lambda _: rows, call.shapes['inputs'])
+        numbers = jax.tree.map(lambda _: replicated(mesh), inputs.numbers)
+        params = NetworkParams(
+            shardings_on(configs.transformer, mesh),
+            decoder_params(shardings_on(configs.tokenizer, mesh)),
+        )
+        programs.append(
+            abstract(call, {'params': params, 'inputs': inputs._replace(numbers=numbers)})
+        )
+    return programs

@@ -32,7 +32,7 @@ def training_lines(plan: TrainingPlan, topology: Topology, depth: int = 0) -> li
         f'{analysis.state_bytes / GIB:.2f} GiB per chip',
         f'arithmetic per step {analysis.model_flops / 1e12:,.1f} TFLOP for {analysis.images} '
         f'images, frozen networks {analysis.frozen_flops / 1e12:,.1f} more',
-        f'at the peak         {analysis.model_flops / peak:.3g} s per step without the frozen networks',
+        f'at the peak         {analysis.model_flops / peak:.3g} s per step without the frozen ones',
     ]
     if plan.cost is None:
         return [*lines, NO_COMPILER]
@@ -82,9 +82,8 @@ def cost_lines(cost: ProgramCost, topology: Topology) -> list[str]:
     for name, count in cost.kernels.items():
         lines.append(f'kernel              {name}: {count} per step')
     if cost.unknown_loops:
-        lines.append(
-            f'loops counted once  {", ".join(cost.unknown_loops)}: their iterations are not in the compiled text'
-        )
+        loops = ', '.join(cost.unknown_loops)
+        lines.append(f'loops counted once  {loops}: the text lacks their number of iterations')
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Named TPU slices whose programs are compiled without owning one, and how fast their chips are."""
+"""TPU slices by name, the speed of their chips, and devices to compile for without a TPU."""
 
 import dataclasses
 import importlib.util
@@ -9,48 +9,20 @@ from typing import Any
 
 import jax
 
-from infinity_jax.errors import UserError
-from infinity_jax.runtime.accelerators import GIB, PEAKS, DevicePeak
+from infinity_jax.errors import UserError, first_line
+from infinity_jax.runtime.accelerators import PEAKS, DevicePeak, TpuChip
 
-# libtpu would ask the cloud's metadata server about a TPU that is not there, and would let one
-# process at a time load it.
+# Without these, libtpu asks the cloud's metadata server about a TPU that does not exist, and only
+# one process at a time can load it.
 ENVIRONMENT = {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}
-HOST_CHIPS = (2, 2, 1)  # libtpu's default share of a host; a smaller slice has to say otherwise
-RING = 16  # chips along an axis of v5e and v6e from which its ends are joined; below, a line
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What `device_peaks` does not say of a TPU chip.
-
-    Attributes:
-      axes: of the torus that chips form.
-      hbm_bandwidth: bytes/s.
-      link_bandwidth: bytes/s of one link in one direction; there are two links an axis.
-      flops_per_cycle: bfloat16, of all matrix units of the chip; gives the clock rate.
-      usable_bytes: of its memory, what the compiler lets a program have.
-    """
-
-    axes: int
-    hbm_bandwidth: float
-    link_bandwidth: float
-    flops_per_cycle: int
-    usable_bytes: int
-
-
-# Memory and links: Cloud TPU's pages of each version, the inter-chip bandwidth divided over the
-# links. Matrix units: 4 of 128² on v5e, 8 on v5p, 4 of 256² on v6e. Usable bytes: as libtpu 0.0.42
-# says when it refuses a program. v4 is missing since libtpu compiles for its cores, not its chips.
-CHIPS: dict[str, Chip] = {
-    'v5e': Chip(2, 819e9, 50e9, 2 * 4 * 128**2, int(15.75 * GIB)),
-    'v5p': Chip(3, 2765e9, 100e9, 2 * 8 * 128**2, int(95.74 * GIB)),
-    'v6e': Chip(2, 1638e9, 100e9, 2 * 4 * 256**2, int(31.25 * GIB)),
-}
+HOST_CHIPS = (2, 2, 1)  # of a host by libtpu's default; other slices pass their own bounds
+RING = 16  # from so many chips on, an axis of v5e and v6e is a ring; below, a line
+CHIPS = {name: peak.tpu for name, peak in PEAKS.items() if peak.tpu}
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice: so many chips of one kind along each axis of their torus."""
+    """A slice: the chip, and the number of chips along each axis of the torus."""
 
     chip: str
     shape: tuple[int, ...]
@@ -68,7 +40,7 @@ class Topology:
         return PEAKS[self.chip]
 
     @property
-    def speed(self) -> Chip:
+    def speed(self) -> TpuChip:
         return CHIPS[self.chip]
 
     @property
@@ -79,17 +51,17 @@ class Topology:
     def ring_bandwidth(self, axis: int, length: int) -> float:
         """Bytes/s that a chip receives in a collective along one axis, both directions together.
 
-        `length` chips of it take part; only all of them form a ring.
+        `length` chips of the axis take part; only all of them form a ring.
         """
         joined = length == self.shape[axis] and (self.speed.axes == 3 or length >= RING)
         return self.speed.link_bandwidth * (2 if joined else 1)
 
 
 def parse_topology(text: str) -> Topology:
-    """'v5e:16x16' and its like.
+    """Parses a name such as 'v5e:16x16'.
 
     Raises:
-      UserError: unknown chip, or a shape that its torus does not have.
+      UserError: unknown chip, or a shape with another number of axes.
     """
     match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', text)
     if not match:
@@ -108,22 +80,22 @@ def parse_topology(text: str) -> Topology:
 
 
 def can_compile() -> bool:
-    """Whether libtpu, which holds the compiler, is installed."""
+    """Whether libtpu, which contains the compiler, is installed."""
     return importlib.util.find_spec('libtpu') is not None
 
 
 def prepare() -> None:
-    """Settings for compiling without a TPU; before jax starts a backend."""
+    """Sets up compiling without a TPU; call it before jax starts a backend."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     jax.config.update('jax_platforms', 'cpu')
 
 
 def devices_of(topology: Topology) -> list[Any]:
-    """The slice's chips as devices to compile for; nothing can run on them.
+    """The chips of a slice as devices to compile for; nothing can run on them.
 
     Raises:
-      UserError: libtpu knows no such slice.
+      UserError: libtpu does not support the slice.
     """
     from jax.experimental import topologies
 
@@ -134,7 +106,7 @@ def devices_of(topology: Topology) -> list[Any]:
     try:
         found = topologies.get_topology_desc(platform='tpu', topology_name=topology.name, **options)
     except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f'--topology {topology.name}: libtpu refuses it ({reason}); name a slice that exists'
         ) from None

@@ -1,4 +1,4 @@
-"""The command `plan`: arithmetic of estimates, and what it says without a compiler for TPUs."""
+"""The command `plan`: arithmetic of estimates, and its output without a compiler for TPUs."""
 
 import importlib.util
 import json
@@ -87,7 +87,7 @@ def test_generation_without_libtpu(without_libtpu, capsys):
 
 
 @pytest.mark.parametrize(
-    'flags, says',
+    'flags, message',
     [
         (['--topology', 'v5e:16'], 'v5e slices have 2 axes'),
         (['--topology', 'h100:8'], 'unknown chip'),
@@ -100,12 +100,12 @@ def test_generation_without_libtpu(without_libtpu, capsys):
         (['--topology', 'v5e:4x4', '--remat', 'half'], "remat is 'half'"),
     ],
 )
-def test_wrong_flags_are_one_line(without_libtpu, capsys, flags, says):
+def test_wrong_flags_are_one_line(without_libtpu, capsys, flags, message):
     with pytest.raises(SystemExit) as caught:
         cli.main(['plan', f'{CONFIG}:2b_256', *flags])
     assert caught.value.code == 2
     error = capsys.readouterr().err
-    assert says in error and len(error.splitlines()) == 1
+    assert message in error and len(error.splitlines()) == 1
 
 
 @pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='libtpu compiles')
