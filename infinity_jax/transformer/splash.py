@@ -43,12 +43,9 @@ def splash_attend(
       key_lengths_B: number of keys that are no padding, at least one; None: all.
     """
     # Pallas takes half a second to import, and most programs have no splash attention.
-    from infinity_jax.transformer.splash_kernel import (
-        FullMask,
-        PrefixMask,
-        SegmentIds,
-        make_kernel,
-    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import FullMask, SegmentIds
+
+    from infinity_jax.transformer.splash_kernel import PrefixMask, make_kernel
 
     mesh, named = jax.sharding.get_abstract_mesh(), ends_L is not None
     batch, length, heads, head_dim = q_BLNH.shape

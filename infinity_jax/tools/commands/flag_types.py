@@ -5,7 +5,6 @@ import sys
 from typing import Any
 
 from infinity_jax.errors import UserError
-from infinity_jax.scales import height_over_width_of
 
 
 class RenamedFlag(argparse.Action):
@@ -26,6 +25,8 @@ class RenamedFlag(argparse.Action):
 
 def aspect_ratio(text: str) -> float:
     """'16:9', width:height, as height / width."""
+    from infinity_jax.scales import height_over_width_of
+
     try:
         return height_over_width_of(text)
     except UserError as error:
