@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from infinity_jax.errors import UserError
+from infinity_jax.scales import ScaleSchedule
 
 FALLBACK_GROUPS = 24  # of a group norm whose width the usual number does not divide, as released
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -159,6 +160,46 @@ class QuantizationConfig:
             raise UserError(f'unguided_scales is {self.unguided_scales}; wanted 0 or more')
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelConfigs:
+    """What a model folder's config.json says of the model; a part that is absent is None.
+
+    Attributes:
+      transformer, tokenizer, text: dimensions of the three networks.
+      schedule: token grids; of a tokenizer alone, its code grids.
+      source: how the PyTorch files that it came from were written, by part.
+      extra: JSON that is kept as it is, such as the configuration of the run that made the model.
+    """
+
+    transformer: TransformerConfig | None = None
+    tokenizer: TokenizerConfig | None = None
+    text: TextConfig | None = None
+    schedule: ScaleSchedule | None = None
+    source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def spatial_patchify(self) -> bool:
+        """Whether `schedule` has token grids of half the code grids."""
+        return self.transformer is not None and self.transformer.spatial_patchify
+
+    def problems(self) -> list[str]:
+        """Why these parts cannot work together; a wrong pair would generate garbage silently."""
+        transformer, tokenizer, text = self.transformer, self.tokenizer, self.text
+        problems = []
+        if transformer and tokenizer and transformer.bits != tokenizer.bits:
+            problems.append(
+                f'the transformer predicts codes of {transformer.bits} bits, the tokenizer has '
+                f'{tokenizer.bits}; use the tokenizer that the transformer was trained with'
+            )
+        if transformer and text and transformer.text_channels != text.width:
+            problems.append(
+                f'the transformer reads text of {transformer.text_channels} channels, the text '
+                f'encoder gives {text.width}; use the encoder that it was trained with'
+            )
+        return problems
+
+
 # Paper table 1 and the released checkpoints. The 8B folds 2x2 codes of the 14-bit tokenizer.
 PRESETS: dict[str, TransformerConfig] = {
     '125m': TransformerConfig(depth=12, width=768, num_heads=8),
@@ -213,8 +254,7 @@ def from_mapping(
     """Builds the dataclass `cls` from a `ConfigDict` or parsed JSON object.
 
     Args:
-      cls: a dataclass type; fields that are dataclasses themselves are built in turn. Where it has
-        a static method `filled_in`, that adds what it can find out by itself first.
+      cls: a dataclass type; fields that are dataclasses themselves are built in turn.
       fields: name to value. Lists become tuples.
       where: dotted path of `fields` in the whole configuration, for messages.
       stored: whether this package wrote them, so that old names need no word.
@@ -222,8 +262,6 @@ def from_mapping(
     Raises:
       UserError: a field is unknown (the nearest known name is suggested), missing or mistyped.
     """
-    if hasattr(cls, 'filled_in'):
-        fields = cls.filled_in(fields)
     known = {f.name: f for f in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     prefix = f'{where}.' if where else ''

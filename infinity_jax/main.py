@@ -1,31 +1,27 @@
 """Trains what a config file says: python -m infinity_jax.main --config=configs/t2i.py"""
 
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
 from absl import app, logging
 
-from infinity_jax.config import from_mapping
-from infinity_jax.errors import UserError
 from infinity_jax.runtime.compile_cache import use_compile_cache
 from infinity_jax.runtime.distributed import join_processes
 from infinity_jax.runtime.exit_codes import one_line_endings
 from infinity_jax.runtime.host_memory import restart_with_tuned_allocator
 from infinity_jax.runtime.supervisor import supervise
 from infinity_jax.tools.commands.config_flags import CONFIG, parse_flags
+from infinity_jax.training.init_from import run_config
 
-TASKS = ('t2i', 'tokenizer')
+TASK_FOLDERS = {'t2i': 'transformer', 'tokenizer': 'tokenizer'}
 
 
-def train(config) -> None:
-    """Dispatches on `config.task`; modules of the other task are not imported."""
-    if config.task == 't2i':
-        from infinity_jax.training.transformer import task
-
-        task.train(from_mapping(task.T2IConfig, config))
-    elif config.task == 'tokenizer':
-        from infinity_jax.training.tokenizer import task
-
-        task.train(from_mapping(task.TokenizerRunConfig, config))
-    else:
-        raise UserError(f'config field task is {config.task!r}; wanted one of {", ".join(TASKS)}')
+def train(fields: Mapping[str, Any]) -> None:
+    """Runs the task that `fields.task` names; modules of the other task are not imported."""
+    config = run_config(fields)
+    task = importlib.import_module(f'infinity_jax.training.{TASK_FOLDERS[config.task]}.task')
+    task.train(config)
 
 
 def main(argv: list[str]) -> None:

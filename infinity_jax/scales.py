@@ -13,6 +13,7 @@ import numpy as np
 from infinity_jax.errors import UserError
 
 STRIDE = 16  # pixels per token along an edge, in the released models
+SQUARE = '1.000'  # the ratio of square images, by its name in RATIOS
 
 # Grids (h, w) of the full budget for images at least as tall as wide, by height/width ratio.
 _TALL = {

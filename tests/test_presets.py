@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers.models import model_of
 from helpers.paths import CONFIGS
 
 from infinity_jax.config import PRESETS, TextConfig, from_mapping
@@ -24,7 +25,6 @@ from infinity_jax.training.tokenizer.config import TokenizerRunConfig
 from infinity_jax.training.transformer.config import T2IConfig
 from infinity_jax.training.transformer.parts import load_parts
 from infinity_jax.training.transformer.step import make_models, train_step
-from infinity_jax.weights.model_folder import ModelBundle, pairing_problems
 from infinity_jax.weights.t5_folder import encoder_shapes
 
 T2I = runpy.run_path(str(CONFIGS / 't2i.py'))
@@ -76,26 +76,26 @@ def test_a_preset_is_the_papers(name):
         0,
     )
     assert config.condition_drop == 0.1 and config.self_correction.max_strength == 0.3
-    bundle = ModelBundle(
+    loaded = model_of(
         transformer_config=config.transformer,
         tokenizer_config=tokenizer_of(config),
         text_config=TextConfig(),
     )
-    assert pairing_problems(bundle) == []
-    stride = bundle.tokenizer_config.stride * (2 if config.transformer.spatial_patchify else 1)
+    assert loaded.configs.problems() == []
+    stride = loaded.configs.tokenizer.stride * (2 if config.transformer.spatial_patchify else 1)
     assert square(config).image_size(stride) == (int(edge), int(edge))
 
 
 def traced(config, ratio):
     """Shapes that one training step at full size gives, for a bucket."""
     tokenizer = tokenizer_of(config)
-    bundle = ModelBundle(
+    loaded = model_of(
         transformer_config=config.transformer,
         tokenizer_config=tokenizer,
         text_config=TextConfig(),
         schedule=square(config),
     )
-    models = make_models(config, bundle)
+    models = make_models(config, loaded)
     optimizer = make_optimizer(config.optimizer, config.steps)
     start = lambda key: new_state(models.init(key, False), optimizer)
     state = nn.unbox(jax.eval_shape(start, jax.random.key(0)))

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig, from_mapping
+from infinity_jax.config import TransformerConfig, from_mapping
 from infinity_jax.convert.importing import with_bar
 from infinity_jax.convert.names import Naming
 from infinity_jax.convert.plan import Plan, layer_of
 from infinity_jax.errors import UserError
 from infinity_jax.text.tokenizer import TOKENIZER_FILES
 from infinity_jax.training.run_folder import run_named
-from infinity_jax.weights.model_folder import DTYPES, read_description
+from infinity_jax.weights.model_folder import DTYPES, present, read_configs
 from infinity_jax.weights.part_weights import PartConfig, flat_shapes, open_part, part_shapes
 from infinity_jax.weights.safetensors_writer import SHARD_BYTES, ShardWriter, Spec
 from infinity_jax.weights.t5_folder import copy_encoder, save_encoder
@@ -195,12 +195,11 @@ def _parts_of(checkpoint: Path, ema: bool) -> tuple[list[Part], WriteText]:
 
 
 def _parts_of_folder(folder: Path) -> tuple[list[Part], WriteText]:
-    folder, described = read_description(folder)
+    folder, configs = present(folder), read_configs(folder)
     parts, problems = [], []
-    for name, kind in (('transformer', TransformerConfig), ('tokenizer', TokenizerConfig)):
-        if name not in described:
+    for name, config in (('transformer', configs.transformer), ('tokenizer', configs.tokenizer)):
+        if config is None:
             continue
-        config = from_mapping(kind, described[name], name, stored=True)
         tensors = open_part(folder, name)
         wanted = flat_shapes(part_shapes(config))
         found = {n: tuple(t.shape) for n, t in tensors.items()}
@@ -213,7 +212,7 @@ def _parts_of_folder(folder: Path) -> tuple[list[Part], WriteText]:
                     () if layer is None else (layer,)
                 ),
                 {n: t.dtype for n, t in tensors.items()},
-                described.get('source', {}).get(name, {}),
+                configs.source.get(name, {}),
             )
         )
     if problems:
@@ -247,21 +246,21 @@ def _parts_of_run(run_dir: Path, step: int | None, ema: bool) -> tuple[list[Part
             f'{run_dir}: its checkpoints hold LoRA adapters alone; name the finished model, '
             f'{run_dir / "model"}, or one of infinity-jax convert merge-lora'
         )
-    bundle = load_parts(config)
+    loaded = load_parts(config)
     parts = [
-        _in_memory(name, part_config, params, bundle.source.get(name, {}))
+        _in_memory(name, part_config, params, loaded.configs.source.get(name, {}))
         for name, part_config, params in (
             ('transformer', config.transformer, weights['transformer']),
-            ('tokenizer', bundle.tokenizer_config, bundle.tokenizer_params),
+            ('tokenizer', loaded.configs.tokenizer, loaded.tokenizer_params),
         )
     ]
 
     def write_text(target: Path, dtype: str | None) -> None:
         if 'text' in weights:
-            save_encoder(target, bundle.text_config, weights['text'], dtype or 'float32')
+            save_encoder(target, loaded.configs.text, weights['text'], dtype or 'float32')
         else:
             copy_encoder(config.text.folder or DEMO_FOLDER / 'text_encoder', target, dtype)
-        bundle.text_tokenizer.save(target)
+        loaded.text_tokenizer.save(target)
 
     return parts, write_text
 

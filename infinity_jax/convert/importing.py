@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from infinity_jax.config import TokenizerConfig
+from infinity_jax.config import ModelConfigs, TokenizerConfig, TransformerConfig
 from infinity_jax.convert.continuous_vae import is_continuous, read_continuous
 from infinity_jax.convert.dimensions import Tensors, read_tokenizer_config, read_transformer_config
 from infinity_jax.convert.plan import TOKEN_STRIDE, Plan, check_pair
@@ -20,8 +20,6 @@ from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.weights.model_folder import (
     DTYPES,
     FORMAT,
-    ModelBundle,
-    pairing_problems,
     replacing,
     write_description,
 )
@@ -41,7 +39,7 @@ def from_torch(
     token_stride: int = TOKEN_STRIDE,
     grids: Sequence[tuple[int, int]] | None = None,
     overrides: Mapping[str, Any] | None = None,
-) -> ModelBundle:
+) -> ModelConfigs:
     """Writes a model folder from files as people have them.
 
     Args:
@@ -57,7 +55,7 @@ def from_torch(
       overrides: 'transformer.FIELD' or 'tokenizer.FIELD' -> value, instead of what shapes say.
 
     Returns:
-      a bundle with the configurations and without the weights.
+      the configurations that the folder has.
 
     Raises:
       UserError: every missing, unknown and misshapen tensor of all files, or parts that do not
@@ -71,14 +69,16 @@ def from_torch(
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f'dtype {dtype!r} is unknown; choose one of {", ".join(DTYPES)}')
     check_target(out)
-    bundle, sources, problems = _read_configs(transformer, tokenizer, ema, _split(overrides or {}))
-    if bundle.transformer_config and bundle.tokenizer_config:
-        check_pair(bundle.transformer_config, bundle.tokenizer_config, tokenizer, token_stride)
-    bundle.schedule = None if grids is None else ScaleSchedule.free(grids)
-    if text_encoder is not None:
-        bundle.text_config, _ = open_encoder(text_encoder)
-        bundle.text_tokenizer = TextTokenizer.from_folder(text_encoder)
-    problems += pairing_problems(bundle)
+    sources, problems = _open_sources(transformer, tokenizer, ema, _split(overrides or {}))
+    configs = ModelConfigs(
+        **{each.part: each.config for each in sources},
+        text=None if text_encoder is None else open_encoder(text_encoder)[0],
+        schedule=None if grids is None else ScaleSchedule.free(grids),
+        source={each.part: each.described for each in sources},
+    )
+    if configs.transformer and configs.tokenizer:
+        check_pair(configs.transformer, configs.tokenizer, tokenizer, token_stride)
+    problems += configs.problems()
     if problems:
         raise UserError('; '.join(problems))
     with replacing(out) as folder:
@@ -88,12 +88,11 @@ def from_torch(
             with ShardWriter(folder, each.part, specs) as writer:
                 for name, layer, array in with_bar(arrays, len(each.plan.entries), each.part):
                     writer.write(name, array, layer)
-            bundle.source[each.part] = each.described
         if text_encoder is not None:
             copy_encoder(text_encoder, folder / 'text_encoder', dtype)
-            bundle.text_tokenizer.save(folder / 'text_encoder')
-        write_description(folder, bundle)
-    return bundle
+            TextTokenizer.from_folder(text_encoder).save(folder / 'text_encoder')
+        write_description(folder, configs)
+    return configs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +100,7 @@ class _Source:
     """One part's torch tensors, and how they become ours."""
 
     part: str
+    config: TransformerConfig | TokenizerConfig
     path: str | Path
     tensors: Tensors
     plan: Plan
@@ -127,14 +127,14 @@ def _split(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return changes
 
 
-def _read_configs(
+def _open_sources(
     transformer: str | Path | None,
     tokenizer: str | Path | None,
     ema: bool,
     changes: Mapping[str, Mapping[str, Any]],
-) -> tuple[ModelBundle, list[_Source], list[str]]:
-    """Configurations, what they were read from, and what is wrong with either file."""
-    bundle, sources, problems = ModelBundle(), [], []
+) -> tuple[list[_Source], list[str]]:
+    """The parts that the files hold, and what is wrong with either file."""
+    sources, problems = [], []
     bits = None
     if tokenizer is not None:
         tensors = open_tokenizer(tokenizer)
@@ -145,26 +145,26 @@ def _read_configs(
                 )
             else:
                 config = read_tokenizer_config(tensors, **changes['tokenizer'])
-            bundle.tokenizer_config, bits = config, config.bits
+            bits = config.bits
             described = describe_source(tensors)
-            sources.append(_Source('tokenizer', tokenizer, tensors, Plan.of(config), described))
+            plan = Plan.of(config)
+            sources.append(_Source('tokenizer', config, tokenizer, tensors, plan, described))
         except UserError as error:
             problems.append(f'{tokenizer}: {error}')
     if transformer is not None:
         tensors = open_transformer(transformer, ema)
         try:
             config, naming = read_transformer_config(tensors, bits, **changes['transformer'])
-            bundle.transformer_config = config
             described = describe_source(tensors) | dataclasses.asdict(naming)
             plan = Plan.of(config, naming)
-            sources.append(_Source('transformer', transformer, tensors, plan, described))
+            sources.append(_Source('transformer', config, transformer, tensors, plan, described))
         except UserError as error:
             problems.append(f'{transformer}: {error}')
     for each in sources:
         wrong = each.plan.problems(each.tensors)
         if wrong:
             problems.append(f'{each.path}: ' + '; '.join(wrong))
-    return bundle, sources, problems
+    return sources, problems
 
 
 def _read_continuous(

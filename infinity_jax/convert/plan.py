@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config import ModelConfigs, TokenizerConfig, TransformerConfig
 from infinity_jax.convert import names as torch_table
 from infinity_jax.convert.dimensions import Tensors, read_tokenizer_config, read_transformer_config
 from infinity_jax.convert.names import Entry, Naming
 from infinity_jax.convert.state_dict import open_tokenizer, open_transformer
 from infinity_jax.errors import UserError
-from infinity_jax.weights.model_folder import ModelBundle
+from infinity_jax.weights.model_folder import LoadedModel
 from infinity_jax.weights.part_weights import Params, PartConfig, cast, flat_shapes, part_shapes
 from infinity_jax.weights.safetensors_writer import Spec
 from infinity_jax.weights.weight_files import name_problems
@@ -212,7 +212,7 @@ def load_torch_pair(
     dtype: Any = np.float32,
     token_stride: int = TOKEN_STRIDE,
     **overrides: Any,
-) -> ModelBundle:
+) -> LoadedModel:
     """Reads a transformer and its tokenizer, refusing a pair that does not fit.
 
     `overrides` replace tokenizer fields that shapes cannot show, such as norm_groups.
@@ -224,9 +224,5 @@ def load_torch_pair(
         transformer_path, tokenizer_config.bits, ema=ema, dtype=dtype
     )
     check_pair(config, tokenizer_config, tokenizer_path, token_stride)
-    return ModelBundle(
-        transformer_config=config,
-        transformer_params=params,
-        tokenizer_config=tokenizer_config,
-        tokenizer_params=tokenizer_params,
-    )
+    configs = ModelConfigs(transformer=config, tokenizer=tokenizer_config)
+    return LoadedModel(configs, params, tokenizer_params)

@@ -14,9 +14,8 @@ from infinity_jax.data.records import Source
 from infinity_jax.data.sources.registry import open_source
 from infinity_jax.emoji.source import ENDLESS, EmojiSource
 from infinity_jax.errors import UserError
-from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
+from infinity_jax.scales import BUDGET_OF_EDGE, SQUARE, ScaleSchedule
 
-SQUARE = '1.000'
 NAMED = 20  # broken records of a source that are named in the log
 
 

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from infinity_jax.emoji.captions import PLACED_RATE
 from infinity_jax.errors import UserError
 from infinity_jax.scales import RATIOS
 
@@ -24,7 +23,7 @@ class SourceConfig:
     image_field: str = 'image'  # tfds
     text_field: str = 'text'  # tfds and .json members of tar; 'captions/text' where nested
     subset: str = 'starter'  # emoji: 'starter', 'demo' or 'all'
-    placed_rate: float = PLACED_RATE  # emoji: of the images have a drawn size and place
+    placed_rate: float = 0.3  # emoji: of the images have a drawn size and place
     weight: float = 1.0  # share of the images drawn, against the weights of other sources
 
     def __post_init__(self):
@@ -48,7 +47,7 @@ class DataConfig:
     source: str = 'emoji'  # the embedded images, unless `sources` names others
     subset: str = 'starter'  # of the embedded emoji: 'starter', 'demo' or 'all'
     image_size: int = 64  # pixels along the edge of a square; other ratios have about its area
-    placed_rate: float = PLACED_RATE  # of the emoji images have a drawn size and place
+    placed_rate: float = 0.3  # of the emoji images have a drawn size and place
     num_workers: int = 0  # processes that read and decode beside the main one; 0: two threads of it
     sources: tuple[SourceConfig, ...] = ()  # trained on together, each with its weight
     held_out: tuple[SourceConfig, ...] = ()  # evaluated on; (): a share of `sources`

@@ -10,14 +10,19 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from infinity_jax.config import QuantizationConfig, TextConfig, TokenizerConfig, TransformerConfig
+from infinity_jax.config import (
+    ModelConfigs,
+    QuantizationConfig,
+    TextConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from infinity_jax.errors import UserError
 from infinity_jax.inference.resolution import token_stride
 from infinity_jax.runtime.host_memory import available_bytes
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.tiled_decoder import decoding_bytes
 from infinity_jax.transformer.attention_ops import chunk_length
-from infinity_jax.weights.model_folder import ModelBundle
 from infinity_jax.weights.placement import decoder_params, placed_shapes
 
 GB = 10**9
@@ -123,7 +128,7 @@ class MemoryPlan:
 
 
 def plan_memory(
-    bundle: ModelBundle,
+    configs: ModelConfigs,
     max_batch: int,
     mesh: Mesh | None = None,
     quantization: QuantizationConfig = QuantizationConfig(),
@@ -131,7 +136,7 @@ def plan_memory(
     """Plans for the memory that there is, and says so on standard error for large models.
 
     Args:
-      bundle: configurations and schedule; no weights are looked at.
+      configs: configurations and schedule; no weights are looked at.
       max_batch: images per program call, at most.
       mesh: the devices that share the work; None: the default device.
       quantization: what is saved.
@@ -139,18 +144,18 @@ def plan_memory(
     Raises:
       UserError: not even one image fits.
     """
-    parts = (bundle.transformer_config, bundle.tokenizer_config, bundle.text_config)
+    parts = (configs.transformer, configs.tokenizer, configs.text)
     device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
     on_host = device.platform == 'cpu'  # all devices of a mesh then share one memory
     sizes = {} if on_host or mesh is None else dict(mesh.shape)
     shares = sizes.get('data', 1) * sizes.get('fsdp', 1)
     room = _room(device)
-    height, width = bundle.schedule.image_size(token_stride(*parts[:2]))
+    height, width = configs.schedule.image_size(token_stride(*parts[:2]))
     offers = (False,) if on_host or mesh is not None else (False, True)
     for batch in _halvings(max_batch, shares):
         share = estimate_memory(
             *parts,
-            bundle.schedule,
+            configs.schedule,
             -(-batch // shares),
             on_cpu=on_host,
             on_mesh=mesh is not None,

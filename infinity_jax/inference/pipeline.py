@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from PIL import Image
 from tqdm import tqdm
 
-from infinity_jax.config import QuantizationConfig
+from infinity_jax.config import ModelConfigs, QuantizationConfig
 from infinity_jax.errors import UserError
 from infinity_jax.inference.executables import Programs
 from infinity_jax.inference.generator import Generator
@@ -28,12 +28,11 @@ from infinity_jax.sharding import MeshConfig, make_mesh, to_host
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
 from infinity_jax.weights.hub import local_folder
-from infinity_jax.weights.model_folder import DEMO_FOLDER, ModelBundle, load_model
+from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model, read_configs
 from infinity_jax.weights.placement import (
     decoder_params,
     place,
     quantize_params,
-    read_configs,
     share_batch,
 )
 
@@ -77,7 +76,7 @@ class InfinityPipeline:
 
     def __init__(
         self,
-        bundle: ModelBundle,
+        loaded: LoadedModel,
         *,
         mesh: Mesh | None = None,
         rewrite_prompt: Callable[[str], str] | None = None,
@@ -90,7 +89,7 @@ class InfinityPipeline:
         """Takes the parts of a model.
 
         Args:
-          bundle: transformer, tokenizer, text encoder and text tokenizer must be there. Parameters
+          loaded: transformer, tokenizer, text encoder and text tokenizer must be there. Parameters
             are numpy arrays, or jax arrays, which stay where they are.
           mesh: the devices that share weights and images; None: the default device.
           rewrite_prompt: applied to every prompt before it is tokenized.
@@ -101,24 +100,24 @@ class InfinityPipeline:
           text_length: tokens that prompts are padded to and cut at; None: all the model reads.
         """
         check_complete(
-            bundle, ('transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer')
+            loaded, ('transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer')
         )
-        config = bundle.transformer_config
+        config = loaded.configs.transformer
         self._mesh = mesh
-        self._schedule = bundle.schedule
+        self._schedule = loaded.configs.schedule
         self._rewrite = rewrite_prompt or (lambda prompt: prompt)
         self._max_batch = max_batch
         self._model = Transformer(config)
-        self._autoencoder = Autoencoder(bundle.tokenizer_config)
-        self._prompt_encoder = PromptEncoder(bundle, mesh, offload_text, text_length, programs)
+        self._autoencoder = Autoencoder(loaded.configs.tokenizer)
+        self._prompt_encoder = PromptEncoder(loaded, mesh, offload_text, text_length, programs)
         self._economy = quantization
-        params = quantize_params(bundle.transformer_params, quantization, mesh)
-        decoder = decoder_params(bundle.tokenizer_params)
+        params = quantize_params(loaded.transformer_params, quantization, mesh)
+        decoder = decoder_params(loaded.tokenizer_params)
         self._drawing = Generator(
             self._model,
             self._autoencoder,
             place(params, config.dtype, config, mesh),
-            place(decoder, 'float32', bundle.tokenizer_config, mesh),
+            place(decoder, 'float32', loaded.configs.tokenizer, mesh),
             mesh,
             programs=programs,
             quantization=quantization,
@@ -165,41 +164,36 @@ class InfinityPipeline:
             little memory.
         """
         folder = local_folder(name, revision, cache_dir)
-        bundle = read_configs(folder)
-        check_complete(bundle, ('transformer_config', 'tokenizer_config', 'text_config'))
+        configs = read_configs(folder)
+        check_complete(configs, ('transformer', 'tokenizer', 'text'))
+        transformer, tokenizer = configs.transformer, configs.tokenizer
         if dtype is not None:
-            bundle.transformer_config = dataclasses.replace(bundle.transformer_config, dtype=dtype)
-        configs = (bundle.transformer_config, bundle.tokenizer_config)
-        bundle.schedule = choose_schedule(
-            *configs, bundle.schedule, ratio=ratio, budget=budget, size=size
+            transformer = dataclasses.replace(transformer, dtype=dtype)
+        schedule = choose_schedule(
+            transformer, tokenizer, configs.schedule, ratio=ratio, budget=budget, size=size
         )
+        configs = dataclasses.replace(configs, transformer=transformer, schedule=schedule)
         devices = None if mesh is None else make_mesh(mesh)
-        plan = plan_memory(bundle, max_batch, devices, quantization)
-        where = {} if devices is None else {'mesh': devices}
+        plan = plan_memory(configs, max_batch, devices, quantization)
         programs = Programs(folder if devices is None else None)
         if request is not None and devices is None:
-            wanted = (request, bundle, bundle.schedule, plan.batch, quantization, text_length)
+            wanted = (request, configs, schedule, plan.batch, quantization, text_length)
             for call in calls_for(*wanted):
                 programs.prepare(*call)
 
-        def load(part: str) -> ModelBundle:
-            return load_model(folder, dtype=None, parts=(part,), **where)
+        def load(part: str) -> LoadedModel:
+            return load_model(folder, None, (part,), devices, configs)
 
         # Part by part, so that the host never holds two at once beside what is placed.
-        bundle.transformer_params = place(
-            quantize_params(load('transformer').transformer_params, quantization, devices),
-            configs[0].dtype,
-            configs[0],
-            devices,
-        )
-        bundle.tokenizer_params = place(
-            decoder_params(load('tokenizer').tokenizer_params), 'float32', configs[1], devices
-        )
+        params = quantize_params(load('transformer').transformer_params, quantization, devices)
+        params = place(params, transformer.dtype, transformer, devices)
+        decoder = decoder_params(load('tokenizer').tokenizer_params)
+        decoder = place(decoder, 'float32', tokenizer, devices)
         text = load('text_encoder')
-        bundle.text_params, bundle.text_tokenizer = text.text_params, text.text_tokenizer
+        loaded = LoadedModel(configs, params, decoder, text.text_params, text.text_tokenizer)
         options = {'offload_text': plan.offload_text, 'programs': programs, **options}
         options |= {'quantization': quantization, 'text_length': text_length}
-        return cls(bundle, mesh=devices, max_batch=plan.batch, **options)
+        return cls(loaded, mesh=devices, max_batch=plan.batch, **options)
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -302,8 +296,8 @@ class InfinityPipeline:
         return -(-min(images, self._max_batch) // shares) * shares
 
 
-def check_complete(bundle: ModelBundle, fields: Sequence[str]) -> None:
+def check_complete(loaded: LoadedModel | ModelConfigs, fields: Sequence[str]) -> None:
     """Raises `UserError` where one of these parts of a model is absent."""
     for field in fields:
-        if getattr(bundle, field) is None:
+        if getattr(loaded, field) is None:
             raise UserError(f'the model has no {field}; drawing needs a complete model folder')

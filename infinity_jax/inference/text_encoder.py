@@ -15,7 +15,7 @@ from infinity_jax.inference.executables import Programs, call_jitted
 from infinity_jax.inference.scale_steps import Text
 from infinity_jax.sharding import in_mesh
 from infinity_jax.text.t5 import T5Encoder
-from infinity_jax.weights.model_folder import ModelBundle
+from infinity_jax.weights.model_folder import LoadedModel
 from infinity_jax.weights.placement import hold, place, share_batch
 
 Pair = tuple[Text, Text | None]  # prompts and what replaces the unconditional text, equally long
@@ -51,7 +51,7 @@ class PromptEncoder:
 
     def __init__(
         self,
-        bundle: ModelBundle,
+        loaded: LoadedModel,
         mesh: Mesh | None = None,
         offload: bool = False,
         text_length: int | None = None,
@@ -60,7 +60,7 @@ class PromptEncoder:
         """Takes the text parts of a model.
 
         Args:
-          bundle: of it, the text encoder and tokenizer and the transformer's configuration.
+          loaded: of it, the text encoder and tokenizer and the transformer's configuration.
           mesh: the devices that share the work; None: the default device.
           offload: keep the weights on the host. Each call puts them on the device, encodes all its
             prompts and frees the room again.
@@ -71,18 +71,18 @@ class PromptEncoder:
         Raises:
           UserError: more tokens than the model reads, or none.
         """
-        config = bundle.transformer_config
+        config = loaded.configs.transformer
         self._limit = padded_length(config, text_length)
         self._mesh = mesh
         self._programs = programs or Programs()
-        self._tokenizer = bundle.text_tokenizer
+        self._tokenizer = loaded.text_tokenizer
         # In the transformer's dtype as in training, so that samples there and here agree.
-        self._encoder = T5Encoder(bundle.text_config, jnp.dtype(config.dtype))
+        self._encoder = T5Encoder(loaded.configs.text, jnp.dtype(config.dtype))
         self._offload = offload
         if offload:
-            self._params = hold(bundle.text_params, config.dtype)
+            self._params = hold(loaded.text_params, config.dtype)
         else:
-            self._params = place(bundle.text_params, config.dtype, bundle.text_config, mesh)
+            self._params = place(loaded.text_params, config.dtype, loaded.configs.text, mesh)
 
     def __call__(self, batches: Iterable[Sequence[str]], negative: str | None) -> Iterable[Pair]:
         """Encodes batches of prompts as they are asked for, or all at once when offloading.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from infinity_jax.config import QuantizationConfig
+from infinity_jax.config import ModelConfigs, QuantizationConfig
 from infinity_jax.inference.generate import generate_images
 from infinity_jax.inference.generator import goes_layerwise, static_arguments
 from infinity_jax.inference.sampling import SamplingConfig
@@ -19,7 +19,6 @@ from infinity_jax.sharding import target_platform
 from infinity_jax.text.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
-from infinity_jax.weights.model_folder import ModelBundle
 from infinity_jax.weights.placement import decoder_params, placed_shapes
 
 
@@ -49,7 +48,7 @@ def mode_of(sampling: SamplingConfig, quantization: QuantizationConfig) -> Mode:
 
 def calls_for(
     request: Request,
-    bundle: ModelBundle,
+    configs: ModelConfigs,
     schedule: ScaleSchedule,
     max_batch: int,
     quantization: QuantizationConfig = QuantizationConfig(),
@@ -60,12 +59,12 @@ def calls_for(
     batch = min(len(prompts), max_batch)
     mode = mode_of(request.sampling, quantization)
     negative = request.negative if mode.guided else None
-    length = padded_length(bundle.transformer_config, text_length)
-    return calls_of(bundle, schedule, mode, batch, request.num, length, negative is not None)
+    length = padded_length(configs.transformer, text_length)
+    return calls_of(configs, schedule, mode, batch, request.num, length, negative is not None)
 
 
 def calls_of(
-    bundle: ModelBundle,
+    configs: ModelConfigs,
     schedule: ScaleSchedule,
     mode: Mode,
     batch: int,
@@ -79,7 +78,7 @@ def calls_of(
     The drawing is left out where many small programs draw, see `goes_layerwise`.
 
     Args:
-      bundle: configurations; weights are not looked at.
+      configs: configurations; weights are not looked at.
       schedule: the token grids.
       mode: what is static of the settings.
       batch: images.
@@ -88,7 +87,7 @@ def calls_of(
       negative: whether a text replaces the unconditional one.
       platform: of the device; None: of the default one.
     """
-    config = bundle.transformer_config
+    config = configs.transformer
 
     def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -99,9 +98,9 @@ def calls_of(
     )
     encoding = Call(
         encode,
-        {'encoder': T5Encoder(bundle.text_config, jnp.dtype(config.dtype))},
+        {'encoder': T5Encoder(configs.text, jnp.dtype(config.dtype))},
         {
-            'params': placed_shapes(bundle.text_config, config.dtype),
+            'params': placed_shapes(configs.text, config.dtype),
             'ids_BT': array((texts, length), jnp.int32),
             'lengths_B': text.lengths_B,
         },
@@ -109,7 +108,7 @@ def calls_of(
     params = placed_shapes(config, config.dtype, mode.quantization)
     if (platform or target_platform()) == 'cpu' and goes_layerwise(params, mode.quantization):
         return [encoding]
-    model, autoencoder = Transformer(config), Autoencoder(bundle.tokenizer_config)
+    model, autoencoder = Transformer(config), Autoencoder(configs.tokenizer)
     numbers = array((len(schedule),), jnp.float32)
     drawing = Call(
         generate_images,
@@ -117,7 +116,7 @@ def calls_of(
         {
             'variables': {'params': params},
             'autoencoder_variables': {
-                'params': decoder_params(placed_shapes(bundle.tokenizer_config, 'float32'))
+                'params': decoder_params(placed_shapes(configs.tokenizer, 'float32'))
             },
             'keys_B': jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)),
             'text': text,

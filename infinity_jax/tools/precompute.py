@@ -29,10 +29,10 @@ from infinity_jax.errors import UserError
 from infinity_jax.sharding import make_mesh
 from infinity_jax.tools.precompute_encode import Encoders
 from infinity_jax.training.batches import located_data
-from infinity_jax.training.transformer.config import T2IConfig
+from infinity_jax.training.transformer.config import T2IConfig, bucket_schedules
 from infinity_jax.training.transformer.features import text_info, tokenizer_fingerprint
-from infinity_jax.training.transformer.parts import bucket_schedules, load_parts
-from infinity_jax.weights.model_folder import ModelBundle
+from infinity_jax.training.transformer.parts import load_parts
+from infinity_jax.weights.model_folder import LoadedModel
 
 CAPTIONS = ('all', 'whole', 'none')
 
@@ -99,12 +99,12 @@ def precompute(
                 f'data source {source.kind} cannot be stored as features; name other data.sources '
                 '(a run may read features and images together)'
             )
-    bundle = load_parts(config)
-    bucket_schedules(config, bundle)  # refuses ratios that the tokenizer has no grids for
-    common = _description(config, bundle, options)
+    loaded = load_parts(config)
+    bucket_schedules(config, loaded.configs)  # refuses ratios that the tokenizer has no grids for
+    common = _description(config, loaded, options)
     mesh = make_mesh(devices=jax.local_devices())
     batch_size = options.batch_per_device * mesh.size
-    encoders = Encoders(bundle, mesh, batch_size, common.dtype, common.text)
+    encoders = Encoders(loaded, mesh, batch_size, common.dtype, common.text)
     folders = []
     for i, source in enumerate(configs):
         stored = open_stored(source, data, options.split)
@@ -137,7 +137,7 @@ def precompute(
     return folders
 
 
-def _description(config: T2IConfig, bundle: ModelBundle, options: Precompute) -> FeatureInfo:
+def _description(config: T2IConfig, loaded: LoadedModel, options: Precompute) -> FeatureInfo:
     """What is the same for all sources of a run."""
     captions = options.text or ('none' if config.text.train else 'all')
     if captions != 'none' and config.text.train:
@@ -151,11 +151,11 @@ def _description(config: T2IConfig, bundle: ModelBundle, options: Precompute) ->
         shards=0,
         image_size=config.data.image_size,
         ratios=config.data.bucket_names,
-        tokenizer=tokenizer_fingerprint(bundle),
-        stride=bundle.tokenizer_config.stride,
-        bits=bundle.tokenizer_config.bits,
+        tokenizer=tokenizer_fingerprint(loaded),
+        stride=loaded.configs.tokenizer.stride,
+        bits=loaded.configs.tokenizer.bits,
         dtype=options.dtype,
-        text=None if captions == 'none' else text_info(bundle, text_dtype, captions),
+        text=None if captions == 'none' else text_info(loaded, text_dtype, captions),
     )
 
 

@@ -13,7 +13,7 @@ from infinity_jax.images import from_uint8
 from infinity_jax.sharding import batch_sharding, in_mesh, replicated
 from infinity_jax.text.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.weights.model_folder import ModelBundle
+from infinity_jax.weights.model_folder import LoadedModel
 from infinity_jax.weights.placement import place
 
 PADDED_LENGTHS = (64, 192)  # tokens; beside the model's own text length
@@ -23,21 +23,21 @@ class Encoders:
     """Tokenizer encoder and text encoder on a mesh, each compiled once a shape."""
 
     def __init__(
-        self, bundle: ModelBundle, mesh: Mesh, batch_size: int, dtype: str, text: TextInfo | None
+        self, loaded: LoadedModel, mesh: Mesh, batch_size: int, dtype: str, text: TextInfo | None
     ):
         """Puts the weights on the devices.
 
         Args:
-          bundle: the run's frozen parts.
+          loaded: the run's frozen parts.
           mesh: devices of this process, which share a batch.
           batch_size: rows of a call; fewer are filled up.
           dtype: of the features that are given back.
           text: how captions are encoded; None: not at all.
         """
         self._batch_size, self._batch_sharding = batch_size, batch_sharding(mesh)
-        self._text, self._tokenizer = text, bundle.text_tokenizer
-        autoencoder = Autoencoder(bundle.tokenizer_config)
-        encoder = {'encoder': bundle.tokenizer_params['encoder']}
+        self._text, self._tokenizer = text, loaded.text_tokenizer
+        autoencoder = Autoencoder(loaded.configs.tokenizer)
+        encoder = {'encoder': loaded.tokenizer_params['encoder']}
         self._encoder_params = jax.device_put(encoder, replicated(mesh))
 
         def encode_pixels(params: Any, pixels_BYX3: jax.Array) -> jax.Array:
@@ -48,9 +48,9 @@ class Encoders:
         self._encode_pixels = in_mesh(mesh, jax.jit(encode_pixels))
         if text is None:
             return
-        product_dtype = bundle.transformer_config.dtype  # as in training
-        t5 = T5Encoder(bundle.text_config, jnp.dtype(product_dtype))
-        self._text_params = place(bundle.text_params, product_dtype, bundle.text_config, mesh)
+        product_dtype = loaded.configs.transformer.dtype  # as in training
+        t5 = T5Encoder(loaded.configs.text, jnp.dtype(product_dtype))
+        self._text_params = place(loaded.text_params, product_dtype, loaded.configs.text, mesh)
 
         def encode_text(params: Any, ids_BT: jax.Array, lengths_B: jax.Array) -> jax.Array:
             return t5.apply({'params': params}, ids_BT, lengths_B).astype(text.dtype)

@@ -8,7 +8,6 @@ import contextlib
 import logging
 import os
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -110,10 +109,10 @@ class Checkpoints:
           UserError: it was saved from a model of another shape, or cannot be read.
         """
         try:
-            saved = _shapes(self._checkpointer.metadata(step).metadata)
+            saved = shapes_by_name(self._checkpointer.metadata(step).metadata)
             if not saved:
                 raise ValueError('its description is empty')
-            self._compare_shapes(step, saved, _shapes(abstract_state))
+            self._compareshapes_by_name(step, saved, shapes_by_name(abstract_state))
             return self._checkpointer.load_checkpointables(step, {'state': abstract_state})['state']
         except UserError:
             raise
@@ -124,7 +123,7 @@ class Checkpoints:
                 'folder to go on from the one before it'
             ) from error
 
-    def _compare_shapes(self, step: int, saved: dict, wanted: dict) -> None:
+    def _compareshapes_by_name(self, step: int, saved: dict, wanted: dict) -> None:
         for name in sorted(saved.keys() | wanted.keys()):
             if saved.get(name) != wanted.get(name):
                 raise UserError(
@@ -145,7 +144,7 @@ def _not_orbax(record: logging.LogRecord) -> bool:
     return 'orbax' not in record.pathname
 
 
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+def shapes_by_name(tree: Any) -> dict[str, tuple[int, ...]]:
     """Dotted path to shape, the same for structs, dictionaries and tuples restored as lists."""
 
     def name(key):
@@ -201,53 +200,3 @@ def load_weights(run_dir: str | os.PathLike, step: int | None, which: str) -> An
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise UserError(f'checkpoint {path} cannot be read: {reason}; name another one') from error
-
-
-def starting_state(
-    checkpoints: Checkpoints,
-    abstract_state: Any,
-    *,
-    from_scratch: Callable[[], Any],
-    from_model: Callable[[], Any] | None,
-    init_from: str = '',
-    say: Callable[[str], None] = print,
-) -> Any:
-    """The one place that says what wins at the start: resume, then initialise from, then scratch.
-
-    Args:
-      checkpoints: of this run; if it holds any, the newest is resumed.
-      abstract_state: tree of ShapeDtypeStructs with shardings.
-      from_scratch: makes a new state with random weights.
-      from_model: makes a new state with the weights of `config.init_from`; None when unset.
-      init_from: what `config.init_from` says, for the line.
-      say: prints a line; the first process does.
-    """
-    if jax.process_index() != 0:
-        say = lambda _: None
-    step = checkpoints.latest_step
-    if step is not None:
-        instead = f', so not from config.init_from {init_from}' if init_from else ''
-        say(f'resuming from {checkpoints.folder / str(step)}{instead}')
-        return checkpoints.restore(step, abstract_state)
-    if from_model is not None:
-        say(f'no checkpoint of this run yet: starting from the weights of {init_from}')
-        return from_model()
-    say('no checkpoint of this run yet and no config.init_from: starting from random weights')
-    return from_scratch()
-
-
-def check_start(init_from: str, wanted: Any, given: Any) -> None:
-    """Raises `UserError` unless the weights of `init_from` have the configured shapes.
-
-    Args:
-      init_from: the folder, for the message.
-      wanted: the configured tree of shapes.
-      given: the loaded tree.
-    """
-    wanted, given = _shapes(wanted), _shapes(given)
-    for name in sorted(wanted.keys() | given.keys()):
-        if wanted.get(name) != given.get(name):
-            raise UserError(
-                f'config.init_from {init_from}: {name} is {given.get(name, "absent")}, but the '
-                f"config wants {wanted.get(name, 'none')}; use that model's own dimensions"
-            )

@@ -13,8 +13,9 @@ from infinity_jax.data.pipeline import Batches
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.preemption import StopNotice, finishing
 from infinity_jax.training.batches import check_batch, put_batch
-from infinity_jax.training.checkpoint import Checkpoints, starting_state
+from infinity_jax.training.checkpoint import Checkpoints
 from infinity_jax.training.config import RunConfig, init_key
+from infinity_jax.training.init_from import starting_state
 from infinity_jax.training.metrics import RunLog, plot_losses
 from infinity_jax.training.optimizer import TrainState
 from infinity_jax.training.run_folder import changed_since, write_description

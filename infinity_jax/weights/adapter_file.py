@@ -1,5 +1,6 @@
 """LoRA adapters as one small file beside a model, and merged into its folder."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -86,9 +87,9 @@ def merge_into_folder(
       UserError: either is missing, or they do not fit.
     """
     config, adapters = load_adapter(adapter)
-    bundle = load_model(checkpoint)
-    if bundle.transformer_params is None:
+    loaded = load_model(checkpoint)
+    if loaded.transformer_params is None:
         raise UserError(f'{checkpoint}: holds no transformer to merge adapters into')
-    check_fit(bundle.transformer_params, adapters, config, str(adapter))
-    bundle.transformer_params = merge(bundle.transformer_params, adapters, config)
-    save_model(out, bundle, dtype)
+    check_fit(loaded.transformer_params, adapters, config, str(adapter))
+    merged = merge(loaded.transformer_params, adapters, config)
+    save_model(out, dataclasses.replace(loaded, transformer_params=merged), dtype)

@@ -24,7 +24,7 @@ import numpy as np
 import safetensors
 from jax.sharding import Mesh
 
-from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig, from_mapping
+from infinity_jax.config import ModelConfigs, TokenizerConfig, TransformerConfig, from_mapping
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
@@ -35,7 +35,7 @@ from infinity_jax.weights.part_weights import (
     read_part,
     write_part,
 )
-from infinity_jax.weights.t5_folder import load_encoder, save_encoder
+from infinity_jax.weights.t5_folder import load_encoder, read_text_config, save_encoder
 from infinity_jax.weights.weight_files import name_problems, read_json
 
 FORMAT = 'infinity_jax'
@@ -44,28 +44,29 @@ PARTS = ('transformer', 'tokenizer', 'text_encoder')
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
-@dataclasses.dataclass
-class ModelBundle:
-    """The parts of a model. Absent parts are None."""
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model's configurations with its weights; parts that are absent, or not read, are None.
 
-    transformer_config: TransformerConfig | None = None
+    Attributes:
+      configs: of all parts, read or not.
+      transformer_params, tokenizer_params, text_params: parameter trees, numpy or jax arrays.
+      text_tokenizer: the text encoder's vocabulary.
+    """
+
+    configs: ModelConfigs = ModelConfigs()
     transformer_params: Params | None = None
-    tokenizer_config: TokenizerConfig | None = None
     tokenizer_params: Params | None = None
-    text_config: TextConfig | None = None
     text_params: Params | None = None
     text_tokenizer: TextTokenizer | None = None
-    schedule: ScaleSchedule | None = None  # token grids; a tokenizer alone has its code grids here
-    source: dict[str, Any] = dataclasses.field(default_factory=dict)  # how torch files named it
-    extra: dict[str, Any] = dataclasses.field(default_factory=dict)  # JSON, kept as it is
 
 
-def save_model(folder: str | Path, bundle: ModelBundle, dtype: str = 'float32') -> None:
+def save_model(folder: str | Path, loaded: LoadedModel, dtype: str = 'float32') -> None:
     """Writes a model folder, replacing one that is there.
 
     Args:
       folder: target; its parent is made.
-      bundle: the parts to write.
+      loaded: the parts to write.
       dtype: of the stored weights: float32, bfloat16 or float16.
 
     Raises:
@@ -76,21 +77,21 @@ def save_model(folder: str | Path, bundle: ModelBundle, dtype: str = 'float32') 
     if dtype not in DTYPES:
         raise UserError(f'dtype {dtype!r} is unknown; choose one of {", ".join(DTYPES)}')
     problems = []
-    for part, config, params in _weights(bundle):
+    for part, config, params in _weights(loaded):
         wanted, found = flat_shapes(part_shapes(config)), flat_shapes(params)
         problems += [f'{part}: {line}' for line in name_problems(wanted, found)]
     if problems:
         raise UserError(f'not saved to {folder}: ' + '; '.join(problems))
     with replacing(folder) as temporary:
-        for part, _, params in _weights(bundle):
+        for part, _, params in _weights(loaded):
             write_part(temporary, part, params, dtype)
-        if bundle.text_config is not None:
+        if loaded.configs.text is not None:
             text_folder = temporary / 'text_encoder'
             text_folder.mkdir()
-            save_encoder(text_folder, bundle.text_config, bundle.text_params, jnp.dtype(dtype))
-            if bundle.text_tokenizer is not None:
-                bundle.text_tokenizer.save(text_folder)
-        write_description(temporary, bundle)
+            save_encoder(text_folder, loaded.configs.text, loaded.text_params, jnp.dtype(dtype))
+            if loaded.text_tokenizer is not None:
+                loaded.text_tokenizer.save(text_folder)
+        write_description(temporary, loaded.configs)
 
 
 @contextlib.contextmanager
@@ -116,28 +117,28 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _weights(bundle: ModelBundle) -> list[tuple[str, Any, Params]]:
+def _weights(loaded: LoadedModel) -> list[tuple[str, Any, Params]]:
     """(part, config, params) of the parts that are there and kept in our own names."""
     parts = [
-        ('transformer', bundle.transformer_config, bundle.transformer_params),
-        ('tokenizer', bundle.tokenizer_config, bundle.tokenizer_params),
+        ('transformer', loaded.configs.transformer, loaded.transformer_params),
+        ('tokenizer', loaded.configs.tokenizer, loaded.tokenizer_params),
     ]
     return [(name, c, p) for name, c, p in parts if c is not None and p is not None]
 
 
-def write_description(folder: Path, bundle: ModelBundle) -> None:
+def write_description(folder: Path, configs: ModelConfigs) -> None:
     """Leaves config.json, which says what the folder's weights are."""
     described: dict[str, Any] = {'format': FORMAT, 'version': VERSION}
     for part, config in (
-        ('transformer', bundle.transformer_config),
-        ('tokenizer', bundle.tokenizer_config),
-        ('schedule', bundle.schedule),
+        ('transformer', configs.transformer),
+        ('tokenizer', configs.tokenizer),
+        ('schedule', configs.schedule),
     ):
         if config is not None:
             described[part] = dataclasses.asdict(config)
-    if bundle.source:
-        described['source'] = bundle.source
-    described['extra'] = bundle.extra
+    if configs.source:
+        described['source'] = dict(configs.source)
+    described['extra'] = dict(configs.extra)
     text = json.dumps(described, indent=2)
     (folder / 'config.json').write_text(text + '\n', encoding='utf-8')
 
@@ -156,12 +157,37 @@ def _replace(folder: Path, new: Path) -> None:
     shutil.rmtree(backup, ignore_errors=True)
 
 
+def read_configs(folder: str | Path) -> ModelConfigs:
+    """Reads what a model folder says of its parts; no weights.
+
+    Raises:
+      UserError: no model folder, an unknown field, or parts that do not fit each other.
+    """
+    folder, described = read_description(folder)
+    parts: dict[str, Any] = {'source': described.get('source', {})}
+    parts['extra'] = described.get('extra', {})
+    for part, kind in (
+        ('transformer', TransformerConfig),
+        ('tokenizer', TokenizerConfig),
+        ('schedule', ScaleSchedule),
+    ):
+        if described.get(part) is not None:
+            parts[part] = from_mapping(kind, described[part], part, stored=True)
+    if (folder / 'text_encoder').is_dir():
+        parts['text'] = read_text_config(folder / 'text_encoder')
+    configs = ModelConfigs(**parts)
+    if problems := configs.problems():
+        raise UserError(f'{folder}: ' + '; '.join(problems))
+    return configs
+
+
 def load_model(
     folder: str | Path,
     dtype: Any = np.float32,
     parts: Iterable[str] = PARTS,
     mesh: Mesh | None = None,
-) -> ModelBundle:
+    configs: ModelConfigs | None = None,
+) -> LoadedModel:
     """Reads a model folder.
 
     Args:
@@ -169,41 +195,36 @@ def load_model(
       dtype: of the returned arrays; None keeps the stored one.
       parts: which of transformer, tokenizer and text_encoder to read, where they are there.
       mesh: weights stream tensor by tensor into their shards on it; None returns numpy arrays.
+      configs: of the folder, if they were read already.
 
     Raises:
       UserError: no such model, an unknown configuration field, or weights missing, unknown or
         misshapen: all of these at once.
     """
-    folder, described = read_description(folder)
-    parts = tuple(parts)
-    bundle = ModelBundle(source=described.get('source', {}), extra=described.get('extra', {}))
-    if described.get('schedule') is not None:
-        bundle.schedule = from_mapping(
-            ScaleSchedule, described['schedule'], 'schedule', stored=True
-        )
+    folder = present(folder)
+    configs = configs or read_configs(folder)
     problems: list[str] = []
-    if 'transformer' in parts and 'transformer' in described:
-        config = from_mapping(
-            TransformerConfig, described['transformer'], 'transformer', stored=True
-        )
-        bundle.transformer_config = config
-        bundle.transformer_params = read_part(folder, 'transformer', config, problems, dtype, mesh)
-    if 'tokenizer' in parts and 'tokenizer' in described:
-        config = from_mapping(TokenizerConfig, described['tokenizer'], 'tokenizer', stored=True)
-        bundle.tokenizer_config = config
-        bundle.tokenizer_params = read_part(folder, 'tokenizer', config, problems, dtype, mesh)
+    weights: dict[str, Any] = {}
+    for part, config in (('transformer', configs.transformer), ('tokenizer', configs.tokenizer)):
+        if part in parts and config is not None:
+            weights[f'{part}_params'] = read_part(folder, part, config, problems, dtype, mesh)
     text_folder = folder / 'text_encoder'
     if 'text_encoder' in parts and text_folder.is_dir():
         try:
-            bundle.text_config, bundle.text_params = load_encoder(text_folder, dtype, mesh)
+            _, weights['text_params'] = load_encoder(text_folder, dtype, mesh)
         except UserError as error:
             problems.append(str(error))
         if (text_folder / 'tokenizer.json').is_file():
-            bundle.text_tokenizer = TextTokenizer.from_folder(text_folder)
-    problems += pairing_problems(bundle)
+            weights['text_tokenizer'] = TextTokenizer.from_folder(text_folder)
     if problems:
         raise UserError(f'{folder}: ' + '; '.join(problems))
-    return bundle
+    return LoadedModel(configs, **weights)
+
+
+def present(folder: str | Path) -> Path:
+    """The folder itself, or its backup where a save was cut off between its two renames."""
+    folder = Path(folder)
+    return _backup(folder) if not folder.exists() and _backup(folder).exists() else folder
 
 
 def read_description(folder: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -212,9 +233,7 @@ def read_description(folder: str | Path) -> tuple[Path, dict[str, Any]]:
     Raises:
       UserError: there is none, or not one of ours.
     """
-    folder = Path(folder)
-    if not folder.exists() and _backup(folder).exists():
-        folder = _backup(folder)  # a save was cut off between its two renames
+    folder = present(folder)
     path = folder / 'config.json'
     if not path.is_file():
         lack = 'no config.json there' if folder.exists() else 'no such folder'
@@ -224,27 +243,6 @@ def read_description(folder: str | Path) -> tuple[Path, dict[str, Any]]:
         seen = f'{described.get("format")!r} version {described.get("version")!r}'
         raise UserError(f'{path}: describes {seen}; wanted {FORMAT!r} version {VERSION}')
     return folder, described
-
-
-def pairing_problems(bundle: ModelBundle) -> list[str]:
-    """Why these parts cannot work together; a wrong pair would draw garbage silently."""
-    transformer, tokenizer, text = (
-        bundle.transformer_config,
-        bundle.tokenizer_config,
-        bundle.text_config,
-    )
-    problems = []
-    if transformer and tokenizer and transformer.bits != tokenizer.bits:
-        problems.append(
-            f'the transformer predicts codes of {transformer.bits} bits, the tokenizer has '
-            f'{tokenizer.bits}; use the tokenizer that the transformer was trained with'
-        )
-    if transformer and text and transformer.text_channels != text.width:
-        problems.append(
-            f'the transformer reads text of {transformer.text_channels} channels, the text encoder '
-            f'gives {text.width}; use the encoder that it was trained with'
-        )
-    return problems
 
 
 DEMO_FOLDER = Path(__file__).parent.parent / 'demo'  # the model that ships with the package

@@ -1,7 +1,6 @@
 """A model's weights, from its folder to the devices that draw."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,46 +14,15 @@ from infinity_jax.config import (
     TextConfig,
     TokenizerConfig,
     TransformerConfig,
-    from_mapping,
 )
 from infinity_jax.errors import UserError
 from infinity_jax.sharding import batch_sharding, shardings_of
 from infinity_jax.transformer.int8 import SCALE, int8_shapes, quantize_kernels
-from infinity_jax.weights.model_folder import (
-    ModelBundle,
-    load_model,
-    pairing_problems,
-    read_description,
-)
 from infinity_jax.weights.part_weights import Params, part_shapes
-from infinity_jax.weights.t5_folder import encoder_shapes, read_text_config
+from infinity_jax.weights.t5_folder import encoder_shapes
 
 Config = TransformerConfig | TokenizerConfig | TextConfig
 STACKS = ('blocks', 'layers')  # of the transformer and of the text encoder
-
-
-def read_configs(folder: Path) -> ModelBundle:
-    """What a model folder says of itself: configurations and schedule, without any weights.
-
-    Raises:
-      UserError: no model folder, or parts that do not fit each other.
-    """
-    bundle = load_model(folder, parts=())
-    _, described = read_description(folder)
-    if 'transformer' in described:
-        bundle.transformer_config = from_mapping(
-            TransformerConfig, described['transformer'], 'transformer'
-        )
-    if 'tokenizer' in described:
-        bundle.tokenizer_config = from_mapping(
-            TokenizerConfig, described['tokenizer'], 'tokenizer', stored=True
-        )
-    if (folder / 'text_encoder').is_dir():
-        bundle.text_config = read_text_config(folder / 'text_encoder')
-    problems = pairing_problems(bundle)
-    if problems:
-        raise UserError(f'{folder}: ' + '; '.join(problems))
-    return bundle
 
 
 def device_dtype(path: tuple[str, ...], product_dtype: Any) -> np.dtype:

@@ -49,9 +49,9 @@ def same_files(tensors, arrays):
 @pytest.mark.parametrize('folder', PAIRS)
 def test_dimensions_are_read_off_the_shapes(folder):
     transformer, tokenizer, _ = PAIRS[folder]
-    bundle = load_torch_pair(GOLDEN / folder / transformer, GOLDEN / folder / tokenizer)
+    loaded = load_torch_pair(GOLDEN / folder / transformer, GOLDEN / folder / tokenizer)
     meta = json.loads((GOLDEN / folder / 'meta.json').read_text())
-    stated, config = meta['transformer'], bundle.transformer_config
+    stated, config = meta['transformer'], loaded.configs.transformer
     assert (config.depth, config.width, config.num_heads) == (
         stated['depth'],
         stated['width'],
@@ -59,8 +59,8 @@ def test_dimensions_are_read_off_the_shapes(folder):
     )
     assert config.spatial_patchify == stated['spatial_patchify']
     assert config.text_length == stated['text_max_length']
-    assert bundle.tokenizer_config.bits == config.bits == meta['tokenizer']['codebook_dim']
-    assert bundle.tokenizer_config.stride == meta['tokenizer']['patch_size']
+    assert loaded.configs.tokenizer.bits == config.bits == meta['tokenizer']['codebook_dim']
+    assert loaded.configs.tokenizer.stride == meta['tokenizer']['patch_size']
 
 
 @pytest.mark.parametrize('folder', PAIRS)
@@ -214,8 +214,8 @@ def save_pair(folder, transformer: TransformerConfig, tokenizer: TokenizerConfig
 
 def test_patchify_is_read_off_the_pair(tmp_path):
     pair = save_pair(tmp_path, dataclasses.replace(CONFIG, bits=16), tiny.TOKENIZER)
-    bundle = load_torch_pair(*pair, token_stride=4, norm_groups=4)
-    assert bundle.transformer_config.spatial_patchify and bundle.transformer_config.bits == 4
+    loaded = load_torch_pair(*pair, token_stride=4, norm_groups=4)
+    assert loaded.configs.transformer.spatial_patchify and loaded.configs.transformer.bits == 4
 
 
 def test_a_pair_that_does_not_fit_is_refused(tmp_path):

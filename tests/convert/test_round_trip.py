@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from helpers import tiny
+from helpers.models import model_of
 from helpers.paths import GOLDEN, VOCABULARY
 from helpers.torch_files import write_pth
 
@@ -23,7 +24,7 @@ from infinity_jax.convert.state_dict import open_tokenizer, open_transformer
 from infinity_jax.errors import UserError
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.tools.commands.convert_command import grids, overrides, size
-from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model
+from infinity_jax.weights.model_folder import load_model, save_model
 from infinity_jax.weights.t5_folder import load_encoder
 from infinity_jax.weights.weight_files import open_weights
 
@@ -86,11 +87,11 @@ def test_import_then_export_gives_the_same_bytes(tmp_path, folder, file_format, 
 def test_bytes_survive_sharding_over_eight_devices(tmp_path, folder, mesh):
     transformer, tokenizer = pair(folder)
     from_torch(tmp_path / 'm', transformer=transformer, tokenizer=tokenizer)
-    bundle = load_model(tmp_path / 'm', dtype=None, mesh=make_mesh(mesh))
-    kernel = bundle.transformer_params['blocks']['ffn']['up']['kernel']
+    loaded = load_model(tmp_path / 'm', dtype=None, mesh=make_mesh(mesh))
+    kernel = loaded.transformer_params['blocks']['ffn']['up']['kernel']
     assert kernel.addressable_shards[0].data.size == kernel.size / 8 or mesh.tensor > 1
     assert not kernel.sharding.is_fully_replicated
-    save_model(tmp_path / 'n', bundle, str(kernel.dtype))
+    save_model(tmp_path / 'n', loaded, str(kernel.dtype))
     to_torch_files(tmp_path / 'n', tmp_path / 'out')
     same_files(open_transformer(transformer), open_transformer(tmp_path / 'out/transformer.pth'))
     same_files(open_tokenizer(tokenizer), open_tokenizer(tmp_path / 'out/tokenizer.pth'))
@@ -125,8 +126,8 @@ def write_released(folder, config=CONFIG, tokenizer=tiny.TOKENIZER, naming=Namin
 
 def test_mixed_dtypes_and_layout_are_remembered(tmp_path):
     source = write_released(tmp_path)
-    bundle = from_torch(tmp_path / 'm', **source)
-    assert bundle.tokenizer_config == tiny.TOKENIZER
+    configs = from_torch(tmp_path / 'm', **source)
+    assert configs.tokenizer == tiny.TOKENIZER
     to_torch_files(tmp_path / 'm', tmp_path / 'out')
     same_files(
         open_transformer(tmp_path / 'gpt.pth'), open_transformer(tmp_path / 'out/transformer.pth')
@@ -236,7 +237,9 @@ def test_export_needs_something_to_export(tmp_path):
         to_torch_files(tmp_path / 'absent', tmp_path / 'out')
     save_model(
         tmp_path / 'm',
-        ModelBundle(None, None, tiny.TOKENIZER, tiny.tokenizer_variables()['params']),
+        model_of(
+            tokenizer_config=tiny.TOKENIZER, tokenizer_params=tiny.tokenizer_variables()['params']
+        ),
     )
     with pytest.raises(UserError, match='--ema is for the checkpoints'):
         to_torch_files(tmp_path / 'm', tmp_path / 'out', ema=True)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+from helpers.models import model_of
 from helpers.paths import VOCABULARY
 from helpers.tiny import (
     SCHEDULE,
@@ -19,7 +20,6 @@ from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.scale_steps import controls
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
-from infinity_jax.weights.model_folder import ModelBundle
 from infinity_jax.weights.t5_folder import encoder_shapes
 
 GRIDS = ScaleSchedule.free(((1, 1), (2, 2), (4, 3)))
@@ -36,10 +36,10 @@ def keys(batch=3, seed=0):
 
 
 @functools.cache
-def bundle():
+def small_model():
     tokenizer = TextTokenizer.from_folder(VOCABULARY)
     text_config = dataclasses.replace(TEXT, vocab_size=tokenizer.vocab_size)
-    return ModelBundle(
+    return model_of(
         transformer_config=TRANSFORMER,
         transformer_params=transformer_variables()['params'],
         tokenizer_config=TOKENIZER,

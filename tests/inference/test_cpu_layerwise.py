@@ -98,7 +98,7 @@ def test_images_of_one_prompt_share_its_text(draw):
 @pytest.mark.parametrize('folder', ['a_2b_style', 'b_8b_style'])
 def test_greedy_bits_and_logits_are_those_of_the_released_implementation(folder):
     ref = load_reference(GOLDEN / folder)
-    config, settings = ref.bundle.transformer_config, ref.meta
+    config, settings = ref.loaded.configs.transformer, ref.meta
     bits = tuple(jnp.asarray(b) for b in ref.scales('gen_bits'))
     sampling = SamplingConfig(
         guidance=tuple(map(float, settings['cfg'])), temperature=tuple(map(float, settings['tau']))
@@ -108,7 +108,7 @@ def test_greedy_bits_and_logits_are_those_of_the_released_implementation(folder)
     )
     drawn = generate_bits_layerwise(
         Transformer(config),
-        LayerWeights.of(ref.bundle.transformer_params, config.depth),
+        LayerWeights.of(ref.loaded.transformer_params, config.depth),
         keys(len(bits[0])),
         ref.text('text', int(ref.arrays['text_lens'].max())),
         controls(sampling, ref.schedule),

@@ -1,12 +1,12 @@
 """Stored programs are used where they fit and only there."""
 
-import dataclasses
 import json
 
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers.generation import bundle
+from helpers.generation import small_model
+from helpers.models import changed
 
 from infinity_jax.errors import UserError
 from infinity_jax.inference import executables as programs_module
@@ -124,7 +124,7 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
 def test_every_static_setting_has_a_program_of_its_own(change):
     def names(sampling):
         request = Request(('a cat',), sampling=sampling)
-        calls = calls_for(request, bundle(), bundle().schedule, 1)
+        calls = calls_for(request, small_model(), small_model().schedule, 1)
         return [programs_module._key(programs_module.describe_call(*call)) for call in calls]
 
     usual, other = names(SamplingConfig()), names(SamplingConfig(**change))
@@ -133,7 +133,7 @@ def test_every_static_setting_has_a_program_of_its_own(change):
 
 
 def test_a_model_draws_by_its_stored_programs(tmp_path, monkeypatch):
-    small = dataclasses.replace(bundle(), schedule=ScaleSchedule.free(((1, 1), (2, 1))))
+    small = changed(small_model(), schedule=ScaleSchedule.free(((1, 1), (2, 1))))
     save_model(tmp_path / 'model', small)
     request = Request(('a ghost', 'a cat'), negative='green')
     for call in calls_for(request, small, small.schedule, 2):

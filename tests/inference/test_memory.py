@@ -5,13 +5,18 @@ import types
 
 import pytest
 
-from infinity_jax.config import PRESETS, QuantizationConfig, TextConfig, TokenizerConfig
+from infinity_jax.config import (
+    PRESETS,
+    ModelConfigs,
+    QuantizationConfig,
+    TextConfig,
+    TokenizerConfig,
+)
 from infinity_jax.errors import UserError
 from infinity_jax.inference import memory as memory_estimate
 from infinity_jax.inference.memory import GB, MemoryPlan, describe, estimate_memory, plan_memory
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
-from infinity_jax.weights.model_folder import ModelBundle
 
 SQUARE = ScaleSchedule.for_image(1.0, '1M')
 TOKENIZERS = {
@@ -35,11 +40,11 @@ def estimate(
     return estimate_memory(*parts, schedule, batch, **options)
 
 
-def bundle(**changes):
-    return ModelBundle(
-        transformer_config=dataclasses.replace(PRESETS['2b'], **changes),
-        tokenizer_config=TOKENIZERS['2b'],
-        text_config=TextConfig(),
+def configs(**changes):
+    return ModelConfigs(
+        transformer=dataclasses.replace(PRESETS['2b'], **changes),
+        tokenizer=TOKENIZERS['2b'],
+        text=TextConfig(),
         schedule=SQUARE,
     )
 
@@ -131,7 +136,7 @@ def accelerator(monkeypatch):
 )
 def test_an_accelerator_draws_as_many_as_fit(accelerator, free_gb, plan, capsys):
     accelerator(free_gb)
-    assert plan_memory(bundle(), 16) == plan
+    assert plan_memory(configs(), 16) == plan
     said = capsys.readouterr().err
     assert said.count('\n') == 1 and said.startswith('memory: about ')
     assert f'{plan.batch} of 1024 x 1024 pixels at once; there is {free_gb:.1f} GB' in said
@@ -141,7 +146,7 @@ def test_an_accelerator_draws_as_many_as_fit(accelerator, free_gb, plan, capsys)
 def test_weights_that_exceed_the_memory_are_not_helped_by_a_budget(accelerator):
     accelerator(2)
     with pytest.raises(UserError, match='use a smaller model, or use more devices'):
-        plan_memory(bundle(), 16)
+        plan_memory(configs(), 16)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +155,7 @@ def test_weights_that_exceed_the_memory_are_not_helped_by_a_budget(accelerator):
 def test_what_cannot_fit_is_refused_with_the_numbers(accelerator, dtype, free_gb, advised):
     accelerator(free_gb)
     with pytest.raises(UserError, match='smaller --budget') as caught:
-        plan_memory(bundle(dtype=dtype), 16)
+        plan_memory(configs(dtype=dtype), 16)
     message = str(caught.value)
     assert '\n' not in message and f'has {free_gb:.1f} GB free' in message
     assert 'transformer ' in message and message.startswith('1 of 1024 x 1024 pixels at once')
@@ -159,15 +164,15 @@ def test_what_cannot_fit_is_refused_with_the_numbers(accelerator, dtype, free_gb
 
 def test_on_the_host_the_text_encoder_stays(monkeypatch):
     monkeypatch.setattr(memory_estimate, 'available_bytes', lambda: 24 * GB)
-    assert plan_memory(bundle(), 16) == MemoryPlan(1, False)
+    assert plan_memory(configs(), 16) == MemoryPlan(1, False)
     monkeypatch.setattr(memory_estimate, 'available_bytes', lambda: 20 * GB)
     with pytest.raises(UserError, match='this machine has 20.0 GB free'):
-        plan_memory(bundle(), 16)
+        plan_memory(configs(), 16)
 
 
 def test_unknown_memory_is_no_obstacle(monkeypatch, capsys):
     monkeypatch.setattr(memory_estimate, 'available_bytes', lambda: None)
-    assert plan_memory(bundle(), 16) == MemoryPlan(16, False)
+    assert plan_memory(configs(), 16) == MemoryPlan(16, False)
     assert 'there is unknown' in capsys.readouterr().err
 
 
@@ -175,17 +180,17 @@ def test_small_models_are_drawn_without_a_word(capsys):
     small = dataclasses.replace(PRESETS['125m'], depth=2, width=128, num_heads=2)
     text = TextConfig(vocab_size=100, num_layers=1)
     schedule = ScaleSchedule.free(((1, 1), (2, 2)))
-    plan_memory(ModelBundle(small, None, TOKENIZERS['2b'], None, text, schedule=schedule), 16)
+    plan_memory(ModelConfigs(small, TOKENIZERS['2b'], text, schedule), 16)
     assert capsys.readouterr().err == ''
 
 
 def test_a_mesh_of_accelerators_shares_the_work(monkeypatch):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     shared = types.SimpleNamespace(shape=mesh.shape, local_devices=[device(18)])
-    assert plan_memory(bundle(), 16, shared) == MemoryPlan(8, False)
+    assert plan_memory(configs(), 16, shared) == MemoryPlan(8, False)
     shared.local_devices = [device(6)]
     with pytest.raises(UserError, match='4 of 1024 x 1024 pixels at once would need'):
-        plan_memory(bundle(), 16, shared)
+        plan_memory(configs(), 16, shared)
     one = estimate()
     shares = memory_estimate._on_one_device(one, dict(mesh.shape))
     assert shares.transformer == one.transformer // 4 and shares.cache == one.cache // 2

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.generation import bundle
+from helpers.generation import small_model
+from helpers.models import changed
 from helpers.tiny import (
     SCHEDULE,
     TOKENIZER,
@@ -31,7 +32,7 @@ from infinity_jax.weights.placement import place
 
 @functools.cache
 def pipeline():
-    return InfinityPipeline(bundle(), max_batch=2)
+    return InfinityPipeline(small_model(), max_batch=2)
 
 
 @functools.cache
@@ -59,7 +60,7 @@ def test_image_i_does_not_depend_on_how_many_others_are_asked_for():
     first = pipeline()(['a red apple', 'a ghost on a blue background'], seed=1)
     assert (first.pixels == three().pixels[:2]).all()
     # Another batch size is another program: a bit on a knife's edge may fall otherwise.
-    alone = InfinityPipeline(bundle(), max_batch=1)('a red apple', seed=1)
+    alone = InfinityPipeline(small_model(), max_batch=1)('a red apple', seed=1)
     assert (alone.pixels[0] == three().pixels[0]).mean() > 0.9
 
 
@@ -70,7 +71,7 @@ def test_num_repeats_each_prompt_in_turn():
 
 
 def test_images_of_one_prompt_are_encoded_once():
-    drawer, seen = InfinityPipeline(bundle(), max_batch=4), []
+    drawer, seen = InfinityPipeline(small_model(), max_batch=4), []
     encoder = drawer._prompt_encoder
     drawer._prompt_encoder = lambda batches, negative: (
         seen.append([list(b) for b in batches]) or encoder(seen[-1], negative)
@@ -108,7 +109,7 @@ def compilations():
 @pytest.mark.parametrize('layerwise', [False, True], ids=['one program', 'layerwise'])
 def test_prompts_seeds_and_settings_do_not_recompile(monkeypatch, layerwise):
     monkeypatch.setattr(drawing, 'LAYERWISE_BYTES', 0 if layerwise else 2**40)
-    drawer = InfinityPipeline(bundle(), max_batch=2)
+    drawer = InfinityPipeline(small_model(), max_batch=2)
     assert drawer._drawing.layerwise == layerwise
     with compilations() as first:
         drawer(['an apple', 'cat'], negative='green')
@@ -133,7 +134,7 @@ def test_the_prompt_matters_and_so_does_a_negative_one():
 
 def test_prompts_are_rewritten_before_they_are_read():
     rewriting = InfinityPipeline(
-        bundle(), max_batch=2, rewrite_prompt=lambda prompt: prompt.replace('cat', 'red apple')
+        small_model(), max_batch=2, rewrite_prompt=lambda prompt: prompt.replace('cat', 'red apple')
     )
     drawn = rewriting(['a cat', 'a ghost on a blue background'], seed=1)
     assert (drawn.pixels == three().pixels[:2]).all()
@@ -141,7 +142,7 @@ def test_prompts_are_rewritten_before_they_are_read():
 
 
 def test_a_saved_folder_draws_the_same_images(tmp_path):
-    save_model(tmp_path / 'model', bundle())
+    save_model(tmp_path / 'model', small_model())
     loaded = InfinityPipeline.from_pretrained(tmp_path / 'model', max_batch=2)
     assert (loaded(list(three().prompts), seed=1).pixels == three().pixels).all()
 
@@ -149,7 +150,7 @@ def test_a_saved_folder_draws_the_same_images(tmp_path):
 def test_a_repository_on_the_hub_draws_like_its_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     repository, commit = tmp_path / 'models--org--tiny', 'c' * 40
-    save_model(repository / 'snapshots' / commit, bundle())
+    save_model(repository / 'snapshots' / commit, small_model())
     (repository / 'refs').mkdir()
     (repository / 'refs' / 'v1').write_text(commit)
     loaded = InfinityPipeline.from_pretrained(
@@ -159,7 +160,7 @@ def test_a_repository_on_the_hub_draws_like_its_folder(tmp_path, monkeypatch):
 
 
 def test_a_cut_off_save_still_draws(tmp_path):
-    save_model(tmp_path / '.model.previous', bundle())
+    save_model(tmp_path / '.model.previous', small_model())
     assert InfinityPipeline.from_pretrained(tmp_path / 'model').schedule == pipeline().schedule
 
 
@@ -167,8 +168,8 @@ def test_from_pretrained_takes_dtype_and_size(tmp_path):
     config = dataclasses.replace(TRANSFORMER, max_scales=7)
     params = transformer_variables(config)['params']
     sixteen = dataclasses.replace(TOKENIZER, channel_multipliers=(1, 1, 1, 1, 2))
-    parts = dataclasses.replace(
-        bundle(),
+    parts = changed(
+        small_model(),
         transformer_config=config,
         transformer_params=params,
         tokenizer_config=sixteen,
@@ -186,7 +187,7 @@ def test_from_pretrained_takes_dtype_and_size(tmp_path):
 
 
 def test_nothing_is_read_where_memory_is_short(tmp_path, monkeypatch):
-    save_model(tmp_path / 'm', bundle())
+    save_model(tmp_path / 'm', small_model())
     (tmp_path / 'm' / 'transformer.safetensors').write_bytes(b'')
     monkeypatch.setattr(memory_estimate, 'available_bytes', lambda: 1000)
     with pytest.raises(UserError, match='this machine has 0.0 GB free'):
@@ -195,14 +196,14 @@ def test_nothing_is_read_where_memory_is_short(tmp_path, monkeypatch):
 
 def test_weights_in_bfloat16_draw_what_float32_ones_draw_there():
     config = dataclasses.replace(TRANSFORMER, dtype='bfloat16')
-    narrow = InfinityPipeline(dataclasses.replace(bundle(), transformer_config=config))
-    wide = InfinityPipeline(dataclasses.replace(bundle(), transformer_config=config))
-    wide._drawing.transformer_params = bundle().transformer_params
+    narrow = InfinityPipeline(changed(small_model(), transformer_config=config))
+    wide = InfinityPipeline(changed(small_model(), transformer_config=config))
+    wide._drawing.transformer_params = small_model().transformer_params
     assert (narrow('a cat').pixels == wide('a cat').pixels).all()
 
 
 def test_an_offloaded_text_encoder_changes_no_image():
-    offloading = InfinityPipeline(bundle(), max_batch=2, offload_text=True)
+    offloading = InfinityPipeline(small_model(), max_batch=2, offload_text=True)
     assert (offloading(list(three().prompts), seed=1).pixels == three().pixels).all()
 
 
@@ -216,7 +217,7 @@ def test_more_than_one_batch_shows_progress(capsys):
 @functools.cache
 def eight():
     config = MeshConfig(data=2, fsdp=2, tensor=2)
-    return make_mesh(config), InfinityPipeline(bundle(), mesh=make_mesh(config), max_batch=2)
+    return make_mesh(config), InfinityPipeline(small_model(), mesh=make_mesh(config), max_batch=2)
 
 
 def test_a_mesh_draws_the_images_of_one_device():
@@ -229,7 +230,7 @@ def test_a_mesh_draws_the_images_of_one_device():
 
 
 def test_a_mesh_gets_its_weights_in_shards(tmp_path, monkeypatch):
-    save_model(tmp_path / 'm', bundle())
+    save_model(tmp_path / 'm', small_model())
     mesh, wanted = eight()
 
     def load_sharded(folder, dtype, parts, mesh):
@@ -254,7 +255,7 @@ def test_a_mesh_gets_its_weights_in_shards(tmp_path, monkeypatch):
 
 def test_schedule_is_the_folder_s_or_the_released_one():
     assert pipeline().schedule == ScaleSchedule.free(SCHEDULE.grids[:3])
-    released = InfinityPipeline(dataclasses.replace(bundle(), schedule=None))
+    released = InfinityPipeline(changed(small_model(), schedule=None))
     assert released.schedule == ScaleSchedule.for_image(1.0, '1M')
 
 
@@ -263,7 +264,7 @@ def test_schedule_is_the_folder_s_or_the_released_one():
 )
 def test_an_incomplete_model_is_a_user_error(part):
     with pytest.raises(UserError, match=f'the model has no {part}'):
-        InfinityPipeline(dataclasses.replace(bundle(), **{part: None}))
+        InfinityPipeline(changed(small_model(), **{part: None}))
 
 
 @pytest.mark.parametrize('prompts', ['', '  ', ['a cat', ''], []])

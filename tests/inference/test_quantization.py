@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.generation import GRIDS as SCHEDULE
-from helpers.generation import bundle, keys, settings
+from helpers.generation import keys, settings, small_model
 from helpers.tiny import QUICK_COMPILE, TRANSFORMER, text, transformer_variables
 
 from infinity_jax.config import QuantizationConfig
@@ -114,11 +114,13 @@ class Recorded:
 def test_a_pipeline_draws_as_it_was_told(prompts, num):
     quantization = QuantizationConfig(weights='int8', cache='int8', unguided_scales=2)
     recorded = Recorded()
-    pipeline = InfinityPipeline(bundle(), max_batch=2, quantization=quantization, programs=recorded)
+    pipeline = InfinityPipeline(
+        small_model(), max_batch=2, quantization=quantization, programs=recorded
+    )
     calls = recorded.calls
     pipeline(prompts, num=num)
     request = Request(prompts, num)
-    wanted = calls_for(request, bundle(), bundle().schedule, 2, quantization)
+    wanted = calls_for(request, small_model(), small_model().schedule, 2, quantization)
 
     def shapes(tree):
         return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)

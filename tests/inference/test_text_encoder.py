@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.models import model_of
 from helpers.paths import VOCABULARY
 from helpers.tiny import TEXT, TRANSFORMER, lively, transformer_variables
 
@@ -20,7 +21,6 @@ from infinity_jax.inference.text_encoder import PromptEncoder, encode
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.transformer.model import Transformer
-from infinity_jax.weights.model_folder import ModelBundle
 from infinity_jax.weights.t5_folder import encoder_shapes
 
 CONFIG = dataclasses.replace(TRANSFORMER, text_length=200)
@@ -29,10 +29,10 @@ SHORT, LONG = 'a red apple', 'a red apple ' * 30
 
 
 @functools.cache
-def bundle():
+def loaded():
     tokenizer = TextTokenizer.from_folder(VOCABULARY)
     config = dataclasses.replace(TEXT, vocab_size=tokenizer.vocab_size)
-    return ModelBundle(
+    return model_of(
         transformer_config=CONFIG,
         text_config=config,
         text_params=jax.tree.map(np.asarray, lively(encoder_shapes(config))),
@@ -41,7 +41,7 @@ def bundle():
 
 
 def encoded(*batches, negative=None, **options):
-    return list(PromptEncoder(bundle(), **options)(batches, negative))
+    return list(PromptEncoder(loaded(), **options)(batches, negative))
 
 
 def test_every_prompt_is_padded_to_all_that_the_model_reads():
@@ -74,15 +74,15 @@ def test_prompts_and_negative_share_one_length():
 
 def test_no_prompt_compiles_anything():
     encode.clear_cache()
-    encoder = PromptEncoder(bundle())
+    encoder = PromptEncoder(loaded())
     for words in (1, 3, 60, 300):
         list(encoder([['apple ' * words]], None))
     assert encode._cache_size() == 1
 
 
 def test_longer_padding_changes_neither_features_nor_logits_nor_bits():
-    tokenizer, variables = bundle().text_tokenizer, transformer_variables(CONFIG)
-    encoder = PromptEncoder(bundle())
+    tokenizer, variables = loaded().text_tokenizer, transformer_variables(CONFIG)
+    encoder = PromptEncoder(loaded())
     prompts = [SHORT, 'a ghost on a blue background']
     settings = controls(SamplingConfig(guidance=3.0), SCHEDULE)
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
@@ -98,7 +98,7 @@ def test_longer_padding_changes_neither_features_nor_logits_nor_bits():
     results = []
     for length in (64, 192, 200):
         ids, lengths = tokenizer(prompts, 200, length)
-        text = Text(encode(encoder._encoder, bundle().text_params, ids, lengths), lengths)
+        text = Text(encode(encoder._encoder, loaded().text_params, ids, lengths), lengths)
         drawn = draw(variables, keys, text)
         results.append((drawn, [f[:n] for f, n in zip(text.features_BTE, lengths, strict=True)]))
     for drawn, features in results[1:]:
@@ -124,7 +124,7 @@ def test_offloading_encodes_all_prompts_and_leaves_the_device(monkeypatch):
         live_at_encoding.append(not params['token_embedding'].is_deleted())
         return encode(encoder, params, **rows)
 
-    encoder = PromptEncoder(bundle(), offload=True)
+    encoder = PromptEncoder(loaded(), offload=True)
     monkeypatch.setattr(prompt_encoder.jax, 'device_put', watched_put)
     monkeypatch.setattr(prompt_encoder, 'encode', watched_encode)
     pairs = encoder([[SHORT], [LONG]], 'green')
@@ -139,8 +139,8 @@ def test_offloading_encodes_all_prompts_and_leaves_the_device(monkeypatch):
 
 
 def test_a_cut_prompt_is_said_and_others_are_not():
-    encoder = PromptEncoder(bundle())
-    count = bundle().text_tokenizer.token_counts([LONG * 3])[0]
+    encoder = PromptEncoder(loaded())
+    count = loaded().text_tokenizer.token_counts([LONG * 3])[0]
     with pytest.warns(UserWarning, match='1 of 2 prompts are cut at the 200 tokens') as caught:
         encoder.warn_of_cuts([SHORT, LONG * 3])
     message = str(caught[0].message)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.data_folders import encoded, jsonl_folder, line, tar_folder
+from helpers.models import model_of
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.data.config import DataConfig, SourceConfig
@@ -26,7 +27,7 @@ from infinity_jax.training.transformer.config import T2IConfig, TextTraining
 from infinity_jax.training.transformer.parts import load_parts
 from infinity_jax.training.transformer.step import encode, make_models
 from infinity_jax.training.transformer.task import make_task
-from infinity_jax.weights.model_folder import ModelBundle, save_model
+from infinity_jax.weights.model_folder import save_model
 
 TOKENIZER = TokenizerConfig(
     bits=8, base_channels=8, channel_multipliers=(1,), residual_blocks=1, unshuffle=4, norm_groups=4
@@ -38,12 +39,12 @@ OPTIONS = Precompute(shard_records=4, batch_per_device=1, text_dtype='float32')
 def save_tokenizer(folder, seed):
     init = jax.jit(Autoencoder(TOKENIZER).init)
     params = nn.unbox(init(jax.random.key(seed), jnp.zeros((1, 16, 16, 3)))['params'])
-    bundle = ModelBundle(
+    loaded = model_of(
         tokenizer_config=TOKENIZER,
         tokenizer_params=params,
         schedule=ScaleSchedule.free(((1, 1), (2, 2), (4, 4))),
     )
-    save_model(folder, bundle)
+    save_model(folder, loaded)
     return str(folder)
 
 
@@ -119,8 +120,8 @@ def test_training_on_features_equals_training_on_images(config, folders):
 
 
 def test_every_caption_that_training_may_draw_is_stored(config, folders, tmp_path):
-    bundle = load_parts(config)
-    models = make_models(config, bundle)
+    loaded = load_parts(config)
+    models = make_models(config, loaded.configs)
     source = FeatureSource.open(SourceConfig('features', str(folders[0])))
     table = source.table()
     records = [source.read(tuple(place.tolist())) for place in table['places']]
@@ -129,8 +130,8 @@ def test_every_caption_that_training_may_draw_is_stored(config, folders, tmp_pat
     cat = next(record for record in records if 'a cat' in record.captions.short)
     assert len(cat.captions.every()) == 4
     for caption in cat.captions.every():
-        ids, lengths = bundle.text_tokenizer([caption], 20, 20)
-        wanted = models.text_encoder.apply({'params': bundle.text_params}, ids, lengths)
+        ids, lengths = loaded.text_tokenizer([caption], 20, 20)
+        wanted = models.text_encoder.apply({'params': loaded.text_params}, ids, lengths)
         np.testing.assert_allclose(
             cat.text(caption), np.asarray(wanted)[0, : lengths[0]], atol=1e-5
         )

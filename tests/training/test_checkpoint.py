@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from infinity_jax.errors import UserError
 from infinity_jax.sharding import make_mesh
-from infinity_jax.training.checkpoint import Checkpoints, check_start, load_weights, starting_state
+from infinity_jax.training.checkpoint import Checkpoints, load_weights
+from infinity_jax.training.init_from import check_start, starting_state
 from infinity_jax.training.loop import with_shardings
 
 

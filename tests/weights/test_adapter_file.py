@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+from helpers.models import model_of
 from helpers.tiny import TRANSFORMER, lively, transformer_variables
 
 from infinity_jax.cli import main
@@ -14,7 +15,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.transformer.lora import LoraConfig, init_adapters, merge
 from infinity_jax.transformer.model import transformer_shapes
 from infinity_jax.weights.adapter_file import load_adapter, merge_into_folder, save_adapter
-from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model
+from infinity_jax.weights.model_folder import load_model, save_model
 
 CONFIG = LoraConfig(rank=2, alpha=3.0, matrices=('ffn', 'self_attention.out'))
 
@@ -27,7 +28,7 @@ def adapters_of(transformer):
 
 @pytest.fixture
 def files(tmp_path):
-    base = ModelBundle(
+    base = model_of(
         transformer_config=TRANSFORMER, transformer_params=transformer_variables()['params']
     )
     save_model(tmp_path / 'base', base)

@@ -11,20 +11,21 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from helpers import paths, tiny
+from helpers.models import changed, model_of
 
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.weights import model_folder
-from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model
+from infinity_jax.weights.model_folder import load_model, save_model
 from infinity_jax.weights.t5_folder import load_encoder
 
 T5 = paths.GOLDEN / 't5_tiny'
 
 
-def make_bundle(seed=0):
+def make_model(seed=0):
     text_config, text_params = load_encoder(T5)
     config = dataclasses.replace(tiny.TRANSFORMER, text_channels=text_config.width)
-    return ModelBundle(
+    return model_of(
         transformer_config=config,
         transformer_params=tiny.transformer_variables(config, seed)['params'],
         tokenizer_config=tiny.TOKENIZER,
@@ -41,24 +42,23 @@ def same(a, b):
 
 
 @pytest.fixture
-def bundle():
-    return make_bundle()
+def model():
+    return make_model()
 
 
-def test_comes_back_as_it_was(bundle, tmp_path):
-    save_model(tmp_path / 'new' / 'model', bundle)
+def test_comes_back_as_it_was(model, tmp_path):
+    save_model(tmp_path / 'new' / 'model', model)
     loaded = load_model(tmp_path / 'new' / 'model')
-    for field in ('transformer_config', 'tokenizer_config', 'text_config', 'schedule', 'extra'):
-        assert getattr(loaded, field) == getattr(bundle, field)
+    assert loaded.configs == model.configs
     for field in ('transformer_params', 'tokenizer_params', 'text_params'):
-        same(getattr(loaded, field), getattr(bundle, field))
+        same(getattr(loaded, field), getattr(model, field))
     assert os.listdir(tmp_path / 'new') == ['model']  # nothing temporary left
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
-def test_stored_dtype(bundle, tmp_path, dtype):
-    save_model(tmp_path / 'm', bundle, dtype)
-    rounded = jax.tree.map(lambda a: np.asarray(a).astype(jnp.dtype(dtype)), bundle.text_params)
+def test_stored_dtype(model, tmp_path, dtype):
+    save_model(tmp_path / 'm', model, dtype)
+    rounded = jax.tree.map(lambda a: np.asarray(a).astype(jnp.dtype(dtype)), model.text_params)
     kept = load_model(tmp_path / 'm', dtype=None)
     assert kept.transformer_params['head']['kernel'].dtype == jnp.dtype(dtype)
     same(kept.text_params, rounded)
@@ -66,21 +66,21 @@ def test_stored_dtype(bundle, tmp_path, dtype):
     same(wide, jax.tree.map(lambda a: a.astype(np.float32), rounded))
 
 
-def test_parts_may_be_absent_or_passed_over(bundle, tmp_path):
-    only = ModelBundle(
-        tokenizer_config=bundle.tokenizer_config, tokenizer_params=bundle.tokenizer_params
+def test_parts_may_be_absent_or_passed_over(model, tmp_path):
+    only = model_of(
+        tokenizer_config=model.configs.tokenizer, tokenizer_params=model.tokenizer_params
     )
     save_model(tmp_path / 'tokenizer', only)
     loaded = load_model(tmp_path / 'tokenizer')
-    same(loaded.tokenizer_params, bundle.tokenizer_params)
-    assert loaded.transformer_config is None and loaded.text_params is None
-    save_model(tmp_path / 'whole', bundle)
+    same(loaded.tokenizer_params, model.tokenizer_params)
+    assert loaded.configs.transformer is None and loaded.text_params is None
+    save_model(tmp_path / 'whole', model)
     part = load_model(tmp_path / 'whole', parts=('tokenizer',))
     assert part.transformer_params is None and part.tokenizer_params is not None
 
 
-def test_everything_wrong_is_named_at_once(bundle, tmp_path):
-    save_model(tmp_path / 'm', bundle)
+def test_everything_wrong_is_named_at_once(model, tmp_path):
+    save_model(tmp_path / 'm', model)
     path = tmp_path / 'm' / 'transformer.safetensors'
     tensors = safetensors.numpy.load_file(path)
     del tensors['first_token']
@@ -100,21 +100,20 @@ def test_everything_wrong_is_named_at_once(bundle, tmp_path):
     assert '\n' not in str(caught.value)
 
 
-def test_parts_that_do_not_fit_are_refused(bundle, tmp_path):
+def test_parts_that_do_not_fit_are_refused(model, tmp_path):
     config = dataclasses.replace(tiny.TOKENIZER, bits=6)
-    bundle.tokenizer_config = config
-    bundle.tokenizer_params = tiny.tokenizer_variables(config)['params']
-    save_model(tmp_path / 'm', bundle)
+    params = tiny.tokenizer_variables(config)['params']
+    save_model(tmp_path / 'm', changed(model, tokenizer_config=config, tokenizer_params=params))
     with pytest.raises(UserError, match='4 bits, the tokenizer has 6'):
         load_model(tmp_path / 'm')
 
 
-def test_no_model_and_bad_descriptions(bundle, tmp_path):
+def test_no_model_and_bad_descriptions(model, tmp_path):
     with pytest.raises(UserError, match='nothing: no such folder'):
         load_model(tmp_path / 'nothing')
     with pytest.raises(UserError, match='no config.json there'):
         load_model(tmp_path)
-    save_model(tmp_path / 'm', bundle)
+    save_model(tmp_path / 'm', model)
     path = tmp_path / 'm' / 'config.json'
     described = json.loads(path.read_text())
     described['transformer']['widht'] = 3
@@ -129,34 +128,34 @@ def test_no_model_and_bad_descriptions(bundle, tmp_path):
         load_model(tmp_path / 'm')
 
 
-def test_misfit_or_overflow_is_not_saved(bundle, tmp_path):
-    save_model(tmp_path / 'm', bundle)
-    bad = dataclasses.replace(bundle, transformer_params={})
+def test_misfit_or_overflow_is_not_saved(model, tmp_path):
+    save_model(tmp_path / 'm', model)
+    bad = dataclasses.replace(model, transformer_params={})
     with pytest.raises(UserError, match='missing'):
         save_model(tmp_path / 'm', bad)
-    huge = jax.tree.map(lambda a: a * 1e6, bundle.tokenizer_params)
+    huge = jax.tree.map(lambda a: a * 1e6, model.tokenizer_params)
     with pytest.raises(UserError, match='beyond float16'):
-        save_model(tmp_path / 'm', dataclasses.replace(bundle, tokenizer_params=huge), 'float16')
+        save_model(tmp_path / 'm', dataclasses.replace(model, tokenizer_params=huge), 'float16')
     with pytest.raises(UserError, match='int8'):
-        save_model(tmp_path / 'm', bundle, 'int8')
-    same(load_model(tmp_path / 'm').tokenizer_params, bundle.tokenizer_params)
+        save_model(tmp_path / 'm', model, 'int8')
+    same(load_model(tmp_path / 'm').tokenizer_params, model.tokenizer_params)
 
 
-def test_full_disk_keeps_the_old_model(bundle, tmp_path, monkeypatch):
-    save_model(tmp_path / 'm', bundle)
+def test_full_disk_keeps_the_old_model(model, tmp_path, monkeypatch):
+    save_model(tmp_path / 'm', model)
 
     def full(*_):
         raise OSError(28, 'No space left on device')
 
     monkeypatch.setattr(model_folder, 'save_encoder', full)
     with pytest.raises(UserError, match='No space left.*old one is kept'):
-        save_model(tmp_path / 'm', make_bundle(seed=1))
-    same(load_model(tmp_path / 'm').transformer_params, bundle.transformer_params)
+        save_model(tmp_path / 'm', make_model(seed=1))
+    same(load_model(tmp_path / 'm').transformer_params, model.transformer_params)
     assert os.listdir(tmp_path) == ['m']
 
 
-def test_cut_off_between_the_renames_keeps_a_model(bundle, tmp_path, monkeypatch):
-    save_model(tmp_path / 'm', bundle)
+def test_cut_off_between_the_renames_keeps_a_model(model, tmp_path, monkeypatch):
+    save_model(tmp_path / 'm', model)
     rename = os.rename
 
     def die_at_second(source, target):
@@ -166,10 +165,10 @@ def test_cut_off_between_the_renames_keeps_a_model(bundle, tmp_path, monkeypatch
 
     monkeypatch.setattr(model_folder.os, 'rename', die_at_second)
     with pytest.raises(KeyboardInterrupt):
-        save_model(tmp_path / 'm', make_bundle(seed=1))
+        save_model(tmp_path / 'm', make_model(seed=1))
     monkeypatch.undo()
-    same(load_model(tmp_path / 'm').transformer_params, bundle.transformer_params)
-    newer = make_bundle(seed=2)
+    same(load_model(tmp_path / 'm').transformer_params, model.transformer_params)
+    newer = make_model(seed=2)
     save_model(tmp_path / 'm', newer)
     same(load_model(tmp_path / 'm').transformer_params, newer.transformer_params)
     assert os.listdir(tmp_path) == ['m']

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.models import model_of
 from helpers.tiny import (
     TEXT,
     TOKENIZER,
@@ -19,8 +20,8 @@ from jax.sharding import PartitionSpec
 
 from infinity_jax.errors import UserError
 from infinity_jax.sharding import MeshConfig, make_mesh
-from infinity_jax.weights.model_folder import ModelBundle, save_model
-from infinity_jax.weights.placement import device_dtype, hold, place, read_configs, share_batch
+from infinity_jax.weights.model_folder import read_configs, save_model
+from infinity_jax.weights.placement import device_dtype, hold, place, share_batch
 from infinity_jax.weights.t5_folder import encoder_shapes
 
 PARTS = {
@@ -130,30 +131,29 @@ def test_a_batch_is_split_over_data_and_fsdp():
 
 
 def test_configurations_are_read_without_weights(tmp_path):
-    bundle = ModelBundle(
+    loaded = model_of(
         transformer_config=TRANSFORMER,
         transformer_params=PARTS['transformer'][1](),
         tokenizer_config=TOKENIZER,
         tokenizer_params=PARTS['tokenizer'][1](),
         extra={'kept': 1},
     )
-    save_model(tmp_path / 'm', bundle)
+    save_model(tmp_path / 'm', loaded)
     for name in ('transformer', 'tokenizer'):
         (tmp_path / 'm' / f'{name}.safetensors').unlink()
     read = read_configs(tmp_path / 'm')
-    assert read.transformer_config == TRANSFORMER and read.tokenizer_config == TOKENIZER
-    assert read.text_config is None and read.transformer_params is None
-    assert read.extra == {'kept': 1}
+    assert read.transformer == TRANSFORMER and read.tokenizer == TOKENIZER
+    assert read.text is None and read.extra == {'kept': 1}
 
 
 def test_parts_that_do_not_fit_are_refused_before_they_are_read(tmp_path):
     config = dataclasses.replace(TOKENIZER, bits=6)
-    bundle = ModelBundle(
+    loaded = model_of(
         transformer_config=TRANSFORMER,
         transformer_params=PARTS['transformer'][1](),
         tokenizer_config=config,
         tokenizer_params=tokenizer_variables(config)['params'],
     )
-    save_model(tmp_path / 'm', bundle)
+    save_model(tmp_path / 'm', loaded)
     with pytest.raises(UserError, match='4 bits, the tokenizer has 6'):
         read_configs(tmp_path / 'm')

@@ -43,28 +43,27 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.inference.text_encoder import padded_length
     from infinity_jax.inference.warmup import calls_of, mode_of
     from infinity_jax.weights.hub import local_folder
-    from infinity_jax.weights.model_folder import DEMO_FOLDER
-    from infinity_jax.weights.placement import read_configs
+    from infinity_jax.weights.model_folder import DEMO_FOLDER, read_configs
 
     folder = local_folder(args.checkpoint or DEMO_FOLDER, args.revision)
-    bundle = read_configs(folder)
-    check_complete(bundle, ('transformer_config', 'tokenizer_config', 'text_config'))
+    configs = read_configs(folder)
+    check_complete(configs, ('transformer', 'tokenizer', 'text'))
     if args.dtype is not None:
-        config = dataclasses.replace(bundle.transformer_config, dtype=args.dtype)
-        bundle.transformer_config = config
+        transformer = dataclasses.replace(configs.transformer, dtype=args.dtype)
+        configs = dataclasses.replace(configs, transformer=transformer)
     schedule = choose_schedule(
-        bundle.transformer_config,
-        bundle.tokenizer_config,
-        bundle.schedule,
+        configs.transformer,
+        configs.tokenizer,
+        configs.schedule,
         ratio=args.ratio,
         budget=args.budget,
         size=image_size_of(args),
     )
-    length = padded_length(bundle.transformer_config, args.text_length)
+    length = padded_length(configs.transformer, args.text_length)
     mode = mode_of(sampling_of(args), quantization_of(args))
     negative = args.negative and mode.guided
     batch = min(args.num * args.prompts, args.max_batch or MAX_BATCH)
-    calls = calls_of(bundle, schedule, mode, batch, args.num, length, negative)
+    calls = calls_of(configs, schedule, mode, batch, args.num, length, negative)
     programs = Programs(folder)
     for call in calls:
         start = time.perf_counter()

@@ -107,7 +107,7 @@ def run_from_torch(args: argparse.Namespace) -> None:
     """Imports, and says what was found."""
     from infinity_jax.convert.importing import from_torch
 
-    bundle = from_torch(
+    configs = from_torch(
         args.out,
         transformer=args.transformer,
         tokenizer=args.tokenizer,
@@ -118,7 +118,7 @@ def run_from_torch(args: argparse.Namespace) -> None:
         grids=args.grids,
         overrides=overrides(args.set),
     )
-    for config in (bundle.transformer_config, bundle.tokenizer_config, bundle.text_config):
+    for config in (configs.transformer, configs.tokenizer, configs.text):
         if config is not None:
             print(config)
     print(f'wrote {args.out}')

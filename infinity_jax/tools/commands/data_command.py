@@ -41,17 +41,10 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def run_config(args: argparse.Namespace) -> Any:
     """The run that a config file and its overrides describe; raises `UserError` for a bad one."""
-    from infinity_jax.config import from_mapping
     from infinity_jax.tools.commands.config_flags import read_config_file
+    from infinity_jax.training import init_from
 
-    config = read_config_file(args.config, args.overrides)
-    if config.task == 't2i':
-        from infinity_jax.training.transformer.config import T2IConfig as Run
-    elif config.task == 'tokenizer':
-        from infinity_jax.training.tokenizer.task import TokenizerRunConfig as Run
-    else:
-        raise UserError(f'config field task is {config.task!r}; wanted t2i or tokenizer')
-    return from_mapping(Run, config)
+    return init_from.run_config(read_config_file(args.config, args.overrides))
 
 
 def run_inspect(args: argparse.Namespace) -> None:

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from infinity_jax.config import from_mapping
 from infinity_jax.errors import UserError
 
 
@@ -79,15 +78,9 @@ def changed(config: Any, args: argparse.Namespace, chips: int) -> Any:
 
 def _read(spec: str, overrides: Sequence[str]) -> Any:
     from infinity_jax.tools.commands.config_flags import read_config_file
+    from infinity_jax.training.init_from import run_config
 
-    fields = read_config_file(spec, overrides)
-    if fields.task == 'tokenizer':
-        from infinity_jax.training.tokenizer.config import TokenizerRunConfig
-
-        return from_mapping(TokenizerRunConfig, fields)
-    from infinity_jax.training.transformer.config import T2IConfig
-
-    return from_mapping(T2IConfig, fields)
+    return run_config(read_config_file(spec, overrides))
 
 
 def _training(args, config, topology, mesh) -> tuple[list[str], dict[str, Any]]:

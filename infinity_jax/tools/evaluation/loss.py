@@ -41,29 +41,32 @@ def evaluate_loss(
     if num_batches < 1:
         raise UserError(f'--batches is {num_batches}; wanted 1 or more')
     mesh = make_mesh(config.mesh)
-    bundle = load_model(folder, mesh=mesh)
+    loaded = load_model(folder, mesh=mesh)
+    configs = loaded.configs
     budget = BUDGET_OF_EDGE.get(config.data.image_size)
-    if budget and (bundle.schedule is None or released_name(bundle.schedule)):
+    if budget and (configs.schedule is None or released_name(configs.schedule)):
         # A released model's folder names no grids, or those that it was last trained on.
-        bundle.schedule = ScaleSchedule.for_image(1.0, budget)
-    for part in ('transformer_params', 'tokenizer_params', 'text_params', 'schedule'):
-        if getattr(bundle, part) is None:
+        configs = dataclasses.replace(configs, schedule=ScaleSchedule.for_image(1.0, budget))
+    parts = {'schedule': configs.schedule}
+    parts |= {n: getattr(loaded, f'{n}_params') for n in ('transformer', 'tokenizer', 'text')}
+    for part, value in parts.items():
+        if value is None:
             raise UserError(f'{folder} has no {part}; the loss needs a complete model folder')
-    patchify = bundle.transformer_config.spatial_patchify
-    size = bundle.schedule.image_size(bundle.tokenizer_config.stride * (2 if patchify else 1))
+    patchify = configs.transformer.spatial_patchify
+    size = configs.schedule.image_size(configs.tokenizer.stride * (2 if patchify else 1))
     if size != (config.data.image_size,) * 2:
         raise UserError(
             f'{folder} draws images of {size}, but data.image_size is '
             f'{config.data.image_size}; name the config that the model was trained with'
         )
     # Adapters of the run that is described are none of this model's.
-    config = dataclasses.replace(config, transformer=bundle.transformer_config, lora=LoraConfig())
-    check_features(config, bundle)
-    models = make_models(config, bundle)
+    config = dataclasses.replace(config, transformer=configs.transformer, lora=LoraConfig())
+    check_features(config, loaded)
+    models = make_models(config, configs)
     check_batch(config, mesh)
     check_parts(config.batch_size, config.accumulate_steps, mesh)
-    params = {'transformer': bundle.transformer_params, 'text': bundle.text_params}
-    frozen = {'tokenizer': bundle.tokenizer_params}
+    params = {'transformer': loaded.transformer_params, 'text': loaded.text_params}
+    frozen = {'tokenizer': loaded.tokenizer_params}
     step = jax.jit(
         functools.partial(evaluation_step, models=models, config=config),
         out_shardings=replicated(mesh),
@@ -72,8 +75,8 @@ def evaluate_loss(
         config,
         'held_out',
         num_batches,
-        text_tokenizer=bundle.text_tokenizer,
-        text_length=bundle.transformer_config.text_length,
+        text_tokenizer=loaded.text_tokenizer,
+        text_length=configs.transformer.text_length,
     )
     evaluate = in_mesh(mesh, step)
     found = [

@@ -32,7 +32,7 @@ from infinity_jax.tools.evaluation.tokenizer_report import BALANCED, JSON, write
 from infinity_jax.training.tokenizer.config import released_schedule
 from infinity_jax.training.tokenizer.lpips import MIN_EDGE, lpips
 from infinity_jax.training.tokenizer.lpips_files import load_perceptual
-from infinity_jax.weights.model_folder import ModelBundle
+from infinity_jax.weights.model_folder import LoadedModel
 
 # Of a code's 1/√d: a smaller residual counts as near zero, as in FoundationVision/Infinity's
 # infinity/models/bsq_vae/multiscale_bsq.py, `residual_norm_per_scale`.
@@ -86,13 +86,13 @@ def evaluate_tokenizer(
             f'--vgg is {vgg!r} and --lpips-heads {heads!r}: LPIPS wants both; name both or neither'
         )
     source = open_checkpoint(checkpoint)
-    bundle, out = source.bundle, pathlib.Path(out or source.results)
+    loaded, out = source.loaded, pathlib.Path(out or source.results)
     grids, edge = coding(source, size)
     smallest = MIN_EDGE if vgg else WINDOW
     if edge < smallest:
         raise UserError(f'images of {edge} pixels; SSIM and LPIPS want {smallest} or more')
     if data == EMOJI:
-        subset = subset or bundle.extra.get('run', {}).get('data', {}).get('subset', 'all')
+        subset = subset or loaded.configs.extra.get('run', {}).get('data', {}).get('subset', 'all')
         images = emoji_images(subset, count, edge)
     else:
         images = folder_images(data, count, edge)
@@ -102,13 +102,13 @@ def evaluate_tokenizer(
     if save:
         claim_pairs(pathlib.Path(save))
     keep = functools.partial(save_pairs, pathlib.Path(save)) if save else None
-    sums, strip = measure(bundle, grids, perceptual, images, keep)
+    sums, strip = measure(loaded, grids, perceptual, images, keep)
     results = {
         'images': images.count,
         'data': data if data == EMOJI else 'folder',
         'subset': subset or None,
         'size': edge,
-        'bits': bundle.tokenizer_config.bits,
+        'bits': loaded.configs.tokenizer.bits,
         **figures(sums, grids),
         'frechet': dataclasses.asdict(distance) if distance else None,
     }
@@ -120,9 +120,9 @@ def evaluate_tokenizer(
 
 def coding(source: TokenizerCheckpoint, size: int) -> tuple[tuple[Grid, ...], int]:
     """The code grids of a square image and its edge in pixels."""
-    bundle = source.bundle
-    stride = bundle.tokenizer_config.stride
-    if bundle.schedule is None:
+    loaded = source.loaded
+    stride = loaded.configs.tokenizer.stride
+    if loaded.configs.schedule is None:
         edge = size or 256
         if stride not in (STRIDE, STRIDE // 2):
             raise UserError(
@@ -133,7 +133,7 @@ def coding(source: TokenizerCheckpoint, size: int) -> tuple[tuple[Grid, ...], in
             edges = ', '.join(map(str, sorted(BUDGET_OF_EDGE)))
             raise UserError(f'--size is {edge}; wanted one of {edges}')
         return released_schedule((edge, edge)).code_grids(patchify=stride < STRIDE), edge
-    grids = bundle.schedule.code_grids(source.folded)
+    grids = loaded.configs.schedule.code_grids(source.folded)
     height, width = (n * stride for n in grids[-1])
     if height != width or size not in (0, height):
         raise UserError(
@@ -173,7 +173,7 @@ def code_batch(
 
 
 def measure(
-    bundle: ModelBundle,
+    loaded: LoadedModel,
     grids: tuple[Grid, ...],
     perceptual: Any,
     images: ImageSet,
@@ -183,7 +183,7 @@ def measure(
 
     One batch is held at a time; `keep` is called with each, uint8 (B, Y, X, 3).
     """
-    config = bundle.tokenizer_config
+    config = loaded.configs.tokenizer
     run = jax.jit(functools.partial(code_batch, config=config, grids=grids))
     at_once = max(1, BATCH_PIXELS // images.size**2)
     sums: dict[str, np.ndarray] = {}
@@ -193,7 +193,7 @@ def measure(
         total=images.count, desc='coding', unit=' images', dynamic_ncols=True, disable=None
     ) as bar:
         for batch in images.batches(at_once):
-            means, decoded = run(bundle.tokenizer_params, perceptual, batch)
+            means, decoded = run(loaded.tokenizer_params, perceptual, batch)
             for name, value in means.items():
                 sums[name] = sums.get(name, 0) + np.asarray(value, np.float64) * len(batch)
             if len(strips) < STRIP_PICTURES:

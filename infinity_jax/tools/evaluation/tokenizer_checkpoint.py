@@ -6,14 +6,13 @@ import pathlib
 
 import jax
 
-from infinity_jax.config import from_mapping
+from infinity_jax.config import ModelConfigs, from_mapping
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.training.checkpoint import load_weights
-from infinity_jax.training.init_from import tokenizer_is_folded
 from infinity_jax.training.run_folder import recipe, run_named
 from infinity_jax.training.tokenizer.config import TokenizerRunConfig
-from infinity_jax.weights.model_folder import DEMO_FOLDER, ModelBundle, load_model
+from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model
 from infinity_jax.weights.weight_files import read_json
 
 MODEL = 'model'  # where a finished run leaves its model
@@ -25,13 +24,13 @@ class TokenizerCheckpoint:
 
     Attributes:
       name: as it was given, for messages.
-      bundle: its configuration, weights, schedule and the recipe of its run.
+      loaded: its configuration, weights, schedule and the recipe of its run.
       folded: whether its schedule has token grids of half the code grids.
       results: folder for an evaluation's files, if no other one is named.
     """
 
     name: str
-    bundle: ModelBundle
+    loaded: LoadedModel
     folded: bool
     results: pathlib.Path
 
@@ -55,13 +54,13 @@ def open_checkpoint(checkpoint: str | os.PathLike) -> TokenizerCheckpoint:
     folder = pathlib.Path(os.path.abspath(name))
     if (folder / MODEL / 'config.json').is_file():  # a run whose checkpoints were removed
         folder /= MODEL
-    bundle = load_model(folder, parts=('tokenizer',))
-    if bundle.tokenizer_params is None:
+    loaded = load_model(folder, parts=('tokenizer',))
+    if loaded.tokenizer_params is None:
         raise UserError(f'{name}: holds no tokenizer; name the model folder of one')
-    return TokenizerCheckpoint(name, bundle, tokenizer_is_folded(folder), _results_of(folder))
+    return TokenizerCheckpoint(name, loaded, loaded.configs.spatial_patchify, _results_of(folder))
 
 
-def _of_run(run_dir: pathlib.Path, step: int | None) -> ModelBundle:
+def _of_run(run_dir: pathlib.Path, step: int | None) -> LoadedModel:
     fields = read_json(run_dir / 'config.json')
     if fields.get('task') != 'tokenizer':
         raise UserError(
@@ -69,12 +68,13 @@ def _of_run(run_dir: pathlib.Path, step: int | None) -> ModelBundle:
             f'the model folder that it leaves, {run_dir / MODEL}'
         )
     config = from_mapping(TokenizerRunConfig, fields, stored=True)
-    return ModelBundle(
-        tokenizer_config=config.tokenizer,
-        tokenizer_params=jax.device_get(load_weights(run_dir, step, 'ema')),
+    configs = ModelConfigs(
+        tokenizer=config.tokenizer,
         schedule=ScaleSchedule.free(config.grids) if config.grids else None,
         extra={'run': recipe(config)},
     )
+    params = jax.device_get(load_weights(run_dir, step, 'ema'))
+    return LoadedModel(configs, tokenizer_params=params)
 
 
 def _results_of(folder: pathlib.Path) -> pathlib.Path:

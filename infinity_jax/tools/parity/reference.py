@@ -9,11 +9,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from infinity_jax.config import ModelConfigs
 from infinity_jax.convert.plan import load_torch_pair
 from infinity_jax.errors import UserError
 from infinity_jax.inference.scale_steps import Text
 from infinity_jax.scales import RATIOS, ScaleSchedule, nearest_ratio
-from infinity_jax.weights.model_folder import ModelBundle
+from infinity_jax.weights.model_folder import LoadedModel
 from infinity_jax.weights.weight_files import read_json
 
 MAX_ERROR = 2e-5  # max|a−b| / max|b|
@@ -47,12 +48,12 @@ class Reference:
 
     arrays: ReferenceArrays
     meta: dict[str, Any]
-    bundle: ModelBundle
+    loaded: LoadedModel
     schedule: ScaleSchedule
 
     @property
     def code_grids(self) -> tuple[tuple[int, int], ...]:
-        return self.schedule.code_grids(self.bundle.transformer_config.spatial_patchify)
+        return self.schedule.code_grids(self.loaded.configs.transformer.spatial_patchify)
 
     def features(self, name: str) -> np.ndarray:
         """(B, C, h, w) or (B, C, 1, h, w) as (B, h, w, C)."""
@@ -130,11 +131,12 @@ def load_reference(folder: str | Path) -> Reference:
     """Reads a model folder: arrays, and weights in float32 from whatever format they are in."""
     folder = Path(folder)
     meta = read_json(folder / 'meta.json')
-    bundle = load_torch_pair(_weights(folder, 'infinity'), _weights(folder, 'vae'))
-    transformer = dataclasses.replace(bundle.transformer_config, dtype='float32')
-    bundle = dataclasses.replace(bundle, transformer_config=transformer)
-    _compare_dimensions(folder, meta, bundle)
-    return Reference(load_arrays(folder), meta, bundle, reference_schedule(meta))
+    loaded = load_torch_pair(_weights(folder, 'infinity'), _weights(folder, 'vae'))
+    transformer = dataclasses.replace(loaded.configs.transformer, dtype='float32')
+    configs = dataclasses.replace(loaded.configs, transformer=transformer)
+    loaded = dataclasses.replace(loaded, configs=configs)
+    _compare_dimensions(folder, meta, configs)
+    return Reference(load_arrays(folder), meta, loaded, reference_schedule(meta))
 
 
 def _weights(folder: Path, stem: str) -> Path:
@@ -152,9 +154,9 @@ def _weights(folder: Path, stem: str) -> Path:
     return found[0]
 
 
-def _compare_dimensions(folder: Path, meta: dict[str, Any], bundle: Any) -> None:
+def _compare_dimensions(folder: Path, meta: dict[str, Any], configs: ModelConfigs) -> None:
     """Raises if the weights are of other dimensions than `meta.json` says."""
-    transformer, tokenizer = bundle.transformer_config, bundle.tokenizer_config
+    transformer, tokenizer = configs.transformer, configs.tokenizer
     widths = [tokenizer.base_channels * m for m in tokenizer.channel_multipliers]
     stated, stated_tokenizer = meta['transformer'], meta['tokenizer']
     pairs = {

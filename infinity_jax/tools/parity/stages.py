@@ -68,8 +68,8 @@ def _residuals(features_Bhwd: Any, grids, accumulated: Sequence[np.ndarray]) -> 
 
 def tokenizer_rows(ref: Reference) -> Iterator[Row]:
     """Encoder, bits, their sum, decoder, and the area-resized inputs of the tokenizer itself."""
-    autoencoder = Autoencoder(ref.bundle.tokenizer_config)
-    variables = {'params': ref.bundle.tokenizer_params}
+    autoencoder = Autoencoder(ref.loaded.configs.tokenizer)
+    variables = {'params': ref.loaded.tokenizer_params}
     features = ref.features('enc_features')
     encoded = jax.jit(lambda v, x: autoencoder.apply(v, x, method='encode'))(
         variables, ref.features('image')
@@ -120,8 +120,8 @@ def reconstruction_row(ref: Reference, total_Bhwd: jax.Array) -> Row:
     theirs = ref.features('reconstruction')
 
     def decode(total, dtype):
-        autoencoder = Autoencoder(ref.bundle.tokenizer_config, dtype=dtype)
-        variables = {'params': ref.bundle.tokenizer_params}
+        autoencoder = Autoencoder(ref.loaded.configs.tokenizer, dtype=dtype)
+        variables = {'params': ref.loaded.tokenizer_params}
         pixels = jax.jit(lambda v, x: autoencoder.apply(v, x, method='decode'))(variables, total)
         return ref.thin_image(np.asarray(pixels))
 
@@ -142,7 +142,7 @@ def self_correction_rows(ref: Reference) -> Iterator[Row]:
     if flips is None or 'bsc_targets' not in ref.arrays:
         yield Row('self-correction', skipped='no bsc_flip_00 or bsc_targets')
         return
-    patchify = ref.bundle.transformer_config.spatial_patchify
+    patchify = ref.loaded.configs.transformer.spatial_patchify
     features = ref.features('enc_features')
     targets_BLd = ref.arrays['bsc_targets'].astype(bool)
     targets = []
@@ -166,11 +166,11 @@ def self_correction_rows(ref: Reference) -> Iterator[Row]:
 
 def forward_rows(ref: Reference) -> Iterator[Row]:
     """Text, positions, blocks, logits and losses of the training forward."""
-    config, schedule, arrays = ref.bundle.transformer_config, ref.schedule, ref.arrays
+    config, schedule, arrays = ref.loaded.configs.transformer, ref.schedule, ref.arrays
     text = ref.text('text', int(arrays['text_lens'].max()))
     model = Transformer(config)
     trace: Trace = jax.jit(lambda v, text, x: model.apply(v, *text, x, schedule, method='trace'))(
-        {'params': ref.bundle.transformer_params}, text, arrays['bsc_inputs']
+        {'params': ref.loaded.transformer_params}, text, arrays['bsc_inputs']
     )
     yield _stage(ref, 'text pooled', 'fwd_text_pooled', lambda: trace.pooled_BD)
     memory = [
@@ -210,7 +210,7 @@ def _rope_row(ref: Reference) -> Row:
     theirs = ref.arrays['rope_cos_sin']
     full = RATIOS[nearest_ratio(ref.meta['h_div_w'])]
     whole = ScaleSchedule(full, full[-1]) if full[-1] == ref.schedule.full_grid else ref.schedule
-    ours = rope_table(whole, ref.bundle.transformer_config.head_dim)
+    ours = rope_table(whole, ref.loaded.configs.transformer.head_dim)
     tokens = min(ours.shape[1], theirs.shape[1])
     return Row('rotary positions', relative_error(ours[:, :tokens], theirs[:, :tokens]))
 
@@ -223,7 +223,7 @@ def generation_rows(
     if bits is None:
         yield Row(stage, skipped=f'no {prefix}_bits_00')
         return
-    config, schedule = ref.bundle.transformer_config, ref.schedule
+    config, schedule = ref.loaded.configs.transformer, ref.schedule
     lengths = [ref.arrays['text_lens'].max()]
     if negative_name:
         lengths.append(ref.arrays[f'{negative_name}_lens'].max())
@@ -253,7 +253,7 @@ def generation_rows(
         )
 
     drawn = jax.jit(draw)(
-        {'params': ref.bundle.transformer_params},
+        {'params': ref.loaded.transformer_params},
         text,
         negative,
         tuple(jnp.asarray(b) for b in bits),
@@ -279,9 +279,9 @@ def generation_rows(
     if name not in ref.arrays:
         yield Row(f'{stage}: image', skipped=f'no {name}')
         return
-    autoencoder = Autoencoder(ref.bundle.tokenizer_config)
+    autoencoder = Autoencoder(ref.loaded.configs.tokenizer)
     pixels = jax.jit(lambda v, x: to_uint8(autoencoder.apply(v, x, method='decode')))(
-        {'params': ref.bundle.tokenizer_params}, drawn.total_Bhwd
+        {'params': ref.loaded.tokenizer_params}, drawn.total_Bhwd
     )
     image_bgr = ref.thin_image(np.asarray(pixels))[..., ::-1].astype(np.int64)
     difference = np.abs(image_bgr - ref.arrays[name].astype(np.int64)).max()

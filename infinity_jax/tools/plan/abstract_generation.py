@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from infinity_jax.config import ModelConfigs
 from infinity_jax.inference.scale_steps import Mode
 from infinity_jax.inference.warmup import calls_of
 from infinity_jax.sharding import batch_sharding, in_mesh, replicated
 from infinity_jax.training import loop
-from infinity_jax.weights.model_folder import ModelBundle
 from infinity_jax.weights.placement import decoder_params, shardings_on
 
 
@@ -21,22 +21,22 @@ class AbstractCall(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-def generation_calls(bundle: ModelBundle, mesh: Mesh, batch: int) -> dict[str, AbstractCall]:
+def generation_calls(configs: ModelConfigs, mesh: Mesh, batch: int) -> dict[str, AbstractCall]:
     """'text encoder' and 'drawing' of a batch, guided, texts padded to the full length.
 
     Args:
-      bundle: configurations and schedule.
+      loaded: configurations and schedule.
       mesh: images are split over data and fsdp, weights as in training.
       batch: images.
     """
-    length = bundle.transformer_config.text_length
+    length = configs.transformer.text_length
     platform = mesh.devices.flat[0].platform
     mode = Mode(guided=True)
-    calls = calls_of(bundle, bundle.schedule, mode, batch, 1, length, platform=platform)
+    calls = calls_of(configs, configs.schedule, mode, batch, 1, length, platform=platform)
     parts = {
-        'params': bundle.text_config,
-        'variables': bundle.transformer_config,
-        'autoencoder_variables': bundle.tokenizer_config,
+        'params': configs.text,
+        'variables': configs.transformer,
+        'autoencoder_variables': configs.tokenizer,
     }
 
     def place(name: str, shapes: Any) -> Any:

@@ -1,7 +1,6 @@
 """A run's training step from its configuration alone: shapes with shardings instead of arrays."""
 
 import dataclasses
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,18 +10,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from infinity_jax.config import TextConfig, TokenizerConfig
+from infinity_jax.config import ModelConfigs, TextConfig, TokenizerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import BUDGET_OF_EDGE
 from infinity_jax.sharding import batch_sharding, in_mesh, shardings_of
 from infinity_jax.training import loop
 from infinity_jax.training.accumulate import check_parts
-from infinity_jax.training.init_from import tokenizer_is_folded
-from infinity_jax.training.transformer.config import T2IConfig
-from infinity_jax.training.transformer.parts import run_schedule
+from infinity_jax.training.transformer.config import T2IConfig, run_schedule
 from infinity_jax.training.transformer.task import init_state, jit_step, make_models
-from infinity_jax.weights.model_folder import DEMO_FOLDER, ModelBundle, pairing_problems
-from infinity_jax.weights.placement import placed_shapes, read_configs, shardings_on
+from infinity_jax.weights.model_folder import DEMO_FOLDER, read_configs
+from infinity_jax.weights.placement import placed_shapes, shardings_on
 from infinity_jax.weights.t5_folder import read_text_config
 
 SOURCES = ('images', 'features')
@@ -41,7 +38,7 @@ class AbstractStep(NamedTuple):
     arguments: tuple[Any, ...]
 
 
-def configured_parts(config: T2IConfig) -> ModelBundle:
+def configured_parts(config: T2IConfig) -> ModelConfigs:
     """The configurations of a run's parts, no weights read and no folder needed.
 
     A tokenizer or text encoder whose folder the configuration does not name is the demo's in a
@@ -53,34 +50,30 @@ def configured_parts(config: T2IConfig) -> ModelBundle:
     transformer = config.transformer
     demo = read_configs(DEMO_FOLDER)
     released = config.data.image_size in BUDGET_OF_EDGE
-    bundle, folded = ModelBundle(transformer_config=transformer), False
     if config.tokenizer:
-        described = read_configs(pathlib.Path(config.tokenizer))
-        bundle.tokenizer_config, bundle.schedule = described.tokenizer_config, described.schedule
-        folded = tokenizer_is_folded(config.tokenizer)
+        stored = read_configs(config.tokenizer)
     elif not released:
-        bundle.tokenizer_config, bundle.schedule = demo.tokenizer_config, demo.schedule
+        stored = dataclasses.replace(demo, transformer=None)
     else:
-        options = {'bits': transformer.bits}
+        options: dict[str, Any] = {'bits': transformer.bits}
         if transformer.spatial_patchify:
             options['channel_multipliers'] = PATCHIFY_MULTIPLIERS
-        bundle.tokenizer_config = TokenizerConfig(**options)
-    if config.text.encoder is not None:
-        bundle.text_config = config.text.encoder
-    elif config.text.folder:
-        bundle.text_config = read_text_config(config.text.folder)
-    else:
-        bundle.text_config = TextConfig() if released else demo.text_config
-    bundle.schedule = run_schedule(config, bundle.schedule, folded)
-    problems = pairing_problems(bundle)
-    if problems:
+        stored = ModelConfigs(tokenizer=TokenizerConfig(**options))
+    text = config.text.encoder
+    if text is None and config.text.folder:
+        text = read_text_config(config.text.folder)
+    elif text is None:
+        text = TextConfig() if released else demo.text
+    schedule = run_schedule(config, stored.schedule, stored.spatial_patchify)
+    configs = ModelConfigs(transformer, stored.tokenizer, text, schedule)
+    if problems := configs.problems():
         raise UserError('; '.join(problems))
-    return bundle
+    return configs
 
 
 def abstract_step(
     config: T2IConfig,
-    bundle: ModelBundle,
+    configs: ModelConfigs,
     mesh: Mesh,
     source: str = 'images',
     unrolled: bool = False,
@@ -89,7 +82,7 @@ def abstract_step(
 
     Args:
       config: its batch is over all devices of the mesh.
-      bundle: configurations, see `configured_parts`; of several ratios the square is taken.
+      loaded: configurations, see `configured_parts`; of several ratios the square is taken.
       mesh: of devices that need not exist.
       source: 'images' runs the frozen tokenizer and text encoder in the step, 'features' reads
         what they gave from the batch.
@@ -99,27 +92,27 @@ def abstract_step(
       UserError: the batch does not split over the mesh.
     """
     check_parts(config.batch_size, config.accumulate_steps, mesh)
-    models = make_models(config, bundle)
+    models = make_models(config, configs)
     transformer = models.transformer.clone(unrolled=unrolled)
-    models = dataclasses.replace(models, transformer=transformer, schedules=(bundle.schedule,))
+    models = dataclasses.replace(models, transformer=transformer, schedules=(configs.schedule,))
     boxed = jax.eval_shape(lambda key: init_state(key, models, config), jax.random.key(0))
     shardings = shardings_of(boxed, mesh)
     arguments = (
         loop.with_shardings(nn.unbox(boxed), shardings),
-        _frozen(config, bundle, mesh, source),
-        _batch(config, bundle, mesh, source),
+        _frozen(config, configs, mesh, source),
+        _batch(config, configs, mesh, source),
     )
     step = jit_step(models, config, shardings, mesh)
     return AbstractStep(in_mesh(mesh, step.lower), arguments)
 
 
-def _frozen(config: T2IConfig, bundle: ModelBundle, mesh: Mesh, source: str) -> dict[str, Any]:
+def _frozen(config: T2IConfig, configs: ModelConfigs, mesh: Mesh, source: str) -> dict[str, Any]:
     """As `train_parts.place_frozen` would place them."""
     frozen = {}
     if source == 'images':
-        frozen['tokenizer'] = _on_mesh(bundle.tokenizer_config, 'float32', mesh)
+        frozen['tokenizer'] = _on_mesh(configs.tokenizer, 'float32', mesh)
         if not config.text.train:
-            frozen['text'] = _on_mesh(bundle.text_config, config.transformer.dtype, mesh)
+            frozen['text'] = _on_mesh(configs.text, config.transformer.dtype, mesh)
     if config.lora.rank:
         frozen['transformer'] = _on_mesh(config.transformer, 'float32', mesh)
     return frozen
@@ -129,18 +122,18 @@ def _on_mesh(part: Any, dtype: str, mesh: Mesh) -> Any:
     return loop.with_shardings(placed_shapes(part, dtype), shardings_on(part, mesh))
 
 
-def _batch(config: T2IConfig, bundle: ModelBundle, mesh: Mesh, source: str) -> dict[str, Any]:
+def _batch(config: T2IConfig, configs: ModelConfigs, mesh: Mesh, source: str) -> dict[str, Any]:
     """A batch of square images with texts padded to the full length, or of their features."""
     count, length = config.batch_size, config.transformer.text_length
-    grid = bundle.schedule.code_grids(config.transformer.spatial_patchify)[-1]
-    stride = bundle.tokenizer_config.stride
+    grid = configs.schedule.code_grids(config.transformer.spatial_patchify)[-1]
+    stride = configs.tokenizer.stride
     shapes = {'lengths_B': ((), np.int32)}
     if source == 'features':
-        shapes['features_Bhwd'] = ((*grid, bundle.tokenizer_config.bits), np.float32)
+        shapes['features_Bhwd'] = ((*grid, configs.tokenizer.bits), np.float32)
     else:
         shapes['pixels_BYX3'] = ((*(stride * n for n in grid), 3), np.uint8)
     if source == 'features' and not config.text.train:
-        shapes['text_BTE'] = ((length, bundle.text_config.width), jnp.bfloat16)
+        shapes['text_BTE'] = ((length, configs.text.width), jnp.bfloat16)
     else:
         shapes['ids_BT'] = ((length,), np.int32)
     return {

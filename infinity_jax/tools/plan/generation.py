@@ -6,6 +6,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from infinity_jax.config import ModelConfigs
 from infinity_jax.tools.plan.abstract_generation import generation_calls
 from infinity_jax.tools.plan.program_cost import ProgramCost, compile_program
 from infinity_jax.tools.plan.report import METHOD, NO_COMPILER, cost_json, cost_lines, time_line
@@ -13,7 +14,6 @@ from infinity_jax.tools.plan.splash_flops import all_visible, splash_flops
 from infinity_jax.tools.plan.topology import Topology, can_compile
 from infinity_jax.tools.plan.training import coordinates_of
 from infinity_jax.training import flops
-from infinity_jax.weights.model_folder import ModelBundle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,20 +32,20 @@ class DrawingPlan:
 
 
 def plan_drawing(
-    bundle: ModelBundle, topology: Topology, mesh: Mesh, num: int, say: Callable[[str], None]
+    configs: ModelConfigs, topology: Topology, mesh: Mesh, num: int, say: Callable[[str], None]
 ) -> DrawingPlan:
     """Compiles text encoder and drawing for `num` images a chip, with guidance."""
     images = num * topology.num_chips
-    parts = (bundle.transformer_config, bundle.tokenizer_config, bundle.text_config)
-    length = bundle.transformer_config.text_length
-    counted = flops.generation(*parts, bundle.schedule, images, length)
+    parts = (configs.transformer, configs.tokenizer, configs.text)
+    length = configs.transformer.text_length
+    counted = flops.generation(*parts, configs.schedule, images, length)
     work = {
         'text encoder': counted.text_encoder,
         'drawing': counted.transformer + counted.tokenizer,
     }
     costs = {}
     if can_compile():
-        for name, call in generation_calls(bundle, mesh, images).items():
+        for name, call in generation_calls(configs, mesh, images).items():
             say(f'compiling: {name}')
             costs[name] = compile_program(
                 *call, topology, coordinates_of(mesh), splash_flops(all_visible)

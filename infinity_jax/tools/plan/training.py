@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from infinity_jax.config import ModelConfigs
 from infinity_jax.tools.plan.abstract_step import abstract_step
 from infinity_jax.tools.plan.program_cost import ProgramCost, compile_program
 from infinity_jax.tools.plan.program_time import ProgramTime
@@ -14,7 +15,6 @@ from infinity_jax.tools.plan.splash_flops import training_flops
 from infinity_jax.tools.plan.topology import Topology
 from infinity_jax.training import flops
 from infinity_jax.training.transformer.config import T2IConfig
-from infinity_jax.weights.model_folder import ModelBundle
 
 SHALLOW = (2, 3)  # layers of the unrolled programs whose difference is the time of one
 
@@ -57,16 +57,16 @@ class TrainingPlan:
     measured: tuple[tuple[int, int], ...] = ()
 
 
-def analyse(config: T2IConfig, bundle: ModelBundle, step: Any, source: str) -> Analysis:
+def analyse(config: T2IConfig, configs: ModelConfigs, step: Any, source: str) -> Analysis:
     """Counts without a compiler."""
     state = step.arguments[0]
     length = config.transformer.text_length
-    text = bundle.text_config if config.text.train else None
-    common = (bundle.schedule, config.batch_size, length)
+    text = configs.text if config.text.train else None
+    common = (configs.schedule, config.batch_size, length)
     model = flops.training_step(config.transformer, *common, trained_text=text)
     frozen = flops.Flops()
     if source == 'images':
-        parts = (config.transformer, bundle.tokenizer_config, bundle.text_config)
+        parts = (config.transformer, configs.tokenizer, configs.text)
         frozen = flops.frozen_forward(*parts, *common)
     return Analysis(*sizes_of(state), model.total, frozen.total, config.batch_size)
 
@@ -112,36 +112,36 @@ class Planner:
 
     Args:
       config: the run.
-      bundle: its parts' configurations.
+      loaded: its parts' configurations.
       topology: the slice.
       mesh: of its devices, or of stand-ins where nothing is compiled.
       source: 'images' or 'features', see `abstract_step`.
     """
 
     def __init__(
-        self, config: T2IConfig, bundle: ModelBundle, topology: Topology, mesh: Mesh, source: str
+        self, config: T2IConfig, configs: ModelConfigs, topology: Topology, mesh: Mesh, source: str
     ):
-        self.config, self.bundle, self.source = config, bundle, source
+        self.config, self.configs, self.source = config, configs, source
         self.topology, self.mesh = topology, mesh
 
     def analysis(self) -> Analysis:
-        step = abstract_step(self.config, self.bundle, self.mesh, self.source)
-        return analyse(self.config, self.bundle, step, self.source)
+        step = abstract_step(self.config, self.configs, self.mesh, self.source)
+        return analyse(self.config, self.configs, step, self.source)
 
     def cost(self, *, depth: int = 0, at_once: int = 0, unrolled: bool = False) -> ProgramCost:
         """The compiled step, perhaps of another depth or batch."""
-        config, bundle = self.config, self.bundle
+        config, configs = self.config, self.configs
         if depth:
             transformer = dataclasses.replace(config.transformer, depth=depth)
             config = dataclasses.replace(config, transformer=transformer)
-            bundle = dataclasses.replace(bundle, transformer_config=transformer)
+            configs = dataclasses.replace(configs, transformer=transformer)
         if at_once:
             batch = at_once * self.topology.num_chips * config.accumulate_steps
             config = dataclasses.replace(config, batch_size=batch)
-        step = abstract_step(config, bundle, self.mesh, self.source, unrolled)
+        step = abstract_step(config, configs, self.mesh, self.source, unrolled)
         return compile_program(
             step.lower, step.arguments, self.topology, coordinates_of(self.mesh),
-            training_flops(bundle.schedule),
+            training_flops(configs.schedule),
         )  # fmt: skip
 
     def training(self, *, layers: bool = True, batch: bool = True, say=print) -> TrainingPlan:

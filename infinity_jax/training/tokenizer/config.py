@@ -4,9 +4,8 @@ import dataclasses
 import math
 
 from infinity_jax.config import TokenizerConfig
-from infinity_jax.data.buckets import SQUARE
 from infinity_jax.errors import UserError
-from infinity_jax.scales import BUDGETS, RATIOS, STRIDE, Grid, ScaleSchedule
+from infinity_jax.scales import BUDGETS, RATIOS, SQUARE, STRIDE, Grid, ScaleSchedule
 from infinity_jax.training.config import RunConfig
 from infinity_jax.training.optimizer import OptimizerConfig
 from infinity_jax.training.tokenizer.discriminator import smallest_image

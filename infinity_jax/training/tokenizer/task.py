@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from infinity_jax.config import ModelConfigs
 from infinity_jax.images import contact_sheet, save_png, to_uint8
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import (
@@ -25,14 +26,14 @@ from infinity_jax.training import flops, loop
 from infinity_jax.training.accumulate import check_parts
 from infinity_jax.training.batches import held_out_batches, make_batches, put_batch
 from infinity_jax.training.config import init_key
-from infinity_jax.training.init_from import starting_params
+from infinity_jax.training.init_from import tokenizer_params
 from infinity_jax.training.optimizer import TrainState, make_optimizer, new_state
 from infinity_jax.training.run_folder import recipe
 from infinity_jax.training.tokenizer.adversarial import add_discriminator
 from infinity_jax.training.tokenizer.config import TokenizerRunConfig, check
 from infinity_jax.training.tokenizer.lpips_files import perceptual_or_none
 from infinity_jax.training.tokenizer.step import evaluation_step, train_step
-from infinity_jax.weights.model_folder import ModelBundle, save_model
+from infinity_jax.weights.model_folder import LoadedModel, save_model
 
 
 def make_model(config: TokenizerRunConfig) -> Autoencoder:
@@ -77,7 +78,7 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
 
     def from_model() -> TrainState:
         fresh = init_sharded(init, mesh, init_key(config.seed))
-        params = starting_params(
+        params = tokenizer_params(
             config.init_from, fresh.params, freeze_encoder=config.freeze_encoder
         )
         start = lambda state, p: state.replace(params=p, ema=jax.tree.map(jnp.copy, p))
@@ -106,14 +107,14 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
             save_png(path, contact_sheet(images, names, columns=len(originals)))
 
     def export(state: TrainState, folder: pathlib.Path) -> None:
-        bundle = ModelBundle(
-            tokenizer_config=config.tokenizer,
-            tokenizer_params=to_host(state.ema, mesh),
+        configs = ModelConfigs(
+            tokenizer=config.tokenizer,
             schedule=ScaleSchedule.free(config.grids) if config.grids else None,
             extra={'run': recipe(config)},
         )
+        loaded = LoadedModel(configs, tokenizer_params=to_host(state.ema, mesh))
         if jax.process_index() == 0:
-            save_model(folder, bundle)
+            save_model(folder, loaded)
 
     def step_flops(batch: Any) -> float:
         height, width = batch['pixels_BYX3'].shape[1:3]

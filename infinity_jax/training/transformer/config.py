@@ -1,11 +1,11 @@
-"""TODO: docstring."""
+"""Configuration of a text-to-image run, and the grids that follow from it; nothing is read."""
 
 import dataclasses
 
-from infinity_jax.config import TextConfig, TransformerConfig
+from infinity_jax.config import ModelConfigs, TextConfig, TransformerConfig
 from infinity_jax.errors import UserError
+from infinity_jax.scales import BUDGET_OF_EDGE, SQUARE, ScaleSchedule, released_name
 from infinity_jax.training.config import RunConfig
-from infinity_jax.training.init_from import with_model_fields
 from infinity_jax.transformer.attention_ops import IMPLEMENTATIONS
 from infinity_jax.transformer.lora import LoraConfig
 from infinity_jax.transformer.remat import check_remat
@@ -31,8 +31,6 @@ class SelfCorrection:
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T2IConfig(RunConfig):
     """Configuration of `configs/t2i.py` and `configs/finetune.py`."""
-
-    filled_in = staticmethod(with_model_fields)  # before the fields are read
 
     transformer: TransformerConfig
     text: TextTraining
@@ -63,3 +61,48 @@ class T2IConfig(RunConfig):
                     f'data source folder {source.path} has no captions, which this task reads; '
                     'wanted jsonl, tar, tfds or emoji'
                 )
+
+
+def run_schedule(config: T2IConfig, stored: ScaleSchedule | None, folded: bool) -> ScaleSchedule:
+    """Token grids: from the code grids that the tokenizer was trained with, or as released.
+
+    Args:
+      stored: the schedule in the tokenizer's folder. A released one only says what another stage
+        drew.
+      folded: whether it is of tokens of 2x2 codes.
+
+    Raises:
+      UserError: there is none for the run's images, or its grids cannot be folded.
+    """
+    if stored is not None and released_name(stored) is None:
+        code_grids = stored.code_grids(folded)
+        fold = 2 if config.transformer.spatial_patchify else 1
+        if any(n % fold for grid in code_grids for n in grid):
+            raise UserError(
+                f'transformer.spatial_patchify folds 2x2 codes, but the tokenizer has grids '
+                f'{code_grids}; switch it off or use a tokenizer with even grids'
+            )
+        return ScaleSchedule.free((h // fold, w // fold) for h, w in code_grids)
+    if config.data.image_size not in BUDGET_OF_EDGE:
+        raise UserError(
+            f'data.image_size is {config.data.image_size} and the tokenizer names no schedule '
+            f'of its own; wanted one of {", ".join(map(str, BUDGET_OF_EDGE))}'
+        )
+    return ScaleSchedule.for_image(1.0, BUDGET_OF_EDGE[config.data.image_size])
+
+
+def bucket_schedules(config: T2IConfig, configs: ModelConfigs) -> tuple[ScaleSchedule, ...]:
+    """The schedules of a run, one a ratio; `configs.schedule` is that of the square.
+
+    Raises:
+      UserError: several ratios are wanted and the square's schedule is not a released one.
+    """
+    names, budget = config.data.bucket_names, BUDGET_OF_EDGE.get(config.data.image_size)
+    if names == (SQUARE,):
+        return (configs.schedule,)
+    if budget is None or configs.schedule != ScaleSchedule.for_image(SQUARE, budget):
+        raise UserError(
+            f'data.ratios are {names}, but the tokenizer is made for squares with grids '
+            f"{configs.schedule.grids}; set data.ratios to ('{SQUARE}',)"
+        )
+    return tuple(ScaleSchedule.for_image(name, budget) for name in names)

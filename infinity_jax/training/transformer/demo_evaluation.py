@@ -21,7 +21,7 @@ from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.quantizer import quantize
-from infinity_jax.weights.model_folder import DEMO_FOLDER, ModelBundle, load_model
+from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model
 
 PAIRS = ('trained', 'held_out')
 SHEET_PICTURES = 32  # of each kind of pairs on the contact sheet
@@ -29,11 +29,11 @@ BATCH = 50  # images reconstructed in one call
 
 
 def reconstruct(
-    bundle: ModelBundle, schedule: ScaleSchedule, images: np.ndarray
+    loaded: LoadedModel, schedule: ScaleSchedule, images: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Images, uint8 (N, Y, X, 3), through the tokenizer and back; and their mean PSNR in dB."""
-    model = Autoencoder(bundle.tokenizer_config)
-    grids = schedule.code_grids(bundle.transformer_config.spatial_patchify)
+    model = Autoencoder(loaded.configs.tokenizer)
+    grids = schedule.code_grids(loaded.configs.transformer.spatial_patchify)
 
     @jax.jit
     def run(params, pixels):
@@ -46,7 +46,7 @@ def reconstruct(
     outputs, ratios = [], []
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
-        decoded, ratio = run(bundle.tokenizer_params, batch)
+        decoded, ratio = run(loaded.tokenizer_params, batch)
         outputs.append(np.asarray(decoded))
         ratios.append(float(ratio) * len(batch))
     return np.concatenate(outputs), sum(ratios) / len(images)
@@ -81,12 +81,12 @@ def evaluate_demo(
         raise UserError(f'count is {count}; wanted 1 or more images of each kind')
     out = pathlib.Path(out)
     check_writable(out / 'evaluation.png')
-    bundle = load_model(folder)
-    pipeline = InfinityPipeline(bundle, max_batch=min(count, BATCH), quantization=quantization)
-    subset = subset or bundle.extra.get('run', {}).get('data', {}).get('subset', 'all')
+    loaded = load_model(folder)
+    pipeline = InfinityPipeline(loaded, max_batch=min(count, BATCH), quantization=quantization)
+    subset = subset or loaded.configs.extra.get('run', {}).get('data', {}).get('subset', 'all')
     candidates = [each.name for each in emoji_subset(subset)]
-    code_grids = pipeline.schedule.code_grids(bundle.transformer_config.spatial_patchify)
-    size = code_grids[-1][0] * bundle.tokenizer_config.stride
+    code_grids = pipeline.schedule.code_grids(loaded.configs.transformer.spatial_patchify)
+    size = code_grids[-1][0] * loaded.configs.tokenizer.stride
     results: dict[str, Any] = {
         'model': str(folder),
         'subset': subset,
@@ -101,7 +101,7 @@ def evaluate_demo(
         specs = evaluation_specs(subset, kind, count, seed)
         captions = [caption(spec) for spec in specs]
         renders = np.stack([render(spec, size) for spec in specs])
-        reconstructions, ratio = reconstruct(bundle, pipeline.schedule, renders)
+        reconstructions, ratio = reconstruct(loaded, pipeline.schedule, renders)
         drawn = pipeline(captions, seed=seed, sampling=sampling).pixels
         results[kind] = {'psnr': ratio}
         rows = {'drawn': drawn, 'reconstructions': reconstructions, 'renders': renders}

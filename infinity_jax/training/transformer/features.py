@@ -16,29 +16,29 @@ from infinity_jax.data.config import SPLITS
 from infinity_jax.data.features.stored import FeatureInfo, TextInfo, read_info
 from infinity_jax.errors import UserError
 from infinity_jax.training.transformer.config import T2IConfig
-from infinity_jax.weights.model_folder import ModelBundle
+from infinity_jax.weights.model_folder import LoadedModel
 
 
-def check_features(config: T2IConfig, bundle: ModelBundle) -> None:
+def check_features(config: T2IConfig, loaded: LoadedModel) -> None:
     """Raises `UserError` where a source of kind 'features' was not made for this run.
 
     Args:
       config: its data may name any number of such sources.
-      bundle: the run's frozen parts.
+      loaded: the run's frozen parts.
     """
     sources = [s for split in SPLITS for s in config.data.sources_of(split) if s.kind == 'features']
     found = {source.path: read_info(pathlib.Path(source.path)) for source in sources}
     infos = {path: info for path, info in found.items() if info}  # who opens them tells of others
     if not infos:
         return
-    tokenizer = tokenizer_fingerprint(bundle)
+    tokenizer = tokenizer_fingerprint(loaded)
     with_text = any(info.text for info in infos.values())
     if with_text and config.text.train:
         raise UserError(
             f'data source {next(iter(infos))} holds text features of a frozen encoder, but '
             'text.train is True; set it to False, or precompute with --text none'
         )
-    text = text_fingerprint(bundle) if with_text else ''
+    text = text_fingerprint(loaded) if with_text else ''
     for path, info in infos.items():
         wanted = {
             'tokenizer': tokenizer,
@@ -61,24 +61,24 @@ def _compare(path: str, info: FeatureInfo, wanted: dict[str, Any]) -> None:
             )
 
 
-def tokenizer_fingerprint(bundle: ModelBundle) -> str:
+def tokenizer_fingerprint(loaded: LoadedModel) -> str:
     """Tells a tokenizer's encoder from others."""
-    config = dataclasses.asdict(bundle.tokenizer_config)
-    return fingerprint(config, bundle.tokenizer_params['encoder'])
+    config = dataclasses.asdict(loaded.configs.tokenizer)
+    return fingerprint(config, loaded.tokenizer_params['encoder'])
 
 
-def text_fingerprint(bundle: ModelBundle) -> str:
+def text_fingerprint(loaded: LoadedModel) -> str:
     """Tells a text encoder and its vocabulary from others."""
-    vocabulary = hashlib.sha256(bundle.text_tokenizer.files['tokenizer.json']).hexdigest()
-    described = {**dataclasses.asdict(bundle.text_config), 'vocabulary': vocabulary}
-    return fingerprint(described, bundle.text_params)
+    vocabulary = hashlib.sha256(loaded.text_tokenizer.files['tokenizer.json']).hexdigest()
+    described = {**dataclasses.asdict(loaded.configs.text), 'vocabulary': vocabulary}
+    return fingerprint(described, loaded.text_params)
 
 
-def text_info(bundle: ModelBundle, dtype: str, captions: str) -> TextInfo:
+def text_info(loaded: LoadedModel, dtype: str, captions: str) -> TextInfo:
     """What a folder says about text features made with this encoder."""
-    length = bundle.transformer_config.text_length
-    encoder = text_fingerprint(bundle)
-    return TextInfo(encoder, length, bundle.text_config.width, dtype, captions)
+    length = loaded.configs.transformer.text_length
+    encoder = text_fingerprint(loaded)
+    return TextInfo(encoder, length, loaded.configs.text.width, dtype, captions)
 
 
 def fingerprint(described: dict[str, Any], params: Any) -> str:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from infinity_jax.config import ModelConfigs
 from infinity_jax.images import from_uint8
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import compiler_options, replicated
@@ -22,14 +23,12 @@ from infinity_jax.training.optimizer import (
     make_schedule,
     new_state,
 )
-from infinity_jax.training.transformer.config import T2IConfig
+from infinity_jax.training.transformer.config import T2IConfig, bucket_schedules
 from infinity_jax.training.transformer.loss import bit_loss
-from infinity_jax.training.transformer.parts import bucket_schedules
 from infinity_jax.training.transformer.self_correction import corrupt, sample_flips
 from infinity_jax.transformer.layers import sample_kept
 from infinity_jax.transformer.lora import init_adapters, joined
 from infinity_jax.transformer.model import Transformer, init_transformer, transformer_shapes
-from infinity_jax.weights.model_folder import ModelBundle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +63,13 @@ class Models:
         return params
 
 
-def make_models(config: T2IConfig, bundle: ModelBundle) -> Models:
-    """The networks of a bundle on the grids of the run's buckets."""
+def make_models(config: T2IConfig, configs: ModelConfigs) -> Models:
+    """The networks of a model on the grids of the run's buckets."""
     return Models(
-        Transformer(bundle.transformer_config, config.attention, config.remat),
-        Autoencoder(bundle.tokenizer_config),
-        T5Encoder(bundle.text_config, jnp.dtype(bundle.transformer_config.dtype)),
-        bucket_schedules(config, bundle),
+        Transformer(configs.transformer, config.attention, config.remat),
+        Autoencoder(configs.tokenizer),
+        T5Encoder(configs.text, jnp.dtype(configs.transformer.dtype)),
+        bucket_schedules(config, configs),
     )
 
 

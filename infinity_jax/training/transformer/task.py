@@ -26,11 +26,12 @@ from infinity_jax.training import flops, loop
 from infinity_jax.training.accumulate import check_parts
 from infinity_jax.training.batches import first_batches, held_out_batches, make_batches, put_batch
 from infinity_jax.training.config import init_key
+from infinity_jax.training.init_from import transformer_params
 from infinity_jax.training.optimizer import TrainState, make_optimizer, new_state
 from infinity_jax.training.run_folder import recipe
 from infinity_jax.training.transformer.config import T2IConfig
 from infinity_jax.training.transformer.features import check_features
-from infinity_jax.training.transformer.parts import load_parts, load_start, place_frozen, read_text
+from infinity_jax.training.transformer.parts import load_parts, place_frozen, read_text
 from infinity_jax.training.transformer.step import (
     evaluation_step,
     init_state,
@@ -39,7 +40,7 @@ from infinity_jax.training.transformer.step import (
 )
 from infinity_jax.transformer.lora import joined
 from infinity_jax.weights.adapter_file import FILE_NAME, save_adapter
-from infinity_jax.weights.model_folder import ModelBundle, save_model
+from infinity_jax.weights.model_folder import LoadedModel, save_model
 
 SAMPLE_CAPTIONS = 16  # half from training pairs, half from held-out ones
 
@@ -47,11 +48,11 @@ SAMPLE_CAPTIONS = 16  # half from training pairs, half from held-out ones
 def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     """Everything the loop needs, jitted and sharded here and nowhere else."""
     check_parts(config.batch_size, config.accumulate_steps, mesh)
-    bundle = load_parts(config, mesh)
-    check_features(config, bundle)
-    models = make_models(config, bundle)
+    loaded = load_parts(config, mesh)
+    check_features(config, loaded)
+    models = make_models(config, loaded.configs)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    start_text = bundle.text_params if config.text.train else None
+    start_text = loaded.text_params if config.text.train else None
 
     def init(key: jax.Array) -> TrainState:
         return init_state(key, models, config)
@@ -67,17 +68,18 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     def from_model() -> TrainState:
         if config.lora.rank:  # that model is among the frozen parts
             return from_scratch(init_key(config.seed))
-        return start(load_start(config, shapes.params, mesh))
+        return start(transformer_params(config, shapes.params, mesh))
 
-    frozen = place_frozen(config, bundle, mesh)
-    bundle.text_params = None  # the arrays that `place_frozen` cast are not needed twice
+    frozen = place_frozen(config, loaded, mesh)
+    # The arrays that `place_frozen` cast are not needed twice.
+    loaded = dataclasses.replace(loaded, text_params=None)
     step = jit_step(models, config, shardings, mesh)
     evaluate_batch = jax.jit(
         functools.partial(evaluation_step, models=models, config=config),
         out_shardings=replicated(mesh),
     )
     text = {
-        'text_tokenizer': bundle.text_tokenizer,
+        'text_tokenizer': loaded.text_tokenizer,
         'text_length': config.transformer.text_length,
     }
     host_batches = held_out_batches(config, **text)
@@ -90,20 +92,20 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         results = [evaluate_batch(state.ema, frozen, b, i) for i, b in enumerate(held_out)]
         return jax.tree.map(lambda *x: sum(x) / len(x), *results)
 
-    def full_bundle(state: TrainState) -> ModelBundle:
+    def complete_model(state: TrainState) -> LoadedModel:
         params = joined(frozen, state.ema, config.lora)
         return dataclasses.replace(
-            bundle,
+            loaded,
             transformer_params=to_host(params['transformer'], mesh),
             tokenizer_params=to_host(params['tokenizer'], mesh),
             text_params=to_host(params['text'], mesh) if config.text.train else None,
-            extra={'run': recipe(config)},
+            configs=dataclasses.replace(loaded.configs, extra={'run': recipe(config)}),
         )
 
     def sample(state: TrainState, path: pathlib.Path) -> None:
         params = joined(frozen, state.ema, config.lora)
         on_mesh = dataclasses.replace(
-            bundle,
+            loaded,
             transformer_params=params['transformer'],
             tokenizer_params=params['tokenizer'],
             text_params=params['text'],
@@ -113,11 +115,11 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
             save_png(path, contact_sheet(images.pixels, captions))
 
     def export(state: TrainState, folder: pathlib.Path) -> None:
-        complete = full_bundle(state)
+        complete = complete_model(state)
         adapters = to_host(state.ema['lora'], mesh) if config.lora.rank else None
         if jax.process_index() == 0:
             if not config.text.train:  # as it was read: on the devices it may be rounded
-                complete.text_params = read_text(config)
+                complete = dataclasses.replace(complete, text_params=read_text(config))
             save_model(folder, complete)
             if adapters is not None:
                 save_adapter(folder.parent / FILE_NAME, adapters, config.lora)
@@ -128,7 +130,7 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
             models.schedule_of(batch),
             config.batch_size,
             config.transformer.text_length,
-            trained_text=bundle.text_config if config.text.train else None,
+            trained_text=loaded.configs.text if config.text.train else None,
         ).total
 
     return loop.Task(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.lpips_weights import narrow_files
+from helpers.models import changed, model_of
 from helpers.stride4 import GRIDS, PARAMS, TOKENIZER
 from helpers.tiny import tokenizer_variables
 from PIL import Image
@@ -35,12 +36,12 @@ from infinity_jax.tools.evaluation.tokenizer_images import (
 )
 from infinity_jax.training.tokenizer.lpips import lpips
 from infinity_jax.training.tokenizer.lpips_files import load_perceptual
-from infinity_jax.weights.model_folder import ModelBundle, save_model
+from infinity_jax.weights.model_folder import save_model
 
 
 @pytest.fixture
-def bundle():
-    return ModelBundle(
+def loaded():
+    return model_of(
         tokenizer_config=TOKENIZER,
         tokenizer_params=PARAMS,
         schedule=ScaleSchedule.free(GRIDS),
@@ -49,8 +50,8 @@ def bundle():
 
 
 @pytest.fixture
-def folder(bundle, tmp_path):
-    save_model(tmp_path / 'run' / 'model', bundle)
+def folder(loaded, tmp_path):
+    save_model(tmp_path / 'run' / 'model', loaded)
     return tmp_path / 'run' / 'model'
 
 
@@ -84,9 +85,9 @@ def test_leaves_table_strip_and_plot(folder, tmp_path, capsys):
     assert results['subset'] == 'starter'  # what it was trained on
 
 
-def test_figures_equal_a_plain_computation(bundle):
+def test_figures_equal_a_plain_computation(loaded):
     held_out = emoji_images('starter', 5, 16)
-    sums, strip = measure(bundle, GRIDS, None, held_out)
+    sums, strip = measure(loaded, GRIDS, None, held_out)
     (images,) = held_out.batches(5)
     target = from_uint8(jnp.asarray(images))
     model, variables = Autoencoder(TOKENIZER), {'params': PARAMS}
@@ -126,7 +127,7 @@ def test_images_of_a_folder_cover_the_square_and_are_cut_at_the_centre(tmp_path)
     assert images.shape == (2, 16, 16, 3) and (images[:, :, 2:14] > 150).all()
 
 
-def test_images_stream_and_the_bar_counts_them(bundle, monkeypatch):
+def test_images_stream_and_the_bar_counts_them(loaded, monkeypatch):
     bars, held, most = [], [], []
 
     class Bar(evaluation.tqdm):
@@ -142,10 +143,10 @@ def test_images_stream_and_the_bar_counts_them(bundle, monkeypatch):
         most.append(sum(ref() is not None for ref in held))
         assert start == 4 * (len(held) - 1) and reconstructions.shape == originals.shape
 
-    whole, _ = measure(bundle, GRIDS, None, noise(22))
+    whole, _ = measure(loaded, GRIDS, None, noise(22))
     monkeypatch.setattr(evaluation, 'BATCH_PIXELS', 4 * 16**2)
     monkeypatch.setattr(evaluation, 'tqdm', Bar)
-    sums, strip = measure(bundle, GRIDS, None, noise(22), keep)
+    sums, strip = measure(loaded, GRIDS, None, noise(22), keep)
     assert max(most) <= 2 and len(held) == 6 and len(strip) == 8
     ((options, bar),) = bars
     assert options['total'] == bar.told == 22 and 'images' in options['unit']
@@ -197,14 +198,14 @@ def test_frechet_distance_says_what_it_is_of(folder, tmp_path, capsys):
         assert f'{line}\n' in capsys.readouterr().out
 
 
-def test_without_a_schedule_stride_and_size_must_be_released_ones(bundle, tmp_path):
-    bundle.schedule = None
-    save_model(tmp_path / 'vae', bundle)
+def test_without_a_schedule_stride_and_size_must_be_released_ones(loaded, tmp_path):
+    save_model(tmp_path / 'vae', changed(loaded, schedule=None))
     with pytest.raises(UserError, match='names no grids, .* for stride 16 or 8, not 4; name'):
         evaluate_tokenizer(tmp_path / 'vae')
-    bundle.tokenizer_config = dataclasses.replace(TOKENIZER, unshuffle=16)
-    bundle.tokenizer_params = tokenizer_variables(bundle.tokenizer_config)['params']
-    save_model(tmp_path / 'stride16', bundle)
+    config = dataclasses.replace(TOKENIZER, unshuffle=16)
+    params = tokenizer_variables(config)['params']
+    loaded = changed(loaded, schedule=None, tokenizer_config=config, tokenizer_params=params)
+    save_model(tmp_path / 'stride16', loaded)
     with pytest.raises(UserError, match='--size is 100; wanted one of 256, 512'):
         evaluate_tokenizer(tmp_path / 'stride16', size=100)
 

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from helpers.models import model_of
 from helpers.stride4 import GRIDS, PARAMS, TOKENIZER
 from helpers.tiny import tokenizer_variables
 
@@ -16,7 +17,7 @@ from infinity_jax.training.checkpoint import Checkpoints
 from infinity_jax.training.optimizer import OptimizerConfig
 from infinity_jax.training.run_folder import write_description
 from infinity_jax.training.tokenizer.config import TokenizerRunConfig
-from infinity_jax.weights.model_folder import DEMO_FOLDER, ModelBundle, save_model
+from infinity_jax.weights.model_folder import DEMO_FOLDER, save_model
 
 OTHERS = tokenizer_variables(TOKENIZER, seed=1)['params']
 
@@ -47,24 +48,24 @@ def test_a_run_gives_the_averaged_weights_of_a_checkpoint(tmp_path):
         ('checkpoints/3', OTHERS, 'evaluation_3'),
     ):
         found = open_checkpoint(tmp_path / name)
-        assert (bias_of(found.bundle.tokenizer_params) == bias_of(average)).all()
-        assert found.bundle.tokenizer_config == TOKENIZER and not found.folded
-        assert found.bundle.schedule.grids == GRIDS and found.results == tmp_path / results
-        assert found.bundle.extra['run']['data']['subset'] == 'demo'
+        assert (bias_of(found.loaded.tokenizer_params) == bias_of(average)).all()
+        assert found.loaded.configs.tokenizer == TOKENIZER and not found.folded
+        assert found.loaded.configs.schedule.grids == GRIDS and found.results == tmp_path / results
+        assert found.loaded.configs.extra['run']['data']['subset'] == 'demo'
     (tmp_path / 'config.json').write_text('{"task": "t2i"}')
     with pytest.raises(UserError, match=r"a run of task 't2i'; wanted .*/model$"):
         open_checkpoint(tmp_path)
 
 
 def test_a_model_folder_and_where_its_results_go(tmp_path):
-    bundle = ModelBundle(
+    loaded = model_of(
         tokenizer_config=TOKENIZER, tokenizer_params=PARAMS, schedule=ScaleSchedule.free(GRIDS)
     )
-    save_model(tmp_path / 'run' / 'model', bundle)
+    save_model(tmp_path / 'run' / 'model', loaded)
     (tmp_path / 'run' / 'config.json').write_text('{"task": "tokenizer"}')
     for name in ('run', 'run/model'):
         found = open_checkpoint(tmp_path / name)
-        assert (bias_of(found.bundle.tokenizer_params) == bias_of(PARAMS)).all()
+        assert (bias_of(found.loaded.tokenizer_params) == bias_of(PARAMS)).all()
         assert found.results == tmp_path / 'run' / 'evaluation'
     shutil.copytree(tmp_path / 'run' / 'model', tmp_path / 'd4')
     assert open_checkpoint(tmp_path / 'd4').results == tmp_path / 'd4_evaluation'

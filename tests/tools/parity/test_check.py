@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from einops import rearrange
+from helpers.models import changed
 from helpers.paths import GOLDEN
 
 from infinity_jax.errors import UserError
@@ -49,11 +50,9 @@ def test_passes(folder, capsys):
 
 def test_bfloat16_is_near(references):
     """Drawing with the blocks in bfloat16; docs/speed.md has its errors on other weights."""
-    bundle = references[A].bundle
-    config = dataclasses.replace(bundle.transformer_config, dtype='bfloat16')
-    half = dataclasses.replace(
-        references[A], bundle=dataclasses.replace(bundle, transformer_config=config)
-    )
+    loaded = references[A].loaded
+    config = dataclasses.replace(loaded.configs.transformer, dtype='bfloat16')
+    half = dataclasses.replace(references[A], loaded=changed(loaded, transformer_config=config))
     rows = list(check_stages.generation_rows(half, 'generation', 'gen', half.meta, None))
     assert 1e-3 < rows[0].error < 0.04
     (bits,) = (row for row in rows if row.bits)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.lpips_weights import narrow_files
+from helpers.models import model_of
 from helpers.tiny import tokenizer_variables
 from PIL import Image
 
@@ -17,7 +18,7 @@ from infinity_jax.sharding import make_mesh
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.quantizer import quantize
 from infinity_jax.training import flops, loop
-from infinity_jax.training.init_from import starting_params
+from infinity_jax.training.init_from import tokenizer_params
 from infinity_jax.training.metrics import read_metrics
 from infinity_jax.training.optimizer import OptimizerConfig
 from infinity_jax.training.tokenizer.config import TokenizerLosses, TokenizerRunConfig, check
@@ -25,7 +26,7 @@ from infinity_jax.training.tokenizer.losses import entropy_penalty
 from infinity_jax.training.tokenizer.noise import QuantizerTraining
 from infinity_jax.training.tokenizer.step import Outputs, bit_usage, loss_terms
 from infinity_jax.training.tokenizer.task import make_task
-from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model
+from infinity_jax.weights.model_folder import load_model, save_model
 
 
 @pytest.fixture
@@ -64,9 +65,12 @@ def test_learns_resumes_and_exports(config, tmp_path):
     assert line['model_tflops_per_second'] * 1e12 * line['step_seconds'] == pytest.approx(step)
     assert read_metrics(config.run_dir, 'heldout')[-1]['psnr'] > 8
     assert Image.open(tmp_path / 'run' / 'samples' / 'step_0000020.png').width > 100
-    bundle = load_model(folder)
-    assert bundle.tokenizer_config == config.tokenizer and bundle.schedule.grids == config.grids
-    assert bundle.transformer_params is None
+    loaded = load_model(folder)
+    assert (
+        loaded.configs.tokenizer == config.tokenizer
+        and loaded.configs.schedule.grids == config.grids
+    )
+    assert loaded.transformer_params is None
     # Half the run, then the same command with the whole length: a constant rate, so the same run.
     cut = dataclasses.replace(config, run_dir=str(tmp_path / 'cut'), sample_every=100)
     run(dataclasses.replace(cut, steps=10))
@@ -140,12 +144,12 @@ def test_perceptual_weights_are_used_and_not_remembered(config, tmp_path, monkey
 
 def test_a_folder_with_other_bits_gives_all_but_the_layers_next_to_them(config, tmp_path, capsys):
     params = tokenizer_variables(config.tokenizer)['params']
-    save_model(tmp_path / 'd8', ModelBundle(tokenizer_config=config.tokenizer,
+    save_model(tmp_path / 'd8', model_of(tokenizer_config=config.tokenizer,
                                             tokenizer_params=params))  # fmt: skip
     for bits, new in ((8, 0), (12, 3)):
         wider = dataclasses.replace(config.tokenizer, bits=bits)
         fresh = tokenizer_variables(wider, seed=1)['params']
-        started = starting_params(str(tmp_path / 'd8'), fresh)
+        started = tokenizer_params(str(tmp_path / 'd8'), fresh)
         same = [
             np.array_equal(a, b)
             for a, b in zip(jax.tree.leaves(started), jax.tree.leaves(fresh), strict=True)
@@ -157,12 +161,12 @@ def test_a_folder_with_other_bits_gives_all_but_the_layers_next_to_them(config, 
     assert said.count('\n') == 1 and 'has 8 bits, not 12' in said
     other = dataclasses.replace(config.tokenizer, base_channels=16)
     with pytest.raises(UserError, match='use that model'):
-        starting_params(str(tmp_path / 'd8'), tokenizer_variables(other)['params'])
+        tokenizer_params(str(tmp_path / 'd8'), tokenizer_variables(other)['params'])
 
 
 def test_a_frozen_encoder_wants_its_own_number_of_bits(config, tmp_path):
     params = tokenizer_variables(config.tokenizer)['params']
-    save_model(tmp_path / 'd8', ModelBundle(tokenizer_config=config.tokenizer,
+    save_model(tmp_path / 'd8', model_of(tokenizer_config=config.tokenizer,
                                             tokenizer_params=params))  # fmt: skip
     frozen = dataclasses.replace(
         config,
@@ -179,16 +183,16 @@ def test_a_frozen_encoder_wants_its_own_number_of_bits(config, tmp_path):
 
 
 def test_a_folder_without_a_tokenizer_is_told_so(config, tmp_path):
-    save_model(tmp_path / 'none', ModelBundle())
+    save_model(tmp_path / 'none', model_of())
     fresh = tokenizer_variables(config.tokenizer)['params']
     with pytest.raises(UserError, match='none: holds no tokenizer; name a model folder') as e:
-        starting_params(str(tmp_path / 'none'), fresh)
+        tokenizer_params(str(tmp_path / 'none'), fresh)
     assert '\n' not in str(e.value)
 
 
 def test_training_starts_from_a_folder_with_other_bits(config, tmp_path):
     params = tokenizer_variables(config.tokenizer)['params']
-    save_model(tmp_path / 'd8', ModelBundle(tokenizer_config=config.tokenizer,
+    save_model(tmp_path / 'd8', model_of(tokenizer_config=config.tokenizer,
                                             tokenizer_params=params))  # fmt: skip
     wider = dataclasses.replace(config.tokenizer, bits=12)
     mesh = make_mesh(devices=jax.devices()[:1])
@@ -205,7 +209,7 @@ def test_training_starts_from_a_folder_with_other_bits(config, tmp_path):
 
 def test_a_deeper_decoder_on_a_kept_encoder_starts_as_it_was_and_changes_no_bit(config, tmp_path):
     params = tokenizer_variables(config.tokenizer)['params']
-    save_model(tmp_path / 'old', ModelBundle(tokenizer_config=config.tokenizer,
+    save_model(tmp_path / 'old', model_of(tokenizer_config=config.tokenizer,
                                              tokenizer_params=params))  # fmt: skip
     deeper = dataclasses.replace(
         config,
@@ -216,7 +220,7 @@ def test_a_deeper_decoder_on_a_kept_encoder_starts_as_it_was_and_changes_no_bit(
         optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.5, weight_decay=1.0),
     )
     fresh = tokenizer_variables(deeper.tokenizer, seed=1)['params']
-    started = starting_params(deeper.init_from, fresh)
+    started = tokenizer_params(deeper.init_from, fresh)
     assert set(started['decoder']['up_0']) == {f'block_{i}' for i in range(4)}
     total = jax.random.normal(jax.random.key(0), (1, 4, 4, 8))
     before, after = (

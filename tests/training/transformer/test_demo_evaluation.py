@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from helpers.models import model_of
 from helpers.tiny import tokenizer_variables
 from PIL import Image
 
@@ -16,7 +17,6 @@ from infinity_jax.errors import UserError
 from infinity_jax.inference.pipeline import GeneratedImages
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.training.transformer import demo_evaluation as evaluate
-from infinity_jax.weights.model_folder import ModelBundle
 
 COUNT = 6
 GRIDS = ((1, 1), (2, 2), (4, 4))
@@ -30,7 +30,7 @@ class PerfectPipeline:
 
     schedule = ScaleSchedule.free(GRIDS)
 
-    def __init__(self, bundle, max_batch, quantization):
+    def __init__(self, loaded, max_batch, quantization):
         specs = [s for kind in evaluate.PAIRS for s in evaluation_specs('starter', kind, COUNT)]
         self.renders = {caption(spec): render(spec, 16) for spec in specs}
 
@@ -42,8 +42,8 @@ class PerfectPipeline:
 
 
 @pytest.fixture
-def bundle():
-    return ModelBundle(
+def loaded():
+    return model_of(
         tokenizer_config=TOKENIZER,
         tokenizer_params=tokenizer_variables(TOKENIZER)['params'],
         transformer_config=TransformerConfig(depth=1, width=16, num_heads=2, bits=4),
@@ -52,8 +52,8 @@ def bundle():
     )
 
 
-def test_counts_what_is_right_and_leaves_table_and_sheet(bundle, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, 'load_model', lambda _: bundle)
+def test_counts_what_is_right_and_leaves_table_and_sheet(loaded, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, 'load_model', lambda _: loaded)
     monkeypatch.setattr(evaluate, 'InfinityPipeline', PerfectPipeline)
     results = evaluate.evaluate_demo('somewhere', count=COUNT, out=tmp_path)
     assert json.loads((tmp_path / 'evaluation.json').read_text())['trained'] == results['trained']
@@ -66,9 +66,9 @@ def test_counts_what_is_right_and_leaves_table_and_sheet(bundle, tmp_path, monke
     assert 'held_out' in capsys.readouterr().out
 
 
-def test_reconstruct_keeps_the_count_over_batches(bundle):
+def test_reconstruct_keeps_the_count_over_batches(loaded):
     images = np.zeros((evaluate.BATCH + 3, 16, 16, 3), np.uint8)
-    outputs, ratio = evaluate.reconstruct(bundle, ScaleSchedule.free(GRIDS), images)
+    outputs, ratio = evaluate.reconstruct(loaded, ScaleSchedule.free(GRIDS), images)
     assert outputs.shape == images.shape and outputs.dtype == np.uint8
     assert jax.numpy.isfinite(ratio)
 

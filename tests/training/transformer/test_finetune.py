@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 import safetensors
+from helpers.models import model_of
 from helpers.paths import CONFIGS
 from helpers.tiny import lively, tokenizer_variables, transformer_variables
 
-from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig, from_mapping
+from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.convert.exporting import to_torch_files
 from infinity_jax.errors import UserError
 from infinity_jax.inference.pipeline import InfinityPipeline
@@ -20,13 +21,13 @@ from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.tools.evaluation.loss import evaluate_loss
 from infinity_jax.tools.plan.abstract_step import abstract_step, configured_parts
 from infinity_jax.training import loop
+from infinity_jax.training.init_from import run_config, transformer_params
 from infinity_jax.training.metrics import read_metrics
-from infinity_jax.training.transformer.config import T2IConfig
-from infinity_jax.training.transformer.parts import load_parts, load_start, place_frozen
+from infinity_jax.training.transformer.parts import load_parts, place_frozen
 from infinity_jax.training.transformer.task import make_task
 from infinity_jax.transformer.lora import LoraConfig, merge
 from infinity_jax.weights.adapter_file import FILE_NAME, load_adapter, merge_into_folder
-from infinity_jax.weights.model_folder import DEMO_FOLDER, ModelBundle, load_model, save_model
+from infinity_jax.weights.model_folder import DEMO_FOLDER, load_model, save_model
 from infinity_jax.weights.t5_folder import encoder_shapes
 
 FINETUNE = runpy.run_path(str(CONFIGS / 'finetune.py'))
@@ -42,7 +43,7 @@ CAPTIONS = ['a red apple on a blue background', 'a green leaf']
 
 
 def save(folder, transformer=TRANSFORMER, tokenizer=TOKENIZER, schedule=None, text=TEXT):
-    bundle = ModelBundle(
+    loaded = model_of(
         transformer_config=transformer,
         transformer_params=transformer_variables(transformer)['params'],
         tokenizer_config=tokenizer,
@@ -52,7 +53,7 @@ def save(folder, transformer=TRANSFORMER, tokenizer=TOKENIZER, schedule=None, te
         text_tokenizer=TextTokenizer.from_folder(DEMO_FOLDER / 'text_encoder'),
         schedule=schedule,
     )
-    save_model(folder, bundle)
+    save_model(folder, loaded)
     return folder
 
 
@@ -73,24 +74,24 @@ def fields(folder, tmp_path, variant='full'):
 
 
 def test_the_folder_says_what_is_trained(folder, tmp_path):
-    config = from_mapping(T2IConfig, fields(folder, tmp_path))
+    config = run_config(fields(folder, tmp_path))
     assert config.transformer == dataclasses.replace(TRANSFORMER, drop_path=0.0)
     assert config.tokenizer == str(folder) and config.text.folder == str(folder / 'text_encoder')
     changed = fields(folder, tmp_path)
     changed.transformer.dtype, changed.text.folder = 'bfloat16', 'elsewhere'
-    config = from_mapping(T2IConfig, changed)
+    config = run_config(changed)
     assert config.transformer.dtype == 'bfloat16' and config.transformer.depth == 2
     assert config.text.folder == 'elsewhere'
 
 
 def test_a_folder_must_be_named(folder, tmp_path):
     with pytest.raises(UserError, match='config.init_from is empty: name the model folder'):
-        from_mapping(T2IConfig, FINETUNE['get_config']())
-    save_model(tmp_path / 'tokenizer', ModelBundle(tokenizer_config=TOKENIZER,
+        run_config(FINETUNE['get_config']())
+    save_model(tmp_path / 'tokenizer', model_of(tokenizer_config=TOKENIZER,
                tokenizer_params=tokenizer_variables(TOKENIZER)['params']))  # fmt: skip
     with pytest.raises(UserError, match='holds no transformer'):
-        from_mapping(T2IConfig, fields(tmp_path / 'tokenizer', tmp_path))
-    config = from_mapping(T2IConfig, fields(folder, tmp_path))
+        run_config(fields(tmp_path / 'tokenizer', tmp_path))
+    config = run_config(fields(folder, tmp_path))
     lora = LoraConfig(rank=1)
     with pytest.raises(UserError, match='lora.rank is 1 and config.init_from empty'):
         dataclasses.replace(config, lora=lora, init_from='')
@@ -106,7 +107,7 @@ def test_adapters_start_at_the_folders_loss_and_merge_into_what_they_drew(folder
     config = fields(folder, tmp_path, 'lora')
     config.lora.rank, config.optimizer.warmup_steps = 1, 1
     config.optimizer.learning_rate = 0.1
-    config = from_mapping(T2IConfig, config)
+    config = run_config(config)
     mesh = make_mesh(devices=jax.devices()[:1])
     task = dataclasses.replace(make_task(config, mesh), sample=lambda *_: None)
     assert set(task.abstract_state.params) == {'lora'}
@@ -135,7 +136,7 @@ def test_adapters_start_at_the_folders_loss_and_merge_into_what_they_drew(folder
 
 @pytest.mark.parametrize('variant', ['full', 'lora'])
 def test_a_plan_has_the_frozen_parts_of_the_run(folder, tmp_path, variant):
-    config = from_mapping(T2IConfig, fields(folder, tmp_path, variant))
+    config = run_config(fields(folder, tmp_path, variant))
     mesh = make_mesh(config.mesh)
     placed = place_frozen(config, load_parts(config, mesh), mesh)
     planned = abstract_step(config, configured_parts(config), mesh).arguments[1]
@@ -149,7 +150,7 @@ def test_a_plan_has_the_frozen_parts_of_the_run(folder, tmp_path, variant):
 
 
 def test_all_weights_start_at_the_folders(folder, tmp_path):
-    config = from_mapping(T2IConfig, fields(folder, tmp_path))
+    config = run_config(fields(folder, tmp_path))
     state = make_task(config, make_mesh(devices=jax.devices()[:1])).from_model()
     given = load_model(folder).transformer_params
     for tree in (state.params, state.ema):
@@ -166,11 +167,11 @@ def test_the_stages_of_the_recipe_hand_on_their_weights(tmp_path, patchify):
     folder = save(tmp_path / 'stage_256', transformer, tokenizer, small)
     config = fields(folder, tmp_path)
     config.data.image_size, config.data.ratios = 512, ('all',)
-    config = from_mapping(T2IConfig, config)
+    config = run_config(config)
     assert load_parts(config).schedule == large
     given = load_model(folder).transformer_params
     mesh = make_mesh(devices=jax.devices()[:1])
-    started = load_start(config, {'transformer': given}, mesh)['transformer']
+    started = transformer_params(config, {'transformer': given}, mesh)['transformer']
     jax.tree.map(np.testing.assert_array_equal, started, given)
     # A scale's tokens keep their positions, and its row of the level table, at the next budget.
     tokens = small.num_tokens
@@ -182,5 +183,5 @@ def test_a_folded_models_own_grids_are_kept(tmp_path):
     schedule = ScaleSchedule.free(((1, 1), (2, 2)))
     transformer = dataclasses.replace(TRANSFORMER, spatial_patchify=True)
     folder = save(tmp_path / 'folded', transformer, schedule=schedule)
-    config = from_mapping(T2IConfig, fields(folder, tmp_path))
+    config = run_config(fields(folder, tmp_path))
     assert load_parts(config).schedule == schedule  # 2x2 tokens of 2x2 codes of 4 pixels: 16

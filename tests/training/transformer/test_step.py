@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.models import model_of
 from helpers.tiny import (
     QUICK_COMPILE,
     SCHEDULE,
@@ -33,7 +34,6 @@ from infinity_jax.training.transformer.parts import place_frozen
 from infinity_jax.training.transformer.step import Models, evaluation_step, jit_step, train_step
 from infinity_jax.transformer.model import Transformer
 from infinity_jax.transformer.remat import POLICIES
-from infinity_jax.weights.model_folder import ModelBundle
 from infinity_jax.weights.t5_folder import encoder_shapes, load_encoder, save_encoder
 
 ENCODER = dataclasses.replace(TEXT, vocab_size=40)
@@ -198,11 +198,14 @@ def test_the_frozen_text_encoder_is_split_and_has_the_dtype_of_products(tmp_path
         text=TextTraining(folder=str(folder)),
         transformer=dataclasses.replace(TRANSFORMER, dtype='bfloat16'),
     )
-    bundle = ModelBundle(
-        tokenizer_config=TOKENIZER, tokenizer_params=tokenizer_variables()['params']
+    text, text_params = load_encoder(folder, None, mesh)
+    loaded = model_of(
+        tokenizer_config=TOKENIZER,
+        tokenizer_params=tokenizer_variables()['params'],
+        text_config=text,
+        text_params=text_params,
     )
-    bundle.text_config, bundle.text_params = load_encoder(folder, None, mesh)
-    frozen = place_frozen(config, bundle, mesh)
+    frozen = place_frozen(config, loaded, mesh)
     kernel = frozen['text']['layers']['query']['kernel']
     assert kernel.dtype == jnp.bfloat16 and kernel.sharding.shard_shape(kernel.shape) == (1, 8, 8)
     assert frozen['text']['token_embedding'].dtype == jnp.float32

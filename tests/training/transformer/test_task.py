@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.data_folders import jsonl_folder, tar_folder, tfds_folder
+from helpers.models import model_of
 from PIL import Image
 
 from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig
@@ -32,7 +33,7 @@ from infinity_jax.training.transformer.config import T2IConfig, TextTraining
 from infinity_jax.training.transformer.parts import load_parts
 from infinity_jax.training.transformer.step import make_models
 from infinity_jax.training.transformer.task import make_task
-from infinity_jax.weights.model_folder import ModelBundle, load_model, save_model
+from infinity_jax.weights.model_folder import load_model, save_model
 
 GRIDS = ((1, 1), (2, 2), (4, 4))
 TOKENIZER = TokenizerConfig(
@@ -232,10 +233,8 @@ def save_tokenizer(folder, config, grids=None):
     size = 4 * config.stride
     params = Autoencoder(config).init(jax.random.key(0), jnp.zeros((1, size, size, 3)))['params']
     schedule = None if grids is None else ScaleSchedule.free(grids)
-    bundle = ModelBundle(
-        tokenizer_config=config, tokenizer_params=nn.unbox(params), schedule=schedule
-    )
-    save_model(folder, bundle)
+    loaded = model_of(tokenizer_config=config, tokenizer_params=nn.unbox(params), schedule=schedule)
+    save_model(folder, loaded)
     return str(folder)
 
 

@@ -1,0 +1,28 @@
+"""Loaded models by keyword, for tests that need a part or two."""
+
+import dataclasses
+
+from infinity_jax.config import ModelConfigs
+from infinity_jax.weights.model_folder import LoadedModel
+
+CONFIGS = {
+    'transformer_config': 'transformer',
+    'tokenizer_config': 'tokenizer',
+    'text_config': 'text',
+    'schedule': 'schedule',
+    'source': 'source',
+    'extra': 'extra',
+}
+
+
+def model_of(**parts):
+    """A `LoadedModel` of its fields and those of `ModelConfigs`, the latter by the names above."""
+    configs = {CONFIGS[name]: parts.pop(name) for name in tuple(parts) if name in CONFIGS}
+    return LoadedModel(ModelConfigs(**configs), **parts)
+
+
+def changed(loaded, **parts):
+    """`loaded` with other fields, named as in `model_of`."""
+    configs = {CONFIGS[name]: parts.pop(name) for name in tuple(parts) if name in CONFIGS}
+    configs = dataclasses.replace(loaded.configs, **configs)
+    return dataclasses.replace(loaded, configs=configs, **parts)
