@@ -37,8 +37,8 @@ MODULES = (
 )
 INTRODUCTION = """# API
 
-Generated from the docstrings by `python scripts/build_api_page.py`; do not edit. Shapes are suffixes of
-names: see the [glossary](../README.md#glossary). How to generate images from Python:
+Generated from the docstrings by `python scripts/build_api_page.py`; do not edit. Shapes are
+suffixes of names: see the [glossary](../README.md#glossary). How to generate images from Python:
 [generate.md](generate.md#in-python).
 """
 HEADINGS = ('Args', 'Returns', 'Raises', 'Attributes', 'Yields')

@@ -18,7 +18,7 @@ PAGES = sorted(
         *(REPOSITORY / 'launch').glob('*.md'),
     ]
 )
-TRAIN = 'python -m infinity_jax.main '
+TRAIN = ('python -m infinity_jax.main ', 'infinity-jax train ')
 each_page = pytest.mark.parametrize(
     'page', PAGES, ids=lambda page: str(page.relative_to(REPOSITORY))
 )
@@ -30,19 +30,25 @@ def blocks(page, language):
     return [re.sub(rf'^{indent}', '', text, flags=re.M) for indent, text in found]
 
 
+def prose(page):
+    """The text of a page without its fenced code blocks."""
+    return re.sub(r'^ *```.*?^ *```', '', page.read_text(), flags=re.DOTALL | re.M)
+
+
 def shell_lines(page):
-    """Commands of shell blocks and inline code, continuation lines joined, comments removed."""
+    """Commands of shell blocks, continuation lines joined."""
     text = '\n'.join(blocks(page, 'bash')).replace('\\\n', ' ')
-    lines = [part.strip() for line in text.splitlines() for part in line.split('&&')]
-    prose = re.sub(r'^ *```.*?^ *```', '', page.read_text(), flags=re.DOTALL | re.M)
-    return lines + [' '.join(code.split()) for code in re.findall(r'`([^`]+)`', prose)]
+    return [part.strip() for line in text.splitlines() for part in line.split('&&')]
+
+
+def inline_code(page):
+    return [' '.join(code.split()) for code in re.findall(r'`([^`]+)`', prose(page))]
 
 
 def anchors(page):
     """The anchors that GitHub gives the headings of a page."""
-    text = re.sub(r'^ *```.*?^ *```', '', page.read_text(), flags=re.DOTALL | re.M)
     build = script('build_api_page').anchor
-    return {build(heading) for heading in re.findall(r'^#+ (.*)$', text, re.M)}
+    return {build(heading) for heading in re.findall(r'^#+ (.*)$', prose(page), re.M)}
 
 
 def test_the_pages_are_found():
@@ -52,7 +58,7 @@ def test_the_pages_are_found():
 
 @each_page
 def test_relative_links_lead_somewhere(page):
-    for link in re.findall(r'\]\(([^)\s]+)\)', page.read_text()):
+    for link in re.findall(r'\]\(([^)\s]+)\)', prose(page)):
         if re.match(r'https?:', link):
             continue
         path, _, anchor = link.partition('#')
@@ -67,31 +73,36 @@ def test_files_named_in_code_exist(page):
         return
     for name in re.findall(r'`([\w./]+/[\w.]+\.(?:py|sh|yaml|md))`', page.read_text()):
         places = (REPOSITORY, REPOSITORY / 'infinity_jax', page.parent)
+        if 'NAME' in name:
+            continue
         assert any((place / name).exists() for place in places), f'{name} does not exist'
 
 
 @each_page
 def test_commands_parse(page):
-    parser = build_parser()
-    for line in shell_lines(page):
-        if line.startswith('infinity-jax '):
-            words, overrides = split_overrides(shlex.split(line, comments=True)[1:])
-            args = parser.parse_args(words)
-            assert not overrides or hasattr(args, 'overrides') or args.command == 'train', line
+    for line in [*shell_lines(page), *inline_code(page)]:
+        words = shlex.split(line, comments=True) if line.startswith('infinity-jax ') else []
+        if not words or words[1] == 'train':  # training takes fields of its config, see below
+            continue
+        words, overrides = split_overrides(words[1:])
+        if line in inline_code(page) and not any(word.startswith('-') for word in words):
+            with pytest.raises(SystemExit, match='^0$'):  # the name of a command, without flags
+                build_parser().parse_args([*words, '--help'])
+            continue
+        args = build_parser().parse_args(words)
+        assert not overrides or hasattr(args, 'overrides'), line
 
 
 @each_page
 def test_training_commands_name_fields_of_their_config(page):
-    for line in shell_lines(page):
-        if not line.startswith(TRAIN):
+    for line in [*shell_lines(page), *inline_code(page)]:
+        words = shlex.split(line, comments=True) if line.startswith(TRAIN) else []
+        settings = [word for word in words if word.startswith('--')]
+        if not settings or not settings[0].startswith('--config=configs/'):
             continue
-        config, *overrides = shlex.split(line.removeprefix(TRAIN), comments=True)
-        spec = config.removeprefix('--config=')
-        if not spec.startswith('configs/'):
-            continue
-        wrong = [word for word in overrides if not word.startswith('--config.')]
-        assert not wrong, f'{line}: {wrong}'
-        read_config_file(f'{REPOSITORY}/{spec}', overrides)
+        spec, *overrides = settings
+        assert all(word.startswith('--config.') for word in overrides), line
+        read_config_file(f'{REPOSITORY}/{spec.removeprefix("--config=")}', overrides)
 
 
 @each_page
