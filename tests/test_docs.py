@@ -9,7 +9,7 @@ import pytest
 from helpers.paths import REPOSITORY, script
 
 from infinity_jax.cli import build_parser
-from infinity_jax.tools.commands.config_flags import read_config_file, split_overrides
+from infinity_jax.tools.commands.config_flags import read_config_file
 
 PAGES = sorted(
     [
@@ -84,7 +84,8 @@ def test_commands_parse(page):
         words = shlex.split(line, comments=True) if line.startswith('infinity-jax ') else []
         if not words or words[1] == 'train':  # training takes fields of its config, see below
             continue
-        words, overrides = split_overrides(words[1:])
+        overrides = [word for word in words if word.startswith('--config.')]
+        words = [word for word in words[1:] if word not in overrides]
         if line in inline_code(page) and not any(word.startswith('-') for word in words):
             with pytest.raises(SystemExit, match='^0$'):  # the name of a command, without flags
                 build_parser().parse_args([*words, '--help'])
