@@ -7,7 +7,7 @@ The folder holds images and one or more *.jsonl files. Each line describes one i
 
     {"image_path": "0001.png", "text": "a red circle on a white background"}
 
-The run folder gets the checkpoints, the logged losses and the finished model. About 3 minutes on
+The run folder gets the checkpoints, the logged losses and the finished model. A few minutes on
 two CPU cores. For a larger model name its folder with --model, and see docs/presets.md.
 """
 

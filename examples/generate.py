@@ -1,6 +1,6 @@
 """Generates images with the model that ships with the package.
 
-    python examples/generate.py --out images
+    python examples/generate.py --out runs/images
 
 It writes one PNG file per image, and prints the file names. About 10 seconds on two CPU cores.
 """
@@ -19,7 +19,9 @@ def main() -> None:
     parser.add_argument('--model', help='model folder, or org/name; default: the shipped demo')
     parser.add_argument('--num', type=int, default=2, help='images per prompt')
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('images'), help='folder')
+    parser.add_argument(
+        '--out', type=pathlib.Path, default=pathlib.Path('runs/images'), help='folder'
+    )
     args = parser.parse_args()
 
     pipeline = InfinityPipeline.from_pretrained(*filter(None, [args.model]))

@@ -4,7 +4,7 @@
     python examples/train_tokenizer.py --images DIR   # on the images in a folder and below it
 
 The run folder gets the checkpoints, the finished tokenizer and, in `evaluation`, originals and
-reconstructions after 1 to K scales. About 3 minutes on two CPU cores. The released sizes and
+reconstructions after 1 to K scales. A few minutes on two CPU cores. The released sizes and
 their recipes: docs/tokenizer.md.
 """
 
