@@ -58,7 +58,7 @@ def released_names(tmp_path):
     safetensors.numpy.save_file(arrays | half, tmp_path / 'half.safetensors')
     from_torch(tmp_path / 'half', tokenizer=tmp_path / 'half.safetensors', overrides=GROUPS)
     model = load_model(tmp_path / 'half')
-    renamed = to_torch(model.tokenizer_config, model.tokenizer_params)
+    renamed = to_torch(model.configs.tokenizer, model.tokenizer_params)
     renamed |= {'encoder.conv_out.conv.weight': weight, 'encoder.conv_out.conv.bias': bias}
     return {name: array for name, array in renamed.items() if 'lfq' not in name}
 
@@ -76,7 +76,7 @@ def imported(tmp_path, arrays, capsys):
 def test_mean_and_image_are_those_of_torch(tmp_path):
     from_torch(tmp_path / 'm', tokenizer=FOLDER / 'vae.safetensors', overrides=GROUPS)
     model = load_model(tmp_path / 'm')
-    assert model.tokenizer_config == CONFIG
+    assert model.configs.tokenizer == CONFIG
     wanted = safetensors.numpy.load_file(FOLDER / 'arrays.safetensors')
     apply = Autoencoder(CONFIG).apply
     variables = {'params': model.tokenizer_params}
@@ -97,7 +97,7 @@ def test_kernels_come_through_and_what_does_not_is_said(tmp_path, capsys, names)
     }
     extra |= {'decoder.up.1.attn.0.q.weight': noise(8), 'loss.logvar': noise(1)}
     model, said = imported(tmp_path, arrays | extra, capsys)
-    assert model.tokenizer_config.bits == 6
+    assert model.configs.tokenizer.bits == 6
     ours = model.tokenizer_params
     for name, kernel in {
         'encoder.down.0.block.0.conv1': ours['encoder']['down_0']['block_0']['conv1'],

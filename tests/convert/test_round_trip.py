@@ -317,7 +317,7 @@ def test_faults_of_the_tokenizer_hide_none_of_the_transformer(tmp_path):
 def test_a_model_on_grids_of_its_own(tmp_path):
     source = write_released(tmp_path)
     from_torch(tmp_path / 'm', **source, grids=((1, 1), (2, 3)))
-    assert load_model(tmp_path / 'm').schedule.grids == ((1, 1), (2, 3))
+    assert load_model(tmp_path / 'm').configs.schedule.grids == ((1, 1), (2, 3))
 
 
 def test_a_second_export_leaves_nothing_of_the_first(tmp_path):

@@ -236,9 +236,9 @@ def test_a_mesh_gets_its_weights_in_shards(tmp_path, monkeypatch):
     def load_sharded(folder, dtype, parts, mesh):
         loaded = load_model(folder, dtype=dtype, parts=parts)
         for name, config in (
-            ('transformer_params', loaded.transformer_config),
-            ('tokenizer_params', loaded.tokenizer_config),
-            ('text_params', loaded.text_config),
+            ('transformer_params', loaded.configs.transformer),
+            ('tokenizer_params', loaded.configs.tokenizer),
+            ('text_params', loaded.configs.text),
         ):
             if getattr(loaded, name) is not None:
                 setattr(loaded, name, place(getattr(loaded, name), 'float32', config, mesh))

@@ -229,7 +229,7 @@ def test_a_deeper_decoder_on_a_kept_encoder_starts_as_it_was_and_changes_no_bit(
     )
     np.testing.assert_allclose(after, before, atol=1e-5)
     trained = load_model(run(deeper))
-    assert trained.tokenizer_config.decoder_blocks == 4
+    assert trained.configs.tokenizer.decoder_blocks == 4
     same = jax.tree.map(np.array_equal, trained.tokenizer_params, started)
     assert all(jax.tree.leaves(same['encoder'])) and not any(jax.tree.leaves(same['decoder']))
     with pytest.raises(UserError, match='without init_from'):

@@ -168,7 +168,7 @@ def test_the_stages_of_the_recipe_hand_on_their_weights(tmp_path, patchify):
     config = fields(folder, tmp_path)
     config.data.image_size, config.data.ratios = 512, ('all',)
     config = run_config(config)
-    assert load_parts(config).schedule == large
+    assert load_parts(config).configs.schedule == large
     given = load_model(folder).transformer_params
     mesh = make_mesh(devices=jax.devices()[:1])
     started = transformer_params(config, {'transformer': given}, mesh)['transformer']
@@ -184,4 +184,4 @@ def test_a_folded_models_own_grids_are_kept(tmp_path):
     transformer = dataclasses.replace(TRANSFORMER, spatial_patchify=True)
     folder = save(tmp_path / 'folded', transformer, schedule=schedule)
     config = run_config(fields(folder, tmp_path))
-    assert load_parts(config).schedule == schedule  # 2x2 tokens of 2x2 codes of 4 pixels: 16
+    assert load_parts(config).configs.schedule == schedule  # 2x2 tokens of 2x2 codes of 4 pixels: 16

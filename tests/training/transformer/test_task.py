@@ -277,7 +277,7 @@ def test_all_kinds_of_data_train_together_and_resume_in_the_same_order_with_work
     run(cut)
     assert order == whole[4:]
     assert losses(cut) == wanted
-    kept = load_model(folder).extra['run']['data']['sources']
+    kept = load_model(folder).configs.extra['run']['data']['sources']
     assert [source['kind'] for source in kept] == ['jsonl', 'tar', 'tfds', 'emoji']
     assert str(tmp_path) not in json.dumps(kept)  # paths are nobody else's business
 
