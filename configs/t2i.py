@@ -14,8 +14,8 @@ for 72 % of the emoji and all backgrounds; 18,000 more steps from there, 80 minu
     python -m infinity_jax.main --config=configs/t2i.py:shipped --config.init_from=FOLDER \
         --config.steps=18000 --config.optimizer.learning_rate=1.5e-3 --config.seed=2
 
-The sizes of the paper (125m, 361m, 940m, 2b, 5b, 8b, 20b), each at 256², 512² and 1024² with the
-paper's recipe, one after the other:
+The sizes of the paper and of the released models (125m, 361m, 940m, 2b, 2.2b, 4.7b, 8b, 20b), each
+at 256², 512² and 1024² with the recipe of the paper, one stage after the other:
 
     python -m infinity_jax.main --config=configs/t2i.py:2b_256 \
         --config.tokenizer=FOLDER --config.text.folder=FLAN_T5_XL
@@ -34,21 +34,22 @@ assumed MFU of 40 %.
     2b_256      150,000 x 4096         7.10     v5e 16x16      15,385     2.5
     2b_512      110,000 x 4096        33.46     v5e 16x16      53,140     8.6
     2b_1024      60,000 x 2048       177.60     v5e 16x16      76,930    12.5
-    5b_1024      60,000 x 2048       352.60     v5p 4x4x8      65,552    21.3
+    4.7b_1024    60,000 x 2048       352.60     v5p 4x4x8      65,552    21.3
     8b_512      110,000 x 4096       121.17     v5p 4x4x8      82,598    26.9
     8b_1024      60,000 x 2048       584.47     v5p 4x4x8     108,659    35.4
     20b_1024     60,000 x 2048      1333.09     v5p 8x8x8     247,836    20.2
 
-Frozen networks add 1.5 TFLOP an image at 256², 2.3 at 512² and 5.4 at 1024², which for the small
+Frozen networks add 1.5 TFLOP per image at 256², 2.3 at 512² and 5.4 at 1024², which for the small
 ones is more than their own: store their features first where you can.
 """
 
 import math
+import sys
 
 from ml_collections import ConfigDict
 
-# Paper table 1, and the released 2B and 8B. The 5b is the paper's 4.7B. The 20B has the tokenizer
-# of the 8B, as its own is not known.
+# Paper table 1 (2.2b is its 2B) and the released models (2b, 8b), as in `config.PRESETS` of the
+# package. The 20B is assumed to have the tokenizer of the 8B, as its own is not known.
 STRIDE_16 = {'bits': 32, 'spatial_patchify': False, 'drop_path': 0.1}
 STRIDE_8 = {'bits': 14, 'spatial_patchify': True, 'drop_path': 0.1}  # 2x2 codes a token
 SIZES = {
@@ -56,7 +57,8 @@ SIZES = {
     '361m': {'depth': 16, 'width': 1152, 'num_heads': 12, **STRIDE_16},
     '940m': {'depth': 24, 'width': 1536, 'num_heads': 16, **STRIDE_16},
     '2b': {'depth': 32, 'width': 2048, 'num_heads': 16, **STRIDE_16},
-    '5b': {'depth': 40, 'width': 2688, 'num_heads': 24, **STRIDE_16},
+    '2.2b': {'depth': 32, 'width': 2080, 'num_heads': 20, **STRIDE_16},
+    '4.7b': {'depth': 40, 'width': 2688, 'num_heads': 24, **STRIDE_16},
     '8b': {'depth': 40, 'width': 3584, 'num_heads': 28, **STRIDE_8},
     '20b': {'depth': 58, 'width': 4608, 'num_heads': 36, **STRIDE_8, 'drop_path': 0.25},
 }
@@ -68,21 +70,39 @@ STAGES = {
 }
 # Of the slices above, and how many images of an edge one of their chips works on at once: by what
 # rematerialised blocks keep, of which docs/scaling.md has a table. Compiled are those of REMAT.
-CHIPS = {'125m': 32, '361m': 64, '940m': 128, '2b': 256, '5b': 128, '8b': 128, '20b': 512}
+CHIPS = {
+    '125m': 32, '361m': 64, '940m': 128, '2b': 256, '2.2b': 128, '4.7b': 128, '8b': 128, '20b': 512,
+}  # fmt: skip
 AT_ONCE_16_GB = {'256': 16, '512': 4, '1024': 1}  # v5e
 AT_ONCE_95_GB = {'256': 64, '512': 16, '1024': 2}  # v5p
 REMAT = {name: 'queries' for name in ('2b_256', '2b_1024', '8b_1024')}  # compiled, and fits
-ON_V5P = ('5b', '8b', '20b')
+# 2.2b: its width, 16 · 130, splits over 2 chips only, and half of its state wants a v5p's memory.
+ON_V5P = ('2.2b', '4.7b', '8b', '20b')
+RENAMED_SIZES = {'5b': '4.7b'}  # in version 0.1 -> now; the old name is read until version 0.3
 VARIANTS = ('demo', 'shipped', *(f'{size}_{edge}' for size in SIZES for edge in STAGES))
 
 
 def get_config(arg: str = 'demo') -> ConfigDict:
-    """`arg` names the variant: 'demo', 'shipped', or '2b_256' and its like."""
+    """The variant `arg`: 'demo', 'shipped', or SIZE_EDGE such as '2b_256'.
+
+    Raises:
+      ValueError: the variant is unknown.
+    """
+    size, _, edge = arg.partition('_')
+    if size in RENAMED_SIZES and edge in STAGES:
+        size = RENAMED_SIZES[size]
+        print(
+            f'variant {arg} is now {size}_{edge}; the old name works until version 0.3',
+            file=sys.stderr,
+        )
+        config = paper(size, edge)
+        config.run_dir = f'runs/t2i_{arg}'  # where runs under the old name are
+        return config
     if arg not in VARIANTS:
         raise ValueError(f'unknown variant {arg!r} of configs/t2i.py; known: {", ".join(VARIANTS)}')
     if arg in ('demo', 'shipped'):
         return emoji(arg)
-    return paper(*arg.split('_'))
+    return paper(size, edge)
 
 
 def paper(size: str, edge: str) -> ConfigDict:

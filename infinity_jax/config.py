@@ -1,4 +1,9 @@
-"""Frozen dataclasses that describe a model or a run; the only reader of `ConfigDict`."""
+"""Configuration of models: dimensions, quantization, presets, and parsing without I/O.
+
+`from_mapping` builds these and all other frozen dataclasses of the package from a `ConfigDict` or
+from parsed JSON. It is the only place that checks field names and types, and it still reads fields
+by their old names.
+"""
 
 import dataclasses
 import difflib
@@ -12,7 +17,7 @@ from typing import Any, TypeVar
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 
-FALLBACK_GROUPS = 24  # of a group norm whose width the usual number does not divide, as released
+FALLBACK_GROUPS = 24  # of a group norm whose width `norm_groups` does not divide, as released
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
@@ -31,7 +36,9 @@ class TokenizerConfig:
     unshuffle: int = 1  # pixel-unshuffle factor before the first and after the last convolution
     norm_groups: int = 32  # 24 where this does not divide the width
     decoder_blocks: int = 0  # per decoder level; 0: residual_blocks + 1, as released
-    kernel_size: int = 3  # of convolutions; 1: each code and its pixels by themselves
+    kernel_size: int = (
+        3  # of convolutions; 1: a code depends on its own pixels only, and vice versa
+    )
 
     def __post_init__(self):
         if not self.channel_multipliers:
@@ -86,9 +93,9 @@ class TransformerConfig:
     mlp_ratio: float = 4.0
     text_channels: int = 2048  # E: width of the text encoder
     text_length: int = 512  # rows of the learned unconditional text
-    spatial_patchify: bool = False  # 2x2 codes fold into one token of 4d bits (8B)
+    spatial_patchify: bool = False  # a token has 2x2 codes, 4d bits (8B)
     max_scales: int = 15  # rows of the scale embedding
-    drop_path: float = 0.1  # of the last block; earlier blocks linearly less
+    drop_path: float = 0.1  # rate of stochastic depth in the last block, linear from 0 in the first
     dtype: str = 'bfloat16'  # of the matrix products inside blocks; the rest is float32
 
     def __post_init__(self):
@@ -115,13 +122,18 @@ class TransformerConfig:
         return self.width // self.num_heads
 
     @property
+    def patch_size(self) -> int:
+        """Codes per token along an edge: 1, or 2 with spatial patchify."""
+        return 2 if self.spatial_patchify else 1
+
+    @property
     def token_bits(self) -> int:
-        """Bits that one token stands for: d, or 4d with spatial patchify."""
-        return self.bits * (4 if self.spatial_patchify else 1)
+        """Bits per token: d, or 4d with spatial patchify."""
+        return self.bits * self.patch_size**2
 
     @property
     def hidden_width(self) -> int:
-        """FFN width: 4C rounded (half to even) to a multiple of 256, and at least 256."""
+        """F: mlp_ratio · D rounded (half to even) to a multiple of 256, and at least 256."""
         return max(round(self.width * self.mlp_ratio / 256), 1) * 256
 
     @property
@@ -146,10 +158,10 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationConfig:
-    """Lossy savings of memory and time; what each costs stands in docs/memory.md."""
+    """Lossy reductions of memory and time; docs/memory.md has their cost in quality."""
 
-    weights: str = 'full'  # 'int8': the blocks' kernels, a scale for each output channel
-    cache: str = 'full'  # 'int8': keys and values of earlier scales, a scale for each token's head
+    weights: str = 'full'  # 'int8': the blocks' kernels, one scale per output channel
+    cache: str = 'full'  # 'int8': keys and values of earlier scales
     unguided_scales: int = 0  # so many last scales run without the unconditional half
 
     def __post_init__(self):
@@ -162,12 +174,12 @@ class QuantizationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfigs:
-    """What a model folder's config.json says of the model; a part that is absent is None.
+    """The model's configuration in the config.json of a model folder; absent parts are None.
 
     Attributes:
       transformer, tokenizer, text: dimensions of the three networks.
       schedule: token grids; of a tokenizer alone, its code grids.
-      source: how the PyTorch files that it came from were written, by part.
+      source: layout of the PyTorch files that the model was imported from, by part.
       extra: JSON that is kept as it is, such as the configuration of the run that made the model.
     """
 
@@ -180,11 +192,11 @@ class ModelConfigs:
 
     @property
     def spatial_patchify(self) -> bool:
-        """Whether `schedule` has token grids of half the code grids."""
+        """Whether the tokens of `schedule` have 2x2 codes each."""
         return self.transformer is not None and self.transformer.spatial_patchify
 
     def problems(self) -> list[str]:
-        """Why these parts cannot work together; a wrong pair would generate garbage silently."""
+        """Reasons why the parts cannot work together; wrong pairs would generate noise silently."""
         transformer, tokenizer, text = self.transformer, self.tokenizer, self.text
         problems = []
         if transformer and tokenizer and transformer.bits != tokenizer.bits:
@@ -200,7 +212,19 @@ class ModelConfigs:
         return problems
 
 
-# Paper table 1 and the released checkpoints. The 8B folds 2x2 codes of the 14-bit tokenizer.
+def released_tokenizer(transformer: TransformerConfig) -> TokenizerConfig:
+    """The released tokenizer that a preset works with, at 16 pixels per token."""
+    multipliers = (1, 2, 4, 4) if transformer.spatial_patchify else (1, 2, 4, 4, 4)
+    return TokenizerConfig(transformer.bits, channel_multipliers=multipliers)
+
+
+def pixels_per_token(transformer: TransformerConfig, tokenizer: TokenizerConfig) -> int:
+    """Pixels per token along an edge: those per code, times the codes per token."""
+    return tokenizer.stride * transformer.patch_size
+
+
+# Paper table 1 (2.2b is its 2B) and the released checkpoints (2b, 8b). The 8B has tokens of 2x2
+# codes of the 14-bit tokenizer; the 20B is assumed to have the same, as its own is not known.
 PRESETS: dict[str, TransformerConfig] = {
     '125m': TransformerConfig(depth=12, width=768, num_heads=8),
     '361m': TransformerConfig(depth=16, width=1152, num_heads=12),
@@ -214,8 +238,8 @@ PRESETS: dict[str, TransformerConfig] = {
     ),
 }
 
-STORED = 'stored'  # instead of a path: fields of a file that this package wrote
-# Fields by their names in version 0.1 -> now. The old ones are read until version 0.3.
+STORED = 'stored'  # instead of a path, for fields of a file that this package wrote
+# Names of fields in version 0.1 -> now. The old names are read until version 0.3.
 RENAMED_FIELDS = {
     'picture_size': 'image_size',
     'per_picture': 'per_image',
@@ -227,24 +251,23 @@ T = TypeVar('T')
 
 
 def current_name(name: str, known: Collection[str], where: str = '') -> str:
-    """The present name of a field that was renamed; another name as it is.
+    """The current name of a field, which may have been renamed.
 
     Args:
-      name: as it is written.
-      known: the fields that there are.
-      where: dotted path with a dot at its end, for the line that tells of the new name; 'stored'
-        tells nothing.
+      name: current or old.
+      known: names of the existing fields.
+      where: dotted path with a dot at its end, for the warning on stderr; `STORED`: no warning.
     """
     new = RENAMED_FIELDS.get(name)
     if name in known or new not in known:
         return name
     if where != STORED:
-        _tell_renamed(f'{where}{name}', f'{where}{new}')
+        _warn_renamed(f'{where}{name}', f'{where}{new}')
     return new
 
 
-@functools.cache  # once a process
-def _tell_renamed(old: str, new: str) -> None:
+@functools.cache  # once per process
+def _warn_renamed(old: str, new: str) -> None:
     print(f'config field {old} is now {new}; the old name works until version 0.3', file=sys.stderr)
 
 
@@ -257,7 +280,7 @@ def from_mapping(
       cls: a dataclass type; fields that are dataclasses themselves are built in turn.
       fields: name to value. Lists become tuples.
       where: dotted path of `fields` in the whole configuration, for messages.
-      stored: whether this package wrote them, so that old names need no word.
+      stored: whether this package wrote them; then old names give no warning.
 
     Raises:
       UserError: a field is unknown (the nearest known name is suggested), missing or mistyped.

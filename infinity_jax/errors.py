@@ -2,4 +2,4 @@
 
 
 class UserError(ValueError):
-    """Bad input. Its one-line message says what was seen, what was wanted and what to do."""
+    """Bad input. The one-line message has the value seen, the value wanted and what to do."""

@@ -1,4 +1,7 @@
-"""Pixels in, PNG files out."""
+"""Pixels and image files: conversion to and from 8 bits, PSNR, PNG files and contact sheets.
+
+Pixels are float32 in [-1, 1] in networks and uint8 in files.
+"""
 
 import os
 import pathlib
@@ -15,16 +18,34 @@ from infinity_jax.errors import UserError
 
 
 def from_uint8(pixels_BYX3: jax.Array) -> jax.Array:
-    """8-bit pixels to float32 in [-1, 1]; float pixels pass unchanged."""
+    """8-bit pixels to float32 in [-1, 1]; float pixels are returned unchanged."""
     if pixels_BYX3.dtype == jnp.uint8:
         return pixels_BYX3.astype(jnp.float32) / 127.5 - 1.0
     return pixels_BYX3
 
 
+def to_uint8(pixels_BYX3: jax.Array) -> jax.Array:
+    """Decoder output to 8 bits: clamped to [-1, 1], scaled and truncated, as released."""
+    clamped = jnp.clip(pixels_BYX3, -1, 1)
+    return ((clamped + 1) / 2 * 255).astype(jnp.uint8)
+
+
+def psnr(pixels_BYX3: jax.Array, target_BYX3: jax.Array) -> jax.Array:
+    """Peak signal-to-noise ratio in dB, averaged over images; range 2, first argument clamped."""
+    difference = jnp.clip(pixels_BYX3, -1.0, 1.0) - target_BYX3
+    error = jnp.mean(jnp.square(difference), axis=(1, 2, 3))
+    return jnp.mean(10.0 * jnp.log10(4.0 / jnp.maximum(error, 1e-10)))
+
+
 def save_png(
     path: str | os.PathLike, image: Image.Image, metadata: Mapping[str, object] | None = None
 ) -> None:
-    """Writes an image with text entries in the file's own metadata (tEXt or iTXt), or nothing.
+    """Writes a PNG file; if that fails, no file remains.
+
+    Args:
+      path: of the file; missing folders are made.
+      image: the image.
+      metadata: text entries of the file (tEXt or iTXt).
 
     Raises:
       UserError: the file cannot be written.
@@ -43,7 +64,7 @@ def save_png(
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Makes the folder of an image that is yet to be drawn, and tries to write there.
+    """Makes the folder of an image before it is generated, and tries to write there.
 
     Raises:
       UserError: nothing can be written there.
@@ -61,19 +82,6 @@ def _unwritable(path: pathlib.Path, error: OSError) -> UserError:
     return UserError(f'cannot write {path}: {error.strerror or error}; choose another place')
 
 
-def to_uint8(pixels_BYX3: jax.Array) -> jax.Array:
-    """Decoder output to 8-bit grey levels: clamped to [-1, 1], then truncated as released."""
-    clamped = jnp.clip(pixels_BYX3, -1, 1)
-    return ((clamped + 1) / 2 * 255).astype(jnp.uint8)
-
-
-def psnr(pixels_BYX3: jax.Array, target_BYX3: jax.Array) -> jax.Array:
-    """Mean over images of the peak signal-to-noise ratio in dB; range 2, output clamped."""
-    difference = jnp.clip(pixels_BYX3, -1.0, 1.0) - target_BYX3
-    error = jnp.mean(jnp.square(difference), axis=(1, 2, 3))
-    return jnp.mean(10.0 * jnp.log10(4.0 / jnp.maximum(error, 1e-10)))
-
-
 def contact_sheet(
     images: np.ndarray,
     captions: Sequence[str],
@@ -81,7 +89,15 @@ def contact_sheet(
     columns: int = 8,
     cell: int = 128,
 ) -> Image.Image:
-    """Images, uint8 (N, Y, X, 3), over their captions; framed green where marked, else red."""
+    """Draws a grid of images with their captions below.
+
+    Args:
+      images: uint8 (B, Y, X, 3).
+      captions: one per image.
+      marks: one per image; True: a green frame, False: a red one. None: no frames.
+      columns: images per row.
+      cell: edge of an image on the sheet, in pixels.
+    """
     font = ImageFont.load_default(11)
     lines = [textwrap.wrap(text, cell // 6) or [''] for text in captions]
     height = cell + 4 + 13 * max(map(len, lines))

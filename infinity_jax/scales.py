@@ -1,6 +1,6 @@
 """Scale schedules: the grids, coarse to fine, on which an image is coded (paper 3.2, app. A).
 
-Pure numpy; knows nothing of pixels' content, models or devices.
+Pure numpy, without models or devices.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ class ScaleSchedule:
     Attributes:
       grids: (h, w) of each scale's tokens, coarse to fine.
       full_grid: the grid that RoPE positions refer to: the last of the full 13-scale schedule of
-        this ratio, whatever the budget in use; of a free schedule, its own last grid.
+        this ratio, for every budget; of a free schedule, its own last grid.
     """
 
     grids: tuple[Grid, ...]
@@ -71,7 +71,11 @@ class ScaleSchedule:
 
     @classmethod
     def for_image(cls, ratio: float | str, budget: str) -> 'ScaleSchedule':
-        """The released schedule for a ratio height/width (a name, or any number: the nearest)."""
+        """The released schedule of a pixel budget for the ratio height/width nearest to `ratio`.
+
+        Raises:
+          UserError: the budget or the ratio is unknown.
+        """
         if budget not in BUDGETS:
             raise UserError(f'unknown pixel budget {budget!r}; choose one of {", ".join(BUDGETS)}')
         grids = RATIOS[nearest_ratio(ratio)]
@@ -79,7 +83,7 @@ class ScaleSchedule:
 
     @classmethod
     def free(cls, grids) -> 'ScaleSchedule':
-        """A schedule of one's own, such as ((1, 1), (2, 2), (4, 4), (8, 8))."""
+        """A schedule of any grids, such as ((1, 1), (2, 2), (4, 4), (8, 8))."""
         try:
             grids = tuple((int(h), int(w)) for h, w in grids)
         except (TypeError, ValueError):
@@ -119,7 +123,7 @@ class ScaleSchedule:
     def rope_positions(self) -> np.ndarray:
         """(L, 2) int32 row and column of each token on the full grid.
 
-        Row i of a scale stands at round_half_even(i * (H / h)), in float32 as released.
+        Row i of a scale has position round_half_even(i * (H / h)), in float32 as released.
         """
         positions = []
         for h, w in self.grids:
@@ -135,7 +139,7 @@ def _stretch(n: int, full: int) -> np.ndarray:
 
 
 def nearest_ratio(ratio: float | str) -> str:
-    """Name of the schedule nearest to a height/width ratio.
+    """Name of the released schedule nearest to a height/width ratio.
 
     Raises:
       UserError: a name that is no number, or a ratio that is not positive and finite.
@@ -155,17 +159,17 @@ def nearest_ratio(ratio: float | str) -> str:
 
 
 def nearest_size(height: int, width: int) -> tuple[str, str]:
-    """Names of the released ratio and budget that serve a wish for height x width pixels.
+    """Names of the released ratio and budget for an image of height x width pixels.
 
-    The ratio is the nearest; the budget is the smallest whose image has at least as many pixels
-    as were asked for, or the largest where none has.
+    The ratio is the nearest one. The budget is the smallest whose image has at least as many pixels
+    as requested, or the largest one.
     """
     if min(height, width) < 1:
         raise UserError(f'image of {height} x {width} pixels; wanted 1 or more along each edge')
     ratio = nearest_ratio(height / width)
     for budget in BUDGETS:
-        drawn = ScaleSchedule.for_image(ratio, budget).image_size()
-        if math.prod(drawn) >= height * width:
+        image_size = ScaleSchedule.for_image(ratio, budget).image_size()
+        if math.prod(image_size) >= height * width:
             break
     return ratio, budget
 

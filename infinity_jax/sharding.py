@@ -19,7 +19,7 @@ from infinity_jax.runtime.accelerators import name_of
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1: whatever is left."""
+    """Devices along each mesh axis; one axis may be -1, for all devices that remain."""
 
     data: int = -1  # copies of the parameters, each with its share of the batch
     fsdp: int = 1  # parameters and batch are split
@@ -30,9 +30,9 @@ class MeshConfig:
 # KiB of vector memory for the operands of one operation, twice the default; a chip has 64 MiB (v5p)
 # or 128. With it, products of whole sequences with weights come close to the peak.
 TPU_OPTIONS = {'xla_tpu_scoped_vmem_limit_kib': '32768'}
-# The same for drawing, by chip: with less than the default, 16 MiB, programs are shorter, compile
-# sooner and take a little longer. docs/plan.md has the figures.
-TPU_DRAWING_OPTIONS = {
+# The same for generation, by chip. With less than the default, 16 MiB, programs are shorter,
+# compile faster and run a little longer; docs/plan.md has the figures.
+TPU_GENERATION_OPTIONS = {
     'v5e': {'xla_tpu_scoped_vmem_limit_kib': '12288'},
     'v5p': {'xla_tpu_scoped_vmem_limit_kib': '14336'},
     'v6e': {'xla_tpu_scoped_vmem_limit_kib': '12288'},
@@ -43,7 +43,7 @@ RULES: tuple[tuple[str, Any], ...] = (
     ('batch', ('data', 'fsdp')),
     ('length', 'sequence'),
     ('embed', 'fsdp'),  # the width on a parameter's input side
-    ('vector', 'fsdp'),  # biases, norms and modulation, one value a channel
+    ('vector', 'fsdp'),  # biases, norms and modulation: one value per channel
     ('heads', 'tensor'),
     ('mlp', 'tensor'),
     ('vocab', 'tensor'),
@@ -58,8 +58,8 @@ RULES: tuple[tuple[str, Any], ...] = (
 def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
     """A mesh with the axes data, fsdp, tensor and sequence over all (or the given) devices.
 
-    Where devices form several slices with slow links between them, these lie along the data axis:
-    parameters are split inside a slice and copied across slices.
+    Several slices with slow links between them form the data axis: parameters are split within a
+    slice and copied across slices.
 
     Raises:
       UserError: the axes do not multiply to the number of devices, or a copy of the parameters
@@ -71,7 +71,7 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
 
 
 def deviceless_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
-    """The shape of `make_mesh` over so many devices, where there are none: for counting."""
+    """The shape of `make_mesh` for a number of devices that need not exist, for planning."""
     sizes = mesh_sizes(config, devices)
     return AbstractMesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes))
 
@@ -97,7 +97,7 @@ def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
 
 
 def _smaller(sizes: dict[str, int], devices: int) -> str:
-    """How the largest axis, as that of a preset for many devices, would fit fewer of them."""
+    """Advice on how the largest axis of a preset for many devices would fit fewer devices."""
     name = max(sizes, key=lambda axis: sizes[axis])
     others = math.prod(n for axis, n in sizes.items() if axis != name and n != -1)
     if others < 1 or devices % others or -1 not in sizes.values():
@@ -140,14 +140,14 @@ def shardings_of(boxed_shapes: Any, mesh: Mesh) -> Any:
 
 
 def init_sharded(init: Callable[..., Any], mesh: Mesh, *args) -> Any:
-    """Runs `init(*args)` so that every leaf is born in its own shards; returns unboxed arrays."""
+    """Runs `init(*args)` with every leaf computed in its own shards; returns unboxed arrays."""
     shardings = shardings_of(jax.eval_shape(init, *args), mesh)
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         return jax.jit(lambda *a: nn.unbox(init(*a)), out_shardings=shardings)(*args)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Batches are split over data and fsdp along their first axis."""
+    """Splits batches over data and fsdp along their first axis."""
     return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
@@ -161,11 +161,11 @@ def read_placed(
     dtype: Any,
     sharding: NamedSharding | None,
 ) -> Any:
-    """What `read` gives, as a numpy array, or as a jax array whose shards are read one by one.
+    """Reads a tensor as a numpy array, or as a jax array whose shards are read one by one.
 
     Args:
-      read: index -> that part of the tensor.
-      shape: of the whole.
+      read: returns the part of the tensor at an index.
+      shape: of the whole tensor.
       dtype: of the result.
       sharding: of the jax array; None for numpy.
     """
@@ -177,7 +177,7 @@ def read_placed(
 
 
 def in_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` called under the mesh and the logical-axis rules, which tracing reads."""
+    """Wraps `function` to run under the mesh and the logical-axis rules, which tracing reads."""
 
     @functools.wraps(function)
     def call(*args, **options):
@@ -190,7 +190,7 @@ def in_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
 def to_host(tree: Any, mesh: Mesh) -> Any:
     """Numpy copies of arrays that may be split over the devices of several processes.
 
-    One leaf at a time is whole on the devices: a whole model might not fit there.
+    One leaf at a time is gathered on the devices, where a whole model might not fit.
     """
     gather = jax.jit(lambda x: x, out_shardings=replicated(mesh))
     return jax.tree.map(lambda leaf: jax.device_get(gather(leaf)), tree)
@@ -202,13 +202,13 @@ def from_first_process(texts: list[str]) -> list[str]:
         return texts
     data = np.frombuffer(json.dumps(texts).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
-    # Process 0's bytes; the others only need an array of that size to join in with.
+    # The other processes only contribute an array of that size.
     data = multihost_utils.broadcast_one_to_all(np.resize(data, size))
     return json.loads(np.asarray(data, np.uint8).tobytes())
 
 
 def activation_spec(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:
-    """Where an activation lies on the current mesh, by its logical axes; of no mesh: nowhere.
+    """Mesh axes of an activation, by its logical axes; without a mesh it is not split.
 
     An axis whose size the mesh axis does not divide is not split.
     """
@@ -235,10 +235,10 @@ def axis_size(name: str) -> int:
 
 
 def target_platform() -> str:
-    """'cpu', 'gpu' or 'tpu': what the program that is being traced will run on.
+    """'cpu', 'gpu' or 'tpu': the platform for which the current program is traced.
 
-    The current mesh tells, so that a host without a TPU can compile for one; without a mesh it is
-    the default device.
+    It is that of the current mesh, so that a host without a TPU can compile for one, or without a
+    mesh that of the default device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
@@ -248,7 +248,7 @@ def target_platform() -> str:
 
 
 def target_kind() -> str:
-    """The kind of device, as jax names it, that the program being traced will run on."""
+    """The kind of device, as named by jax, for which the current program is traced."""
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
         return mesh.abstract_device.device_kind
@@ -257,18 +257,18 @@ def target_kind() -> str:
 
 
 def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str] | None:
-    """For `jax.jit` of a training step on this mesh; None: as the compiler comes."""
+    """Compiler options of a training step on this mesh; None: the defaults."""
     device = mesh.abstract_device if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0]
     return TPU_OPTIONS if device is not None and device.platform == 'tpu' else None
 
 
 def generation_compiler_options() -> dict[str, str] | None:
-    """For `jax.jit` of a program of drawing that is being traced; None: as the compiler comes."""
-    return TPU_DRAWING_OPTIONS.get(name_of(target_kind()))
+    """Compiler options for the generation program that is being traced; None: the defaults."""
+    return TPU_GENERATION_OPTIONS.get(name_of(target_kind()))
 
 
 def _parts(axis: Any, mesh: Any) -> int:
-    """Into how many parts a PartitionSpec's entry cuts a dimension."""
+    """The number of parts into which an entry of a PartitionSpec splits a dimension."""
     names = (axis,) if isinstance(axis, str) else (axis or ())
     return math.prod(mesh.shape[name] for name in names)
 
@@ -282,7 +282,7 @@ def _whole_shards(shape: tuple[int, ...], spec: PartitionSpec, mesh: Any) -> Par
 
 
 def _moved_shards(shape: tuple[int, ...], spec: PartitionSpec, mesh: Any) -> PartitionSpec:
-    """`spec` with the mesh axes that do not divide their dimension on the last one that they do."""
+    """`spec` with the mesh axes that do not divide their dimension moved to the last that fits."""
     axes = list(_whole_shards(shape, spec, mesh))
     for wanted, kept in zip(spec, tuple(axes), strict=False):
         if wanted == kept:

@@ -1,4 +1,4 @@
-"""Makes `emoji/artwork.zip` again from the npm package, for the emoji that `names.csv` lists.
+"""Makes `emoji/files/artwork.zip` from the npm package, for the emoji in `names.csv`.
 
 npm pack emoji-datasource-google@16.0.0
 python scripts/build_emoji.py emoji-datasource-google-16.0.0.tgz
@@ -12,7 +12,7 @@ import zipfile
 
 from PIL import Image
 
-from infinity_jax.emoji import artwork as emoji
+from infinity_jax.emoji import artwork
 from infinity_jax.errors import UserError
 
 FOLDER_IN_PACKAGE = 'package/img/google/64'
@@ -27,8 +27,8 @@ def recompress(png: bytes) -> bytes:
 
 
 def build(package: pathlib.Path, target: pathlib.Path) -> int:
-    """Writes the images of `names.csv` from the npm package to a zip; returns its bytes."""
-    wanted = {f'{FOLDER_IN_PACKAGE}/{e.file}.png': f'{e.file}.png' for e in emoji.subset('all')}
+    """Writes the images of `names.csv` from the npm package to a zip; returns its size in bytes."""
+    wanted = {f'{FOLDER_IN_PACKAGE}/{e.file}.png': f'{e.file}.png' for e in artwork.subset('all')}
     images = {}
     with tarfile.open(package) as archive:
         for member in archive:
@@ -37,8 +37,8 @@ def build(package: pathlib.Path, target: pathlib.Path) -> int:
     missing = sorted(set(wanted.values()) - set(images))
     if missing:
         raise UserError(
-            f'{package} lacks {len(missing)} of {len(wanted)} images, the first {missing[0]}: '
-            'give the package emoji-datasource-google 16.0.0'
+            f'{package} lacks {len(missing)} of {len(wanted)} images, the first {missing[0]}; '
+            'use the package emoji-datasource-google 16.0.0'
         )
     with zipfile.ZipFile(target, 'w', zipfile.ZIP_STORED) as archive:  # PNG is compressed already
         for name in sorted(images):
@@ -48,4 +48,4 @@ def build(package: pathlib.Path, target: pathlib.Path) -> int:
 
 
 if __name__ == '__main__':
-    print(f'{emoji.ARTWORK}: {build(pathlib.Path(sys.argv[1]), emoji.ARTWORK)} bytes')
+    print(f'{artwork.ARTWORK}: {build(pathlib.Path(sys.argv[1]), artwork.ARTWORK)} bytes')

@@ -1,4 +1,4 @@
-"""Collects the photographs that some packages ship, for trying tokenizers on real images.
+"""Collects the photographs that some packages contain, for testing tokenizers on real images.
 
 apt-get download mate-backgrounds lomiri-wallpapers-16.04 lomiri-wallpapers-20.04 \
     plasma-workspace-wallpapers
@@ -7,7 +7,7 @@ pip download --no-deps scikit-image scikit-learn
 for package in *.whl; do unzip -q "$package" -d unpacked; done
 python scripts/build_photographs.py photographs unpacked/usr/share unpacked
 
-Debian 12's versions of the first four, scikit-image 0.26 and scikit-learn 1.9 have all of them.
+Debian 12's versions of the first four, scikit-image 0.26 and scikit-learn 1.9 contain them all.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from PIL import Image
 
 from infinity_jax.errors import UserError
 
-# Path below /usr/share or site-packages, from where the names of the group start.
+# Folder below /usr/share or site-packages -> file names.
 PHOTOGRAPHS = {
     'backgrounds/mate/nature': (
         'Aqua.jpg', 'Blinds.jpg', 'Dune.jpg', 'FreshFlower.jpg', 'Garden.jpg', 'GreenMeadow.jpg',
@@ -43,14 +43,14 @@ PHOTOGRAPHS = {
                      'rocket.jpg'),
     'sklearn/datasets/images': ('china.jpg', 'flower.jpg'),
 }  # fmt: skip
-EDGE = 256  # pixels of the shorter one
+EDGE = 256  # pixels of the shorter edge
 
 
 def find(folders: list[pathlib.Path]) -> list[tuple[str, pathlib.Path]]:
-    """Of each photograph the name to give it and where it lies.
+    """The new name and the path of each photograph.
 
     Raises:
-      UserError: some lie in none of the folders.
+      UserError: some are in none of the folders.
     """
     found, missing = [], []
     for group, names in PHOTOGRAPHS.items():

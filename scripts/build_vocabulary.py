@@ -1,4 +1,4 @@
-"""Trains the demo's Unigram vocabulary on the captions and stores it as a Hugging Face folder.
+"""Trains the demo's Unigram vocabulary on captions and stores it as a Hugging Face folder.
 
 python scripts/build_vocabulary.py infinity_jax/demo/text_encoder
 """
@@ -21,43 +21,43 @@ from tokenizers import (
     trainers,
 )
 
-from infinity_jax.emoji import artwork as emoji
-from infinity_jax.emoji import captions
+from infinity_jax.emoji import artwork, image_spec
 
 SPECIAL_TOKENS = ('<pad>', '</s>', '<unk>')  # ids 0, 1, 2, as in T5
 VOCABULARY_SIZE = 1500
-CHARACTERS = string.ascii_lowercase + string.digits + string.punctuation  # none is ever unknown
+CHARACTERS = string.ascii_lowercase + string.digits + string.punctuation  # all are pieces
 
 
 def corpus() -> list[str]:
-    """For each emoji of `all` its name and the caption that mentions everything."""
-    backgrounds = tuple(captions.BACKGROUNDS)
-    sizes, places = tuple(captions.SIZES), captions.PLACES
+    """The name of each emoji of `all`, and a caption that mentions size, place and background."""
+    backgrounds = tuple(image_spec.BACKGROUNDS)
+    sizes, places = tuple(image_spec.SIZES), image_spec.PLACES
     texts = []
-    for i, each in enumerate(emoji.subset('all')):
+    for i, each in enumerate(artwork.subset('all')):
         size = sizes[i % len(sizes)]
         place = 'centre' if size == 'large' else places[i % len(places)]
         background = backgrounds[i % len(backgrounds)]
-        spec = captions.ImageSpec(each.name, background, size, place, True, True)
-        texts += [each.name, captions.caption(spec)]
+        spec = image_spec.ImageSpec(each.name, background, size, place, True, True)
+        texts += [each.name, image_spec.caption(spec)]
     return texts
 
 
 def train(vocabulary_size: int = VOCABULARY_SIZE) -> Tokenizer:
     """A lower-casing Unigram tokenizer that appends `</s>`.
 
-    Every word of the corpus is one piece, so that a caption is short and an emoji has few
-    embeddings to learn; the rest of the vocabulary are word parts from Unigram training, for words
-    that no caption has. Training alone would cut these words, each rare, into three pieces or more.
+    Every word of the corpus is one piece, so that captions are short and an emoji has few
+    embeddings to learn. The other pieces are word parts from Unigram training, for words outside
+    the captions. Unigram training alone would cut the rare words of the corpus into three pieces or
+    more.
     """
     texts = corpus()
     counts = collections.Counter(word for text in texts for word in text.split())
     words = [(f'\u2581{word}', math.log(n / counts.total())) for word, n in counts.most_common()]
     words.sort(key=_by_score)
     parts = _train_parts(texts, vocabulary_size - len(words))
-    known = {piece for piece, _ in words}
-    # Below any word, so that the likeliest cut of a word that is a piece is that piece.
-    lowered = [(piece, score + words[-1][1]) for piece, score in parts if piece not in known]
+    whole_words = {piece for piece, _ in words}
+    # Less likely than any word, so that a word of the corpus is never cut.
+    lowered = [(piece, score + words[-1][1]) for piece, score in parts if piece not in whole_words]
     specials = [(token, 0.0) for token in SPECIAL_TOKENS]
     tokenizer = _untrained(models.Unigram(specials + words + lowered, unk_id=2))
     tokenizer.add_special_tokens([AddedToken(t, special=True) for t in SPECIAL_TOKENS])
@@ -94,8 +94,8 @@ def _train_parts(texts: list[str], count: int) -> list[tuple[str, float]]:
     )
     tokenizer.train_from_iterator(texts, trainer)
     pieces = dict(json.loads(tokenizer.to_str())['model']['vocab'])
-    # The trainer scores characters that it never saw in the order of a hash table; counted, with
-    # one for each character, rounded and sorted, the pieces are the same in every run.
+    # The trainer scores unseen characters in the order of a hash table. Counts (at least one per
+    # character), rounding and sorting make the pieces the same in every run.
     counts = collections.Counter(''.join(texts) + CHARACTERS)
     pieces |= {each: math.log(counts[each] / counts.total()) for each in CHARACTERS}
     return sorted(((text, round(score, 2)) for text, score in pieces.items()), key=_by_score)

@@ -4,9 +4,9 @@ import os
 import pathlib
 
 # Tests compile much and compute little: half of XLA's time on the CPU goes into optimising.
-os.environ.setdefault(
-    'XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-)
+# XLA_FLAGS of the caller, such as --xla_cpu_max_isa=AVX2, come last and win.
+QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+os.environ['XLA_FLAGS'] = f'{QUICK} {os.environ.get("XLA_FLAGS", "")}'.strip()
 
 import jax  # noqa: E402
 

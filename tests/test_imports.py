@@ -24,7 +24,7 @@ GRAPH = {
     'sharding': ('errors', 'runtime'),
     'text': ('errors', 'config'),
     'tokenizer': (*FACTS, 'sharding'),
-    'transformer': (*FACTS, 'sharding'),
+    'transformer': (*FACTS, 'sharding', 'text'),
     'emoji': ('errors',),
     'data': (*FACTS, 'runtime', 'emoji'),
     'weights': (*FACTS, 'sharding', *NETWORKS),
@@ -42,7 +42,8 @@ GRAPH = {
 }  # fmt: skip
 # What a pure training step must not bring along.
 UNWANTED = ('data.', 'emoji.', 'weights.', 'inference.', 'tools.', 'convert.')
-CONFIGURATION = ('data.config',)  # dataclasses of a run's configuration, which a step reads
+# Types that a step reads: dataclasses of a run's configuration and the batch.
+CONFIGURATION = ('data.config', 'data.batch')
 
 
 def imported(source: str) -> set[str]:

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers.models import model_of
-from helpers.paths import CONFIGS
+from helpers.paths import CONFIGS, REPOSITORY
 
-from infinity_jax.config import PRESETS, TextConfig, from_mapping
+from infinity_jax.config import PRESETS, TextConfig, from_mapping, pixels_per_token
+from infinity_jax.data.batch import Batch
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.accelerators import PEAKS
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
@@ -29,15 +30,13 @@ from infinity_jax.weights.t5_folder import encoder_shapes
 
 T2I = runpy.run_path(str(CONFIGS / 't2i.py'))
 TOKENIZERS = runpy.run_path(str(CONFIGS / 'tokenizer.py'))
-SIZES = {'125m': '125m', '361m': '361m', '940m': '940m', '2b': '2b', '5b': '4.7b', '8b': '8b',
-         '20b': '20b'}  # fmt: skip
 NAMED = (
-    '125m_256', '361m_256', '940m_256', '2b_256', '2b_512', '2b_1024', '5b_1024', '8b_512',
+    '125m_256', '361m_256', '940m_256', '2b_256', '2b_512', '2b_1024', '4.7b_1024', '8b_512',
     '8b_1024', '20b_1024',
 )  # fmt: skip
 # Each budget and each stride, heads of 112 and of 128 channels; a trace is the same at any depth.
 TRACED = (
-    ('361m_256', '1.000'), ('2b_512', '1.750'), ('5b_1024', '1.000'), ('8b_512', '1.000'),
+    ('361m_256', '1.000'), ('2b_512', '1.750'), ('4.7b_1024', '1.000'), ('8b_512', '1.000'),
     ('20b_1024', '0.500'),
 )  # fmt: skip
 ASSUMED_MFU = 0.4
@@ -56,10 +55,39 @@ def square(config):
     return ScaleSchedule.for_image(1.0, BUDGET_OF_EDGE[config.data.image_size])
 
 
+def test_the_config_file_has_the_presets_of_the_package():
+    assert tuple(T2I['SIZES']) == tuple(PRESETS) == tuple(T2I['CHIPS'])
+
+
+def test_the_readme_lists_the_presets():
+    rows = re.findall(
+        r'^\| ([\d.]+[mb])\b[^|]* \| (\d+) \| (\d+) \| (\d+) \| [\d.]+ B '
+        r'\| d=(\d+), stride (\d+)(.*) \|$',
+        (REPOSITORY / 'README.md').read_text(),
+        re.MULTILINE,
+    )
+    wanted = {
+        name: (str(c.depth), str(c.width), str(c.num_heads), str(c.bits), str(16 // c.patch_size))
+        for name, c in PRESETS.items()
+    }
+    assert {name: tuple(sizes) for name, *sizes, _ in rows} == wanted
+    for name, *_, patchify in rows:
+        assert ('patchify' in patchify) == PRESETS[name].spatial_patchify
+
+
+@pytest.mark.parametrize('edge', ['256', '1024'])
+def test_the_old_name_of_a_size_still_works(capsys, edge):
+    old, new = (T2I['get_config'](f'{size}_{edge}') for size in ('5b', '4.7b'))
+    assert f'variant 5b_{edge} is now 4.7b_{edge}' in capsys.readouterr().err
+    assert old.run_dir == f'runs/t2i_5b_{edge}'  # a run that was started under the old name
+    old.run_dir = new.run_dir
+    assert old.to_dict() == new.to_dict()
+
+
 @pytest.mark.parametrize('name', [v for v in T2I['VARIANTS'] if '_' in v])
 def test_a_preset_is_the_papers(name):
     config, (size, edge) = preset(name), name.split('_')
-    assert config.transformer == PRESETS[SIZES[size]]
+    assert config.transformer == PRESETS[size]
     assert config.data.image_size == int(edge) and len(config.data.bucket_names) == 15
     recipe = config.steps, config.batch_size, config.optimizer.learning_rate
     wanted = {
@@ -82,7 +110,7 @@ def test_a_preset_is_the_papers(name):
         text_config=TextConfig(),
     )
     assert loaded.configs.problems() == []
-    stride = loaded.configs.tokenizer.stride * (2 if config.transformer.spatial_patchify else 1)
+    stride = pixels_per_token(config.transformer, loaded.configs.tokenizer)
     assert square(config).image_size(stride) == (int(edge), int(edge))
 
 
@@ -95,18 +123,18 @@ def traced(config, ratio):
         text_config=TextConfig(),
         schedule=square(config),
     )
-    models = make_models(config, loaded)
+    models = make_models(config, loaded.configs)
     optimizer = make_optimizer(config.optimizer, config.steps)
     start = lambda key: new_state(models.init(key, False), optimizer)
     state = nn.unbox(jax.eval_shape(start, jax.random.key(0)))
     frozen = {'tokenizer': tokenizer_shapes(tokenizer), 'text': encoder_shapes(TextConfig())}
     schedule = ScaleSchedule.for_image(ratio, BUDGET_OF_EDGE[config.data.image_size])
     rows = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-    batch = {
-        'pixels_BYX3': rows((config.batch_size, *schedule.image_size(), 3), dtype=jnp.uint8),
-        'ids_BT': rows((config.batch_size, 512)),
-        'lengths_B': rows((config.batch_size,)),
-    }
+    batch = Batch(
+        pixels_BYX3=rows((config.batch_size, *schedule.image_size(), 3), dtype=jnp.uint8),
+        ids_BT=rows((config.batch_size, 512)),
+        lengths_B=rows((config.batch_size,)),
+    )
     step = functools.partial(train_step, models=models, config=config)
     return state, jax.eval_shape(step, state, frozen, batch), len(schedule)
 
@@ -120,7 +148,7 @@ def test_the_whole_step_traces_at_full_size(name, ratio):
 
 
 ROW = re.compile(
-    r'^ +(\w+_\d+) +([\d,]+) x (\d+) +([\d.]+) +(v5[ep]) ([\dx]+) +([\d,]+) +([\d.]+)$'
+    r'^ +([\w.]+_\d+) +([\d,]+) x (\d+) +([\d.]+) +(v5[ep]) ([\dx]+) +([\d,]+) +([\d.]+)$'
 )
 
 

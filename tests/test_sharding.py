@@ -13,7 +13,7 @@ from infinity_jax.config import PRESETS, TextConfig, TokenizerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.sharding import (
     RULES,
-    TPU_DRAWING_OPTIONS,
+    TPU_GENERATION_OPTIONS,
     TPU_OPTIONS,
     MeshConfig,
     batch_sharding,
@@ -77,7 +77,7 @@ def test_one_device_is_a_mesh_of_one():
     assert dict(mesh.shape) == {'data': 1, 'fsdp': 1, 'tensor': 1, 'sequence': 1}
 
 
-def test_minus_one_is_whatever_is_left():
+def test_minus_one_is_the_number_of_remaining_devices():
     assert dict(make_mesh().shape)['data'] == 8
     mesh = make_mesh(MeshConfig(data=2, fsdp=-1, tensor=2))
     assert dict(mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2, 'sequence': 1}
@@ -249,7 +249,7 @@ def test_only_programs_for_tpus_get_its_options():
     assert [compiler_options(deviceless(name)) for name in ('gpu', 'tpu')] == [None, TPU_OPTIONS]
 
 
-def test_drawing_gets_options_by_chip():
+def test_generation_has_options_by_chip():
     def on(kind):
         device = AbstractDevice(device_kind=kind, num_cores=1, platform='tpu')
         mesh = AbstractMesh((1,), ('data',), abstract_device=device)
@@ -257,7 +257,7 @@ def test_drawing_gets_options_by_chip():
             return generation_compiler_options()
 
     assert generation_compiler_options() is None
-    assert on('TPU v5 lite') == TPU_DRAWING_OPTIONS['v5e'] != on('TPU v5')
-    assert on('TPU v5') == TPU_DRAWING_OPTIONS['v5p']
-    assert on('TPU v6 lite') == TPU_DRAWING_OPTIONS['v6e']
+    assert on('TPU v5 lite') == TPU_GENERATION_OPTIONS['v5e'] != on('TPU v5')
+    assert on('TPU v5') == TPU_GENERATION_OPTIONS['v5p']
+    assert on('TPU v6 lite') == TPU_GENERATION_OPTIONS['v6e']
     assert on('TPU v4') is None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from infinity_jax.config import ModelConfigs, TokenizerConfig, TransformerConfig
+from infinity_jax.config import ModelConfigs, TokenizerConfig, TransformerConfig, pixels_per_token
 from infinity_jax.convert import names as torch_table
 from infinity_jax.convert.dimensions import Tensors, read_tokenizer_config, read_transformer_config
 from infinity_jax.convert.names import Entry, Naming
@@ -195,7 +195,7 @@ def check_pair(
       path: of the tokenizer, for the message.
       token_stride: pixels per transformer token along an edge.
     """
-    stride = tokenizer.stride * (2 if transformer.spatial_patchify else 1)
+    stride = pixels_per_token(transformer, tokenizer)
     if stride != token_stride:
         folded = ' folded 2×2' if transformer.spatial_patchify else ''
         raise UserError(

@@ -1,1 +1,1 @@
-"""Data sources, captions, rendering and the grain pipeline."""
+"""Data sources, indexes, captions and the grain pipeline that makes batches of them."""

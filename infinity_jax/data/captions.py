@@ -1,26 +1,26 @@
-"""Which of a stored record's captions is used, and how much of it."""
+"""The captions of a stored record, and how training samples one of them."""
 
 import dataclasses
 import re
 
 import numpy as np
 
-LONG_SENTENCE = 15  # words; a first sentence of so many can stand alone
+LONG_SENTENCE = 15  # words; a first sentence of so many is a caption by itself
 _SENTENCE_END = re.compile(r'(?<=[.!?])\s+')
 
 
 def cut(text: str) -> str:
-    """The text before `--`, where prompts of some services carry settings."""
+    """The text before `--`, which starts the settings in prompts of some services."""
     return text.split('--')[0].strip()
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordCaptions:
-    """What a record says about its image.
+    """The captions of one image.
 
     Attributes:
       short: short captions, any of which may be used.
-      long: a long caption, or ''.
+      long: a long caption, or '' for none.
       machine_written: whether the long caption may be shortened.
     """
 
@@ -30,15 +30,16 @@ class RecordCaptions:
 
     @property
     def usable(self) -> bool:
-        """Whether anything is left of any caption."""
+        """Whether any caption has text before `--`."""
         return bool(cut(self.long)) or any(map(cut, self.short))
 
-    def choose(self, rng: np.random.Generator, short_probability: float) -> str:
-        """Draws the caption of one showing: a short one with the given probability, or the long.
+    def sample(self, rng: np.random.Generator, short_probability: float) -> str:
+        """Samples the caption for one use of the image; '' if there is none.
 
-        A machine-written long caption is cut after n sentences, n drawn evenly from more than its
-        lead to all. The lead, one sentence if that is long and else two, stands in for a missing
-        short caption. Where one kind is empty the other is used.
+        A short caption is used with the given probability, else the long one; where one kind is
+        missing, the other is used. A machine-written long caption is cut after n sentences, where n
+        is uniform from one more than the lead to all of them. The lead is the first sentence, or
+        the first two if the first is short; it replaces a missing short caption.
         """
         shorts, longs = self._choices()
         long = longs[rng.integers(len(longs))] if longs else ''
@@ -47,17 +48,17 @@ class RecordCaptions:
         return long
 
     def every(self) -> tuple[str, ...]:
-        """Each caption that `choose` may give, once, in a fixed order."""
+        """All captions that `sample` can return, each once, in a fixed order."""
         shorts, longs = self._choices()
         return tuple(dict.fromkeys((*shorts, *longs)))
 
     def uncut(self) -> 'RecordCaptions':
-        """The same with its long caption always whole; `choose` gives few different ones then."""
+        """The same captions, but the long one is never cut; few are left for `sample`."""
         shorts, longs = self._choices()
         return RecordCaptions(tuple(shorts), longs[-1] if longs else '')
 
     def _choices(self) -> tuple[list[str], list[str]]:
-        """Short captions, and long ones from the shortest cut to the whole."""
+        """Short captions, and long ones from the shortest cut to the whole caption."""
         shorts, long = [text for text in map(cut, self.short) if text], cut(self.long)
         longs = [long] if long else []
         if self.machine_written and long:

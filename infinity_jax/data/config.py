@@ -1,10 +1,11 @@
-"""What a configuration says about data."""
+"""Configuration of training data: sources, image shapes and captions."""
 
 import dataclasses
 
 from infinity_jax.errors import UserError
 from infinity_jax.scales import RATIOS
 
+PLACED_RATE = 0.3  # default share of emoji images with a random size and place
 KINDS = ('emoji', 'features', 'folder', 'jsonl', 'tar', 'tfds')
 SPLITS = ('train', 'held_out')
 
@@ -13,18 +14,18 @@ SPLITS = ('train', 'held_out')
 class SourceConfig:
     """One source of images and captions."""
 
-    # 'jsonl', 'tar', 'tfds', 'features' made of one of these, 'folder' (images without captions)
-    # or 'emoji'
+    # 'jsonl', 'tar', 'tfds', 'folder' (images without captions), 'features' (made from one of the
+    # first three) or 'emoji'
     kind: str
-    path: str = ''  # folder of *.jsonl, *.tar, features, images; tfds: data set, or where `name` is
+    path: str = ''  # folder of *.jsonl, *.tar, features, images or (tfds) the data set or `name`
     images: str = ''  # jsonl: folder that relative image paths start from; '': `path`
-    name: str = ''  # tfds: for instance 'coco_captions:1.1.0'; '': `path` is the data set itself
-    split: str = 'train'  # tfds: of the stored data set, for instance 'train[:90%]'
+    name: str = ''  # tfds: for example 'coco_captions:1.1.0'; '': `path` is the data set
+    split: str = 'train'  # tfds: split of the stored data set, for example 'train[:90%]'
     image_field: str = 'image'  # tfds
     text_field: str = 'text'  # tfds and .json members of tar; 'captions/text' where nested
     subset: str = 'starter'  # emoji: 'starter', 'demo' or 'all'
-    placed_rate: float = 0.3  # emoji: of the images have a drawn size and place
-    weight: float = 1.0  # share of the images drawn, against the weights of other sources
+    placed_rate: float = PLACED_RATE  # emoji: share of images of random size and place
+    weight: float = 1.0  # share of the training images, relative to the weights of other sources
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -42,24 +43,24 @@ class SourceConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where images and captions come from, and how they are cut."""
+    """Sources of images and captions, the shapes of images, and how captions are sampled."""
 
-    source: str = 'emoji'  # the embedded images, unless `sources` names others
+    source: str = 'emoji'  # the embedded emoji are used unless `sources` names others
     subset: str = 'starter'  # of the embedded emoji: 'starter', 'demo' or 'all'
     image_size: int = 64  # pixels along the edge of a square; other ratios have about its area
-    placed_rate: float = 0.3  # of the emoji images have a drawn size and place
-    num_workers: int = 0  # processes that read and decode beside the main one; 0: two threads of it
-    sources: tuple[SourceConfig, ...] = ()  # trained on together, each with its weight
-    held_out: tuple[SourceConfig, ...] = ()  # evaluated on; (): a share of `sources`
-    held_out_share: float = 0.01  # of the records of `sources`, told by their names
+    placed_rate: float = PLACED_RATE  # share of the emoji images with a random size and place
+    num_workers: int = 0  # processes that read and decode; 0: two threads of the main process
+    sources: tuple[SourceConfig, ...] = ()  # mixed in training by their weights
+    held_out: tuple[SourceConfig, ...] = ()  # for evaluation; (): a share of `sources`
+    held_out_share: float = 0.01  # share of the records of `sources`, chosen by their names
     ratios: tuple[str, ...] = ('1.000',)  # height/width of the buckets; ('all',): all 15 of them
-    ratio_weights: tuple[float, ...] = ()  # one a ratio: draws its bucket that much more often
-    # Cut from stored images: 1: all that the shape allows, at the centre. Below it: an edge of at
-    # least this share of that, size and place drawn anew each time; for tokenizers.
+    ratio_weights: tuple[float, ...] = ()  # per ratio: relative frequency of its bucket
+    # 1: the largest crop of an image, at the centre. Below 1: a crop of random size and position at
+    # each use, its edge at least this share of the largest crop's; for training tokenizers.
     smallest_crop: float = 1.0
     short_captions: float = 0.2  # probability that the short caption of a record is used
-    max_broken_share: float = 0.01  # of records that cannot be used; more of them stop the run
-    index_dir: str = ''  # where sizes of images are remembered; '': in the run folder
+    max_broken_share: float = 0.01  # a run stops if more records than this share are broken
+    index_dir: str = ''  # folder of the indexes of sources; '': in the run folder
 
     def __post_init__(self):
         if self.source != 'emoji':
@@ -89,7 +90,7 @@ class DataConfig:
 
     @property
     def bucket_names(self) -> tuple[str, ...]:
-        """Names of the ratios that images fall into."""
+        """Names of the ratios of the buckets."""
         return tuple(RATIOS) if self.ratios == ('all',) else self.ratios
 
     def sources_of(self, split: str) -> tuple[SourceConfig, ...]:

@@ -1,4 +1,4 @@
-"""Encoded images to pixels of a given size."""
+"""Decodes, resizes and crops images."""
 
 import contextlib
 import math
@@ -12,8 +12,8 @@ from PIL import Image
 
 from infinity_jax.data.records import BrokenRecord
 
-DRAFT_MARGIN = 2  # JPEG is decoded at a fraction of its size, but at least at twice the target
-# What a viewer does to show the image upright, by EXIF orientation.
+DRAFT_MARGIN = 2  # a JPEG is decoded at a fraction of its size, at least twice the target
+# Transposition that shows the image upright, by EXIF orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -26,7 +26,7 @@ _UPRIGHT = {
 
 
 class Crop(NamedTuple):
-    """A part of an image, in shares: of the largest crop's edge, and of the room that is left."""
+    """A crop of an image: its edge relative to the largest crop, x and y to the remaining room."""
 
     edge: float  # above 0, up to 1
     x: float  # 0 to 1, as stored: before a photo is turned upright
@@ -35,12 +35,16 @@ class Crop(NamedTuple):
 
 @contextlib.contextmanager
 def _opened(stream: BinaryIO) -> Iterator[tuple[Image.Image, int]]:
-    """The image, header read, and its EXIF orientation; whatever fails is a broken record."""
+    """The image, of which only the header is read, and its EXIF orientation.
+
+    Raises:
+      BrokenRecord: reading the header, or the image inside the context, fails.
+    """
     try:
         with stream, Image.open(stream) as image:
-            # Of a PNG, Pillow would decode all pixels to look for EXIF behind them.
+            # In a PNG, Pillow would decode all pixels to look for EXIF after them.
             stated = image.getexif().get(0x0112) if image.format != 'PNG' else None
-            yield image, stated if stated in _UPRIGHT else 1  # it may be a text
+            yield image, stated if stated in _UPRIGHT else 1  # it may be text
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
         raise BrokenRecord(f'image cannot be read: {error}') from None
     except Image.DecompressionBombError as error:
@@ -48,27 +52,30 @@ def _opened(stream: BinaryIO) -> Iterator[tuple[Image.Image, int]]:
 
 
 def upright_size(stream: BinaryIO) -> tuple[int, int]:
-    """(height, width) of an image as a viewer shows it; only its header is read.
+    """(height, width) of an image as a viewer shows it; only the header is read.
 
     Raises:
-      BrokenRecord: it is no image.
+      BrokenRecord: it is not an image.
     """
     with _opened(stream) as (image, orientation):
         return image.size if orientation > 4 else image.size[::-1]
 
 
 def decode(stream: BinaryIO, size: tuple[int, int], crop: Crop | None = None) -> np.ndarray:
-    """Pixels, uint8 (Y, X, 3): resized (LANCZOS) so that `size` is covered, cut at the centre.
+    """Decodes an image, resizes it (Lanczos) so that it covers `size`, and crops it to `size`.
 
-    Transparent images lie on white.
+    Transparent images are composited on white.
 
     Args:
-      stream: the encoded image; closed.
-      size: (Y, X) of the result.
-      crop: what becomes of that size instead; None: the largest crop, at the centre.
+      stream: the encoded image; it is closed.
+      size: (Y, X) of the result, in pixels.
+      crop: the part of the image to use; None: the largest crop, at the centre.
+
+    Returns:
+      pixels, uint8 (Y, X, 3).
 
     Raises:
-      BrokenRecord: it is no image, truncated, or not of 8 bits a channel.
+      BrokenRecord: it is not an image, truncated, or not of 8 bits per channel.
     """
     with _opened(stream) as (image, orientation):
         target = size if orientation > 4 else size[::-1]  # width and height as stored
@@ -83,7 +90,7 @@ def decode(stream: BinaryIO, size: tuple[int, int], crop: Crop | None = None) ->
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(('I', 'F')):
-        raise BrokenRecord(f'image has pixels of kind {image.mode}, not of 8 bits a channel')
+        raise BrokenRecord(f'image has pixels of kind {image.mode}, not of 8 bits per channel')
     if image.has_transparency_data:
         image = image.convert('RGBA')
         image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
@@ -91,10 +98,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _centre(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:
-    """The box of an image that becomes the target: resizing it alone skips what is cut off.
+    """The box of the image that becomes the target; the rest of the image is never resized.
 
-    Equal to resizing the whole image to whole pixels and cutting then: the filter reads beyond
-    the box.
+    Equals resizing the image to a whole number of pixels and then cropping it, since the filter
+    reads beyond the box.
     """
     (w, h), (to_w, to_h) = size, target
     if w * to_h <= to_w * h:  # narrower than the target: the widths will be equal
@@ -110,7 +117,7 @@ def _centre(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, floa
 def _box(
     size: tuple[int, int], target: tuple[int, int], crop: Crop
 ) -> tuple[float, float, float, float]:
-    """The box of an image that a crop names, in the target's shape."""
+    """The box of an image that a crop selects; it has the target's shape."""
     (w, h), (to_w, to_h) = size, target
     scale = crop.edge * min(w / to_w, h / to_h)
     x, y = crop.x * max(w - scale * to_w, 0), crop.y * max(h - scale * to_h, 0)

@@ -1,9 +1,9 @@
-"""What must be known of all records before training: sizes of images, and what is broken.
+"""The index of a source: location and image size of each record, and the list of broken ones.
 
-Made once and kept in a folder whose name is a digest of the source and its files, so that changed
-files lead to a new one:
+It is made once and kept in a folder. The folder's name is a digest of the source and its files, so
+that changed files lead to a new index:
 
-    places.npy   int64 (N, k), where each record lies
+    places.npy   int64 (N, k), location of each record
     sizes.npy    int32 (N, 2), height and width as shown, zeros where broken
     keys.npy     uint32 (N,), checksum of the record's name
     broken.json  [[name, reason], …]
@@ -26,36 +26,39 @@ import numpy as np
 import tqdm
 
 from infinity_jax.data.decode import upright_size
-from infinity_jax.data.features.stored import FeatureSource
-from infinity_jax.data.records import BrokenRecord, RecordLocation, Source
+from infinity_jax.data.features.reader import FeatureSource
+from infinity_jax.data.records import BrokenRecord, IndexTable, RecordLocation, Source
 from infinity_jax.errors import UserError
 
-VERSION = 2  # of what is stored, and of what is found broken
-THREADS = 8  # that wait for files
-CHUNK = 8192  # records handed to them at once
+VERSION = 2  # of the stored files, and of the rules for broken records
+THREADS = 8  # most of their time they wait for files
+CHUNK = 8192  # records per round of the threads
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """A stored index; arrays are mapped into memory when first read."""
+    """A stored index; its arrays are mapped into memory when first read."""
 
     folder: pathlib.Path
 
     @functools.cached_property
-    def places(self) -> np.ndarray:
+    def locations(self) -> np.ndarray:
+        """int64 (N, k), what the source needs to read each record."""
         return np.load(self.folder / 'places.npy', mmap_mode='r')
 
     @functools.cached_property
     def sizes(self) -> np.ndarray:
+        """int32 (N, 2), height and width of each image as shown; zeros for a broken record."""
         return np.load(self.folder / 'sizes.npy', mmap_mode='r')
 
     @functools.cached_property
     def keys(self) -> np.ndarray:
+        """uint32 (N,), checksum of each record's name."""
         return np.load(self.folder / 'keys.npy', mmap_mode='r')
 
     @functools.cached_property
     def broken(self) -> list[tuple[str, str]]:
-        """(name, reason) of each record that is known to be broken."""
+        """(name, reason) of each broken record."""
         return [tuple(pair) for pair in json.loads((self.folder / 'broken.json').read_text())]
 
     def __len__(self) -> int:
@@ -66,14 +69,14 @@ class Index:
 
 
 def load_index(source: Source | FeatureSource, folder: str | os.PathLike) -> Index:
-    """The index of a source, made where `folder` holds none of its present files.
+    """The index of a source; it is made if `folder` has none of the present files.
 
     Raises:
       UserError: a file of the source cannot be read, or the folder not written.
     """
     target = pathlib.Path(folder) / f'{type(source).__name__.lower()}-{_digest(source)}'
     if not target.exists():
-        # Other hosts, which share the folder, make the same now and may have the same process id.
+        # Hosts that share the folder may make it at the same time, under the same process id.
         partial = target.with_name(f'{target.name}.{uuid.uuid4().hex}.partial')
         try:
             partial.mkdir(parents=True)
@@ -81,7 +84,7 @@ def load_index(source: Source | FeatureSource, folder: str | os.PathLike) -> Ind
             try:
                 partial.rename(target)
             except OSError:
-                if not target.exists():  # else another process was first, with the same
+                if not target.exists():  # else another process has finished the same index
                     raise
         except OSError as error:
             raise UserError(
@@ -99,46 +102,47 @@ def _digest(source: Source | FeatureSource) -> str:
         try:
             status = path.stat()
         except OSError as error:
-            raise UserError(f'{source.name}: {path}: {error.strerror}; mend the source') from None
+            raise UserError(f'{source.name}: {path}: {error.strerror}; repair the source') from None
         files.append((str(path), status.st_size, status.st_mtime_ns))
     return hashlib.sha256(repr((VERSION, source, files)).encode()).hexdigest()[:16]
 
 
 def _write(folder: pathlib.Path, source: Source | FeatureSource) -> None:
-    if isinstance(source, FeatureSource):  # looked at when they were made
-        columns, broken = source.table(), []
+    if isinstance(source, FeatureSource):  # the records were checked when they were made
+        table, broken = source.table(), []
     else:
-        columns, broken = _scanned(source)
-    if not len(columns['sizes']):
+        table, broken = _scan(source)
+    if not len(table.sizes):
         raise UserError(f'{source.name} holds no record; name another folder')
-    for name, array in columns.items():
-        np.save(folder / f'{name}.npy', array)
+    np.save(folder / 'places.npy', table.locations)
+    np.save(folder / 'sizes.npy', table.sizes)
+    np.save(folder / 'keys.npy', table.keys)
     (folder / 'broken.json').write_text(json.dumps(broken))
 
 
-def _scanned(source: Source) -> tuple[dict[str, np.ndarray], list[tuple[str, str]]]:
-    """The index's columns and the broken records; reads every record, of images the headers."""
-    columns: dict[str, list[np.ndarray]] = {'places': [], 'sizes': [], 'keys': []}
-    broken = []
-    places = iter(tqdm.tqdm(source.places(), f'index of {source.name}', unit='', disable=None))
-    scan = functools.partial(_scan, source)
+def _scan(source: Source) -> tuple[IndexTable, list[tuple[str, str]]]:
+    """The table and the broken records; reads every record, but of images only the headers."""
+    chunks, broken = [], []
+    progress = tqdm.tqdm(source.locations(), f'index of {source.name}', unit='', disable=None)
+    locations = iter(progress)
+    scan = functools.partial(_scan_record, source)
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
-        while chunk := list(itertools.islice(places, CHUNK)):
+        while chunk := list(itertools.islice(locations, CHUNK)):
             names, sizes, reasons = zip(*pool.map(scan, chunk), strict=True)
-            columns['places'].append(np.array(chunk, np.int64))
-            columns['sizes'].append(np.array(sizes, np.int32))
-            columns['keys'].append(np.array([zlib.crc32(n.encode()) for n in names], np.uint32))
+            keys = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
+            chunks.append(IndexTable(np.array(chunk, np.int64), np.array(sizes, np.int32), keys))
             pairs = zip(names, reasons, strict=True)
             broken += [(name, reason) for name, reason in pairs if reason]
-    empty = [np.zeros(0, np.int64)]
-    return {name: np.concatenate(arrays or empty) for name, arrays in columns.items()}, broken
+    if not chunks:
+        return IndexTable(*(np.zeros(0, np.int64),) * 3), broken
+    return IndexTable(*map(np.concatenate, zip(*chunks, strict=True))), broken
 
 
-def _scan(source: Source, place: RecordLocation) -> tuple[str, Any, str]:
-    """(name, (height, width), '') of a record, or zeros and why it is broken."""
-    name = source.record_name(place)
+def _scan_record(source: Source, location: RecordLocation) -> tuple[str, Any, str]:
+    """(name, (height, width), '') of a record; of a broken one (name, (0, 0), reason)."""
+    name = source.record_name(location)
     try:
-        record = source.read(place)
+        record = source.read(location)
         if record.captions is not None and not record.captions.usable:
             raise BrokenRecord('its caption is empty')
         try:

@@ -1,17 +1,9 @@
-"""The grain pipeline: from records, sorted into buckets, to batches.
+"""The grain pipeline: reads records, sorts them into buckets of one image shape, makes batches.
 
-A record is `{'pixels': uint8 (Y, X, 3), 'caption': str}`. Pixels stay uint8 until the jitted step
-(`pixels / 127.5 - 1`): a quarter of the bytes to copy. A batch, all of one image shape, is
-
-    {'pixels_BYX3': uint8 (B, Y, X, 3), 'captions': list of B str,
-     'ids_BT': int32 (B, T), 'lengths_B': int32 (B,)}   # the last two with a text tokenizer
-
-Stored features come as `{'features': (h, w, d), 'caption': str}` and perhaps 'text': (T, E). Their
-batches have 'features_Bhwd' instead of pixels, and 'text_BTE' instead of ids where it was stored.
-
-Batch i of all hosts together follows from the configuration, the seed and i alone: the number of
-batches read is all that a run has to remember, and neither hosts nor workers change the order. A
-host reads its slice of every batch; the batch's bucket follows from i and the buckets' shares.
+Batch i of all hosts together follows from the configuration, the seed and i alone: a run has to
+remember only how many batches it has read, and neither the number of hosts nor that of workers
+changes the order. Each host reads its slice of every batch. The batch's bucket follows from i and
+the shares of the buckets.
 """
 
 import dataclasses
@@ -24,33 +16,36 @@ import jax
 import numpy as np
 from absl import flags
 
-from infinity_jax.data.buckets import Part, StoredSource, make_buckets
+from infinity_jax.data.batch import Batch, Example
+from infinity_jax.data.buckets import Part, make_buckets
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.decode import Crop, decode
-from infinity_jax.data.features.stored import FeatureSource
+from infinity_jax.data.features.reader import FeatureSource
 from infinity_jax.data.records import BrokenRecord, RawRecord, RecordLocation
+from infinity_jax.data.stored_source import StoredSource
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.worker_signals import obey_parent_alone
+from infinity_jax.runtime.worker_signals import leave_signals_to_parent
 
 MAX_TRIES = 100  # broken records in a row that stop a run at once
-JUDGED_FROM = 1000  # records read before their broken share is judged by itself
+MIN_READ = 1000  # the broken share is taken of at least so many records
 
 # (captions, max_length, pad_to) -> ids_BT, lengths_B, as `text.TextTokenizer`
 TextTokenizer = Callable[[list[str], int, int], tuple[np.ndarray, np.ndarray]]
+BrokenRecords = list[tuple[str, str]]  # (name, reason) of each
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReadRecord:
     """Reads and decodes a record; a broken one is replaced by the next good one of its bucket.
 
-    A class so that worker processes can receive it.
+    A class so that it can be sent to worker processes.
 
     Attributes:
       stored: the source.
-      records: int64, the bucket's.
-      size: (Y, X) of the images.
+      records: int64, the numbers of the bucket's records in the source's index.
+      size: (Y, X) of the images, in pixels.
       short_captions: probability of a short caption.
-      smallest_crop: share of the largest crop's edge; 1: that crop, at the centre.
+      smallest_crop: share of the largest crop's edge; 1: always the largest crop, at the centre.
     """
 
     stored: StoredSource
@@ -59,34 +54,33 @@ class ReadRecord:
     short_captions: float
     smallest_crop: float = 1.0
 
-    def __call__(self, position: int, rng: np.random.Generator) -> dict[str, Any]:
+    def __call__(self, position: int, rng: np.random.Generator) -> Example:
         source, broken = self.stored.source, []
         for turn in range(min(MAX_TRIES, len(self.records))):
             record = self.records[(position + turn) % len(self.records)]
-            place = tuple(self.stored.index.places[record].tolist())
+            location = tuple(self.stored.index.locations[record].tolist())
             try:
-                return {**self._item(place, rng), 'broken': broken}
+                return self._example(location, rng)._replace(broken=tuple(broken))
             except (BrokenRecord, OSError) as error:
-                broken.append((f'{source.name}: {source.record_name(place)}', str(error)))
+                broken.append((f'{source.name}: {source.record_name(location)}', str(error)))
         raise UserError(
             f'{len(broken)} records in a row are broken, the last {broken[-1][0]}: '
-            f'{broken[-1][1]}; see whether all of the data is still there'
+            f'{broken[-1][1]}; check that all of the data is still there'
         )
 
-    def _item(self, place: RecordLocation, rng: np.random.Generator) -> dict[str, Any]:
+    def _example(self, location: RecordLocation, rng: np.random.Generator) -> Example:
         source = self.stored.source
-        record = source.read(place)
+        record = source.read(location)
         caption = self._caption(record, rng)
         if not isinstance(source, FeatureSource):
-            pixels = decode(record.open_image(), self.size, self._crop(rng))
-            return {'pixels': pixels, 'caption': caption}
-        item = {'features': record.features, 'caption': caption}
-        return {**item, 'text': record.text(caption)} if source.info.text else item
+            return Example(caption, decode(record.open_image(), self.size, self._crop(rng)))
+        text_TE = record.text(caption) if source.info.text else None
+        return Example(caption, features_hwd=record.features, text_TE=text_TE)
 
     def _caption(self, record: RawRecord, rng: np.random.Generator) -> str:
         if record.captions is None:
             return ''
-        caption = record.captions.choose(rng, self.short_captions)
+        caption = record.captions.sample(rng, self.short_captions)
         if not caption:
             raise BrokenRecord('its caption is empty')
         return caption
@@ -99,122 +93,145 @@ class ReadRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Collate:
-    """Stacks records to a batch; a class so that worker processes can receive it."""
+    """Stacks examples to a batch; a class so that it can be sent to worker processes.
+
+    Attributes:
+      text_tokenizer: encodes captions that have no stored features; None: they stay texts.
+      text_length: T.
+    """
 
     text_tokenizer: TextTokenizer | None
     text_length: int
 
-    def __call__(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        texts = [record['caption'] for record in records]
-        kind, name = ('pixels', 'pixels_BYX3')
-        if 'features' in records[0]:
-            kind, name = ('features', 'features_Bhwd')
-        batch: dict[str, Any] = {name: np.stack([record[kind] for record in records])}
-        batch['captions'] = texts
-        if 'text' in records[0]:
-            batch |= _padded([record['text'] for record in records], self.text_length)
+    def __call__(self, examples: Sequence[Example]) -> tuple[Batch, BrokenRecords]:
+        """The batch, and the broken records that its examples replace."""
+        captions = [example.caption for example in examples]
+        batch = Batch(
+            pixels_BYX3=_stacked([example.pixels_YX3 for example in examples]),
+            features_Bhwd=_stacked([example.features_hwd for example in examples]),
+            captions=captions,
+        )
+        texts = [example.text_TE for example in examples]
+        if texts[0] is not None:
+            lengths_B = np.array([len(text) for text in texts], np.int32)
+            batch = batch._replace(text_BTE=_padded(texts, self.text_length), lengths_B=lengths_B)
         elif self.text_tokenizer is not None:
-            ids_BT, lengths_B = self.text_tokenizer(texts, self.text_length, self.text_length)
-            batch['ids_BT'] = np.asarray(ids_BT, np.int32)
-            batch['lengths_B'] = np.asarray(lengths_B, np.int32)
-        batch['broken'] = [pair for record in records for pair in record.get('broken', ())]
-        return batch
+            ids_BT, lengths_B = self.text_tokenizer(captions, self.text_length, self.text_length)
+            batch = batch._replace(
+                ids_BT=np.asarray(ids_BT, np.int32), lengths_B=np.asarray(lengths_B, np.int32)
+            )
+        return batch, [record for example in examples for record in example.broken]
 
 
-def _padded(texts: list[np.ndarray], length: int) -> dict[str, np.ndarray]:
-    """Text features (T, E) of different T as rows of one array, zeros behind each."""
+def _stacked(arrays: list[np.ndarray | None]) -> np.ndarray | None:
+    return None if arrays[0] is None else np.stack(arrays)
+
+
+def _padded(texts: list[np.ndarray], length: int) -> np.ndarray:
+    """Text features (T, E) of different T as rows of one array, padded with zeros."""
     text_BTE = np.zeros((len(texts), length, texts[0].shape[1]), texts[0].dtype)
     for row_TE, text_TE in zip(text_BTE, texts, strict=True):
         row_TE[: len(text_TE)] = text_TE
-    return {'text_BTE': text_BTE, 'lengths_B': np.array([len(t) for t in texts], np.int32)}
+    return text_BTE
 
 
 class CountBroken:
-    """Takes the names of broken records out of batches, logs and counts them.
-
-    Runs in the main process, whoever read the records.
-    """
+    """Logs and counts broken records, in the main process, whichever process read them."""
 
     def __init__(self, max_share: float, fate: str = 'replaced'):
-        """max_share: of the records read; fate: what the log says became of a broken one."""
+        """Starts at zero.
+
+        Args:
+          max_share: largest share of broken records among all that were read.
+          fate: for the log: 'replaced' or 'left out'.
+        """
         self.max_share, self.fate = max_share, fate
         self.read = self.broken = 0
-        self._named: set[str] = set()
+        self._logged: set[str] = set()
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch without 'broken'; raises `UserError` when they have become too many."""
-        found = batch.pop('broken')
-        self.broken += len(found)
-        self.read += len(batch['captions']) + len(found)
-        for name, reason in found:
-            if name not in self._named:
-                self._named.add(name)
+    def __call__(self, good: int, broken: Sequence[tuple[str, str]]) -> None:
+        """Adds `good` records that were read and the (name, reason) of each broken one.
+
+        Raises:
+          UserError: the broken records have become too many.
+        """
+        self.broken += len(broken)
+        self.read += good + len(broken)
+        for name, reason in broken:
+            if name not in self._logged:
+                self._logged.add(name)
                 logging.getLogger(__name__).warning(
                     'broken record %s: %s: %s (%d of %d read)',
                     self.fate, name, reason, self.broken, self.read,
                 )  # fmt: skip
-        if self.broken > self.max_share * max(self.read, JUDGED_FROM):
+        if self.broken > self.max_share * max(self.read, MIN_READ):
             raise UserError(
                 f'{self.broken} of {self.read} records read were broken, more than '
-                f'data.max_broken_share {self.max_share}, the last {name}: {reason}; mend them or '
-                'raise it'
+                f'data.max_broken_share {self.max_share}, the last {name}: {reason}; repair them '
+                'or raise data.max_broken_share'
             )
-        return batch
 
 
-class Batches(Iterator[dict[str, Any]]):
+class Batches(Iterator[Batch]):
     """An endless iterator over batches, which can be moved to any of them.
 
     Args:
-      dataset: batch by number.
-      num_workers: processes that read beside the main one; 0: two threads of it.
-      check: called with every batch in the main process; what it returns is given out.
+      dataset: (batch, broken records) by number.
+      num_workers: processes that read while the main one trains; 0: two threads of the main one.
+      count_broken: called in the main process for every batch.
     """
 
     def __init__(
-        self,
-        dataset: grain.MapDataset,
-        num_workers: int,
-        check: Callable[[dict[str, Any]], dict[str, Any]],
+        self, dataset: grain.MapDataset, num_workers: int, count_broken: Callable[..., None]
     ):
-        self._dataset, self._num_workers, self._check = dataset, num_workers, check
+        self._dataset, self._num_workers = dataset, num_workers
+        self._count_broken = count_broken
         self._start = 0
         self._reading: grain.DatasetIterator | None = None
 
     def move_to(self, number: int) -> None:
-        """Has batch `number`, from 0, come next."""
+        """Makes batch `number`, from 0, the next one."""
         self.close()
         self._start = number
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> Batch:
         if self._reading is None:
-            self._reading = self._read()
-        return self._check(next(self._reading))
-
-    def _read(self) -> grain.DatasetIterator:
-        # A thread makes a whole batch, so a few batches ahead are enough.
-        options = grain.ReadOptions(
-            num_threads=1 if self._num_workers else 2, prefetch_buffer_size=4
-        )
-        iterable = self._dataset[self._start :].to_iter_dataset(options)
-        if self._num_workers:
-            if not flags.FLAGS.is_parsed():  # workers are started with them
-                flags.FLAGS.mark_as_parsed()
-            workers = grain.MultiprocessingOptions(self._num_workers, per_worker_buffer_size=2)
-            iterable = iterable.mp_prefetch(workers, obey_parent_alone)
-        return iter(iterable)
+            # A thread makes a whole batch, so a few batches of prefetch are enough.
+            dataset = self._dataset[self._start :]
+            self._reading = start_reading(dataset, self._num_workers, threads=2)
+        batch, broken = next(self._reading)
+        self._count_broken(len(batch.captions), broken)
+        return batch
 
     def close(self) -> None:
-        """Ends worker processes."""
+        """Ends the worker processes."""
         if self._reading is not None:
             self._reading.close()
             self._reading = None
 
 
-def endless(source: Sequence[Any], seed: int, *, shuffle: bool = True) -> grain.MapDataset:
-    """The items of a random-access source, again and again.
+def start_reading(
+    dataset: grain.MapDataset, num_workers: int, *, threads: int
+) -> grain.DatasetIterator:
+    """Starts to read a dataset in order, ahead of its use; the caller closes the iterator.
 
-    Every epoch has its own order, unless the source is drawn in its own (`shuffle` False).
+    Args:
+      num_workers: processes, of one thread each; 0: `threads` threads of this process.
+    """
+    options = grain.ReadOptions(num_threads=1 if num_workers else threads, prefetch_buffer_size=4)
+    iterable = dataset.to_iter_dataset(options)
+    if num_workers:
+        if not flags.FLAGS.is_parsed():  # grain starts workers with the flags of absl
+            flags.FLAGS.mark_as_parsed()
+        workers = grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
+        iterable = iterable.mp_prefetch(workers, leave_signals_to_parent)
+    return iter(iterable)
+
+
+def endless(source: Sequence[Any], seed: int, *, shuffle: bool = True) -> grain.MapDataset:
+    """The items of a random-access source, repeated without end.
+
+    Every epoch has its own order; with `shuffle` False the order of the source.
     """
     dataset = grain.MapDataset.source(source).seed(seed)
     return (dataset.shuffle() if shuffle else dataset).repeat(None)
@@ -233,9 +250,18 @@ def training_batches(
 ) -> Batches:
     """An endless iterator over the batches of a split.
 
-    `batch_size` counts all hosts together; this host gets its slice: those of all hosts, one after
-    the other, are what a single host would read. To resume, move to where the run stood, on any
-    number of hosts and workers. Worker processes need a `__main__` guard.
+    To resume, move to the number of batches that the run has read; the number of hosts and workers
+    may have changed. Worker processes need a `__main__` guard.
+
+    Args:
+      data: sources, image shapes, workers.
+      split: 'train' or 'held_out'.
+      batch_size: images in a batch of all hosts together. This host gets its slice; the slices of
+        all hosts, one after the other, are the batch that a single host would read.
+      seed: decides order, crops and captions.
+      text_tokenizer: encodes captions; None: they stay texts.
+      text_length: T of `ids_BT`.
+      process_index, process_count: of this host and of all; by default those of JAX.
 
     Raises:
       UserError: the data cannot be used as configured; later, too many records are broken.
@@ -247,26 +273,26 @@ def training_batches(
             f'batch_size {batch_size} does not divide over {process_count} hosts; '
             f'use a multiple of {process_count}'
         )
-    # Evaluation may see an image twice; in training a bucket below a batch is a mistake.
+    # Evaluation may see an image twice; in training a bucket smaller than a batch is a mistake.
     smallest = batch_size if split == 'train' else 1
     buckets = make_buckets(data, split, smallest=smallest, seed=seed)
     batched = []
     for bucket in buckets:
-        parts = [_records(part, bucket.size, data, seed) for part in bucket.parts]
+        parts = [_examples(part, bucket.size, data, seed) for part in bucket.parts]
         mixed = _mix(parts, [part.share for part in bucket.parts])
         stored_length = bucket.layout.text_length if bucket.layout else 0
         collate = Collate(text_tokenizer, stored_length or text_length)
-        # Nothing is read before an item is asked for, so other hosts' slices cost nothing. Sliced
-        # before buckets are mixed, or hosts would see different shapes at the same step.
+        # Nothing is read before a batch is requested, so other hosts' slices cost nothing. Slicing
+        # comes before mixing the buckets: hosts must see the same shape at the same step.
         slices = mixed.batch(batch_size // process_count, drop_remainder=True, batch_fn=collate)
         batched.append(slices[process_index::process_count])
     dataset = _mix(batched, [bucket.share for bucket in buckets])
     return Batches(dataset, data.num_workers, CountBroken(data.max_broken_share))
 
 
-def _records(part: Part, size: tuple[int, int], data: DataConfig, seed: int) -> grain.MapDataset:
-    """A part's records, read and decoded when asked for."""
-    if part.records is None:  # images drawn in an order of their own, anew every epoch
+def _examples(part: Part, size: tuple[int, int], data: DataConfig, seed: int) -> grain.MapDataset:
+    """A part's examples, read and decoded when they are requested."""
+    if part.records is None:  # rendered images; the source itself changes the order every epoch
         return endless(part.source, seed, shuffle=False)
     words = np.random.SeedSequence((seed, part.number, *size)).generate_state(1)
     order = endless(range(len(part.records)), int(words[0]))
@@ -275,5 +301,5 @@ def _records(part: Part, size: tuple[int, int], data: DataConfig, seed: int) -> 
 
 
 def _mix(datasets: list[grain.MapDataset], shares: list[float]) -> grain.MapDataset:
-    """Items of all in fixed turns, by share."""
+    """Items of all datasets in a fixed rotation, by share."""
     return datasets[0] if len(datasets) == 1 else grain.MapDataset.mix(datasets, shares)

@@ -1,18 +1,20 @@
-"""What a source of stored images gives, and how a record is found to be broken."""
+"""Stored records: an encoded image with its captions, and the sources that read them."""
 
 import dataclasses
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+import numpy as np
 
 from infinity_jax.data.captions import RecordCaptions
 
-RecordLocation = tuple[int, ...]  # where a record lies; the source's own numbers
+RecordLocation = tuple[int, ...]  # numbers by which a source finds a record in its files
 
 
 class BrokenRecord(Exception):
-    """A record that cannot be used; the message says why in a few words."""
+    """A record cannot be used; the message is the reason in a few words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,31 +25,39 @@ class RawRecord:
     captions: RecordCaptions | None  # None: its source has images alone
 
 
+class IndexTable(NamedTuple):
+    """What an index stores of each of N records."""
+
+    locations: np.ndarray  # int64 (N, k)
+    sizes: np.ndarray  # int32 (N, 2), height and width as shown, zeros for a broken record
+    keys: np.ndarray  # uint32 (N,), checksum of the record's name, which decides its split
+
+
 class Source(Protocol):
-    """Records by place. Small and picklable: worker processes get a copy."""
+    """Reads records by location. Small and picklable: worker processes get a copy."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The source's name in messages."""
 
     def files(self) -> tuple[pathlib.Path, ...]:
-        """The files that list or hold the records; a change of one makes the index anew."""
+        """The files that list or hold the records; a change to one leads to a new index."""
 
-    def places(self) -> Iterator[RecordLocation]:
-        """Where all records lie, broken ones too, in a fixed order. Called once an index."""
+    def locations(self) -> Iterator[RecordLocation]:
+        """Locations of all records, broken ones too, in a fixed order. Called once per index."""
 
-    def read(self, place: RecordLocation) -> RawRecord:
-        """The record at a place; raises `BrokenRecord`."""
+    def read(self, location: RecordLocation) -> RawRecord:
+        """Reads the record at a location; raises `BrokenRecord`."""
 
-    def record_name(self, place: RecordLocation) -> str:
-        """What a message calls the record."""
+    def record_name(self, location: RecordLocation) -> str:
+        """The record's name in messages, which also decides its split."""
 
 
 def parse_object(text: bytes) -> Mapping[str, Any]:
-    """A JSON object; raises `BrokenRecord` for anything else."""
+    """Parses a JSON object; raises `BrokenRecord` for anything else."""
     try:
         fields = json.loads(text)
-    except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are ones
+    except ValueError as error:  # so are UnicodeDecodeError and JSONDecodeError
         raise BrokenRecord(f'bad JSON: {error}') from None
     if not isinstance(fields, dict):
         raise BrokenRecord(f'bad JSON: {type(fields).__name__} instead of an object')
@@ -55,16 +65,19 @@ def parse_object(text: bytes) -> Mapping[str, Any]:
 
 
 def captions_of(fields: Mapping[str, Any], text_field: str = 'text') -> RecordCaptions:
-    """Captions from the fields that the released training data has.
+    """Reads captions from the fields of the released training data.
 
-    A long caption without a type counts as written by a user and is never cut.
+    A long caption without a type counts as written by a user: it is never cut.
+
+    Raises:
+      BrokenRecord: a caption is not text.
     """
     short, long = fields.get(text_field) or '', fields.get('long_caption') or ''
     if not isinstance(short, str) or not isinstance(long, str):
         raise BrokenRecord('a caption is not text')
     try:
         f'{short}{long}'.encode()
-    except UnicodeEncodeError:  # JSON has it as an escape; tokenizers refuse it
+    except UnicodeEncodeError:  # a lone surrogate, from an escape in JSON; tokenizers refuse it
         raise BrokenRecord('a caption holds half of a character') from None
     machine_written = fields.get('long_caption_type', 'user_prompt') != 'user_prompt'
     return RecordCaptions((short,), long, machine_written)

@@ -1,1 +1,1 @@
-"""The embedded emoji: a small data set with exact truth, and its judge."""
+"""The embedded emoji: rendered images with exact captions, and a matcher that grades images."""

@@ -1,4 +1,4 @@
-"""The embedded emoji: names, subsets and RGBA artwork (Noto Emoji, see `files/LICENSE.md`)."""
+"""The embedded emoji: names, subsets and RGBA images (Noto Emoji, see `files/LICENSE.md`)."""
 
 import csv
 import dataclasses
@@ -28,7 +28,7 @@ class Emoji:
 
     name: str  # a lower-case noun phrase without article: 'red apple'
     file: str  # the code points, joined by dashes: '1f34e'
-    article: str  # 'a' for what is counted (captions turn it into 'an'), '' for plurals and stuff
+    article: str  # 'a' for countable nouns (captions make it 'an'), '' for plurals and mass nouns
     category: str
 
 
@@ -39,15 +39,15 @@ def _by_name() -> dict[str, Emoji]:
 
 
 def find(name: str) -> Emoji:
-    """The emoji of that name; an unknown name is a `UserError`."""
+    """Finds an emoji by name; raises `UserError` for an unknown name."""
     if name not in _by_name():
-        raise UserError(f'no emoji is named {name!r}; emoji/files/names.csv lists those there are')
+        raise UserError(f'no emoji is named {name!r}; choose one of emoji/files/names.csv')
     return _by_name()[name]
 
 
 @functools.cache
 def subset(name: str) -> tuple[Emoji, ...]:
-    """The emoji of `'all'`, or of a list: `'starter'` (80 unlike each other) or `'demo'` (206)."""
+    """The emoji of a subset: `'starter'` (80 that differ clearly), `'demo'` (206) or `'all'`."""
     if name not in SUBSETS:
         raise UserError(f'subset {name!r} is unknown; choose one of {", ".join(SUBSETS)}')
     if name == 'all':
@@ -58,7 +58,7 @@ def subset(name: str) -> tuple[Emoji, ...]:
 
 @functools.cache
 def _files(archive: pathlib.Path) -> dict[str, bytes]:
-    """All of a zip, still encoded: 5 MB, and no open handle that worker processes would share."""
+    """All files of a zip, 5 MB; no handle stays open, which worker processes would share."""
     try:
         with zipfile.ZipFile(archive) as images:
             return {name: images.read(name) for name in images.namelist()}
@@ -67,7 +67,7 @@ def _files(archive: pathlib.Path) -> dict[str, bytes]:
 
 
 def read_image(archive: pathlib.Path, file: str) -> Image.Image:
-    """An RGBA image from a zip of PNGs; one that cannot be decoded is a `UserError`."""
+    """Reads an RGBA image from a zip of PNGs; raises `UserError` if it cannot be decoded."""
     try:
         with Image.open(io.BytesIO(_files(archive)[f'{file}.png'])) as image:
             return image.convert('RGBA')
@@ -79,15 +79,16 @@ def read_image(archive: pathlib.Path, file: str) -> Image.Image:
 
 @functools.cache
 def sprite(name: str, pixels: int) -> np.ndarray:
-    """The emoji at `pixels` x `pixels`: uint8 (pixels, pixels, 4), colours times alpha.
+    """The emoji as premultiplied RGBA, uint8 (pixels, pixels, 4).
 
-    Resized with premultiplied alpha, or the colour of transparent pixels would bleed into edges.
+    Alpha is premultiplied before resizing, or the colour of transparent pixels would bleed into
+    edges.
     """
     image = read_image(ARTWORK, find(name).file).convert('RGBa')
     if pixels != image.width:
         image = image.resize((pixels, pixels), Image.Resampling.LANCZOS)
     rgba = np.array(image)
-    # Lanczos overshoots at edges; a premultiplied colour is never above its alpha.
+    # Lanczos overshoots at edges; a premultiplied colour must not exceed its alpha.
     rgba[..., :3] = np.minimum(rgba[..., :3], rgba[..., 3:])
-    rgba.setflags(write=False)  # shared by every caller of this cached function
+    rgba.setflags(write=False)  # the cache gives all callers the same array
     return rgba

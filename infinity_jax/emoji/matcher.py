@@ -1,9 +1,9 @@
-"""Which emoji does an image show, and on which background? Nearest image in pixel space.
+"""Classifies the emoji and the background of an image by its nearest rendering in pixel space.
 
-For every candidate the image that was asked for is rendered and compared with the generated one
-by the sum of squared RGB differences. Size and place are those that the caption asks for; what it
-leaves open is tried in every way, and the best counts. The emoji are rendered on the colour that
-the image's edge has, so that a wrong background does not also make the emoji wrong.
+For every candidate emoji the requested image is rendered and compared with the generated one by the
+sum of squared RGB differences. Size and place are those in the caption; if it mentions none, all
+are tried and the nearest counts. The emoji are rendered on the colour of the image's edge, so that
+a wrong background does not also make the emoji wrong.
 """
 
 import dataclasses
@@ -13,52 +13,57 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from infinity_jax.emoji import artwork as emoji_set
-from infinity_jax.emoji.captions import BACKGROUNDS, PLACES, SIZES, ImageSpec, pairs, sample_spec
+from infinity_jax.emoji import artwork
+from infinity_jax.emoji.image_spec import BACKGROUNDS, PLACES, SIZES, ImageSpec, pairs, sample_spec
 from infinity_jax.emoji.render import check_image_size, margin, placement
 from infinity_jax.errors import UserError
 
 MATCH_PIXELS = 64  # larger images are compared at this size
 PLACEMENTS = (('large', 'centre'),) + tuple((s, p) for s in ('medium', 'small') for p in PLACES)
 ROWS_AT_ONCE = 256  # images per matrix product, to bound memory
+PLACED_RATE = 0.3  # share of the evaluated images with a random size and place, as in the demo data
 
 
 @dataclasses.dataclass(frozen=True)
 class MatchReport:
-    """What the matcher saw in N images."""
+    """Result of the matcher for N images."""
 
     emoji_right: np.ndarray  # (N,) bool
-    background_right: np.ndarray  # (N,) bool; also true where the caption asks for none
+    background_right: np.ndarray  # (N,) bool; also true where the caption mentions none
     nearest_emoji: tuple[str, ...]
     nearest_background: tuple[str, ...]
 
     @property
     def emoji_rate(self) -> float:
-        """Share of images whose nearest emoji is the one asked for."""
+        """Share of images whose nearest emoji is the requested one."""
         return float(self.emoji_right.mean())
 
     @property
     def background_rate(self) -> float:
-        """Share of images on the background asked for."""
+        """Share of images whose background is the requested one."""
         return float(self.background_right.mean())
 
 
 def evaluation_specs(subset: str, pairs_of: str, count: int, seed: int = 0) -> list[ImageSpec]:
-    """Draws `count` specs from the 'trained' or 'held_out' pairs; all mention the background.
+    """Samples `count` specs of the 'trained' or 'held_out' pairs; all mention the background.
 
-    Pairs repeat only after every pair was drawn.
+    A pair is repeated only after every pair was used.
     """
     splits = {'trained': 'train', 'held_out': 'held_out'}
     if pairs_of not in splits:
         raise UserError(f'pairs {pairs_of!r} are unknown; choose one of {", ".join(splits)}')
-    known = pairs(subset, splits[pairs_of])
+    choices = pairs(subset, splits[pairs_of])
     rng = np.random.default_rng(seed)
-    order = np.concatenate([rng.permutation(len(known)) for _ in range(-(-count // len(known)))])
-    return [sample_spec(rng, *known[i], name_only_rate=0) for i in order[:count]]
+    epochs = -(-count // len(choices))
+    order = np.concatenate([rng.permutation(len(choices)) for _ in range(epochs)])
+    return [
+        sample_spec(rng, *choices[i], placed_rate=PLACED_RATE, name_only_rate=0)
+        for i in order[:count]
+    ]
 
 
 def alternatives(spec: ImageSpec) -> tuple[tuple[str, str], ...]:
-    """The (size, place) pairs that fit what the caption of `spec` says."""
+    """The (size, place) pairs that agree with the caption of `spec`."""
     return tuple(
         (size, place)
         for size, place in PLACEMENTS
@@ -68,7 +73,7 @@ def alternatives(spec: ImageSpec) -> tuple[tuple[str, str], ...]:
 
 
 def edge_colour(images: np.ndarray) -> np.ndarray:
-    """Median colour, (N, 3), of the pixels along the edges, which no emoji ever covers."""
+    """Median colour, (N, 3), of the pixels along the edges, which an emoji never covers."""
     ring = np.ones(images.shape[1:3], bool)
     inside = slice(margin(len(ring)), -margin(len(ring)))
     ring[inside, inside] = False
@@ -76,12 +81,18 @@ def edge_colour(images: np.ndarray) -> np.ndarray:
 
 
 def match(images: np.ndarray, specs: Sequence[ImageSpec], candidates: Sequence[str]) -> MatchReport:
-    """Compares images, uint8 (N, Y, X, 3), with what their specs ask for.
+    """Compares images with their specs.
 
-    `candidates` are the names of the emoji to choose among; each spec's own must be one of them.
+    Args:
+      images: uint8 (N, Y, X, 3), square.
+      specs: the requested image of each.
+      candidates: names of the emoji to choose from; the emoji of each spec must be one of them.
+
+    Raises:
+      UserError: images, specs and candidates do not fit each other.
     """
     _check(images, specs, candidates)
-    asked = np.array([spec.background for spec in specs])
+    requested = np.array([spec.background for spec in specs])
     colours_N3 = edge_colour(images)
     names = np.array(list(BACKGROUNDS))
     palette = np.array(list(BACKGROUNDS.values()), np.float32)
@@ -93,7 +104,7 @@ def match(images: np.ndarray, specs: Sequence[ImageSpec], candidates: Sequence[s
     nearest_emoji = np.array(candidates)[distance_NK.argmin(1)]
     return MatchReport(
         emoji_right=nearest_emoji == np.array([spec.emoji for spec in specs]),
-        background_right=(nearest_background == asked) | ~mentioned,
+        background_right=(nearest_background == requested) | ~mentioned,
         nearest_emoji=tuple(nearest_emoji.tolist()),
         nearest_background=tuple(nearest_background.tolist()),
     )
@@ -108,15 +119,15 @@ def _check(images: np.ndarray, specs: Sequence[ImageSpec], candidates: Sequence[
     if not len(specs) or images.shape[1] != images.shape[2]:
         raise UserError(f'images are {images.shape}; wanted at least one, and square')
     check_image_size(images.shape[1])
-    strangers = sorted({spec.emoji for spec in specs} - set(candidates))
-    if strangers:
+    missing = sorted({spec.emoji for spec in specs} - set(candidates))
+    if missing:
         raise UserError(
-            f'{strangers[0]!r} is asked for but not among the {len(candidates)} candidates'
+            f'{missing[0]!r} is the emoji of a spec but not among the {len(candidates)} candidates'
         )
 
 
 def _shrink(images: np.ndarray) -> np.ndarray:
-    """Images larger than `MATCH_PIXELS`, made that small by averaging; float32 (N, Y, X, 3)."""
+    """Images as float32 (N, Y, X, 3), reduced to `MATCH_PIXELS` by averaging if they are larger."""
     if images.shape[1] <= MATCH_PIXELS:
         return images.astype(np.float32)
     size = (MATCH_PIXELS, MATCH_PIXELS)
@@ -127,7 +138,7 @@ def _shrink(images: np.ndarray) -> np.ndarray:
 @functools.lru_cache(maxsize=2 * len(SIZES))
 def _sprites(candidates: tuple[str, ...], edge: int) -> np.ndarray:
     """Premultiplied sprites of the candidates, uint8 (K, edge, edge, 4)."""
-    return np.stack([emoji_set.sprite(name, edge) for name in candidates])
+    return np.stack([artwork.sprite(name, edge) for name in candidates])
 
 
 def _distances(

@@ -1,9 +1,9 @@
-"""Draws the image of a `ImageSpec`."""
+"""Renders the image of an `ImageSpec`."""
 
 import numpy as np
 
-from infinity_jax.emoji import artwork as emoji_set
-from infinity_jax.emoji.captions import BACKGROUNDS, SIZES, ImageSpec
+from infinity_jax.emoji import artwork
+from infinity_jax.emoji.image_spec import BACKGROUNDS, SIZES, ImageSpec
 from infinity_jax.errors import UserError
 
 
@@ -14,7 +14,7 @@ def check_image_size(image_size: int) -> None:
 
 
 def margin(image_size: int) -> int:
-    """Pixels along every edge that no emoji ever covers: 2 of 64."""
+    """Pixels along every edge that an emoji never covers: 2 of 64."""
     return max(1, image_size // 32)
 
 
@@ -35,8 +35,9 @@ def render(spec: ImageSpec, image_size: int = 64) -> np.ndarray:
     pixels = np.empty((image_size, image_size, 3), np.uint8)
     pixels[:] = background
     top, left, edge = placement(spec.size, spec.place, image_size)
-    rgba = emoji_set.sprite(spec.emoji, edge)
+    rgba = artwork.sprite(spec.emoji, edge)
     # Integers keep the cache small: uint8 sprites are a quarter of float32 ones.
-    through = (np.uint16(255) - rgba[..., 3:]) * background  # at most 255 * 255, fits
+    # At most 255 * 255, which uint16 holds.
+    through = (np.uint16(255) - rgba[..., 3:]) * background
     pixels[top : top + edge, left : left + edge] = rgba[..., :3] + (through + 127) // 255
     return pixels

@@ -16,9 +16,9 @@ from infinity_jax.config import (
     TextConfig,
     TokenizerConfig,
     TransformerConfig,
+    pixels_per_token,
 )
 from infinity_jax.errors import UserError
-from infinity_jax.inference.resolution import token_stride
 from infinity_jax.runtime.host_memory import available_bytes
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.tiled_decoder import decoding_bytes
@@ -96,7 +96,7 @@ def estimate_memory(
     # XLA's attention keeps float32 scores of a chunk and, in the products' dtype, their softmax.
     heads = rows * transformer.num_heads
     scores = heads * chunk_length(heads, now, every) * every * (4 + item)
-    height, width_px = schedule.image_size(token_stride(transformer, tokenizer))
+    height, width_px = schedule.image_size(pixels_per_token(transformer, tokenizer))
     return MemoryEstimate(
         batch=batch,
         transformer=weights,
@@ -150,7 +150,7 @@ def plan_memory(
     sizes = {} if on_host or mesh is None else dict(mesh.shape)
     shares = sizes.get('data', 1) * sizes.get('fsdp', 1)
     room = _room(device)
-    height, width = configs.schedule.image_size(token_stride(*parts[:2]))
+    height, width = configs.schedule.image_size(pixels_per_token(*parts[:2]))
     offers = (False,) if on_host or mesh is not None else (False, True)
     for batch in _halvings(max_batch, shares):
         share = estimate_memory(

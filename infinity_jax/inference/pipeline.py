@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 from PIL import Image
 from tqdm import tqdm
 
-from infinity_jax.config import ModelConfigs, QuantizationConfig
+from infinity_jax.config import ModelConfigs, QuantizationConfig, pixels_per_token
 from infinity_jax.errors import UserError
 from infinity_jax.inference.executables import Programs
 from infinity_jax.inference.generator import Generator
 from infinity_jax.inference.memory import plan_memory
-from infinity_jax.inference.resolution import choose_schedule, token_stride
+from infinity_jax.inference.resolution import choose_schedule
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.scale_steps import controls
 from infinity_jax.inference.text_encoder import PromptEncoder
@@ -203,7 +203,7 @@ class InfinityPipeline:
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) in pixels of what is drawn where a call names no schedule."""
-        stride = token_stride(self._model.config, self._autoencoder.config)
+        stride = pixels_per_token(self._model.config, self._autoencoder.config)
         return self.schedule.image_size(stride)
 
     def __call__(

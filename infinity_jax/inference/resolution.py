@@ -1,17 +1,12 @@
 """Which token grids a model draws on: its own, or the released ones of a wanted image shape."""
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config import TokenizerConfig, TransformerConfig, pixels_per_token
 from infinity_jax.errors import UserError
 from infinity_jax.scales import STRIDE, ScaleSchedule, nearest_size, released_name
 from infinity_jax.transformer.model import check_schedule
 
 DEFAULT_RATIO = '1.000'
 DEFAULT_BUDGET = '1M'
-
-
-def token_stride(transformer: TransformerConfig, tokenizer: TokenizerConfig) -> int:
-    """Pixels per token along an edge."""
-    return tokenizer.stride * (2 if transformer.spatial_patchify else 1)
 
 
 def choose_schedule(
@@ -36,7 +31,7 @@ def choose_schedule(
     Raises:
       UserError: a wish that the model cannot fulfil, or one that says two things.
     """
-    stride = token_stride(transformer, tokenizer)
+    stride = pixels_per_token(transformer, tokenizer)
     named = ratio is not None or budget is not None
     if named and size is not None:
         raise UserError('give either ratio and budget or height and width, not both')

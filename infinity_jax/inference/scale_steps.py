@@ -111,7 +111,7 @@ def embed_prompts(
             )
             negative = Text(features, text.lengths_B)
         text = Text(*(jnp.concatenate(pair) for pair in zip(text, negative, strict=True)))
-    return model.apply(variables, *text, in_blocks=True, method=Transformer.encode_text)
+    return model.apply(variables, *text, tiled=True, method=Transformer.encode_text)
 
 
 def for_images(condition: Conditioning, images: int, guided: bool) -> Conditioning:
@@ -192,7 +192,7 @@ def sample_scale_bits(
     if not guide_logits:  # guidance on hidden states leaves both halves equal: read the first
         condition = condition._replace(pooled_BD=condition.pooled_BD[:batch])
         x_BLD = x_BLD[:batch]
-    logits = model.apply(variables, x_BLD, condition, in_blocks=True, method=Transformer.logits)
+    logits = model.apply(variables, x_BLD, condition, tiled=True, method=Transformer.logits)
     logits = logits / controls.temperature_K[scale]
     if guide_logits:
         guidance = controls.guidance_K[scale]

@@ -1,6 +1,6 @@
-"""What worker processes do when their whole process group is told to stop, or their parent dies.
+"""Signals in worker processes: they leave SIGTERM to the main process, and end when it dies.
 
-A module of its own, without heavy imports: workers run it first.
+The module has no heavy imports, since it is the first code that a worker process runs.
 """
 
 import multiprocessing
@@ -9,14 +9,13 @@ import signal
 import threading
 
 
-def obey_parent_alone(worker: int, workers: int) -> None:
-    """Leaves SIGTERM and SIGINT to the main process, which wants batches until it has saved.
+def leave_signals_to_parent(worker: int, workers: int) -> None:
+    """Ignores SIGTERM and SIGINT, so that the main process gets batches until it has saved.
 
-    It ends its workers by itself when it is done. Should it be killed, they end too.
+    The main process ends its workers when it is done. If it is killed, they end too.
 
     Args:
-      worker: which one this is, and
-      workers: of how many, as grain passes them.
+      worker, workers: number of this worker and of all, which grain passes; not used.
     """
     del worker, workers
     for number in (signal.SIGTERM, signal.SIGINT):

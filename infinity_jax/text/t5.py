@@ -33,11 +33,19 @@ def position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm over the last axis, without mean or bias."""
+    """Root-mean-square norm over the last axis of (B, T, E), without mean or bias, in float32.
+
+    Also normalises the text features that the transformer reads.
+
+    Attributes:
+      axes: logical axis of the learned scale.
+    """
+
+    axes: tuple[str | None] = ('embed',)
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        init = nn.with_logical_partitioning(nn.initializers.ones_init(), ('embed',))
+        init = nn.with_logical_partitioning(nn.initializers.ones_init(), self.axes)
         scale = self.param('scale', init, (x.shape[-1],))
         # float32: the mean of squares of T5's large activations overflows 16 bits.
         x = x.astype(jnp.float32)

@@ -1,11 +1,12 @@
-"""Bitwise multi-scale residual quantizer (paper 3.2).
+"""Bitwise multi-scale residual quantizer (paper 3.2), and codes as the transformer's tokens.
 
 `accumulate` and `next_input` are the two steps that tokenizing, self-correction and generation
 share: codes of a scale are added to the running total, and the total is resized to the next
-scale's grid to become the transformer's input.
+scale's grid to become the transformer's input. `flatten_tokens` arranges codes as tokens; with
+spatial patchify, as in the 8B model, 2×2 codes of d channels become one token of 4d channels.
 
-Everything here is float32: signs decide bits. Cost and memory are linear in d; no table of 2^d
-exists.
+Everything is float32, because signs decide bits. Cost and memory are linear in d; no table of 2^d
+entries exists.
 """
 
 from typing import NamedTuple
@@ -18,10 +19,13 @@ from infinity_jax.scales import Grid
 from infinity_jax.tokenizer.resize import area, bilinear
 
 NORM_EPSILON = 1e-12  # of the L2 normalisation, as released
+# Codes have length 1 and about a dozen of them are added up. Float32 rounds that sum by up to
+# 12 · 6e-8, so a shorter residual is rounding and not signal.
+NO_RESIDUAL = 1e-6
 
 
 class Quantized(NamedTuple):
-    """What the quantizer makes of features.
+    """Quantized features.
 
     Attributes:
       bits: per scale (B, h, w, d) bool.
@@ -53,18 +57,29 @@ def next_input(total_Bhwd: jax.Array, grid: Grid) -> jax.Array:
 
 
 def residual_at(features_Bhwd: jax.Array, total_Bhwd: jax.Array, grid: Grid) -> jax.Array:
-    """What earlier scales left, at one scale's grid, (B, h, w, d).
+    """The residual of earlier scales at one scale's grid, (B, h, w, d).
 
-    Shrinking is by area (adaptive average pooling); the last scale is not resized.
+    It is shrunk by area (adaptive average pooling); at the last scale it is not resized.
     """
     return area(features_Bhwd - total_Bhwd, grid)
 
 
-def residual_direction(features_Bhwd: jax.Array, total_Bhwd: jax.Array, grid: Grid) -> jax.Array:
-    """L2-normalised residual at one scale, (B, h, w, d): its signs are that scale's true bits."""
+def normalised_residual(features_Bhwd: jax.Array, total_Bhwd: jax.Array, grid: Grid) -> jax.Array:
+    """L2-normalised residual at one scale, (B, h, w, d): its signs are that scale's true bits.
+
+    A residual r of length `NO_RESIDUAL` or less gets the gradient zero. The derivative of r/|r| is
+    (I − zzᵀ)/|r|: at r = 0 it does not exist, and near 0 it is a huge multiple of a direction that
+    rounding decides. The floor alone would give 1e12 there, to the power of the number of such
+    scales where residuals are attached. Zero is a convention, as for |x| at 0. The features still
+    learn: the next scale sees the code of such a scale as a residual of length 1. Everywhere else
+    the gradient is the exact one, of at most 1/|r| < 1e6.
+    """
     residual = residual_at(features_Bhwd, total_Bhwd, grid)
+    length = jnp.sqrt(jnp.sum(jnp.square(jax.lax.stop_gradient(residual)), -1, keepdims=True))
+    # Both branches have the same value: only the gradient differs.
+    residual = jnp.where(length > NO_RESIDUAL, residual, jax.lax.stop_gradient(residual))
     square = jnp.sum(jnp.square(residual), axis=-1, keepdims=True)
-    # The floor stands under the root, where a zero residual keeps a finite gradient.
+    # The floor is inside the root, so that a residual of zero has a finite value.
     return residual / jnp.sqrt(jnp.maximum(square, NORM_EPSILON**2))
 
 
@@ -76,26 +91,26 @@ def quantize(
     flips: tuple[jax.Array | None, ...] | None = None,
     attached: bool = False,
 ) -> Quantized:
-    """Codes features on all scales, each taking the residual that earlier ones left.
+    """Quantizes features scale by scale; each scale codes the residual of the earlier ones.
 
-    The keyword arguments are for training a tokenizer; `quantizer_noise` draws them.
+    The keyword arguments are for training a tokenizer; `training.tokenizer.noise` samples them.
 
     Args:
       features_Bhwd: encoder output, float32, at the last grid.
       grids: (h, w) of each scale's codes, coarse to fine.
-      kept_BK: bool; a scale that an image does not keep adds nothing and leaves its residual to
-        the next. Its bits and z are still returned. None: all are kept.
-      flips: per scale (B, h, w, d) bool, where a code changes its sign, gradient included, before
-        anything reads it; None, or None for a scale: nowhere. `bits` stay the true ones.
-      attached: later residuals carry the gradient of what earlier scales took away; as released
-        they do not.
+      kept_BK: bool; a scale that is False for an image adds nothing, and the next scale codes its
+        residual. Its bits and z are still returned. None: all are kept.
+      flips: per scale (B, h, w, d) bool; True changes the sign of a code and of its gradient
+        before anything reads it. None, or None for a scale: no flips. `bits` are not flipped.
+      attached: whether the residual of a scale passes gradients to earlier codes; as released it
+        does not.
     """
     features_Bhwd = features_Bhwd.astype(jnp.float32)
-    left = jnp.zeros_like(features_Bhwd)  # running total as later residuals see it
+    subtracted = jnp.zeros_like(features_Bhwd)  # running total that residuals are taken from
     total = jnp.zeros_like(features_Bhwd)
     bits, normalised, codes = [], [], []
     for k, grid in enumerate(grids):
-        z = residual_direction(features_Bhwd, left, grid)
+        z = normalised_residual(features_Bhwd, subtracted, grid)
         scale_bits = z > 0
         code = codes_from_bits(scale_bits)
         straight_through = z + jax.lax.stop_gradient(code - z)
@@ -107,7 +122,7 @@ def quantize(
         if kept_BK is not None:
             kept = kept_BK[:, k, None, None, None].astype(jnp.float32)
             code, straight_through = code * kept, straight_through * kept
-        left = accumulate(left, straight_through if attached else code)
+        subtracted = accumulate(subtracted, straight_through if attached else code)
         total = accumulate(total, straight_through)
         codes.append(straight_through)
     return Quantized(tuple(bits), tuple(normalised), tuple(codes), total)

@@ -1,10 +1,11 @@
 """Area and bilinear resizing as products with two small matrices, one per image axis.
 
-Common resizers smooth when shrinking; the bilinear form here must not, and the area form must use
-the overlapping windows of adaptive average pooling. A wrong choice gives wrong bits silently.
+Common resizers smooth when shrinking. The bilinear form must not, and the area form must use the
+overlapping windows of adaptive average pooling. A wrong choice gives wrong bits without an error.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -39,14 +40,17 @@ def area_matrix(source: int, target: int) -> np.ndarray:
     return matrix
 
 
-def _resize(x_Bhwc: jax.Array, grid: tuple[int, int], matrix) -> jax.Array:
+def _resize(
+    x_Bhwc: jax.Array, grid: tuple[int, int], matrix: Callable[[int, int], np.ndarray]
+) -> jax.Array:
+    """Applies `matrix(source, target)` along rows and columns."""
     if x_Bhwc.shape[1:3] == tuple(grid):
         return x_Bhwc
     rows = matrix(x_Bhwc.shape[1], grid[0])
     columns = matrix(x_Bhwc.shape[2], grid[1])
-    # Highest precision: signs of what comes out of here decide bits.
-    x = jnp.einsum('yh,bhwc->bywc', rows, x_Bhwc, precision=jax.lax.Precision.HIGHEST)
-    return jnp.einsum('xw,bywc->byxc', columns, x, precision=jax.lax.Precision.HIGHEST)
+    # Highest precision, because the signs of the result decide bits.
+    x = jnp.einsum('yh,Bhwc->Bywc', rows, x_Bhwc, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum('xw,Bywc->Byxc', columns, x, precision=jax.lax.Precision.HIGHEST)
 
 
 def bilinear(x_Bhwc: jax.Array, grid: tuple[int, int]) -> jax.Array:

@@ -1,9 +1,10 @@
-"""The decoder in blocks of rows, for images whose feature maps are large.
+"""The decoder for generation: the plain one for small images, else in blocks of rows.
 
-The plain decoder has four or more maps of full resolution alive at once, 1.1 GB each at 1024².
-Here two are: a residual block's result takes the place of its input, and what lies between norm
-and convolution exists for some rows only. Nothing is approximated: a block of rows brings the rows
-that a convolution reaches into, and norms take their statistics over the whole image.
+The plain decoder has four or more feature maps of full resolution alive at once, 1.1 GB each at
+1024². `RowDecoder` has two: the result of a residual block replaces its input, and the values
+between norm and convolution exist for some rows only. Nothing is approximated. A block of rows
+includes the neighbouring rows that a convolution reads, and norms take their statistics over the
+whole image.
 """
 
 import dataclasses
@@ -19,23 +20,80 @@ from infinity_jax.sharding import target_platform
 from infinity_jax.tokenizer.autoencoder import NORM_EPSILON, Autoencoder, to_pixels
 
 LANES = 128  # of a TPU register
+WHOLE_BYTES = 2**28  # widest float32 feature map that is not split into blocks
+BLOCK_BYTES = 2**26  # rows of a wider map that are processed at once
+# The same on TPU. Maps of 128² pixels are then several blocks too: the compiler would unroll a loop
+# of one block and compile its convolutions again.
+TPU_BLOCK_BYTES = 2**24
+PLAIN_MAPS, ROW_MAPS = 4, 2  # widest maps that the plain and the row decoder have alive at once
+BLOCKS = 4  # blocks of rows that the row decoder has alive at once
 Params = Mapping[str, Any]
 
 
-def block_rows(height: int, row_bytes: int, max_bytes: int) -> int:
-    """Rows of a block: the most that fit, of those that divide the height."""
-    fitting = [n for n in range(1, height + 1) if height % n == 0 and n * row_bytes <= max_bytes]
-    return max(fitting, default=1)
+def decode(autoencoder: Autoencoder, variables: Any, features_Bhwd: jax.Array) -> jax.Array:
+    """`Autoencoder.decode` in bounded memory.
+
+    A batch whose feature maps are large is decoded image by image, and a large image in blocks of
+    rows. On several devices, which split the batch, the plain decoder is used.
+
+    Args:
+      autoencoder: the module.
+      variables: its variables.
+      features_Bhwd: quantized features.
+
+    Returns:
+      Pixels (B, Y, X, 3), not clamped.
+    """
+    config = autoencoder.config
+    batch, *grid, _ = features_Bhwd.shape
+    height, width = (size * config.stride for size in grid)
+    bytes_each = widest_map(config, height, width) * 4
+    on_mesh = jax.sharding.get_abstract_mesh().size > 1
+    if on_mesh or batch * bytes_each <= WHOLE_BYTES:
+        return autoencoder.apply(variables, features_Bhwd, method=Autoencoder.decode)
+    compute = {'dtype': autoencoder.dtype, 'precision': autoencoder.precision}
+    block_bytes = TPU_BLOCK_BYTES if target_platform() == 'tpu' else BLOCK_BYTES
+    row_decoder = RowDecoder(config, **compute, max_bytes=block_bytes)
+
+    def one(features_hwd: jax.Array) -> jax.Array:
+        features = features_hwd[None]
+        if bytes_each > WHOLE_BYTES:
+            return row_decoder(variables['params']['decoder'], features)[0]
+        return autoencoder.apply(variables, features, method=Autoencoder.decode)[0]
+
+    return jax.lax.map(one, features_Bhwd)
+
+
+def widest_map(config: TokenizerConfig, height: int, width: int) -> int:
+    """Elements of the decoder's largest feature map, which has a level's channels upsampled."""
+    sizes = []
+    for level, multiplier in enumerate(config.channel_multipliers):
+        shrink = config.unshuffle * 2 ** max(level - 1, 0)
+        pixels = (height // shrink) * (width // shrink)
+        sizes.append(pixels * multiplier * config.base_channels)
+    return max(sizes)
+
+
+def decoding_bytes(
+    config: TokenizerConfig, batch: int, height: int, width: int, on_mesh: bool = False
+) -> int:
+    """Estimates the bytes that `decode` needs in float32, weights and result not counted."""
+    bytes_each = widest_map(config, height, width) * 4
+    if on_mesh or batch * bytes_each <= WHOLE_BYTES:
+        return batch * PLAIN_MAPS * bytes_each
+    if bytes_each <= WHOLE_BYTES:
+        return PLAIN_MAPS * bytes_each
+    return ROW_MAPS * bytes_each + BLOCKS * BLOCK_BYTES
 
 
 @dataclasses.dataclass(frozen=True)
 class RowDecoder:
-    """`autoencoder.Decoder` on the same parameters, block by block.
+    """`autoencoder.Decoder` with the same parameters, computed block by block.
 
     Attributes:
       config: sizes.
       dtype, precision: of the convolutions.
-      max_bytes: of a block of a float32 feature map.
+      max_bytes: size of a block of a float32 feature map.
     """
 
     config: TokenizerConfig
@@ -61,10 +119,10 @@ class RowDecoder:
     def _residual(self, params: Params, x_Bhwc: jax.Array) -> jax.Array:
         h = self._convolve(params['conv1'], x_Bhwc, self._activation(params['norm1'], x_Bhwc))
         activation = self._activation(params['norm2'], h)
-        return self._convolve(params['conv2'], h, activation, beside=x_Bhwc, shortcut=params)
+        return self._convolve(params['conv2'], h, activation, residual=x_Bhwc, shortcut=params)
 
     def _activation(self, norm: Params, x_Bhwc: jax.Array) -> Callable[[jax.Array], jax.Array]:
-        """GroupNorm and swish of any rows of `x`, by the statistics of all of them."""
+        """GroupNorm and swish of some rows of `x`, with the statistics of all rows."""
         channels = x_Bhwc.shape[-1]
         groups = self.config.norm_groups
         groups = groups if channels % groups == 0 else FALLBACK_GROUPS
@@ -91,28 +149,34 @@ class RowDecoder:
         activation: Callable[[jax.Array], jax.Array] = lambda rows: rows,
         *,
         upsample: int = 1,
-        beside: jax.Array | None = None,
+        residual: jax.Array | None = None,
         shortcut: Params | None = None,
     ) -> jax.Array:
-        """The activated `x`, upsampled by repetition, through a convolution, and `beside`.
+        """Activates `x`, upsamples it by repetition, convolves it and adds the residual.
 
-        With `beside`, the input of a residual block, that is added, through the block's shortcut if
-        it has one; otherwise the result takes its place in memory.
+        Args:
+          conv: kernel and bias.
+          x_Bhwc: the input.
+          activation: of some rows.
+          upsample: factor of both edges.
+          residual: input of a residual block, added to the result. Without a 1×1 convolution in
+            the shortcut, the result replaces it in memory.
+          shortcut: parameters of that residual block.
         """
         batch, height, width, channels = x_Bhwc.shape
         features = conv['kernel'].shape[-1]
         widest = max(channels, features) * upsample**2
         count = block_rows(height, batch * width * widest * 4, self.max_bytes)
-        reach = conv['kernel'].shape[0] // 2  # rows that it reads beyond a block
+        reach = conv['kernel'].shape[0] // 2  # rows that it reads on either side of a block
         taken = min(count + 2 * reach, height)
         widened = shortcut is not None and 'shortcut' in shortcut
-        in_place = beside is not None and not widened
+        in_place = residual is not None and not widened
 
         def compute(i: jax.Array, out: jax.Array) -> jax.Array:
             first = i * count - reach
             start = jnp.clip(first, 0, height - taken)
             rows = activation(jax.lax.dynamic_slice_in_dim(x_Bhwc, start, taken, axis=1))
-            # Beyond the image are zeros, as the convolution wants them, not activated zeros.
+            # The padding of the convolution is zero, which activated zeros are not.
             rows = jnp.pad(rows, ((0, 0), (reach, 2 * reach), (0, 0), (0, 0)))
             offset = reach + first - start
             rows = jax.lax.dynamic_slice_in_dim(rows, offset, count + 2 * reach, axis=1)
@@ -122,31 +186,37 @@ class RowDecoder:
                 rows = rows[:, spare : rows.shape[1] - spare]
             y = self._product(conv, rows)
             at = i * count * upsample
-            if beside is not None:
-                source = out if in_place else beside
+            if residual is not None:
+                source = out if in_place else residual
                 same = jax.lax.dynamic_slice_in_dim(source, at, count, axis=1)
                 y = y + (self._product(shortcut['shortcut'], same) if widened else same)
             return jax.lax.dynamic_update_slice_in_dim(out, y, at, axis=1)
 
         if in_place:
-            out = beside
+            out = residual
         else:
             shape = (batch, height * upsample, width * upsample, features)
             out = jnp.zeros(shape, self.dtype)
         return jax.lax.fori_loop(0, height // count, compute, out)
 
     def _product(self, conv: Params, rows_Bhwc: jax.Array) -> jax.Array:
-        """A convolution whose rows come with those that it reaches into."""
+        """A convolution of rows that include its padding."""
         x, kernel = rows_Bhwc.astype(self.dtype), conv['kernel'].astype(self.dtype)
         bias = conv['bias'].astype(self.dtype)[None, None, None]
         if target_platform() != 'tpu':
-            return whole(x, kernel, self.precision) + bias
-        # Apart from what follows, convolutions of equal shapes are equal, and compiled once.
-        return jax.lax.optimization_barrier(by_rows(x, kernel, self.precision) + bias)
+            return convolve(x, kernel, self.precision) + bias
+        # Without fused operations, convolutions of one shape are equal and compile once.
+        return jax.lax.optimization_barrier(convolve_rows(x, kernel, self.precision) + bias)
 
 
-def whole(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
-    """A convolution of odd width over the image's width, and over the rows that are there."""
+def block_rows(height: int, row_bytes: int, max_bytes: int) -> int:
+    """Rows per block: the largest divisor of the height that fits in `max_bytes`."""
+    fitting = [n for n in range(1, height + 1) if height % n == 0 and n * row_bytes <= max_bytes]
+    return max(fitting, default=1)
+
+
+def convolve(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
+    """A convolution of odd width, padded with zeros along the width and not along the rows."""
     reach = kernel.shape[1] // 2
     return jax.lax.conv_general_dilated(
         x_Bhwc,
@@ -158,23 +228,24 @@ def whole(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Ar
     )
 
 
-def by_rows(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
-    """The same on each row by itself, with its neighbours as further channels.
+def convolve_rows(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
+    """Equals `convolve`, as one-dimensional convolutions with the rows as a batch.
 
-    A TPU wants many images at once: of one it would cut up the width and copy it about, which in
-    the estimate took half as long again as the products, and twice as long to compile.
+    The neighbours of each row become further channels. XLA:TPU is made for large batches: for a
+    single image it would split the width and copy the parts. In its estimate that took half as long
+    again as the products, and compilation took twice as long.
     """
     batch, rows, width, channels = x_Bhwc.shape
     taps, across, _, features = kernel.shape
     count, reach = rows - taps + 1, across // 2
-    if channels < LANES and reach:  # with so few, neighbours along the row are channels as well
+    if channels < LANES and reach:  # few channels: neighbours along the row become channels as well
         x_Bhwc = jnp.pad(x_Bhwc, ((0, 0), (0, 0), (reach, reach), (0, 0)))
         x_Bhwc = jnp.concatenate([x_Bhwc[:, :, i : i + width] for i in range(across)], axis=-1)
         kernel = kernel.reshape(taps, 1, across * channels, features)
         across, reach = 1, 0
-    beside = jnp.concatenate([x_Bhwc[:, i : i + count] for i in range(taps)], axis=-1)
+    stacked = jnp.concatenate([x_Bhwc[:, i : i + count] for i in range(taps)], axis=-1)
     y = jax.lax.conv_general_dilated(
-        beside.reshape(batch * count, width, -1),
+        stacked.reshape(batch * count, width, -1),
         kernel.transpose(1, 0, 2, 3).reshape(across, -1, features),
         (1,),
         ((reach, reach),),
@@ -182,60 +253,3 @@ def by_rows(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.
         precision=precision,
     )
     return y.reshape(batch, count, width, features)
-
-
-WHOLE_BYTES = 2**28  # of the widest float32 feature map that is taken in one piece
-BLOCK_BYTES = 2**26  # of such a map's rows that are taken at once otherwise
-# The same on TPU, where maps of 128² pixels are then several blocks too: a loop of one turn would
-# be dissolved, and the compiler would find its convolutions, though equal, in unequal places.
-TPU_BLOCK_BYTES = 2**24
-PLAIN_MAPS, ROW_MAPS = 4, 2  # widest maps that are alive at once
-BLOCKS = 4  # the same for blocks of rows
-
-
-def widest_map(config: TokenizerConfig, height: int, width: int) -> int:
-    """Numbers in the decoder's largest feature map: a level's channels after its upsampling."""
-    sizes = []
-    for level, multiplier in enumerate(config.channel_multipliers):
-        shrink = config.unshuffle * 2 ** max(level - 1, 0)
-        pixels = (height // shrink) * (width // shrink)
-        sizes.append(pixels * multiplier * config.base_channels)
-    return max(sizes)
-
-
-def decoding_bytes(
-    config: TokenizerConfig, batch: int, height: int, width: int, on_mesh: bool = False
-) -> int:
-    """About what `decode` needs beside weights and result, in float32."""
-    bytes_each = widest_map(config, height, width) * 4
-    if on_mesh or batch * bytes_each <= WHOLE_BYTES:
-        return batch * PLAIN_MAPS * bytes_each
-    if bytes_each <= WHOLE_BYTES:
-        return PLAIN_MAPS * bytes_each
-    return ROW_MAPS * bytes_each + BLOCKS * BLOCK_BYTES
-
-
-def decode(autoencoder: Autoencoder, variables: Any, features_Bhwd: jax.Array) -> jax.Array:
-    """`Autoencoder.decode`, in bounded memory where the images are large.
-
-    A batch whose maps are large is decoded image by image, and a large image by blocks of
-    rows. Several devices share the batch out already; there it is decoded as it is.
-    """
-    config = autoencoder.config
-    batch, *grid, _ = features_Bhwd.shape
-    height, width = (size * config.stride for size in grid)
-    bytes_each = widest_map(config, height, width) * 4
-    shared = jax.sharding.get_abstract_mesh().size > 1
-    if shared or batch * bytes_each <= WHOLE_BYTES:
-        return autoencoder.apply(variables, features_Bhwd, method=Autoencoder.decode)
-    compute = {'dtype': autoencoder.dtype, 'precision': autoencoder.precision}
-    block_bytes = TPU_BLOCK_BYTES if target_platform() == 'tpu' else BLOCK_BYTES
-    in_rows = RowDecoder(config, **compute, max_bytes=block_bytes)
-
-    def one(features_hwd: jax.Array) -> jax.Array:
-        features = features_hwd[None]
-        if bytes_each > WHOLE_BYTES:
-            return in_rows(variables['params']['decoder'], features)[0]
-        return autoencoder.apply(variables, features, method=Autoencoder.decode)[0]
-
-    return jax.lax.map(one, features_Bhwd)

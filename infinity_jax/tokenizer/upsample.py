@@ -1,4 +1,4 @@
-"""Nearest x2 upsampling followed by a 3×3 convolution, as the decoder's levels want it."""
+"""Nearest-neighbour upsampling by 2 followed by a 3×3 convolution, for the decoder."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ CONV_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 class UpsampleConv(nn.Module):
     """Doubles both edges by repeating pixels, then convolves 3×3.
 
-    A CPU does it as four convolutions of 2×2 on the small image, see `by_phase`: on one core 1.6
-    to 2.4 times as fast as the plain form at the sizes of the released decoder (docs/speed.md).
+    On CPU it runs as four 2×2 convolutions of the small image, see `by_phase`. On one core that is
+    1.6 to 2.4 times as fast as `plain` at the sizes of the released decoder (docs/speed.md).
     """
 
     features: int
@@ -37,13 +37,13 @@ class UpsampleConv(nn.Module):
 
 
 def plain(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
-    """The definition: repeat, then convolve."""
+    """Repeats pixels, then convolves."""
     repeated = jnp.repeat(jnp.repeat(x_Bhwc, 2, axis=1), 2, axis=2)
     return _conv(repeated, kernel, ((1, 1), (1, 1)), precision)
 
 
 def by_phase(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
-    """The same, with 4/9 of the multiplications.
+    """Equals `plain` with 4/9 of the multiplications.
 
     Along an edge, an even output pixel sees pixel i − 1 through the kernel's first row and pixel i
     through the sum of the other two; an odd one sees i through the sum of the first two and i + 1
@@ -51,7 +51,7 @@ def by_phase(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax
     """
     batch, h, w, _ = x_Bhwc.shape
     phases = [
-        _conv(x_Bhwc, _fold(_fold(kernel, 0, a), 1, b), ((1 - a, a), (1 - b, b)), precision)
+        _conv(x_Bhwc, _sum_taps(_sum_taps(kernel, 0, a), 1, b), ((1 - a, a), (1 - b, b)), precision)
         for a in (0, 1)
         for b in (0, 1)
     ]
@@ -59,7 +59,7 @@ def by_phase(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax
     return jnp.stack(rows, axis=2).reshape(batch, 2 * h, 2 * w, -1)
 
 
-def _fold(kernel: jax.Array, axis: int, odd: int) -> jax.Array:
+def _sum_taps(kernel: jax.Array, axis: int, odd: int) -> jax.Array:
     """A kernel's three rows along one axis as the two that an even or odd output pixel sees."""
     first, middle, last = (jax.lax.index_in_dim(kernel, i, axis) for i in range(3))
     pair = [first + middle, last] if odd else [first, middle + last]

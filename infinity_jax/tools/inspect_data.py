@@ -1,4 +1,4 @@
-"""What a run's data looks like before it is trained on, and how fast it can be read."""
+"""Reports on the data of a run before training: records, buckets, captions, reading speed."""
 
 import contextlib
 import os
@@ -7,34 +7,35 @@ from typing import Any
 
 import numpy as np
 
-from infinity_jax.data.buckets import Bucket, Part, make_buckets, open_stored
+from infinity_jax.data.buckets import Bucket, Part, make_buckets
 from infinity_jax.data.records import BrokenRecord
-from infinity_jax.emoji import captions as emoji_captions
-from infinity_jax.emoji.source import EmojiSource
+from infinity_jax.data.sources.emoji import EmojiSource
+from infinity_jax.data.stored_source import StoredSource, open_stored
+from infinity_jax.emoji.image_spec import caption
 from infinity_jax.errors import UserError
 from infinity_jax.images import contact_sheet, save_png
 from infinity_jax.training.batches import first_batches, located_data, make_batches
 from infinity_jax.training.config import RunConfig
 
-CAPTIONS = 1000  # read for their lengths
-NAMED = 50  # broken records that are listed
+CAPTIONS = 1000  # captions whose lengths are measured
+MAX_LISTED = 50  # broken records per source
 
 
 def inspect_data(config: RunConfig, *, count: int, out: str | os.PathLike) -> dict[str, Any]:
     """Prints sources, broken records, buckets and caption lengths; writes a contact sheet.
 
-    Broken records are listed whatever `data.max_broken_share` says.
+    Broken records are listed even if they are more than `data.max_broken_share`.
 
     Args:
-      config: of a run of any task.
-      count: images read, as the first steps of training would, and shown.
-      out: PNG file of them.
+      config: a run of any task.
+      count: images on the contact sheet, the first ones that training would read.
+      out: path of the contact sheet, a PNG file.
 
     Returns:
       the printed figures.
 
     Raises:
-      UserError: the data cannot be read, or `out` not be written.
+      UserError: the data cannot be read, or `out` cannot be written.
     """
     if count < 1:
         raise UserError(f'--count is {count}; wanted 1 or more images')
@@ -54,16 +55,16 @@ def inspect_data(config: RunConfig, *, count: int, out: str | os.PathLike) -> di
     return report
 
 
-def _source(stored: Any) -> dict[str, Any]:
+def _source(stored: StoredSource | None) -> dict[str, Any]:
     if stored is None:
-        print('emoji: drawn without end')
+        print('emoji: rendered without end')
         return {'records': None, 'broken': []}
     index = stored.index
     print(f'{stored.source.name}: {len(index)} records, {len(index.broken)} broken, '
           f'{int(stored.usable.sum())} of the train split')  # fmt: skip
-    for name, reason in index.broken[:NAMED]:
+    for name, reason in index.broken[:MAX_LISTED]:
         print(f'  {name}: {reason}')
-    if len(index.broken) > NAMED:
+    if len(index.broken) > MAX_LISTED:
         print(f'  … all in {index.folder / "broken.json"}')
     return {'records': len(index), 'broken': index.broken}
 
@@ -77,7 +78,7 @@ def _bucket(bucket: Bucket) -> dict[str, Any]:
 
 
 def _captions(buckets: list[Bucket], short_captions: float, seed: int) -> list[str]:
-    """Captions as training would draw them, of parts by their shares; images are not read."""
+    """Samples captions as training would, from parts by their shares; images are not read."""
     rng, texts = np.random.default_rng(seed), []
     parts = [part for bucket in buckets for part in bucket.parts]
     for part in rng.choice(np.array(parts, object), CAPTIONS, p=[p.share for p in parts]):
@@ -88,27 +89,27 @@ def _captions(buckets: list[Bucket], short_captions: float, seed: int) -> list[s
 
 def _caption(part: Part, short_captions: float, rng: np.random.Generator) -> str:
     if isinstance(part.source, EmojiSource):
-        return emoji_captions.caption(part.source.spec(int(rng.integers(1 << 30))))
-    place = part.source.index.places[rng.choice(part.records)]
-    record = part.source.source.read(tuple(place.tolist()))
-    return '' if record.captions is None else record.captions.choose(rng, short_captions)
+        return caption(part.source.spec(int(rng.integers(1 << 30))))
+    location = part.source.index.locations[rng.choice(part.records)]
+    record = part.source.source.read(tuple(location.tolist()))
+    return '' if record.captions is None else record.captions.sample(rng, short_captions)
 
 
 def _words(texts: list[str]) -> dict[str, float]:
     lengths = np.array([len(text.split()) for text in texts])
-    found = dict(zip(('least', 'median', '95 %', 'most'),
-                     np.percentile(lengths, (0, 50, 95, 100)).tolist(), strict=True))  # fmt: skip
-    print('words in a caption: ' + ', '.join(f'{name} {n:.0f}' for name, n in found.items()))
-    return found
+    percentiles = np.percentile(lengths, (0, 50, 95, 100)).tolist()
+    words = dict(zip(('least', 'median', '95 %', 'most'), percentiles, strict=True))
+    print('words in a caption: ' + ', '.join(f'{name} {n:.0f}' for name, n in words.items()))
+    return words
 
 
 def _contact_sheet(config: RunConfig, count: int, out: str | os.PathLike) -> int:
     images, texts = [], []
     batches = -(-count // config.batch_size)
     for batch in first_batches(config, 'train', batches):
-        if 'pixels_BYX3' in batch:  # stored features have no images to show
-            images += [_squared(image) for image in batch['pixels_BYX3']]
-            texts += batch['captions']
+        if batch.pixels_BYX3 is not None:  # stored features have no images to show
+            images += [_squared(image) for image in batch.pixels_BYX3]
+            texts += batch.captions
     if not images:
         print('no image among the first records, only features: no contact sheet')
         return 0
@@ -118,7 +119,7 @@ def _contact_sheet(config: RunConfig, count: int, out: str | os.PathLike) -> int
 
 
 def _squared(image_YX3: np.ndarray) -> np.ndarray:
-    """The image in the middle of a white square."""
+    """Pads an image to a white square."""
     y, x = image_YX3.shape[:2]
     edge = max(y, x)
     square = np.full((edge, edge, 3), 255, np.uint8)
@@ -128,21 +129,21 @@ def _squared(image_YX3: np.ndarray) -> np.ndarray:
 
 
 def measure_speed(config: RunConfig, batches: int) -> dict[str, float]:
-    """Reads batches as training would and prints images, or features, per second and their cost.
+    """Reads batches as training would, and prints images per second and processor time per image.
 
-    Captions stay text; stored text features are read.
+    Captions are not tokenized; stored text features are read.
 
     Args:
-      config: of a run of any task; its `data.num_workers` is used.
-      batches: how many are timed, after the first.
+      config: a run of any task; its `data.num_workers` is used.
+      batches: number of batches that are timed, after the first.
 
     Returns:
-      'rate' in images per second and 'cpu' in seconds per image, of all processes.
+      'rate' in images per second, and 'cpu' in seconds of processor time per image.
     """
     if batches < 1:
         raise UserError(f'--batches is {batches}; wanted 1 or more')
     iterator = make_batches(config, 'train')
-    next(iterator)  # starts workers, makes the index
+    next(iterator)  # starts the workers and makes the index
     start, cpu = time.monotonic(), os.times()
     for _ in range(batches):
         next(iterator)
@@ -150,8 +151,8 @@ def measure_speed(config: RunConfig, batches: int) -> dict[str, float]:
     iterator.close()
     images = batches * config.batch_size
     own = (end.user + end.system) - (cpu.user + cpu.system)
-    found = {'rate': images / seconds, 'cpu': own / images}
-    print(f'{images} images in {seconds:.1f} s: {found["rate"]:.0f} images/s')
+    speed = {'rate': images / seconds, 'cpu': own / images}
+    print(f'{images} images in {seconds:.1f} s: {speed["rate"]:.0f} images/s')
     if not config.data.num_workers:
-        print(f'{1000 * found["cpu"]:.1f} ms of processor time an image')
-    return found
+        print(f'{1000 * speed["cpu"]:.1f} ms of processor time per image')
+    return speed

@@ -1,4 +1,4 @@
-"""Runs the frozen networks over a run's data once and stores what training needs of them."""
+"""Computes the outputs of the frozen networks for a run's data once and stores them as features."""
 
 import dataclasses
 import itertools
@@ -12,19 +12,20 @@ import numpy as np
 import tqdm
 
 from infinity_jax.config import DTYPES
-from infinity_jax.data.buckets import StoredSource, check_broken, open_stored, target_size
+from infinity_jax.data.buckets import target_size
 from infinity_jax.data.config import DataConfig
-from infinity_jax.data.features.plan import (
-    ReadBatch,
+from infinity_jax.data.features.image_batches import (
+    ImageBatch,
     ReadImages,
     WorkItem,
-    plan,
-    read_ahead,
+    read_images,
     usable_records,
+    work_items,
 )
-from infinity_jax.data.features.stored import FeatureInfo, shard_path
+from infinity_jax.data.features.reader import FeatureInfo, shard_path
 from infinity_jax.data.features.writer import NewRecord, ShardWriter, claim_folder, digest
 from infinity_jax.data.pipeline import CountBroken
+from infinity_jax.data.stored_source import StoredSource, check_broken, open_stored
 from infinity_jax.errors import UserError
 from infinity_jax.sharding import make_mesh
 from infinity_jax.tools.precompute_encode import Encoders
@@ -39,13 +40,13 @@ CAPTIONS = ('all', 'whole', 'none')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Precompute:
-    """How features are stored; `''` takes what suits the run."""
+    """Options of `precompute`; `''` takes the value that fits the run."""
 
-    split: str = 'train'  # whose sources: data.sources, or data.held_out
-    dtype: str = 'float32'  # of tokenizer features, whose signs decide bits
-    text: str = ''  # which captions' features: 'all' that may be drawn, 'whole' ones, 'none'
+    split: str = 'train'  # 'train': data.sources; 'held_out': data.held_out
+    dtype: str = 'float32'  # of tokenizer features; their signs decide bits
+    text: str = ''  # captions to encode: 'all' that can be sampled, 'whole' ones, 'none'
     text_dtype: str = ''  # of text features; '': the transformer's
-    shard_records: int = 1024  # images in a file
+    shard_records: int = 1024  # images per file
     batch_per_device: int = 8
 
     def __post_init__(self):
@@ -72,22 +73,23 @@ def precompute(
     process_index: int | None = None,
     process_count: int | None = None,
 ) -> list[pathlib.Path]:
-    """Stores features of every record of a run's sources, a folder a source.
+    """Stores features of every record of a run's sources, in one folder per source.
 
-    Of several processes each writes its own shards, and none waits for another. Shards that are
-    there are kept, so that a run that was cut off goes on.
+    Each process writes its own shards and waits for no other. Existing shards are kept, so that an
+    interrupted call can be continued.
 
     Args:
-      config: the run that will train on them.
-      out: folder of the folders.
-      options: how.
+      config: the run that will train on the features.
+      out: parent of the folders.
+      options: what is stored.
+      process_index, process_count: of this process and of all; by default those of JAX.
 
     Returns:
       the folders.
 
     Raises:
-      UserError: a source cannot be stored, too many records are broken, or a folder holds features
-        of another making.
+      UserError: a source cannot be stored, too many records are broken, or a folder holds other
+        features.
     """
     process_index = jax.process_index() if process_index is None else process_index
     process_count = jax.process_count() if process_count is None else process_count
@@ -120,7 +122,7 @@ def precompute(
         own = range(process_index, info.shards, process_count)
         missing = [shard for shard in own if not shard_path(folder, info, shard).exists()]
         claim_folder(folder, info)
-        items = plan(stored.index, info.ratios, options.shard_records, batch_size, missing)
+        items = work_items(stored.index, info.ratios, options.shard_records, batch_size, missing)
         todo = sum(len(item.numbers) for item in items)
         total = sum(min(options.shard_records, records - s * options.shard_records) for s in own)
         with tqdm.tqdm(
@@ -138,7 +140,7 @@ def precompute(
 
 
 def _description(config: T2IConfig, loaded: LoadedModel, options: Precompute) -> FeatureInfo:
-    """What is the same for all sources of a run."""
+    """The fields of the description that all sources of a run share."""
     captions = options.text or ('none' if config.text.train else 'all')
     if captions != 'none' and config.text.train:
         raise UserError(
@@ -159,27 +161,28 @@ def _description(config: T2IConfig, loaded: LoadedModel, options: Precompute) ->
     )
 
 
-def _images(stored: StoredSource, items: list[WorkItem], data: DataConfig) -> Iterator[ReadBatch]:
-    """Reads ahead; names and counts broken records."""
+def _images(stored: StoredSource, items: list[WorkItem], data: DataConfig) -> Iterator[ImageBatch]:
+    """Reads images ahead of their use; logs and counts broken records."""
     sizes = tuple(target_size(name, data.image_size) for name in data.bucket_names)
     count = CountBroken(data.max_broken_share, 'left out')
-    iterator = read_ahead(items, ReadImages(stored, sizes), data.num_workers)
+    iterator = read_images(items, ReadImages(stored, sizes), data.num_workers)
     try:
         for images in iterator:
-            count({'captions': images.names, 'broken': images.broken})
+            count(len(images.names), images.broken)
             yield images
     finally:
         iterator.close()
 
 
 def _encoded(
-    batches: Iterator[ReadBatch], encoders: Encoders, whole: bool
+    batches: Iterator[ImageBatch], encoders: Encoders, whole: bool
 ) -> Iterator[tuple[WorkItem, list[NewRecord]]]:
-    """Each batch's work and what came of it.
+    """Yields each work item with its records.
 
-    The devices are a batch ahead of what is given out, so that they do not wait for the writing.
+    The devices compute one batch ahead of the one that is yielded, so that they do not wait while
+    records are written.
     """
-    late = None
+    previous = None
     for images in batches:
         captions = [c.uncut() if whole else c for c in images.captions]
         images = dataclasses.replace(images, captions=tuple(captions))
@@ -188,15 +191,15 @@ def _encoded(
             encoders.images(images.pixels),
             encoders.captions([text for c in captions for text in c.every()]),
         )
-        if late is not None:
-            yield _records(*late)
-        late = started
-    if late is not None:
-        yield _records(*late)
+        if previous is not None:
+            yield _records(*previous)
+        previous = started
+    if previous is not None:
+        yield _records(*previous)
 
 
 def _records(
-    images: ReadBatch,
+    images: ImageBatch,
     wait_for_features: Callable[[], np.ndarray],
     wait_for_texts: Callable[[], list[np.ndarray]],
 ) -> tuple[WorkItem, list[NewRecord]]:
@@ -209,7 +212,7 @@ def _records(
         if not np.isfinite(features.astype(np.float32)).all():
             raise UserError(
                 f'{name}: its features are not finite in {features.dtype}; store them as float32, '
-                'or mend the tokenizer'
+                'or repair the tokenizer'
             )
         own = tuple(itertools.islice(texts, len(captions.every())))
         records.append(NewRecord(number, name, size, features, captions, own))

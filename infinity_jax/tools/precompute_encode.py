@@ -1,4 +1,4 @@
-"""The frozen networks over batches of any length: images and captions to what is stored."""
+"""Encodes images and captions with the frozen networks, in batches of a fixed size."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from infinity_jax.data.features.stored import TextInfo
+from infinity_jax.data.features.reader import TextInfo
 from infinity_jax.images import from_uint8
 from infinity_jax.sharding import batch_sharding, in_mesh, replicated
 from infinity_jax.text.t5 import T5Encoder
@@ -16,11 +16,11 @@ from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.weights.model_folder import LoadedModel
 from infinity_jax.weights.placement import place
 
-PADDED_LENGTHS = (64, 192)  # tokens; beside the model's own text length
+PADDED_LENGTHS = (64, 192)  # tokens, next to the model's own text length
 
 
 class Encoders:
-    """Tokenizer encoder and text encoder on a mesh, each compiled once a shape."""
+    """The tokenizer's encoder and the text encoder on a mesh, each compiled once per shape."""
 
     def __init__(
         self, loaded: LoadedModel, mesh: Mesh, batch_size: int, dtype: str, text: TextInfo | None
@@ -29,10 +29,10 @@ class Encoders:
 
         Args:
           loaded: the run's frozen parts.
-          mesh: devices of this process, which share a batch.
-          batch_size: rows of a call; fewer are filled up.
-          dtype: of the features that are given back.
-          text: how captions are encoded; None: not at all.
+          mesh: devices of this process; a batch is split over them.
+          batch_size: rows of a compiled call; a smaller batch is padded.
+          dtype: of the returned features.
+          text: length and dtype of text features; None: captions are not encoded.
         """
         self._batch_size, self._batch_sharding = batch_size, batch_sharding(mesh)
         self._text, self._tokenizer = text, loaded.text_tokenizer
@@ -58,7 +58,7 @@ class Encoders:
         self._encode_text = in_mesh(mesh, jax.jit(encode_text))
 
     def images(self, pixels_BYX3: np.ndarray) -> Callable[[], np.ndarray]:
-        """Starts encoding up to a batch of images; the result waits for (n, h, w, d)."""
+        """Starts to encode up to `batch_size` images; the result waits for (n, h, w, d)."""
         if not len(pixels_BYX3):
             return lambda: np.zeros(0)
         rows = self._rows(pixels_BYX3)
@@ -66,7 +66,7 @@ class Encoders:
         return lambda: np.asarray(features)[: len(pixels_BYX3)]
 
     def captions(self, texts: Sequence[str]) -> Callable[[], list[np.ndarray]]:
-        """Starts encoding any number of captions; the result waits for (T, E) of each."""
+        """Starts to encode captions; the result waits for the text features (T, E) of each."""
         if self._text is None or not texts:
             return list
         limit = self._text.length
@@ -81,23 +81,24 @@ class Encoders:
                 started.append((own, self._encode_text(self._text_params, *rows)))
 
         def wait() -> list[np.ndarray]:
-            found: list[Any] = [None] * len(texts)
+            features: list[Any] = [None] * len(texts)
             for own, text_BTE in started:
                 for number, text_TE in zip(own, np.asarray(text_BTE), strict=False):
-                    found[number] = text_TE[: lengths_N[number]]
-            return found
+                    features[number] = text_TE[: lengths_N[number]]
+            return features
 
         return wait
 
     def _rows(self, rows: np.ndarray) -> jax.Array:
-        """A whole batch on the devices, the last row again where rows are missing."""
+        """Puts a whole batch on the devices; the last row is repeated where rows are missing."""
         missing = self._batch_size - len(rows)
         whole = np.concatenate([rows, np.repeat(rows[-1:], missing, axis=0)])
         return jax.device_put(whole, self._batch_sharding)
 
 
 def _padded(length: int, limit: int) -> int:
-    """The length that a text is encoded at: few of them mean few compilations, short ones little
-    work. Its own length decides what attends to what, so that padding changes nothing.
+    """The padded length of a text: few lengths mean few compilations, short ones little work.
+
+    Attention is masked by the true length, so that padding does not change the features.
     """
     return next((n for n in PADDED_LENGTHS if length <= n < limit), limit)

@@ -1,13 +1,13 @@
-"""A run's batches, from its configuration to the devices."""
+"""The batches of a run, read as its configuration states and put on the devices."""
 
 import dataclasses
 import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
+from infinity_jax.data.batch import Batch
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.pipeline import Batches, training_batches
 from infinity_jax.errors import UserError
@@ -16,7 +16,7 @@ from infinity_jax.training.config import HELD_OUT_SEED, RunConfig
 
 
 def located_data(config: RunConfig) -> DataConfig:
-    """The run's data, told where the sizes of its images are remembered."""
+    """The data configuration of a run, with the folder of its indexes filled in."""
     folder = config.data.index_dir or str(pathlib.Path(config.run_dir) / 'data_index')
     return dataclasses.replace(config.data, index_dir=folder)
 
@@ -25,6 +25,8 @@ def make_batches(config: RunConfig, split: str, **text: Any) -> Batches:
     """The batches of a split ('train' or 'held_out').
 
     Args:
+      config: the run.
+      split: 'train' or 'held_out'.
       text: `text_tokenizer` and `text_length`, for tasks that read captions.
     """
     return training_batches(
@@ -36,12 +38,12 @@ def make_batches(config: RunConfig, split: str, **text: Any) -> Batches:
     )
 
 
-def held_out_batches(config: RunConfig, **text: Any) -> list[dict[str, Any]]:
+def held_out_batches(config: RunConfig, **text: Any) -> list[Batch]:
     """The host batches that every evaluation uses."""
     return first_batches(config, 'held_out', config.eval_batches, **text)
 
 
-def first_batches(config: RunConfig, split: str, count: int, **text: Any) -> list[dict[str, Any]]:
+def first_batches(config: RunConfig, split: str, count: int, **text: Any) -> list[Batch]:
     """The first few host batches of a split, read without worker processes."""
     data = dataclasses.replace(config.data, num_workers=0)
     batches = make_batches(dataclasses.replace(config, data=data), split, **text)
@@ -66,14 +68,13 @@ def check_batch(config: RunConfig, mesh: Mesh) -> None:
         )
 
 
-def put_batch(batch: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Host arrays, this process's share of the batch, to global arrays split over the mesh.
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Makes global arrays, split over the mesh, of this process's share of a batch.
 
-    Captions, which are text, stay behind.
+    Args:
+      batch: host arrays; its captions are left out of the result.
+      mesh: the devices.
     """
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, value)
-        for name, value in batch.items()
-        if isinstance(value, np.ndarray)
-    }
+    put = lambda array: jax.make_array_from_process_local_data(sharding, array)
+    return jax.tree.map(put, batch.arrays())

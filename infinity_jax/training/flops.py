@@ -10,7 +10,7 @@ these figures are those of the model.
 import dataclasses
 import itertools
 
-from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig
+from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig, pixels_per_token
 from infinity_jax.scales import ScaleSchedule
 
 BACKWARD = 2  # times the forward pass: gradients of the inputs and of the weights
@@ -206,8 +206,7 @@ def _image_size(
     transformer: TransformerConfig, tokenizer: TokenizerConfig, schedule: ScaleSchedule
 ) -> tuple[int, int]:
     """(height, width) in pixels."""
-    h, w = schedule.code_grids(transformer.spatial_patchify)[-1]
-    return h * tokenizer.stride, w * tokenizer.stride
+    return schedule.image_size(pixels_per_token(transformer, tokenizer))
 
 
 def _levels(config: TokenizerConfig, height: int, width: int) -> tuple[list[int], list[int]]:

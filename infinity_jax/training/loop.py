@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from infinity_jax.data.batch import Batch
 from infinity_jax.data.pipeline import Batches
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.preemption import StopNotice, finishing
@@ -42,8 +43,8 @@ class Task:
     abstract_state: Any
     from_model: Callable[[], TrainState] | None
     batches: Batches
-    train_step: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-    step_flops: Callable[[Any], float]
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+    step_flops: Callable[[Batch], float]
     evaluate: Callable[[TrainState], dict[str, Any]]
     sample: Callable[[TrainState, pathlib.Path], None]
     export: Callable[[TrainState, pathlib.Path], None]

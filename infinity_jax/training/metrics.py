@@ -32,7 +32,7 @@ class RunLog:
         self.path = pathlib.Path(folder) / FILE_NAME
         self._active = jax.process_index() == 0
         self._bar = None
-        self._level = SpikeDetector()
+        self._spikes = SpikeDetector()
         if not self._active:
             return
         # Imported here: reading metrics needs neither.
@@ -74,12 +74,12 @@ class RunLog:
                 self._board.add_scalar(f'{split}/{name}', value, step)
 
     def spike(self, step: int, loss: float) -> dict[str, float]:
-        """Told the loss of every step, says when one is far above its recent level.
+        """Takes the loss of every step and prints a line if it is far above its recent level.
 
         Returns:
-          that level as `loss_level`, a metric that only such a step has; else nothing.
+          {'loss_level': that level} for such a step, otherwise {}.
         """
-        level = self._level.below(loss)
+        level = self._spikes.update(loss)
         if level is None:
             return {}
         self.say(f'step {step}: loss {loss:.4g} is far above its recent level of {level:.4g}')
@@ -135,8 +135,8 @@ def plot_losses(folder: str | os.PathLike) -> pathlib.Path | None:
     if not train:
         return None
     second = next((n for n in ('accuracy_per_scale', 'psnr') if heldout and n in heldout[-1]), None)
-    game = [record for record in train if record.get('adversarial_weight')]
-    panels = 1 + bool(second) + bool(game)
+    adversarial = [record for record in train if record.get('adversarial_weight')]
+    panels = 1 + bool(second) + bool(adversarial)
     figure = Figure(figsize=(5 * panels, 4), layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, panels, squeeze=False)[0]
@@ -156,10 +156,10 @@ def plot_losses(folder: str | os.PathLike) -> pathlib.Path | None:
             axes[1].axhline(majority[k], color=f'C{k}', linestyle=':', linewidth=0.8)
         axes[1].set(xlabel='step', ylabel='held-out bit accuracy (dotted: majority bit)')
         axes[1].legend()
-    if game:
-        axes[-1].plot(*_series(game, 'discriminator'), linewidth=0.8)
+    if adversarial:
+        axes[-1].plot(*_series(adversarial, 'discriminator'), linewidth=0.8)
         axes[-1].axhline(1.0, color='grey', linestyle=':')
-        axes[-1].set(xlabel='step', ylabel="discriminator's loss (dotted: it cannot tell)")
+        axes[-1].set(xlabel='step', ylabel="discriminator's loss (dotted: chance)")
     path = pathlib.Path(folder) / 'losses.png'
     figure.savefig(path, dpi=100)
     return path
@@ -202,10 +202,12 @@ class SpikeDetector:
     def __init__(self):
         self._losses: collections.deque[float] = collections.deque(maxlen=WINDOW)
 
-    def below(self, loss: float) -> float | None:
-        """The level if `loss` is a spike above it, else None; `loss` then counts as recent.
+    def update(self, loss: float) -> float | None:
+        """Adds a loss to the recent ones and compares it with those before it.
 
-        One that is not finite is skipped elsewhere, and leaves no trace here.
+        Returns:
+          the recent level, a median, if `loss` is a spike above it; otherwise None. A loss that is
+          not finite is ignored here, since its step is skipped.
         """
         if not math.isfinite(loss):
             return None

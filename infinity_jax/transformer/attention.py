@@ -1,7 +1,8 @@
-"""Attention over the prefix of scales that a token may see, and cross-attention to text.
+"""The parameters of self-attention over scales and of cross-attention to text (paper 3.3).
 
-"The queries of scale k attend to keys [0, end of scale k)" needs no mask. Small scales are cheaper
-together, under one small mask; large ones go alone, each to its own slice of the keys.
+The queries of scale k attend to the keys [0, end of scale k), which needs no mask. Small scales are
+cheaper together, under one small mask; large ones are attended alone, each to its own slice of the
+keys. `attention_ops` has the operations.
 """
 
 import functools
@@ -22,10 +23,10 @@ MAX_LOG_SCALE = np.log(100.0).astype(np.float32)
 
 
 class SelfAttention(nn.Module):
-    """Cosine attention: unit queries and keys, one learned scale a head, then 2-D RoPE.
+    """Cosine attention: unit queries and keys, one learned scale per head, then 2-D RoPE.
 
-    The attention itself stands between `project` and `merge`, since training attends within the
-    sequence and generation to a cache.
+    The caller attends between `project` and `merge`, because training attends within the sequence
+    and generation to a cache.
     """
 
     config: TransformerConfig
@@ -41,8 +42,10 @@ class SelfAttention(nn.Module):
         )
         self.out = linear(width, ('heads', 'embed'), std / (2 * config.depth) ** 0.5, dtype)
 
-    def project(self, x_BLD: jax.Array, rope_2Lh: np.ndarray):
-        """Queries, keys and values (B, L, N, H) in the compute dtype, rotated and normalised."""
+    def project(
+        self, x_BLD: jax.Array, rope_2Lh: np.ndarray
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys and values (B, L, N, H) in `config.dtype`; the first two are rotated."""
         scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
         heads_first = target_platform() == 'tpu'
         q, k, v = self._three_products(x_BLD) if heads_first else self._one_product(x_BLD)
@@ -50,9 +53,12 @@ class SelfAttention(nn.Module):
         axis = 1 if heads_first else 2
         q = normalize_and_rotate(q, rope_2Lh, scale, heads_axis=axis)
         k = normalize_and_rotate(k, rope_2Lh, heads_axis=axis)
-        return tuple(x.swapaxes(1, 2) for x in (q, k, v)) if heads_first else (q, k, v)
+        if heads_first:
+            q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        return q, k, v
 
     def _one_product(self, x_BLD: jax.Array) -> list[jax.Array]:
+        """Queries, keys and values (B, L, N, H) from a single product."""
         dtype = jnp.dtype(self.config.dtype)
         no_key_bias = jnp.zeros_like(self.query_bias)
         bias = jnp.concatenate([self.query_bias, no_key_bias, self.value_bias]).astype(dtype)
@@ -61,23 +67,28 @@ class SelfAttention(nn.Module):
         return [part.reshape(shape) for part in qkv]
 
     def _three_products(self, x_BLD: jax.Array) -> list[jax.Array]:
-        """(B, N, L, H) each: a TPU writes every product as its kernels of attention read it."""
-        heads, width = self.config.num_heads, self.config.head_dim
+        """The same (B, N, L, H), from three products: a TPU writes what its kernels then read."""
+        heads, head_dim = self.config.num_heads, self.config.head_dim
         parts = self.qkv(x_BLD, parts=3)
-        q, k, v = (part.reshape(*x_BLD.shape[:2], heads, width).swapaxes(1, 2) for part in parts)
+        q, k, v = (part.reshape(*x_BLD.shape[:2], heads, head_dim).swapaxes(1, 2) for part in parts)
         q_bias, v_bias = (
-            bias.astype(q.dtype).reshape(1, heads, 1, width)
+            bias.astype(q.dtype).reshape(1, heads, 1, head_dim)
             for bias in (self.query_bias, self.value_bias)
         )
         return [q + q_bias, k, v + v_bias]
 
     def merge(self, attended_BLNH: jax.Array) -> jax.Array:
-        """Joins the heads and projects them back to (B, L, D)."""
+        """Projects the heads' values (B, L, N, H) back to (B, L, D)."""
         return self.out(attended_BLNH, contract=2)
 
 
 class CrossAttention(nn.Module):
-    """Attention from tokens to the projected text; padding is masked by length."""
+    """Attention from tokens to the projected text; padding is masked by length.
+
+    Attributes:
+      config: sizes.
+      implementation: as in `attention_ops.choose`.
+    """
 
     config: TransformerConfig
     implementation: str = 'auto'
@@ -91,7 +102,7 @@ class CrossAttention(nn.Module):
         self.out = linear(width, ('heads', 'embed'), std / (2 * config.depth) ** 0.5, dtype)
 
     def keys_values(self, context_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values (B, T, N, H) of the text; the same at every scale."""
+        """Keys and values (B, T, N, H) of the text, which are the same at every scale."""
         shape = (*context_BTD.shape[:2], self.config.num_heads, self.config.head_dim)
         keys, values = jnp.split(self.key_value(context_BTD), 2, axis=-1)
         values = values + self.value_bias.astype(values.dtype)[None, None]
@@ -104,10 +115,14 @@ class CrossAttention(nn.Module):
         text_lengths_B: jax.Array,
         attend_text: Callable[..., jax.Array] | None = None,
     ) -> jax.Array:
-        """What each token finds in its text, (B, L, D).
+        """Attends from tokens to text; returns (B, L, D).
 
-        `attend_text(q_BLNH, keys, values, key_lengths_B=…, scale=…)`, as `attend`, which is the
-        default, is for keys and values that do not lie as in `keys_values`.
+        Args:
+          x_BLD: tokens.
+          keys_values: from `keys_values`, or in a layout that `attend_text` reads.
+          text_lengths_B: number of real tokens of each padded text.
+          attend_text: replaces `attention_ops.attend`, with its arguments q_BLNH, keys, values,
+            key_lengths_B and scale.
         """
         if attend_text is None:
             attend_text = functools.partial(attend, implementation=self.implementation)

@@ -1,4 +1,12 @@
-"""Attention of one scale's tokens, in generation: to the cache and to each other."""
+"""Attention as operations on arrays, without parameters, and the choice of an implementation.
+
+- `prefix_attention` serves training: a whole sequence, each token seeing the scales up to its own.
+- `attend_scale` serves generation: the tokens of one scale, which see the cache and each other.
+- `attend` is what both call: softmax(scale · q·k) v by XLA, cuDNN or splash attention.
+- `chunked_attention` bounds the memory of XLA's attention, which holds float32 scores of every
+  query with every key. At the last scale of 1024² those are 2.8 GB per batch row in a 2B model.
+  Queries do not depend on each other, so they are processed in chunks.
+"""
 
 import functools
 from typing import Any, NamedTuple
@@ -22,182 +30,19 @@ from infinity_jax.transformer.splash import (
     whole_blocks,
 )
 
-
-def attend_scale(
-    q_BLNH: jax.Array,
-    k_BLNH: jax.Array,
-    v_BLNH: jax.Array,
-    cache: KeyValueCache,
-    layer: jax.Array,
-    start: int,
-    *,
-    last: bool,
-    implementation: str = 'auto',
-) -> tuple[jax.Array, KeyValueCache]:
-    """What the tokens [start, start + L) of a layer attend to, (B, L, N, H), and the new cache.
-
-    Keys and values are put together once, in the length that the kernel wants.
-
-    Args:
-      layer: of the cache, traced.
-      last: of the scales, which is not stored: no one reads it.
-      implementation: as in `attention.choose`.
-    """
-    length = q_BLNH.shape[1]
-    end = start + length
-    in_blocks = choose(implementation, q_BLNH) == 'splash'
-    filled = whole_blocks(length, end) if in_blocks else end
-    new = _swapped(k_BLNH), _swapped(v_BLNH)
-    seen = None
-    if last or isinstance(cache.keys, Int8):  # 8 bits hold earlier scales, not this one
-        seen = _joined(cache, layer, start, new, filled)
-    if not last:
-        cache = cache.store(layer, start, *new)
-    if seen is None:
-        rows, dtype = q_BLNH.shape[0], q_BLNH.dtype
-        seen = cache.prefix(layer, min(filled, cache.tokens), rows, dtype)
-    keys, values = map(_swapped, seen)
-    if in_blocks:
-        ends_L = None if keys.shape[1] == end else np.full(length, end)
-        attended = splash_attend(q_BLNH, keys, values, ends_L=ends_L)
-    else:
-        attended = attend(q_BLNH, keys, values, scale=1.0, implementation=implementation)
-    return attended, cache
-
-
-def _joined(
-    cache: KeyValueCache, layer: jax.Array, start: int, new: tuple[jax.Array, ...], filled: int
-) -> tuple[jax.Array, ...]:
-    """Keys and values (B, N, filled, H): the cache's first, then new ones, then zeros."""
-    rows, heads, length, width = new[0].shape
-    fill = jnp.zeros((rows, heads, filled - start - length, width), new[0].dtype)
-    if not start:
-        return tuple(jnp.concatenate([x, fill], axis=2) for x in new)
-    old = cache.prefix(layer, start, rows, new[0].dtype)
-    return tuple(jnp.concatenate([*pair, fill], axis=2) for pair in zip(old, new, strict=True))
-
-
-def _swapped(x: jax.Array) -> jax.Array:
-    """(B, L, N, H) with its heads before its tokens, or the other way round."""
-    return x.transpose(0, 2, 1, 3)
-
-
+IMPLEMENTATIONS = ('auto', 'xla', 'cudnn', 'splash')
+CUDNN_MAX_HEAD_DIM = 128  # Hopper would allow 256
+MERGE_TOKENS = 128  # scales share one masked product up to this many queries
 MAX_SCORE_BYTES = 2**28  # of float32 scores that may exist at once
 
 
-def chunk_length(rows: int, queries: int, keys: int) -> int:
-    """Queries whose scores with all keys, over so many rows (batch and heads), stay in bounds."""
-    fitting = max(MAX_SCORE_BYTES // (4 * rows * keys), 1)
-    return min(fitting - fitting % 64 or fitting, queries)
-
-
-def chunked_attention(
-    q_BLNH: jax.Array,
-    k_BSNH: jax.Array,
-    v_BSNH: jax.Array,
-    *,
-    mask: jax.Array | None = None,
-    implementation: str | None = None,
-    **options: Any,
-) -> jax.Array:
-    """`jax.nn.dot_product_attention`, the same product by product, within bounded memory.
-
-    Args:
-      mask: (…, L, S); with one, no chunks are made: masks are for few queries.
-      implementation: 'cudnn' keeps no scores and is called as it is.
-      options: of `jax.nn.dot_product_attention`.
-    """
-    batch, queries, heads, _ = q_BLNH.shape
-    length = chunk_length(batch * heads, queries, k_BSNH.shape[1])
-
-    def attend(q_BlNH: jax.Array) -> jax.Array:
-        return jax.nn.dot_product_attention(
-            q_BlNH, k_BSNH, v_BSNH, mask=mask, implementation=implementation, **options
-        )
-
-    if length == queries or mask is not None or implementation == 'cudnn':
-        return attend(q_BLNH)
-    whole = queries - queries % length
-    chunks = q_BLNH[:, :whole].reshape(batch, -1, length, *q_BLNH.shape[2:]).swapaxes(0, 1)
-    # Recomputed in a gradient, which would otherwise keep the scores of all chunks after all.
-    attended = jax.lax.map(jax.checkpoint(attend), chunks).swapaxes(0, 1)
-    attended = attended.reshape(batch, whole, *attended.shape[3:])
-    if whole == queries:
-        return attended
-    return jnp.concatenate([attended, attend(q_BLNH[:, whole:])], axis=1)
-
-
-IMPLEMENTATIONS = ('auto', 'xla', 'cudnn', 'splash')
-
-
-CUDNN_MAX_WIDTH = 128  # of a head; Hopper would take 256
-
-
-MERGE_TOKENS = 128  # scales share one masked product up to this many queries
-
-
-def choose(implementation: str, q_BLNH: jax.Array) -> str:
-    """The implementation that serves these queries: 'xla', 'cudnn' or 'splash'.
-
-    'auto' goes by the platform that the program is compiled for. Few queries, as the first scales
-    have, are left to XLA: kernels would mostly compute padding. cuDNN wants 16 bits.
-
-    Raises:
-      UserError: the named one does not run there, or not on this dtype or head width.
-    """
-    platform, width = target_platform(), q_BLNH.shape[-1]
-    few = q_BLNH.shape[1] < SMALL_BLOCK
-    half = q_BLNH.dtype in (jnp.bfloat16, jnp.float16)
-    fits_cudnn = half and width % 8 == 0 and width <= CUDNN_MAX_WIDTH
-    if implementation == 'auto':
-        on_gpu = 'cudnn' if fits_cudnn else 'xla'
-        implementation = {'tpu': 'splash', 'gpu': on_gpu}.get(platform, 'xla')
-        implementation = 'xla' if few else implementation
-    if implementation not in IMPLEMENTATIONS:
-        raise UserError(f'attention is {implementation!r}; wanted {", ".join(IMPLEMENTATIONS)}')
-    if implementation == 'cudnn' and not (fits_cudnn and platform == 'gpu'):
-        raise UserError(
-            f"attention is 'cudnn', but it would run in {q_BLNH.dtype} with heads of {width} on "
-            f'{platform}; it wants a GPU, 16 bits and heads of a multiple of 8 up to '
-            f"{CUDNN_MAX_WIDTH}: set attention to 'auto', or transformer.dtype to bfloat16"
-        )
-    if implementation == 'splash' and platform == 'gpu':
-        raise UserError("attention is 'splash', which is for TPU; on a GPU set 'auto' or 'cudnn'")
-    return 'xla' if implementation == 'splash' and few else implementation
-
-
-def attend(
-    q_BLNH: jax.Array,
-    k_BSNH: jax.Array,
-    v_BSNH: jax.Array,
-    *,
-    scale: float,
-    key_lengths_B: jax.Array | None = None,
-    mask_LS: np.ndarray | None = None,
-    implementation: str = 'auto',
-) -> jax.Array:
-    """softmax(scale · q·k) v, (B, L, N, H), with padded keys or masked pairs left out.
-
-    `implementation` is as in `choose`; a mask is for XLA, whatever it says.
-    """
-    chosen = choose(implementation, q_BLNH)
-    if chosen == 'splash' and mask_LS is None:
-        return splash_attend(q_BLNH, k_BSNH, v_BSNH, scale=scale, key_lengths_B=key_lengths_B)
-    precision = 'highest' if q_BLNH.dtype == jnp.float32 else 'default'
-    with jax.default_matmul_precision(precision):
-        return chunked_attention(
-            q_BLNH,
-            k_BSNH,
-            v_BSNH,
-            scale=scale,
-            mask=None if mask_LS is None else jnp.asarray(mask_LS)[None, None],
-            key_value_seq_lengths=key_lengths_B,
-            implementation='cudnn' if chosen == 'cudnn' and mask_LS is None else 'xla',
-        )
-
-
 class Group(NamedTuple):
-    """Queries [start, end), which see keys [0, end); `mask` where its scales differ in sight."""
+    """Queries [start, end), which see keys [0, end), or fewer under a mask.
+
+    Attributes:
+      start, end: tokens of the sequence.
+      mask: (end − start, end) bool, True where a query sees a key; None for a single scale.
+    """
 
     start: int
     end: int
@@ -229,10 +74,13 @@ def prefix_attention(
     groups: tuple[Group, ...],
     implementation: str = 'auto',
 ) -> jax.Array:
-    """Self-attention of a whole training sequence, each token seeing scales up to its own.
+    """Self-attention of a whole training sequence, each token seeing the scales up to its own.
 
-    Tokens behind the last group only fill up the length; no other token sees them. On TPU one call
-    of splash attention serves all groups, and skips what none of them sees.
+    Tokens after the last group are padding; no other token sees them. On TPU one call of splash
+    attention serves all groups and skips the blocks that none of them sees.
+
+    Returns:
+      Attended values (B, L, N, H).
     """
     if choose(implementation, q_BLNH) == 'splash':
         return splash_attend(q_BLNH, k_BLNH, v_BLNH, ends_L=_key_ends(groups))
@@ -247,18 +95,27 @@ def prefix_attention(
         )
         for group in groups
     ]
-    fill = q_BLNH.shape[1] - groups[-1].end
-    if fill:
-        parts.append(jnp.zeros_like(q_BLNH[:, :fill]))
+    padding = q_BLNH.shape[1] - groups[-1].end
+    if padding:
+        parts.append(jnp.zeros_like(q_BLNH[:, :padding]))
     attended = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
     return checkpoint_name(attended, ATTENDED)
 
 
-def training_length(length: int, config: TransformerConfig, implementation: str) -> int:
-    """Tokens that a sequence is filled up to before its first layer; no real one sees the rest.
+def _key_ends(groups: tuple[Group, ...]) -> np.ndarray:
+    """The number of keys that each query sees, (L,)."""
+    ends = [
+        np.full(group.end - group.start, group.end) if group.mask is None else group.mask.sum(1)
+        for group in groups
+    ]
+    return np.concatenate(ends)
 
-    So that the mesh's sequence axis divides it, and splash attention need not fill up its own
-    arrays, six times a layer.
+
+def training_length(length: int, config: TransformerConfig, implementation: str) -> int:
+    """Tokens that a training sequence is padded to before its first layer.
+
+    The padded length is a multiple of the mesh's sequence axis. For splash attention it is made of
+    whole blocks too, or the kernel would pad its own arrays, six times per layer.
     """
     shape = (1, length, config.num_heads, config.head_dim)
     if choose(implementation, jax.ShapeDtypeStruct(shape, jnp.dtype(config.dtype))) == 'splash':
@@ -266,10 +123,176 @@ def training_length(length: int, config: TransformerConfig, implementation: str)
     return length + -length % axis_size('sequence')
 
 
-def _key_ends(groups: tuple[Group, ...]) -> np.ndarray:
-    """(L,) how many keys each query sees."""
-    ends = [
-        np.full(group.end - group.start, group.end) if group.mask is None else group.mask.sum(1)
-        for group in groups
-    ]
-    return np.concatenate(ends)
+def attend_scale(
+    q_BLNH: jax.Array,
+    k_BLNH: jax.Array,
+    v_BLNH: jax.Array,
+    cache: KeyValueCache,
+    layer: jax.Array,
+    start: int,
+    *,
+    last: bool,
+    implementation: str = 'auto',
+) -> tuple[jax.Array, KeyValueCache]:
+    """Self-attention of one scale's tokens [start, start + L) in generation, for one layer.
+
+    Keys and values are joined once, in the length that the kernel needs.
+
+    Args:
+      layer: index into the cache, traced.
+      start: tokens of earlier scales, which the cache holds.
+      last: whether this is the last scale, which is not stored because nothing reads it later.
+      implementation: as in `choose`.
+
+    Returns:
+      Attended values (B, L, N, H) and the cache with this scale's keys and values.
+    """
+    length = q_BLNH.shape[1]
+    end = start + length
+    uses_splash = choose(implementation, q_BLNH) == 'splash'
+    filled = whole_blocks(length, end) if uses_splash else end
+    new = _swap_heads(k_BLNH), _swap_heads(v_BLNH)
+    visible = None
+    if last or isinstance(cache.keys, Int8):  # 8 bits hold earlier scales, not this one
+        visible = _joined(cache, layer, start, new, filled)
+    if not last:
+        cache = cache.store(layer, start, *new)
+    if visible is None:
+        rows, dtype = q_BLNH.shape[0], q_BLNH.dtype
+        visible = cache.prefix(layer, min(filled, cache.tokens), rows, dtype)
+    keys, values = map(_swap_heads, visible)
+    if uses_splash:
+        ends_L = None if keys.shape[1] == end else np.full(length, end)
+        attended = splash_attend(q_BLNH, keys, values, ends_L=ends_L)
+    else:
+        attended = attend(q_BLNH, keys, values, scale=1.0, implementation=implementation)
+    return attended, cache
+
+
+def _joined(
+    cache: KeyValueCache, layer: jax.Array, start: int, new: tuple[jax.Array, ...], filled: int
+) -> tuple[jax.Array, ...]:
+    """Keys and values (B, N, filled, H): the cache's, then the new ones, then zeros."""
+    rows, heads, length, head_dim = new[0].shape
+    padding = jnp.zeros((rows, heads, filled - start - length, head_dim), new[0].dtype)
+    if not start:
+        return tuple(jnp.concatenate([x, padding], axis=2) for x in new)
+    old = cache.prefix(layer, start, rows, new[0].dtype)
+    return tuple(jnp.concatenate([*pair, padding], axis=2) for pair in zip(old, new, strict=True))
+
+
+def _swap_heads(x: jax.Array) -> jax.Array:
+    """(B, L, N, H) to (B, N, L, H), or the inverse."""
+    return x.transpose(0, 2, 1, 3)
+
+
+def attend(
+    q_BLNH: jax.Array,
+    k_BSNH: jax.Array,
+    v_BSNH: jax.Array,
+    *,
+    scale: float,
+    key_lengths_B: jax.Array | None = None,
+    mask_LS: np.ndarray | None = None,
+    implementation: str = 'auto',
+) -> jax.Array:
+    """softmax(scale · q·k) v, (B, L, N, H).
+
+    Args:
+      scale: factor of the scores.
+      key_lengths_B: number of keys that are no padding; None: all.
+      mask_LS: True where a query sees a key; None: everywhere. XLA computes masked attention
+        under every implementation.
+      implementation: as in `choose`.
+    """
+    chosen = choose(implementation, q_BLNH)
+    if chosen == 'splash' and mask_LS is None:
+        return splash_attend(q_BLNH, k_BSNH, v_BSNH, scale=scale, key_lengths_B=key_lengths_B)
+    precision = 'highest' if q_BLNH.dtype == jnp.float32 else 'default'
+    with jax.default_matmul_precision(precision):
+        return chunked_attention(
+            q_BLNH,
+            k_BSNH,
+            v_BSNH,
+            scale=scale,
+            mask=None if mask_LS is None else jnp.asarray(mask_LS)[None, None],
+            key_value_seq_lengths=key_lengths_B,
+            implementation='cudnn' if chosen == 'cudnn' and mask_LS is None else 'xla',
+        )
+
+
+def choose(implementation: str, q_BLNH: jax.Array | jax.ShapeDtypeStruct) -> str:
+    """The implementation that serves these queries: 'xla', 'cudnn' or 'splash'.
+
+    'auto' depends on the platform that the program is compiled for. Few queries, as in the first
+    scales, are left to XLA, because kernels would mostly compute padding. cuDNN needs 16 bits.
+
+    Raises:
+      UserError: the named implementation does not run on this platform, dtype or head dim.
+    """
+    platform, head_dim = target_platform(), q_BLNH.shape[-1]
+    few = q_BLNH.shape[1] < SMALL_BLOCK
+    half = q_BLNH.dtype in (jnp.bfloat16, jnp.float16)
+    fits_cudnn = half and head_dim % 8 == 0 and head_dim <= CUDNN_MAX_HEAD_DIM
+    if implementation == 'auto':
+        on_gpu = 'cudnn' if fits_cudnn else 'xla'
+        implementation = {'tpu': 'splash', 'gpu': on_gpu}.get(platform, 'xla')
+        implementation = 'xla' if few else implementation
+    if implementation not in IMPLEMENTATIONS:
+        raise UserError(f'attention is {implementation!r}; wanted {", ".join(IMPLEMENTATIONS)}')
+    if implementation == 'cudnn' and not (fits_cudnn and platform == 'gpu'):
+        raise UserError(
+            f"attention is 'cudnn', but it would run in {q_BLNH.dtype} with heads of {head_dim} on "
+            f'{platform}; it wants a GPU, 16 bits and heads of a multiple of 8 up to '
+            f"{CUDNN_MAX_HEAD_DIM}: set attention to 'auto', or transformer.dtype to bfloat16"
+        )
+    if implementation == 'splash' and platform == 'gpu':
+        raise UserError("attention is 'splash', which is for TPU; on a GPU set 'auto' or 'cudnn'")
+    return 'xla' if implementation == 'splash' and few else implementation
+
+
+def chunked_attention(
+    q_BLNH: jax.Array,
+    k_BSNH: jax.Array,
+    v_BSNH: jax.Array,
+    *,
+    mask: jax.Array | None = None,
+    implementation: str | None = None,
+    **options: Any,
+) -> jax.Array:
+    """`jax.nn.dot_product_attention` in chunks of queries, within bounded memory.
+
+    Args:
+      mask: (…, L, S). Masks are for few queries, so masked attention is not split into chunks.
+      implementation: 'xla', or 'cudnn', which stores no scores and is called without chunks.
+      options: of `jax.nn.dot_product_attention`.
+    """
+    batch, queries, heads, _ = q_BLNH.shape
+    length = chunk_length(batch * heads, queries, k_BSNH.shape[1])
+
+    def attend_chunk(q_BlNH: jax.Array) -> jax.Array:
+        return jax.nn.dot_product_attention(
+            q_BlNH, k_BSNH, v_BSNH, mask=mask, implementation=implementation, **options
+        )
+
+    if length == queries or mask is not None or implementation == 'cudnn':
+        return attend_chunk(q_BLNH)
+    whole = queries - queries % length
+    chunks = q_BLNH[:, :whole].reshape(batch, -1, length, *q_BLNH.shape[2:]).swapaxes(0, 1)
+    # Without the checkpoint, a gradient would keep the scores of all chunks.
+    attended = jax.lax.map(jax.checkpoint(attend_chunk), chunks).swapaxes(0, 1)
+    attended = attended.reshape(batch, whole, *attended.shape[3:])
+    if whole == queries:
+        return attended
+    return jnp.concatenate([attended, attend_chunk(q_BLNH[:, whole:])], axis=1)
+
+
+def chunk_length(rows: int, queries: int, keys: int) -> int:
+    """Queries per chunk, so that their scores with all keys take at most `MAX_SCORE_BYTES`.
+
+    Args:
+      rows: batch rows times heads.
+      queries, keys: per row.
+    """
+    fitting = max(MAX_SCORE_BYTES // (4 * rows * keys), 1)
+    return min(fitting - fitting % 64 or fitting, queries)

@@ -14,11 +14,11 @@ from infinity_jax.transformer.attention import CrossAttention, SelfAttention
 from infinity_jax.transformer.layers import VECTOR, layer_norm, linear
 from infinity_jax.transformer.tpu import fusion_barrier
 
-UPDATE = 'update'  # name of the FFN's output, which a rematerialisation policy may keep
+UPDATE = 'update'  # checkpoint name of the FFN's output, for `remat.POLICIES`
 
 
 def modulate(x_BLD: jax.Array, scale_BD: jax.Array, shift_BD: jax.Array) -> jax.Array:
-    """LN(x)(1 + s) + b, with one s and b per batch row."""
+    """LN(x)(1 + s) + b, with one scale s and one shift b per batch row."""
     return layer_norm(x_BLD) * (1 + scale_BD[:, None]) + shift_BD[:, None]
 
 
@@ -48,14 +48,14 @@ class FeedForward(nn.Module):
 
 
 def _table_init(key, shape, dtype=jnp.float32):
-    """Modulation table: N(0, 1)/√C, with the gate rows × 5e-6 and the others × 1e-3."""
+    """Modulation table: N(0, 1)/√D, with the gate rows × 5e-6 and the others × 1e-3."""
     table = jax.random.normal(key, shape, dtype) * shape[-1] ** -0.5
     rows = jnp.array([5e-6, 5e-6, 1e-3, 1e-3, 1e-3, 1e-3], dtype)
     return table * rows[:, None]
 
 
 class Block(nn.Module):
-    """One layer. The residual stream, norms and modulation are float32, products `config.dtype`."""
+    """One layer. Residual stream, norms and modulation are float32, products `config.dtype`."""
 
     config: TransformerConfig
     implementation: str = 'auto'
@@ -73,6 +73,7 @@ class Block(nn.Module):
         self.ffn = FeedForward(config)
 
     def text_keys_values(self, context_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values (B, T, N, H) of the projected text."""
         return self.cross_attention.keys_values(context_BTD)
 
     def __call__(
@@ -89,13 +90,17 @@ class Block(nn.Module):
         """Runs the layer on float32 x.
 
         Args:
-          text_keys_values, text_lengths_B: of the batch's prompts, which its rows share evenly.
-          attend_self: (q, k, v) of these tokens to attended values; it knows what they may see.
+          x_BLD: the residual stream.
+          modulation_B6D: `Conditioning.modulation_B6D`.
+          rope_2Lh: rotation of these tokens, from `rope.rope_table`.
+          text_keys_values, text_lengths_B: one row per prompt P. B is a multiple of P, and equal
+            numbers of neighbouring rows of x share a prompt.
+          attend_self: maps q, k and v of these tokens to attended values, all (B, L, N, H).
           keep_2B: stochastic depth factors of self-attention and FFN: 0 or 1/(1 − rate).
           attend_text: as in `CrossAttention`.
 
         Returns:
-          The new x and the keys and values (B, L, N, H) that later scales will want.
+          The new x, and the keys and values (B, L, N, H) of these tokens.
         """
         rows = modulation_B6D + self.modulation_table[None]
         gate1, gate2, scale1, scale2, shift1, shift2 = (rows[:, i] for i in range(6))
@@ -106,9 +111,9 @@ class Block(nn.Module):
         update = self.self_attention.merge(attend_self(q, k, v))
         x_BLD = constrain(x_BLD + gate1[:, None] * update, 'batch', 'length', None)
 
-        # Images of one prompt lie side by side: joined, they share its keys and values.
-        joined_PMD = self.cross_norm(x_BLD).reshape(text_lengths_B.shape[0], -1, x_BLD.shape[-1])
-        update = self.cross_attention(joined_PMD, text_keys_values, text_lengths_B, attend_text)
+        # Images of one prompt are neighbours in the batch. Joined, they share its keys and values.
+        joined_PLD = self.cross_norm(x_BLD).reshape(text_lengths_B.shape[0], -1, x_BLD.shape[-1])
+        update = self.cross_attention(joined_PLD, text_keys_values, text_lengths_B, attend_text)
         x_BLD = x_BLD + update.reshape(x_BLD.shape).astype(jnp.float32)
 
         inner_BLD = modulate(x_BLD, scale2, shift2).astype(self.config.dtype)

@@ -1,4 +1,4 @@
-"""From text features to what conditions the transformer (paper 3.3)."""
+"""Text features to the arrays that condition the transformer (paper 3.3)."""
 
 from typing import NamedTuple
 
@@ -8,19 +8,18 @@ import jax.numpy as jnp
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
+from infinity_jax.text.t5 import RMSNorm
 from infinity_jax.transformer.layers import HIGHEST, linear
 from infinity_jax.transformer.tpu import fusion_barrier
 
-NORM_EPSILON = 1e-6
-
 
 class Conditioning(NamedTuple):
-    """What a prompt contributes.
+    """The arrays that condition the transformer on a prompt.
 
     Attributes:
-      pooled_BD: the attentively pooled text; the condition of all modulation and the first token.
-      context_BTD: the projected text that cross-attention reads.
-      lengths_B: true lengths of the padded texts.
+      pooled_BD: the attentively pooled text, which sets the first token and all modulation.
+      context_BTD: the projected text, which cross-attention reads.
+      lengths_B: number of real tokens of each padded text.
       modulation_B6D: rows γ1, γ2, s1, s2, b1, b2 shared by all blocks.
     """
 
@@ -30,26 +29,14 @@ class Conditioning(NamedTuple):
     modulation_B6D: jax.Array
 
 
-class RMSNorm(nn.Module):
-    """Root-mean-square norm with a learned scale, float32."""
-
-    @nn.compact
-    def __call__(self, x_BTE: jax.Array) -> jax.Array:
-        scale = self.param('scale', nn.initializers.ones, (x_BTE.shape[-1],))
-        x = x_BTE.astype(jnp.float32)
-        mean_square = jnp.square(x).mean(-1, keepdims=True)
-        return x * jax.lax.rsqrt(mean_square + NORM_EPSILON) * scale[None, None]
-
-
 class TextPool(nn.Module):
-    """Attentive pooling: one learned query per head attends to the normed text."""
+    """Attentive pooling: one learned query per head attends to the normalised text."""
 
     config: TransformerConfig
 
     @nn.compact
-    def __call__(
-        self, text_BTE: jax.Array, lengths_B: jax.Array, in_blocks: bool = False
-    ) -> jax.Array:
+    def __call__(self, text_BTE: jax.Array, lengths_B: jax.Array, tiled: bool = False) -> jax.Array:
+        """Text (B, T, E) to (B, D); `tiled` as in `Linear`."""
         config = self.config
         heads, head_dim = config.pool_heads, config.width // config.pool_heads
         std = (1 / (3 * config.width)) ** 0.5
@@ -64,15 +51,15 @@ class TextPool(nn.Module):
             name='key_value',
         )
         shape = (*text_BTE.shape[:2], heads, head_dim)
-        keys, values = jnp.split(key_value(text_BTE, in_blocks=in_blocks), 2, axis=-1)
+        keys, values = jnp.split(key_value(text_BTE, tiled=tiled), 2, axis=-1)
         keys, values = keys.reshape(shape), (values + value_bias[None, None]).reshape(shape)
-        scores_BNT = jnp.einsum('nh,btnh->bnt', query_NH, keys, precision=HIGHEST)
+        scores_BNT = jnp.einsum('NH,BTNH->BNT', query_NH, keys, precision=HIGHEST)
         present_BT = jnp.arange(text_BTE.shape[1])[None] < lengths_B[:, None]
         scores_BNT = jnp.where(present_BT[:, None], scores_BNT * head_dim**-0.5, -jnp.inf)
         weights_BNT = jax.nn.softmax(scores_BNT, axis=-1)
-        pooled = jnp.einsum('bnt,btnh->bnh', weights_BNT, values, precision=HIGHEST)
+        pooled_BNH = jnp.einsum('BNT,BTNH->BNH', weights_BNT, values, precision=HIGHEST)
         out = linear(config.width, ('heads', 'embed'), std, jnp.float32, name='out')
-        return out(pooled.reshape(-1, config.width), in_blocks=in_blocks)
+        return out(pooled_BNH.reshape(-1, config.width), tiled=tiled)
 
 
 class TextConditioner(nn.Module):
@@ -83,14 +70,14 @@ class TextConditioner(nn.Module):
     def setup(self):
         config = self.config
         std = (1 / (3 * config.width)) ** 0.5
-        self.text_norm = RMSNorm()
+        self.text_norm = RMSNorm(axes=(None,))  # whole on every device
         self.text_pool = TextPool(config)
         self.text_project_in = linear(config.width, ('embed', 'mlp'), std, jnp.float32)
         self.text_project_out = linear(config.width, ('mlp', 'embed'), std, jnp.float32)
         self.shared_modulation = linear(6 * config.width, ('embed', 'mlp'), std, jnp.float32)
 
         def uncond_init(key, shape, dtype=jnp.float32):
-            # Standard deviation 1.2 before the cut at ±2, then over √E: the text features' size.
+            # Deviation 1.2, truncated at ±2 and divided by √E: the magnitude of the text features.
             cut = 2 / 1.2
             return jax.random.truncated_normal(key, -cut, cut, shape, dtype) * 1.2 / shape[1] ** 0.5
 
@@ -101,7 +88,11 @@ class TextConditioner(nn.Module):
         )
 
     def unconditional(self, text_BTE: jax.Array) -> jax.Array:
-        """The learned text that stands for "no prompt": as many rows as the padded prompt."""
+        """The learned text of an empty prompt (B, T, E), T as in the padded prompts.
+
+        Raises:
+          UserError: T exceeds `config.text_length`.
+        """
         length = text_BTE.shape[1]
         if length > self.config.text_length:
             raise UserError(
@@ -112,15 +103,16 @@ class TextConditioner(nn.Module):
         return jnp.broadcast_to(rows[None], text_BTE.shape)
 
     def __call__(
-        self, text_BTE: jax.Array, lengths_B: jax.Array, in_blocks: bool = False
+        self, text_BTE: jax.Array, lengths_B: jax.Array, tiled: bool = False
     ) -> Conditioning:
-        """The condition; `in_blocks` as in `Linear`."""
-        taken = {'in_blocks': in_blocks}
-        # Float32 products at the highest precision are long programs on a TPU, to compile as well.
+        """Conditions on text (B, T, E) of these true lengths; `tiled` as in `Linear`."""
+        # On a TPU, float32 products at the highest precision take long to compile. The barriers
+        # keep them free of other operations, so that equal products compile once.
         text = fusion_barrier(self.text_norm(text_BTE))
-        pooled = self.text_pool(text, lengths_B, **taken)
-        hidden = fusion_barrier(nn.gelu(fusion_barrier(self.text_project_in(text, **taken))))
-        memory = fusion_barrier(self.text_project_out(hidden, **taken))
-        modulation = self.shared_modulation(nn.silu(pooled), **taken)
+        pooled_BD = self.text_pool(text, lengths_B, tiled)
+        hidden = fusion_barrier(self.text_project_in(text, tiled=tiled))
+        hidden = fusion_barrier(nn.gelu(hidden))
+        context_BTD = fusion_barrier(self.text_project_out(hidden, tiled=tiled))
+        modulation = self.shared_modulation(nn.silu(pooled_BD), tiled=tiled)
         modulation_B6D = modulation.reshape(-1, 6, self.config.width)
-        return Conditioning(pooled, memory, lengths_B, modulation_B6D)
+        return Conditioning(pooled_BD, context_BTD, lengths_B, modulation_B6D)

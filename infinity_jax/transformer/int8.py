@@ -1,7 +1,7 @@
-"""Symmetric 8-bit integers with one float32 scale for each of them that share it.
+"""Symmetric 8-bit quantization with float32 scales.
 
-Of weights, an output channel of a block's kernel shares a scale; of cached keys and values, a
-token's head.
+Kernels of the blocks have one scale per output channel. Cached keys and values have one scale per
+token and head.
 """
 
 from typing import Any, NamedTuple
@@ -12,15 +12,15 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 LEVELS = 127  # on either side of 0
-SCALE = 'kernel_scale'  # beside an int8 kernel in the parameter tree
+SCALE = 'kernel_scale'  # next to an int8 kernel in the parameter tree
 
 
 class Int8(NamedTuple):
-    """values · scale.
+    """The numbers values · scale.
 
     Attributes:
       values: int8.
-      scale: float32, of the same shape without the axis that shares it, which is the last one.
+      scale: float32, of the same shape without the last axis, whose numbers share a scale.
     """
 
     values: jax.Array
@@ -28,7 +28,7 @@ class Int8(NamedTuple):
 
     @classmethod
     def of(cls, x: jax.Array) -> 'Int8':
-        """Rounds `x`, one scale for each row along its last axis."""
+        """Rounds `x` with one scale per row along its last axis."""
         scale = jnp.abs(x.astype(jnp.float32)).max(-1) / LEVELS
         steps = x / jnp.where(scale == 0, 1, scale)[..., None]
         return cls(jnp.round(steps).astype(jnp.int8), scale)
@@ -38,19 +38,19 @@ class Int8(NamedTuple):
 
 
 def is_int8_kernel(path: tuple[str, ...]) -> bool:
-    """Whether int8 weights keep this parameter in 8 bits: the kernels of the stacked blocks."""
+    """Whether int8 weights hold this parameter in 8 bits: the kernels of the stacked blocks."""
     return path[0] == 'blocks' and path[-1] == 'kernel'
 
 
 def scale_path(path: tuple[str, ...]) -> tuple[str, ...]:
-    """Where the scales of a kernel are."""
+    """Path of the scales of a kernel in the parameter tree."""
     return (*path[:-1], SCALE)
 
 
 def quantize_kernels(params: dict[str, Any]) -> dict[str, Any]:
-    """A transformer's parameters with its blocks' kernels (layers, in, out) in 8 bits.
+    """Quantizes the kernels (layers, in, out) of a transformer's blocks to 8 bits.
 
-    Layer by layer on the host, so that no float32 copy of a whole kernel is made.
+    It works layer by layer on the host, so that no float32 copy of a whole kernel is made.
     """
     flat = flatten_dict(params)
     result = {}
@@ -71,7 +71,7 @@ def quantize_kernels(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def int8_shapes(shapes: dict[str, Any]) -> dict[str, Any]:
-    """What `quantize_kernels` makes of parameters of these shapes."""
+    """Shapes of `quantize_kernels` for parameters of these shapes."""
     result = {}
     for path, leaf in flatten_dict(shapes).items():
         result[path] = leaf

@@ -12,16 +12,19 @@ from infinity_jax.sharding import activation_spec, constrain, target_platform
 from infinity_jax.transformer.int8 import Int8
 from infinity_jax.transformer.splash import whole_blocks
 
-AXES = (None, 'batch', 'heads', None, None)  # logical ones of keys and values; scales lack the last
+# Logical axes of keys and values; int8 scales lack the last.
+AXES = (None, 'batch', 'heads', None, None)
 
 
 class KeyValueCache(NamedTuple):
     """Keys and values of all layers, (layers, B, N, S, H), carried through the scan over layers.
 
     S counts the tokens of every scale but the last, whose keys nothing reads later: at 1024² that
-    saves 39 % of the bytes. On TPU it is filled up to whole blocks of splash attention.
+    saves 39 % of the bytes. On TPU, S is rounded up to whole blocks of splash attention. Heads
+    come before tokens, the order in which products and kernels read them.
 
-    Heads come first, as products and kernels want them.
+    Attributes:
+      keys, values: in the dtype of the products, or in 8 bits with one scale per head and token.
     """
 
     keys: jax.Array | Int8
@@ -31,7 +34,7 @@ class KeyValueCache(NamedTuple):
     def empty(
         cls, config: TransformerConfig, schedule: ScaleSchedule, batch: int, int8: bool = False
     ) -> 'KeyValueCache':
-        """A cache without tokens, for keys and values of the products' dtype or in 8 bits."""
+        """A cache without tokens, in `config.dtype` or in 8 bits."""
         tokens = schedule.spans[-1][0]
         if target_platform() == 'tpu':
             tokens = whole_blocks(tokens, tokens)
@@ -45,31 +48,31 @@ class KeyValueCache(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """How many it has room for."""
+        """S: the number of tokens that the cache has room for."""
         return jax.tree.leaves(self.keys)[0].shape[3]
 
     def prefix(
         self, layer: jax.Array, end: int, rows: int, dtype: Any
     ) -> tuple[jax.Array, jax.Array]:
-        """Keys and values (rows, N, end, H) of one layer's tokens [0, end), as `dtype`.
+        """Keys and values (rows, N, end, H) of one layer's tokens [0, end), in `dtype`.
 
-        `end` and `rows`, which are the first of the batch, are static.
+        `end` is static, and so is `rows`, the number of leading batch rows to read.
         """
 
         def read(stored):
             def of_layer(x):
-                # In one step: an index of the layer first would copy all of its tokens.
+                # One slice for all axes: indexing the layer first would copy all of its tokens.
                 sizes = (1, rows, x.shape[2], end, *x.shape[4:])
                 origin = (layer, *(0 for _ in sizes[1:]))
                 return jax.lax.dynamic_slice(x, origin, sizes)[0]
 
-            found = jax.tree.map(of_layer, stored)
-            return found.as_dtype(dtype) if isinstance(found, Int8) else found
+            prefix = jax.tree.map(of_layer, stored)
+            return prefix.as_dtype(dtype) if isinstance(prefix, Int8) else prefix
 
         return read(self.keys), read(self.values)
 
     def store(self, layer: jax.Array, start: int, k_BNLH, v_BNLH) -> 'KeyValueCache':
-        """The cache with one layer's keys and values of tokens from `start` on, in first rows."""
+        """Writes one layer's keys and values of the tokens from `start`, in the leading rows."""
 
         def write(stored, new):
             if isinstance(stored, Int8):
@@ -77,24 +80,25 @@ class KeyValueCache(NamedTuple):
 
             def update(old, x):
                 origin = (layer, 0, 0, start, *(0 for _ in x.shape[3:]))
-                return _as_written(jax.lax.dynamic_update_slice(old, x[None], origin))
+                return _in_given_layout(jax.lax.dynamic_update_slice(old, x[None], origin))
 
             return jax.tree.map(update, stored, new)
 
         return KeyValueCache(write(self.keys, k_BNLH), write(self.values, v_BNLH))
 
 
-def _as_written(x: jax.Array) -> jax.Array:
-    """`x`, on TPU with its axes in memory in the order that they have here.
+def _in_given_layout(x: jax.Array) -> jax.Array:
+    """On TPU, constrains the axes of `x` in memory to the order that they have here.
 
-    Left to itself, the compiler gives small scales' loops another order than large ones', and
-    copies the whole cache between them, which then exists several times.
+    Otherwise the compiler chooses one order for the loops of small scales and another for those of
+    large scales, and copies the whole cache between them, which then exists several times.
     """
     if target_platform() != 'tpu':
         return x
-    hold = lambda x: with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+    given = Layout(major_to_minor=tuple(range(x.ndim)))
+    constrain_order = lambda part: with_layout_constraint(part, given)
     if jax.sharding.get_abstract_mesh().empty:
-        return hold(x)
-    # Each device its own share: the compiler would gather the whole cache for the constraint.
+        return constrain_order(x)
+    # Per device: for a constraint on the global array, the compiler would gather the whole cache.
     spec = activation_spec(x.shape, AXES[: x.ndim])
-    return jax.shard_map(hold, in_specs=spec, out_specs=spec, check_vma=False)(x)
+    return jax.shard_map(constrain_order, in_specs=spec, out_specs=spec, check_vma=False)(x)

@@ -1,4 +1,9 @@
-"""The dense layer of the transformer, whose kernel may come in 8 bits."""
+"""The layers that transformer blocks are made of: `Linear`, `layer_norm` and stochastic depth.
+
+`Linear` accepts kernels in 8 bits and can compute in tiles (`tpu.tiled_product`). The gradient of
+`layer_norm` is written out, so that one pass computes all the sums it needs. `sample_kept` samples
+which updates stochastic depth leaves out, per image.
+"""
 
 import functools
 import math
@@ -12,18 +17,34 @@ from jax.ad_checkpoint import checkpoint_name
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.transformer.int8 import SCALE
-from infinity_jax.transformer.tpu import pays, tiled
+from infinity_jax.transformer.tpu import tiled_product, uses_tiles
 
 HIGHEST = jax.lax.Precision.HIGHEST
-# An initializer of one value a channel: small, but not once all layers are stacked.
+# Wraps an initializer of one value per channel. One such vector is small, all layers' are not.
 VECTOR = functools.partial(nn.with_logical_partitioning, names=('vector',))
+LAYER_NORM_EPSILON = 1e-6
+STATISTICS = 'statistics'  # checkpoint name of means and inverse deviations: two numbers per token
+
+
+def linear(
+    features: int, axes: tuple[str | None, ...], std: float, dtype: Any, **options: Any
+) -> 'Linear':
+    """A `Linear` whose kernel is initialised from a normal distribution with deviation `std`."""
+    return Linear(features, axes, std, dtype, **options)
 
 
 class Linear(nn.Module):
     """x · kernel + bias in `dtype`; float32 means the highest product precision.
 
-    A kernel in 8 bits has a scale for each output channel beside it in the tree. The product then
-    is of the integers themselves, exact in 16 bits, and the scale is applied to its float32 sum.
+    A kernel in 8 bits comes with one scale per output channel in the parameter tree. Its product is
+    of the integers themselves, exact in 16 bits, and the scale is applied to the float32 sum.
+
+    Attributes:
+      features: output channels.
+      axes: logical axes of the kernel (in, out).
+      std: standard deviation of the initial kernel; 0: zeros.
+      dtype: of the product.
+      use_bias: whether a bias is added.
     """
 
     features: int
@@ -34,42 +55,45 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, *, contract: int = 1, parts: int = 1, in_blocks: bool = False
+        self, x: jax.Array, *, contract: int = 1, parts: int = 1, tiled: bool = False
     ) -> Any:
-        """The product; of several, each with its own share of the features, a list.
+        """Returns the product, or with several `parts` a list of products.
 
         Args:
-          x: (…, features in), or these cut over its last `contract` axes.
-          parts: products instead of one.
-          in_blocks: take equal blocks where that pays; for a program that makes no gradient.
+          x: (…, features in); the input features may be split over the last `contract` axes.
+          contract: axes of x that are summed over.
+          parts: products that share the output features evenly.
+          tiled: computes in tiles where `tpu.uses_tiles`; for programs without a gradient.
         """
         init = nn.initializers.normal(self.std) if self.std else nn.initializers.zeros
         shape = (math.prod(x.shape[-contract:]), self.features)
         kernel = self.param('kernel', nn.with_logical_partitioning(init, self.axes), shape)
-        scaled = self.has_variable('params', SCALE)
-        added = [self.get_variable('params', SCALE)] if scaled else []
+        vectors = [self.get_variable('params', SCALE)] if self._is_int8() else []
         if self.use_bias:
-            added.append(self.param('bias', VECTOR(nn.initializers.zeros), (self.features,)))
+            vectors.append(self.param('bias', VECTOR(nn.initializers.zeros), (self.features,)))
         if parts == 1:
-            return self._product(x, contract, kernel, *added, in_blocks=in_blocks and pays())
-        cut = (jnp.split(array, parts, axis=-1) for array in (kernel, *added))
-        return [self._product(x, contract, *arrays) for arrays in zip(*cut, strict=True)]
+            return self._product(x, contract, kernel, *vectors, tiled=tiled and uses_tiles())
+        split = (jnp.split(array, parts, axis=-1) for array in (kernel, *vectors))
+        return [self._product(x, contract, *arrays) for arrays in zip(*split, strict=True)]
 
-    def _product(self, x, contract, kernel, *added, in_blocks=False):
-        scaled = self.has_variable('params', SCALE)
+    def _is_int8(self) -> bool:
+        return self.has_variable('params', SCALE)
+
+    def _product(self, x, contract, kernel, *vectors, tiled=False):
+        """The product with a part of the kernel; `vectors` are its int8 scale and its bias."""
         kernel = kernel.reshape(*x.shape[-contract:], -1).astype(self.dtype)
-        kind = jnp.float32 if scaled else None
-        product = functools.partial(_contract, axes=contract, preferred_element_type=kind)
+        sum_dtype = jnp.float32 if self._is_int8() else None
+        product = functools.partial(_contract, axes=contract, preferred_element_type=sum_dtype)
         x = x.astype(self.dtype)
-        y = tiled(product, x, kernel) if in_blocks else product(x, kernel)
-        added = [jnp.expand_dims(array, range(y.ndim - 1)) for array in added]
-        if scaled:
-            y = (y * added[0]).astype(self.dtype)
-        return y + added[-1].astype(self.dtype) if self.use_bias else y
+        y = tiled_product(product, x, kernel) if tiled else product(x, kernel)
+        vectors = [jnp.expand_dims(vector, range(y.ndim - 1)) for vector in vectors]
+        if self._is_int8():
+            y = (y * vectors[0]).astype(self.dtype)
+        return y + vectors[-1].astype(self.dtype) if self.use_bias else y
 
 
 def _contract(x: jax.Array, kernel: jax.Array, *, axes: int, **options: Any) -> jax.Array:
-    """Sums over the last `axes` of x and the first of the kernel."""
+    """Sums over the last `axes` axes of x and the first ones of the kernel."""
     last, first = range(x.ndim - axes, x.ndim), range(axes)
     precision = HIGHEST if x.dtype == jnp.float32 else None
     return jax.lax.dot_general(
@@ -77,44 +101,39 @@ def _contract(x: jax.Array, kernel: jax.Array, *, axes: int, **options: Any) -> 
     )
 
 
-def linear(features: int, axes: tuple[str | None, ...], std: float, dtype: Any, **options: Any):
-    """A `Linear` whose kernel starts normal with that deviation."""
-    return Linear(features, axes, std, dtype, **options)
-
-
-EPSILON = 1e-6
-STATISTICS = 'statistics'  # name of means and deviations, which a policy may keep: a number a token
-
-
 @jax.custom_vjp
 def layer_norm(x_BLD: jax.Array) -> jax.Array:
     """(x − mean) / √(variance + ε) over the width, without parameters, in float32."""
-    return _forward(x_BLD)[0]
+    return _layer_norm_forward(x_BLD)[0]
 
 
-def _forward(x_BLD: jax.Array):
+def _layer_norm_forward(x_BLD: jax.Array):
     x = x_BLD.astype(jnp.float32)
     mean = x.mean(-1, keepdims=True)
-    rate = jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + EPSILON)
-    mean, rate = checkpoint_name((mean, rate), STATISTICS)
-    return (x - mean) * rate, (x_BLD, mean, rate)
+    inverse = jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + LAYER_NORM_EPSILON)
+    mean, inverse = checkpoint_name((mean, inverse), STATISTICS)
+    return (x - mean) * inverse, (x_BLD, mean, inverse)
 
 
-def _backward(kept, g_BLD: jax.Array):
-    x_BLD, mean, rate = kept
-    normal = (x_BLD.astype(jnp.float32) - mean) * rate
-    along = (g_BLD * normal).mean(-1, keepdims=True)
-    dx_BLD = rate * (g_BLD - g_BLD.mean(-1, keepdims=True) - normal * along)
+def _layer_norm_backward(residuals, g_BLD: jax.Array):
+    x_BLD, mean, inverse = residuals
+    normalised = (x_BLD.astype(jnp.float32) - mean) * inverse
+    along = (g_BLD * normalised).mean(-1, keepdims=True)
+    dx_BLD = inverse * (g_BLD - g_BLD.mean(-1, keepdims=True) - normalised * along)
     return (dx_BLD.astype(x_BLD.dtype),)
 
 
-layer_norm.defvjp(_forward, _backward)
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
 def sample_kept(key: jax.Array, config: TransformerConfig, batch: int) -> jax.Array | None:
-    """Factors of the updates, float32 (B, layers, 2): 0 or 1/(1 − rate); None at rate 0.
+    """Samples the factors of stochastic depth, which leaves out updates at random, per image.
 
     The rate grows linearly over the layers, from 0 to `config.drop_path`.
+
+    Returns:
+      Factors of the updates by self-attention and FFN, float32 (B, layers, 2): 0 or 1/(1 − rate).
+      None at rate 0.
     """
     if not config.drop_path:
         return None

@@ -1,8 +1,8 @@
 """Low-rank adapters of the blocks' matrices (Hu et al. 2021), as pure functions of parameter trees.
 
 A kernel W of a block becomes W + (alpha / rank) · A B, with A (layers, in, rank) and B (layers,
-rank, out). The modules know nothing of it: a step merges the frozen kernels with the adapters that
-it trains, and the gradient reaches the adapters through that sum.
+rank, out). The modules are unchanged: a training step merges the frozen kernels with the adapters,
+and the gradient reaches the adapters through that sum.
 """
 
 import dataclasses
@@ -30,13 +30,12 @@ HIGHEST = jax.lax.Precision.HIGHEST
 
 @dataclasses.dataclass(frozen=True)
 class LoraConfig:
-    """Which adapters are trained instead of the transformer's own weights."""
+    """The adapters that are trained instead of the transformer's own weights."""
 
-    rank: int = 0  # 0: none, the weights themselves are trained
+    rank: int = 0  # 0: no adapters, the weights themselves are trained
     alpha: float = 16.0  # the update is scaled by alpha / rank
-    matrices: tuple[str, ...] = (
-        MATRICES  # names, or their first parts: ('self_attention', 'ffn.up')
-    )
+    # Full names or first parts, such as ('self_attention', 'ffn.up').
+    matrices: tuple[str, ...] = MATRICES
 
     def __post_init__(self):
         if self.rank < 0:
@@ -51,12 +50,12 @@ class LoraConfig:
 
     @property
     def scale(self) -> float:
-        """What A B is multiplied by."""
+        """The factor of A B: alpha / rank."""
         return self.alpha / self.rank
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """The matrices in full, in a fixed order."""
+        """Full names of the matrices, in the order of `MATRICES`."""
         return tuple(m for m in MATRICES if any(_names(name, m) for name in self.matrices))
 
 
@@ -65,16 +64,16 @@ def _names(name: str, matrix: str) -> bool:
 
 
 def init_adapters(key: jax.Array, boxed_transformer: Any, config: LoraConfig) -> Any:
-    """New adapters, boxed: A is normal with variance 1/in, B zero, so that nothing changes yet.
+    """Initialises adapters: A is normal with variance 1/in, B is zero, so the sum is unchanged.
 
     Args:
       key: random key.
-      boxed_transformer: the transformer's boxed shapes, whose logical axes A and B share with
-        the kernel.
-      config: which matrices, and their rank.
+      boxed_transformer: the transformer's boxed shapes; A and B take their logical axes from
+        the kernels.
+      config: the matrices and the rank.
 
     Returns:
-      {'self_attention': {'qkv': {'a', 'b'}, …}, …}, float32.
+      Boxed float32 parameters {'self_attention': {'qkv': {'a', 'b'}, …}, …}.
     """
     kernels = flatten_dict(boxed_transformer['blocks'], sep='.')
     adapters = {}
@@ -91,7 +90,7 @@ def init_adapters(key: jax.Array, boxed_transformer: Any, config: LoraConfig) ->
 
 @functools.partial(jax.jit, static_argnames='config')
 def merge(transformer: Any, adapters: Any, config: LoraConfig) -> Any:
-    """The transformer's parameters with the adapters added to their kernels."""
+    """Adds the adapters to the transformer's kernels; returns all of its parameters."""
     merged, flat = flatten_dict(transformer, sep='.'), flatten_dict(adapters, sep='.')
     for name in config.targets:
         kernel = merged[f'blocks.{name}.kernel']
@@ -101,7 +100,7 @@ def merge(transformer: Any, adapters: Any, config: LoraConfig) -> Any:
 
 
 def joined(frozen: Any, params: Any, config: LoraConfig) -> dict[str, Any]:
-    """Frozen and trained parameters together, by part; adapters are merged into the transformer."""
+    """Joins frozen and trained parameters, by part, and merges adapters into the transformer."""
     if not config.rank:
         return {**frozen, **params}
     others = {name: tree for name, tree in params.items() if name != 'lora'}

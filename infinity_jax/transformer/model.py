@@ -31,10 +31,10 @@ from infinity_jax.transformer.rope import rope_table
 
 
 class Trace(NamedTuple):
-    """Inside views of one forward pass, for parity checks.
+    """Intermediate values of one forward pass, for parity checks.
 
     Attributes:
-      pooled_BD, context_BTD: the condition.
+      pooled_BD, context_BTD: of `Conditioning`.
       blocks: (depth, B, L, D), the residual stream after each block.
       logits: (B, L, d, 2).
     """
@@ -46,7 +46,12 @@ class Trace(NamedTuple):
 
 
 class HiddenGuidance(NamedTuple):
-    """Classifier-free guidance on hidden states: after `layer`, with strength `guidance`."""
+    """Classifier-free guidance on the hidden states after a layer.
+
+    Attributes:
+      layer: zero-based.
+      guidance: strength; 1: none.
+    """
 
     layer: int
     guidance: jax.Array
@@ -57,9 +62,9 @@ class Transformer(nn.Module):
 
     Attributes:
       config: sizes and the dtype of the blocks' products.
-      implementation: of attention: 'auto', 'xla', 'cudnn' or 'splash', see `attention.choose`.
-      remat: what the gradient recomputes, see `remat.POLICIES`.
-      unrolled: layers one after the other in the program instead of a loop over one, for `plan`.
+      implementation: of attention: 'auto', 'xla', 'cudnn' or 'splash', see `attention_ops.choose`.
+      remat: name of the policy that decides what the gradient recomputes, see `remat.POLICIES`.
+      unrolled: the program lists the layers instead of looping over them, for `plan`.
     """
 
     config: TransformerConfig
@@ -71,8 +76,8 @@ class Transformer(nn.Module):
         config = self.config
         std = (1 / (3 * config.width)) ** 0.5
         normal = nn.initializers.normal(std)
-        self.condition = TextConditioner(config)
-        nn.share_scope(self, self.condition)
+        self.conditioner = TextConditioner(config)
+        nn.share_scope(self, self.conditioner)
         self.first_token = self.param('first_token', normal, (config.width,))
         self.level_embed = self.param('level_embed', normal, (config.max_scales, config.width))
         self.word_embed = linear(config.width, ('bits', 'embed'), std, jnp.float32)
@@ -81,7 +86,7 @@ class Transformer(nn.Module):
         self.head = linear(2 * config.token_bits, ('embed', None), std * 0.02, jnp.float32)
 
     def _scan(self, body, carry, per_layer=None):
-        """Runs `body(block, carry, per_layer[i])` over the layers; returns carry and outputs."""
+        """Runs `body(block, carry, per_layer[i])` over all layers; returns carry and outputs."""
         return nn.scan(
             body,
             variable_axes={'params': 0},
@@ -92,43 +97,43 @@ class Transformer(nn.Module):
         )(self.blocks, carry, per_layer)
 
     def encode_text(
-        self, text_BTE: jax.Array, lengths_B: jax.Array, in_blocks: bool = False
+        self, text_BTE: jax.Array, lengths_B: jax.Array, tiled: bool = False
     ) -> Conditioning:
-        """Text features (B, T, E), padded to a common length, to the condition.
+        """Text features (B, T, E), padded to a common length, to `Conditioning`.
 
-        `in_blocks` as in `Linear`, for drawing.
+        `tiled` as in `Linear`, for generation.
         """
-        return self.condition(text_BTE, lengths_B, in_blocks)
+        return self.conditioner(text_BTE, lengths_B, tiled)
 
     def unconditional_text(self, text_BTE: jax.Array) -> jax.Array:
-        """Learned features (B, T, E) that replace the text in the unconditional branch."""
-        return self.condition.unconditional(text_BTE)
+        """Learned features (B, T, E) that replace the text for classifier-free guidance."""
+        return self.conditioner.unconditional(text_BTE)
 
-    def embed(self, condition: Conditioning, inputs_BLd: jax.Array, schedule: ScaleSchedule):
+    def embed(self, conditioning: Conditioning, inputs_BLd: jax.Array, schedule: ScaleSchedule):
         """The first token and the word embeddings of later scales, (B, L, D) float32."""
         check_schedule(self.config, schedule)
-        first = (condition.pooled_BD + self.first_token[None])[:, None]
+        first = (conditioning.pooled_BD + self.first_token[None])[:, None]
         x_BLD = jnp.concatenate([first, self.word_embed(inputs_BLd)], axis=1)
         return x_BLD + self.level_embed[schedule.scale_of_token][None]
 
-    def embed_scale(self, condition: Conditioning, input_BLd: jax.Array | None, scale: int):
-        """Tokens (B, h·w, D) of one scale; the first has no input but the condition."""
+    def embed_scale(self, conditioning: Conditioning, input_BLd: jax.Array | None, scale: int):
+        """Tokens (B, h·w, D) of one scale; the first scale has no input but the conditioning."""
         if scale == 0:
-            x_BLD = (condition.pooled_BD + self.first_token[None])[:, None]
+            x_BLD = (conditioning.pooled_BD + self.first_token[None])[:, None]
         else:
-            x_BLD = self.word_embed(input_BLd, in_blocks=True)
+            x_BLD = self.word_embed(input_BLd, tiled=True)
         return x_BLD + self.level_embed[scale][None, None]
 
     def logits(
-        self, x_BLD: jax.Array, condition: Conditioning, in_blocks: bool = False
+        self, x_BLD: jax.Array, conditioning: Conditioning, tiled: bool = False
     ) -> jax.Array:
-        """Final hidden states to float32 logits (B, L, d, 2): for each bit those of 0 and 1.
+        """Final hidden states to float32 logits (B, L, d, 2), for each bit of 0 and of 1.
 
-        `in_blocks` as in `Linear`, for drawing.
+        `tiled` as in `Linear`, for generation.
         """
-        modulation = self.head_modulation(nn.silu(condition.pooled_BD), in_blocks=in_blocks)
+        modulation = self.head_modulation(nn.silu(conditioning.pooled_BD), tiled=tiled)
         scale, shift = jnp.split(modulation, 2, axis=-1)
-        logits = self.head(modulate(x_BLD, scale, shift), in_blocks=in_blocks)
+        logits = self.head(modulate(x_BLD, scale, shift), tiled=tiled)
         return logits.reshape(*x_BLD.shape[:2], self.config.token_bits, 2)
 
     def __call__(
@@ -145,11 +150,11 @@ class Transformer(nn.Module):
 
         Args:
           text_BTE: text features, padded.
-          lengths_B: their true lengths, at least 1.
+          lengths_B: number of real tokens of each text, at least 1.
           inputs_BLd: inputs of all scales but the first, (B, L − 1, d) from self-correction.
           schedule: the token grids.
-          drop_condition_B: which texts the learned unconditional one replaces.
-          kept: factors of stochastic depth, (B, layers, 2) from `drop_path.sample_kept`.
+          drop_condition_B: bool; where True, the learned unconditional text replaces the prompt.
+          kept: factors of stochastic depth, (B, layers, 2), from `layers.sample_kept`.
 
         Returns:
           Logits (B, L, d, 2), float32.
@@ -175,24 +180,24 @@ class Transformer(nn.Module):
         kept=None,
         keep_blocks: bool = True,
     ) -> Trace:
-        """`__call__` with views of the inside; `keep_blocks` stacks every block's output."""
+        """`__call__` with intermediate values; `keep_blocks` stacks every block's output."""
         if drop_condition_B is not None:
             dropped = drop_condition_B[:, None, None]
             text_BTE = jnp.where(dropped, self.unconditional_text(text_BTE), text_BTE)
-        condition = self.encode_text(text_BTE, lengths_B)
+        conditioning = self.encode_text(text_BTE, lengths_B)
         groups, length = query_groups(schedule), schedule.num_tokens
-        fill = training_length(length, self.config, self.implementation) - length
-        rope = np.pad(rope_table(schedule, self.config.head_dim), ((0, 0), (0, fill), (0, 0)))
-        x_BLD = self.embed(condition, inputs_BLd, schedule)
-        x_BLD = constrain(jnp.pad(x_BLD, ((0, 0), (0, fill), (0, 0))), 'batch', 'length', None)
+        padding = training_length(length, self.config, self.implementation) - length
+        rope = np.pad(rope_table(schedule, self.config.head_dim), ((0, 0), (0, padding), (0, 0)))
+        x_BLD = self.embed(conditioning, inputs_BLd, schedule)
+        x_BLD = constrain(jnp.pad(x_BLD, ((0, 0), (0, padding), (0, 0))), 'batch', 'length', None)
 
         def layer(block: Block, x_BLD, keep_2B):
             x_BLD, _ = block(
                 x_BLD,
-                condition.modulation_B6D,
+                conditioning.modulation_B6D,
                 rope,
-                block.text_keys_values(condition.context_BTD),
-                condition.lengths_B,
+                block.text_keys_values(conditioning.context_BTD),
+                conditioning.lengths_B,
                 lambda q, k, v: prefix_attention(q, k, v, groups, self.implementation),
                 keep_2B,
             )
@@ -200,17 +205,17 @@ class Transformer(nn.Module):
 
         keep = None if kept is None else kept.transpose(1, 2, 0)
         x_BLD, blocks = self._scan(remat(layer, self.remat, self.unrolled), x_BLD, keep)
-        logits = self.logits(x_BLD, condition)[:, :length]
-        return Trace(condition.pooled_BD, condition.context_BTD, blocks, logits)
+        logits = self.logits(x_BLD, conditioning)[:, :length]
+        return Trace(conditioning.pooled_BD, conditioning.context_BTD, blocks, logits)
 
     def text_keys_values(self, context_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Cross-attention keys and values of all layers, (layers, B, T, N, H), once a prompt."""
+        """Cross-attention keys and values of all layers, (layers, B, T, N, H), once per prompt."""
         return self._scan(lambda block, _, __: (None, block.text_keys_values(context_BTD)), None)[1]
 
     def generate_scale(
         self,
         x_BLD: jax.Array,
-        condition: Conditioning,
+        conditioning: Conditioning,
         text_keys_values: tuple[jax.Array, jax.Array],
         cache: KeyValueCache,
         schedule: ScaleSchedule,
@@ -223,11 +228,11 @@ class Transformer(nn.Module):
           x_BLD: `embed_scale` of this scale. Under guidance the batch holds the conditional half,
             then the unconditional one; with fewer rows than the cache, the first of them.
           scale: zero-based, static.
-          hidden_guidance: mixes the halves after one layer, both then set equal.
+          hidden_guidance: mixes both halves after one layer, which makes them equal.
 
         Returns:
-          The hidden states (B, h·w, D) and the cache with this scale's keys and values, which the
-          last scale does not store: no one reads them.
+          The hidden states (B, h·w, D), and the cache with this scale's keys and values. Those of
+          the last scale are not stored, because nothing reads them.
         """
         check_schedule(self.config, schedule)
         start, end = schedule.spans[scale]
@@ -246,10 +251,10 @@ class Transformer(nn.Module):
 
             x_BLD, _ = block(
                 x_BLD,
-                condition.modulation_B6D,
+                conditioning.modulation_B6D,
                 rope,
                 per_layer,
-                condition.lengths_B,
+                conditioning.lengths_B,
                 attend_to_prefix,
             )
             if hidden_guidance is not None:
@@ -263,7 +268,7 @@ class Transformer(nn.Module):
 
 
 def check_schedule(config: TransformerConfig, schedule: ScaleSchedule) -> None:
-    """Raises `UserError` unless the schedule starts with one token and has a level a scale."""
+    """Raises `UserError` unless the schedule starts with one token and fits `max_scales`."""
     if schedule.grids[0] != (1, 1):
         raise UserError(
             f'the scale schedule starts at {schedule.grids[0]}; the text gives one token, so it '
@@ -278,14 +283,14 @@ def check_schedule(config: TransformerConfig, schedule: ScaleSchedule) -> None:
 
 
 def mix_halves(x_BLD: jax.Array, guidance: jax.Array) -> jax.Array:
-    """g·cond + (1−g)·uncond in both halves of the batch; untouched at g = 1, as released."""
+    """g·cond + (1 − g)·uncond in both halves of the batch; unchanged at g = 1, as released."""
     conditional, unconditional = jnp.split(x_BLD, 2)
     mixed = guidance * conditional + (1 - guidance) * unconditional
     return jnp.where(guidance == 1, x_BLD, jnp.concatenate([mixed, mixed]))
 
 
 def init_transformer(model: Transformer, key: jax.Array, schedule: ScaleSchedule) -> Any:
-    """Boxed variables of a model; the schedule only gives shapes to trace with."""
+    """Initialises boxed variables; the schedule only gives shapes to trace with."""
     config = model.config
     return model.init(
         key,
@@ -296,9 +301,9 @@ def init_transformer(model: Transformer, key: jax.Array, schedule: ScaleSchedule
     )
 
 
-@functools.cache  # a trace costs as much as reading a small model
+@functools.cache  # tracing takes as long as reading a small model
 def transformer_shapes(config: TransformerConfig, boxed: bool = False) -> dict[str, Any]:
-    """The transformer's parameter tree as `ShapeDtypeStruct`s; boxed ones know their axes."""
+    """The transformer's parameter tree as `ShapeDtypeStruct`s; boxed ones have logical axes."""
     schedule = ScaleSchedule.free(((1, 1), (1, 1)))
     text = jax.ShapeDtypeStruct((1, 1, config.text_channels), jnp.float32)
     lengths = jax.ShapeDtypeStruct((1,), jnp.int32)

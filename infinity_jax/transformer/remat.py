@@ -1,4 +1,4 @@
-"""What the backward pass recomputes instead of keeping, by name."""
+"""Named policies of rematerialisation: what the backward pass recomputes instead of keeping."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,19 +12,21 @@ from infinity_jax.transformer.layers import STATISTICS
 from infinity_jax.transformer.splash import ATTENDED
 from infinity_jax.transformer.tpu import ROTATED
 
-_names = jax.checkpoint_policies.save_only_these_names(ATTENDED)
+_attention = jax.checkpoint_policies.save_only_these_names(ATTENDED)
 _queries = jax.checkpoint_policies.save_only_these_names(ATTENDED, ROTATED, UPDATE, STATISTICS)
 _dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
-# Beside each block's input, which is always kept, a block keeps: 'none', all that its gradient
-# reads; 'dots', the outputs of its weight matrices and of self-attention; 'queries', those of
-# self-attention and FFN, queries and keys as they are compared, and the norms' statistics;
-# 'attention', the output of self-attention alone; 'full', nothing.
+# Name -> policy. Every block keeps its input. In addition it keeps:
+#   'none': all that its gradient reads;
+#   'dots': the outputs of its weight matrices and of self-attention;
+#   'queries': the outputs of self-attention and FFN, rotated queries and keys, norm statistics;
+#   'attention': the output of self-attention;
+#   'full': nothing.
 POLICIES: dict[str, Callable[..., Any] | None] = {
     'none': None,
-    'dots': jax.checkpoint_policies.save_from_both_policies(_dots, _names),
+    'dots': jax.checkpoint_policies.save_from_both_policies(_dots, _attention),
     'queries': _queries,
-    'attention': _names,
+    'attention': _attention,
     'full': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -36,8 +38,14 @@ def check_remat(name: str) -> None:
 
 
 def remat(body: Callable[..., Any], name: str, unrolled: bool = False) -> Callable[..., Any]:
-    """`body(module, …)`, whose gradient recomputes what the policy does not keep."""
+    """Wraps `body(module, …)` so that its gradient recomputes what the policy does not keep.
+
+    Args:
+      body: a layer.
+      name: in `POLICIES`.
+      unrolled: whether `body` runs outside a scan.
+    """
     if name == 'none':
         return body
-    # Inside a scan nothing can merge the two computations, which is what prevent_cse prevents.
+    # Inside a scan the compiler cannot merge the two computations, so prevent_cse is not needed.
     return nn.remat(body, policy=POLICIES[name], prevent_cse=unrolled)

@@ -1,7 +1,7 @@
-"""Attention on TPU: splash attention under a computed mask.
+"""Splash attention, the Pallas kernel for TPU, under a mask that the kernel computes.
 
-One kernel call serves a whole training sequence. A query sees the keys [0, its end); blocks of
-pairs that no query sees are skipped, and no array of all pairs exists.
+One call serves a whole training sequence. Query i sees the keys [0, ends[i]). Blocks in which no
+query sees a key are skipped, and no array of all pairs of queries and keys exists.
 """
 
 from typing import Any
@@ -23,11 +23,11 @@ from jax.sharding import NamedSharding, PartitionSpec
 from infinity_jax.sharding import activation_spec, axis_size, target_platform
 
 SMALL_BLOCK = 128  # rows and columns of a block; the lanes of a TPU register
-BLOCK = 512  # the same for long sequences, where few larger blocks cost less
-LONG = 4 * BLOCK  # tokens; below it, filling up to whole large blocks would waste more
-MAX_COLUMNS = 7 * BLOCK  # of keys that a gradient kernel holds: what its memory allows
-MAX_PARTS = 6  # of the queries' gradient that are summed
-ATTENDED = 'attended'  # name of outputs that a rematerialisation policy may keep
+BLOCK = 512  # the same for long sequences, where fewer, larger blocks cost less
+LONG = 4 * BLOCK  # tokens; for shorter sequences, padding to large blocks would cost more
+MAX_COLUMNS = 7 * BLOCK  # keys per step of a gradient kernel: what its memory allows
+MAX_PARTS = 6  # partial gradients of the queries that are summed
+ATTENDED = 'attended'  # checkpoint name of attended values, for `remat.POLICIES`
 
 
 def _sees(end: Any, key: Any) -> Any:
@@ -35,10 +35,10 @@ def _sees(end: Any, key: Any) -> Any:
 
 
 class PrefixMask(splash_attention_mask._ComputableMask):
-    """Query i sees the keys [0, ends[i]).
+    """The mask under which query i sees the keys [0, ends[i]).
 
-    `q_sequence` usually holds the queries' own positions and reaches `mask_function` inside the
-    kernel; here it holds their ends. The base class is private, and the only way to such a mask.
+    The kernel passes `q_sequence` to `mask_function`. It usually holds the positions of the
+    queries; here it holds their ends. The base class is private, but there is no public one.
     """
 
     def __init__(self, ends_L: np.ndarray, num_keys: int):
@@ -67,34 +67,35 @@ def splash_attend(
     """softmax(scale · q·k) v, (B, L, N, H).
 
     Under a mesh the batch stays split over data and fsdp, heads over tensor and queries over
-    sequence, where each device sees all keys. On CPU the kernel is interpreted, slowly.
+    sequence; each device holds all keys. On CPU the kernel is interpreted, which is slow.
 
     Args:
-      ends_L: query i sees the keys [0, ends[i]), at least one; a query without one sees all.
-        None: all see all, as of text. That has few keys: to attend to it again costs less than to
-        keep what came out, so no rematerialisation policy does.
-      key_lengths_B: of padded keys, how many are real, at least one.
+      scale: factor of the scores.
+      ends_L: query i sees the keys [0, ends[i]), at least one. Queries beyond its end see all
+        keys. None: every query sees every key, as in attention to text. Text has few keys, so its
+        attended values are cheaper to recompute than to keep and have no checkpoint name.
+      key_lengths_B: number of keys that are no padding, at least one; None: all.
     """
-    mesh, kept = jax.sharding.get_abstract_mesh(), ends_L is not None
-    batch, length, heads, width = q_BLNH.shape
+    mesh, named = jax.sharding.get_abstract_mesh(), ends_L is not None
+    batch, length, heads, head_dim = q_BLNH.shape
     keys = k_BSNH.shape[1]
     block = block_of(length, keys)
     parts = axis_size('sequence')
     filled, filled_keys = _multiple(length, block * parts), _multiple(keys, block)
-    q_spec = activation_spec((batch, heads, filled, width), ('batch', 'heads', 'length', None))
+    q_spec = activation_spec((batch, heads, filled, head_dim), ('batch', 'heads', 'length', None))
     local_heads = heads // (mesh.shape[q_spec[1]] if q_spec[1] else 1)
 
-    # A mask that is the same for all queries is made for the share of one device: the library
-    # cannot cut a mask without partial blocks.
-    cuts = 1 if ends_L is None else parts
-    rows = filled // parts * cuts
+    # A mask that is equal for all queries covers the queries of one device: the library cannot
+    # split a mask without partial blocks.
+    shards = 1 if ends_L is None else parts
+    rows = filled // parts * shards
     if ends_L is None and filled_keys == keys:
         mask = FullMask((rows, keys))
     else:
         ends_L = np.full(rows, keys) if ends_L is None else ends_L
         ends_L = np.pad(ends_L, (0, rows - ends_L.size), constant_values=keys)
         mask = PrefixMask(ends_L, filled_keys)
-    kernel = _make_kernel(mask, block, local_heads, cuts, kept)
+    kernel = _make_kernel(mask, block, local_heads, shards, named)
 
     def attend(kernel, q_BNLH, k_BNSH, v_BNSH, key_lengths_B):
         arrays = (q_BNLH, k_BNSH, v_BNSH)
@@ -106,7 +107,7 @@ def splash_attend(
 
     if not mesh.empty:
         of_keys = PartitionSpec(q_spec[0], q_spec[1], None, None)
-        of_kernel = NamedSharding(mesh, PartitionSpec(None, q_spec[2] if cuts > 1 else None))
+        of_kernel = NamedSharding(mesh, PartitionSpec(None, q_spec[2] if shards > 1 else None))
         of_lengths = PartitionSpec(q_spec[0])
         attend = jax.shard_map(
             attend,
@@ -119,7 +120,7 @@ def splash_attend(
         )  # fmt: skip
     if q_BLNH.dtype == jnp.float32:
         attend = _at_highest_precision(attend)
-    if scale != 1:  # the kernel applies none
+    if scale != 1:  # the kernel has no scale
         q_BLNH = (q_BLNH.astype(jnp.float32) * scale).astype(q_BLNH.dtype)
     out_BNLH = attend(
         kernel,
@@ -132,20 +133,20 @@ def splash_attend(
 
 
 def filled_length(length: int) -> int:
-    """Tokens of whole blocks, where filling up to them costs little; else as many as there are."""
+    """`length` rounded up to whole large blocks where that costs little, else unchanged."""
     return _multiple(length, BLOCK) if length >= LONG else length
 
 
 def block_of(length: int, keys: int) -> int:
-    """Rows and columns of the blocks for so many queries and keys."""
+    """Rows and columns of the blocks for these numbers of queries and keys."""
     return BLOCK if max(length, keys) >= LONG else SMALL_BLOCK
 
 
 def gradient_block(keys: int, block: int) -> int | None:
-    """Columns of the blocks of the one gradient kernel; None: there are two kernels.
+    """Keys per step of the fused gradient kernel; None: two separate kernels are used.
 
-    The one kernel writes its part of the queries' gradient for every column of blocks, to be summed
-    afterwards: it saves the scores' second recomputation where these columns are few.
+    The fused kernel writes a partial gradient of the queries for every step, which are summed
+    afterwards. Where steps are few, this saves the second recomputation of the scores.
     """
     blocks = keys // block
     fitting = [n for n in range(1, blocks + 1) if blocks % n == 0 and n * block <= MAX_COLUMNS]
@@ -153,14 +154,19 @@ def gradient_block(keys: int, block: int) -> int | None:
 
 
 def whole_blocks(length: int, keys: int) -> int:
-    """So many keys, filled up to whole blocks, for so many queries."""
+    """The number of keys rounded up to whole blocks, for this number of queries."""
     return _multiple(keys, block_of(length, keys))
 
 
-def _make_kernel(mask: Mask, block: int, heads: int, parts: int, kept: bool) -> Any:
-    """The kernel for the heads that one device holds; queries in `parts` along the mesh.
+def _make_kernel(mask: Mask, block: int, heads: int, shards: int, named: bool) -> Any:
+    """The kernel of one device.
 
-    `kept`: a rematerialisation policy may keep what comes out.
+    Args:
+      mask: of all heads.
+      block: rows and columns of its blocks.
+      heads: on this device.
+      shards: parts of the queries along the mesh.
+      named: whether attended values have the checkpoint name `ATTENDED`.
     """
     keys = mask.shape[1]
     sizes = {name: block for name in ('block_q', 'block_kv', 'block_q_dkv')}
@@ -173,14 +179,14 @@ def _make_kernel(mask: Mask, block: int, heads: int, parts: int, kept: bool) -> 
         MultiHeadMask([mask] * heads),
         block_sizes=BlockSizes(**sizes, use_fused_bwd_kernel=columns is not None),
         head_shards=1,
-        q_seq_shards=parts,
-        residual_checkpoint_name=ATTENDED if kept else None,
+        q_seq_shards=shards,
+        residual_checkpoint_name=ATTENDED if named else None,
         interpret=target_platform() == 'cpu',
     )
 
 
 def _at_highest_precision(attend: Any) -> Any:
-    """`attend` with float32 products, in its gradient too: the kernel's is traced elsewhere."""
+    """`attend` with float32 products, also in its gradient, which is traced separately."""
     exact = jax.default_matmul_precision('highest')
     run = jax.custom_vjp(exact(attend))
     run.defvjp(exact(lambda *args: jax.vjp(attend, *args)), exact(lambda pull, g: pull(g)))
@@ -188,10 +194,11 @@ def _at_highest_precision(attend: Any) -> Any:
 
 
 def _heads_first(x_BLNH: jax.Array, length: int) -> jax.Array:
-    """(B, N, length, H), filled up with zeros."""
+    """(B, L, N, H) to (B, N, length, H), padded with zeros."""
     x_BNLH = x_BLNH.transpose(0, 2, 1, 3)
     return jnp.pad(x_BNLH, ((0, 0), (0, 0), (0, length - x_BNLH.shape[2]), (0, 0)))
 
 
 def _multiple(length: int, of: int) -> int:
+    """`length` rounded up to a multiple."""
     return -(-length // of) * of

@@ -1,8 +1,12 @@
-"""Queries and keys as directions: normalised, scaled and rotated, in float32.
+"""Operations whose form is chosen for XLA:TPU; every other platform computes the same values.
 
-The gradient is written out. With s the scale and R the rotation, y = s·R(x/|x|) gives
-dx = s/|x| · Rᵀ(g − y (y·g)/s²) and ds = Σ y·g/s: it reads y and |x| alone, and y is what attention
-keeps for its own gradient anyway.
+- `normalize_and_rotate` prepares queries and keys without moving numbers between lanes.
+- `fusion_barrier` stops XLA:TPU from fusing across a point of the program.
+- `tiled_product` splits float32 products into tiles of one shape, which compile once. At the
+  highest precision such a product is a long program of six unrolled bfloat16 products. The products
+  that generation makes once per image or once per scale differ in rows and features only. Together
+  they took the compiler longer than the whole layer of a large scale, for less than a hundredth of
+  the device time.
 """
 
 import functools
@@ -16,86 +20,93 @@ from jax.ad_checkpoint import checkpoint_name
 from infinity_jax.sharding import target_platform
 from infinity_jax.transformer.rope import rotate, rotate_swapped, swap_pairs
 
-EPSILON = 1e-12
-ROTATED = 'rotated'  # name of what a rematerialisation policy may keep
+NORM_EPSILON = 1e-12
+NO_LENGTH = 1e-6  # a query or key this short is rounding: without direction, so without gradient
+ROTATED = 'rotated'  # checkpoint name of rotated queries and keys, for `remat.POLICIES`
+TILE_ROWS = 256
+MAX_TILE_FEATURES = 256
 
 
 def normalize_and_rotate(
     x: jax.Array, rope_2Lh: np.ndarray, scale_N: jax.Array | None = None, *, heads_axis: int = 2
 ) -> jax.Array:
-    """L2-normalised over the last axis, scaled, then rotated; in float32, returned in x's dtype.
+    """L2-normalises queries or keys over the last axis, scales them per head and rotates them.
+
+    Computes in float32 and returns the dtype of x. The gradient is written out. With s the scale
+    and R the rotation, y = s·R(x/|x|) gives dx = s/|x| · Rᵀ(g − y (y·g)/s²) and ds = Σ y·g/s. It
+    reads y and |x| alone, and attention keeps y for its own gradient anyway.
 
     Args:
       x: (B, L, N, H), or with `heads_axis` 1 (B, N, L, H).
-      rope_2Lh: `rope.rope_table`.
-      scale_N: one a head; None: no scale.
+      rope_2Lh: from `rope.rope_table`.
+      scale_N: one scale per head; None: no scale.
+      heads_axis: the axis of x that holds the heads, 1 or 2.
     """
     if scale_N is None:
         scale_N = jnp.ones(x.shape[heads_axis], jnp.float32)
-    run = jax.custom_vjp(lambda *args: _forward(rope_2Lh, heads_axis, *args)[0])
+    run = jax.custom_vjp(lambda *args: _rotated_forward(rope_2Lh, heads_axis, *args)[0])
     run.defvjp(
-        functools.partial(_forward, rope_2Lh, heads_axis),
-        functools.partial(_backward, rope_2Lh, heads_axis),
+        functools.partial(_rotated_forward, rope_2Lh, heads_axis),
+        functools.partial(_rotated_backward, rope_2Lh, heads_axis),
     )
     return run(x, scale_N)
 
 
-def _forward(rope_2Lh, heads_axis, x, scale_N):
+def _rotated_forward(rope_2Lh, heads_axis, x, scale_N):
     square = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
-    length = checkpoint_name(jnp.sqrt(jnp.maximum(square, EPSILON**2)), ROTATED)
-    y = _turn(x, rope_2Lh, heads_axis, _by_head(scale_N, heads_axis) / length)
+    length = checkpoint_name(jnp.sqrt(jnp.maximum(square, NORM_EPSILON**2)), ROTATED)
+    y = _rotate_and_multiply(x, rope_2Lh, heads_axis, _per_head(scale_N, heads_axis) / length)
     y = checkpoint_name(y.astype(x.dtype), ROTATED)
     return y, (y, length, scale_N)
 
 
-def _backward(rope_2Lh, heads_axis, kept, g):
-    y, length, scale_N = kept
-    scale, back = _by_head(scale_N, heads_axis), rope_2Lh * np.float32([[[1]], [[-1]]])
+def _rotated_backward(rope_2Lh, heads_axis, residuals, g):
+    y, length, scale_N = residuals
+    scale, inverse_2Lh = _per_head(scale_N, heads_axis), rope_2Lh * np.float32([[[1]], [[-1]]])
     along = jnp.sum(y.astype(jnp.float32) * g.astype(jnp.float32), axis=-1, keepdims=True)
     across = g.astype(jnp.float32) - y.astype(jnp.float32) * (along / jnp.square(scale))
-    dx = _turn(across.astype(y.dtype), back, heads_axis, scale / length)
-    return dx.astype(y.dtype), jnp.sum(along, _but(heads_axis)) / scale_N
+    slope = jnp.where(length > NO_LENGTH, scale / length, 0.0)
+    dx = _rotate_and_multiply(across.astype(y.dtype), inverse_2Lh, heads_axis, slope)
+    return dx.astype(y.dtype), jnp.sum(along, _axes_except(heads_axis)) / scale_N
 
 
-def _by_head(scale_N: jax.Array, heads_axis: int) -> jax.Array:
-    return jnp.expand_dims(scale_N, _but(heads_axis))
+def _per_head(scale_N: jax.Array, heads_axis: int) -> jax.Array:
+    """One number per head, with axes of size 1 for all others."""
+    return jnp.expand_dims(scale_N, _axes_except(heads_axis))
 
 
-def _but(heads_axis: int) -> tuple[int, ...]:
+def _axes_except(heads_axis: int) -> tuple[int, ...]:
     return tuple(axis for axis in range(4) if axis != heads_axis)
 
 
-def _turn(x: jax.Array, rope_2Lh: np.ndarray, heads_axis: int, factor: jax.Array) -> jax.Array:
+def _rotate_and_multiply(
+    x: jax.Array, rope_2Lh: np.ndarray, heads_axis: int, factor: jax.Array
+) -> jax.Array:
     """factor · R x, float32."""
     if target_platform() != 'tpu':
         return rotate(x.astype(jnp.float32) * factor, rope_2Lh, heads_axis)
-    swapped = swap_pairs(x).astype(jnp.float32)  # exact, so in the dtype that x comes in
+    swapped = swap_pairs(x).astype(jnp.float32)  # exact, and so computed in the dtype of x
     return rotate_swapped(x.astype(jnp.float32), swapped, rope_2Lh, heads_axis) * factor
 
 
 def fusion_barrier(x: jax.Array) -> jax.Array:
-    """x, as an array of its own in a program for TPU; elsewhere x as it is.
+    """Stops XLA:TPU from fusing across this point; on other platforms returns x unchanged.
 
-    The compiler would otherwise make an x that two matrix products read twice, inside of them,
-    which takes longer; and products that are equal but for what is joined to them, it compiles
-    again.
+    Without it, the compiler computes an x that two matrix products read inside both of them, which
+    takes longer. It also compiles equal products again when the operations fused with them differ.
     """
     return jax.lax.optimization_barrier(x) if target_platform() == 'tpu' else x
 
 
-ROWS = 256
-FEATURES = 256  # at most
-
-
-def pays() -> bool:
-    """Whether blocks are worth while: on one TPU chip; several share the rows out instead."""
+def uses_tiles() -> bool:
+    """Whether `tiled_product` saves time: on a single TPU chip. Several chips split the rows."""
     return target_platform() == 'tpu' and jax.sharding.get_abstract_mesh().size <= 1
 
 
-def tiled(
+def tiled_product(
     product: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, kernel: jax.Array
 ) -> jax.Array:
-    """`product(x, kernel)`, some rows and some features at a time.
+    """`product(x, kernel)`, computed in tiles of `TILE_ROWS` rows and one number of features.
 
     Args:
       product: (rows, inputs) and (inputs, features) to (rows, features).
@@ -103,14 +114,16 @@ def tiled(
       kernel: (inputs, features).
     """
     inputs, features = kernel.shape
-    taken = max(n for n in range(1, FEATURES + 1) if features % n == 0)
+    tile_features = max(n for n in range(1, MAX_TILE_FEATURES + 1) if features % n == 0)
     rows = x.reshape(-1, inputs)
-    blocks = jnp.pad(rows, ((0, -len(rows) % ROWS), (0, 0))).reshape(-1, ROWS, inputs)
+    padded = jnp.pad(rows, ((0, -len(rows) % TILE_ROWS), (0, 0)))
+    row_tiles = padded.reshape(-1, TILE_ROWS, inputs)
 
-    def of_features(start: jax.Array) -> jax.Array:
-        part = fusion_barrier(jax.lax.dynamic_slice_in_dim(kernel, start, taken, axis=1))
-        one = lambda block: fusion_barrier(product(fusion_barrier(block), part))
-        return jax.lax.map(one, blocks).reshape(-1, taken)[: len(rows)]
+    def columns_from(start: jax.Array) -> jax.Array:
+        part = jax.lax.dynamic_slice_in_dim(kernel, start, tile_features, axis=1)
+        part = fusion_barrier(part)
+        one_tile = lambda tile: fusion_barrier(product(fusion_barrier(tile), part))
+        return jax.lax.map(one_tile, row_tiles).reshape(-1, tile_features)[: len(rows)]
 
-    y = jax.lax.map(of_features, jnp.arange(0, features, taken))
+    y = jax.lax.map(columns_from, jnp.arange(0, features, tile_features))
     return y.swapaxes(0, 1).reshape(*x.shape[:-1], features)

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from helpers.data_folders import jsonl_folder, tar_folder
 
-from infinity_jax.data.buckets import make_buckets, nearest_ratios, open_all, target_size
+from infinity_jax.data.buckets import make_buckets, nearest_ratios, target_size
 from infinity_jax.data.config import DataConfig, SourceConfig
+from infinity_jax.data.stored_source import open_all
 from infinity_jax.errors import UserError
 from infinity_jax.scales import RATIOS, nearest_ratio
 

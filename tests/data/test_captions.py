@@ -9,9 +9,9 @@ LONG = 'A cat. It sits on a mat! Is it 3.5 kg? Who knows. The end.'
 SENTENCES = LONG.replace('! ', '!|').replace('? ', '?|').replace('. ', '.|').split('|')
 
 
-def draws(captions, probability, count=400):
+def samples(captions, probability, count=400):
     rng = np.random.default_rng(0)
-    return collections.Counter(captions.choose(rng, probability) for _ in range(count))
+    return collections.Counter(captions.sample(rng, probability) for _ in range(count))
 
 
 def test_text_is_cut_at_two_dashes():
@@ -21,26 +21,26 @@ def test_text_is_cut_at_two_dashes():
 
 
 def test_the_short_caption_has_its_probability():
-    seen = draws(RecordCaptions(('short',), 'long'), 0.25)
+    seen = samples(RecordCaptions(('short',), 'long'), 0.25)
     assert set(seen) == {'short', 'long'} and seen['short'] == pytest.approx(100, abs=25)
 
 
 def test_an_empty_kind_is_replaced_by_the_other():
-    assert set(draws(RecordCaptions(('--x', 'a', 'b'), ''), 0.0)) == {'a', 'b'}
-    assert set(draws(RecordCaptions(('',), 'long'), 1.0)) == {'long'}
+    assert set(samples(RecordCaptions(('--x', 'a', 'b'), ''), 0.0)) == {'a', 'b'}
+    assert set(samples(RecordCaptions(('',), 'long'), 1.0)) == {'long'}
 
 
 def test_only_a_machine_written_caption_is_cut_after_a_sentence():
-    assert set(draws(RecordCaptions((), LONG), 0.0)) == {LONG}
-    cuts = draws(RecordCaptions((), LONG, machine_written=True), 0.0)
+    assert set(samples(RecordCaptions((), LONG), 0.0)) == {LONG}
+    cuts = samples(RecordCaptions((), LONG, machine_written=True), 0.0)
     assert set(cuts) == {' '.join(SENTENCES[:n]) for n in (3, 4, 5)}  # more than the lead of two
     assert min(cuts.values()) > 90  # evenly
-    lead = draws(RecordCaptions((), LONG, machine_written=True), 1.0)
+    lead = samples(RecordCaptions((), LONG, machine_written=True), 1.0)
     assert set(lead) == {' '.join(SENTENCES[:2])}
 
 
 def test_a_long_first_sentence_leads_alone():
     first = ' '.join(['word'] * 15) + '.'
     captions = RecordCaptions((), f'{first} Two. Three.', machine_written=True)
-    assert set(draws(captions, 1.0)) == {first}
-    assert set(draws(captions, 0.0)) == {f'{first} Two.', f'{first} Two. Three.'}
+    assert set(samples(captions, 1.0)) == {first}
+    assert set(samples(captions, 0.0)) == {f'{first} Two.', f'{first} Two. Three.'}

@@ -29,7 +29,7 @@ def test_sizes_are_the_images_own_and_broken_records_have_names(tmp_path):
     assert len(index) == len(set(index.keys.tolist())) == 16
 
 
-def test_it_is_made_once_and_anew_when_a_file_changes(tmp_path):
+def test_it_is_made_once_and_again_when_a_file_changes(tmp_path):
     folder = jsonl_folder(tmp_path / 'data')
     first = load_index(opened(folder), tmp_path / 'index')
     made = (first.folder / 'sizes.npy').stat().st_mtime_ns

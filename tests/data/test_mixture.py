@@ -8,7 +8,7 @@ import pytest
 from helpers.data_folders import jsonl_folder, tar_folder, tfds_folder
 
 from infinity_jax.data.config import DataConfig, SourceConfig
-from infinity_jax.data.pipeline import JUDGED_FROM, CountBroken, training_batches
+from infinity_jax.data.pipeline import MIN_READ, CountBroken, training_batches
 from infinity_jax.errors import UserError
 
 
@@ -38,25 +38,24 @@ def take(iterator, count):
 
 
 def same(a, b):
-    return a['captions'] == b['captions'] and np.array_equal(a['pixels_BYX3'], b['pixels_BYX3'])
+    return a.captions == b.captions and np.array_equal(a.pixels_BYX3, b.pixels_BYX3)
 
 
 def test_all_sources_and_shapes_in_their_shares(data, caplog):
     iterator = training_batches(data, batch_size=4)
     batches = take(iterator, 60)
-    shapes = collections.Counter(batch['pixels_BYX3'].shape[1:3] for batch in batches)
+    shapes = collections.Counter(batch.pixels_BYX3.shape[1:3] for batch in batches)
     assert set(shapes) == {(256, 256), (352, 176), (176, 352)}
-    words = [caption.split()[0] for batch in batches for caption in batch['captions']]
+    words = [caption.split()[0] for batch in batches for caption in batch.captions]
     seen = collections.Counter(w if w in ('jsonl', 'tar', 'tfds') else 'emoji' for w in words)
     assert {name: round(n / 240 * 5) for name, n in seen.items()} == {
         'jsonl': 2, 'tar': 1, 'tfds': 1, 'emoji': 1,
     }  # fmt: skip
-    captions = [caption for batch in batches for caption in batch['captions']]
+    captions = [caption for batch in batches for caption in batch.captions]
     assert not any('--' in caption for caption in captions)
     # The truncated image was replaced and named, once; it and the known ones never appear.
     assert not {'truncated', 'missing'} & set(captions)
     assert caplog.text.count('0.500_1.jsonl line 6: image cannot be read') == 1
-    assert 'broken' not in batches[0]
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -83,19 +82,18 @@ def test_hosts_share_the_batches_of_a_single_one(data):
     ]
     seen, alone = set(), take(training_batches(stored, batch_size=4), 40)
     for wanted, *slices in zip(alone, *(take(host, 40) for host in hosts), strict=True):
-        assert sum((batch['captions'] for batch in slices), []) == wanted['captions']
-        pixels = np.concatenate([batch['pixels_BYX3'] for batch in slices])  # of one shape
-        np.testing.assert_array_equal(pixels, wanted['pixels_BYX3'])
-        seen |= set(wanted['captions'])
+        assert sum((batch.captions for batch in slices), []) == wanted.captions
+        pixels = np.concatenate([batch.pixels_BYX3 for batch in slices])  # of one shape
+        np.testing.assert_array_equal(pixels, wanted.pixels_BYX3)
+        seen |= set(wanted.captions)
     assert len(seen) == 12 + 10 + 8  # all good records
 
 
 def test_many_broken_images_stop_the_run(data):
     count = CountBroken(max_share=0.01)
-    good = {'captions': ['a'] * (JUDGED_FROM // 2), 'broken': []}
-    assert count({**good, 'broken': [('x', 'why')] * 10}) == {'captions': good['captions']}
+    count(MIN_READ // 2, [('x', 'why')] * 10)
     with pytest.raises(UserError, match='11 of 1011 records .*0.01, the last y: how'):
-        count({**good, 'broken': [('y', 'how')]})
+        count(MIN_READ // 2, [('y', 'how')])
 
 
 @pytest.mark.parametrize('workers', [0, 1])

@@ -3,39 +3,39 @@ import pytest
 
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.pipeline import endless, training_batches
-from infinity_jax.emoji import captions
-from infinity_jax.emoji.source import EmojiSource
+from infinity_jax.data.sources.emoji import EmojiSource
+from infinity_jax.emoji import image_spec
 from infinity_jax.errors import UserError
 
 
 def same(a, b):
-    return a['captions'] == b['captions'] and np.array_equal(a['pixels_BYX3'], b['pixels_BYX3'])
+    return a.captions == b.captions and np.array_equal(a.pixels_BYX3, b.pixels_BYX3)
 
 
-def test_item_depends_on_the_fields_and_the_index_alone():
+def test_an_example_depends_on_the_fields_and_the_index_alone():
     source, again = EmojiSource(seed=3), EmojiSource(seed=3)
     for i in (1234, 0, 99, 10**7):
         assert source.spec(i) == again.spec(i)
-        assert np.array_equal(source[i]['pixels'], again[i]['pixels'])
+        assert np.array_equal(source[i].pixels_YX3, again[i].pixels_YX3)
     assert [source.spec(i) for i in range(20)] != [EmojiSource(seed=4).spec(i) for i in range(20)]
 
 
-def test_an_epoch_shows_every_pair_once_and_the_next_one_anew():
+def test_an_epoch_shows_every_pair_once_and_the_next_one_in_a_new_order():
     source = EmojiSource('starter', 'train')
-    pairs = captions.pairs('starter', 'train')
+    pairs = image_spec.pairs('starter', 'train')
     first = [source.spec(i) for i in range(2 * len(pairs))]
     first, second = first[: len(pairs)], first[len(pairs) :]
     for epoch in (first, second):
         assert sorted((s.emoji, s.background) for s in epoch) == sorted(pairs)
     assert first != second
-    assert set(first) != set(second)  # sizes, places and words are drawn again
+    assert set(first) != set(second)  # sizes, places and words are sampled again
 
 
 def test_splits_do_not_overlap():
     for split, held_out in (('train', False), ('held_out', True)):
         source = EmojiSource('all', split)
         specs = [source.spec(i) for i in range(300)]
-        assert {captions.is_held_out(s.emoji, s.background) for s in specs} == {held_out}
+        assert {image_spec.is_held_out(s.emoji, s.background) for s in specs} == {held_out}
 
 
 @pytest.mark.parametrize(('rate', 'placed'), [(0, 0), (1, 1)])
@@ -52,10 +52,10 @@ def test_batch_layout():
 
     data = DataConfig(image_size=48)
     batch = next(training_batches(data, batch_size=4, text_tokenizer=tokenizer, text_length=9))
-    assert batch['pixels_BYX3'].shape == (4, 48, 48, 3) and batch['pixels_BYX3'].dtype == np.uint8
-    assert len(batch['captions']) == 4 and all(isinstance(c, str) for c in batch['captions'])
-    assert batch['ids_BT'].shape == (4, 9) and batch['ids_BT'].dtype == np.int32
-    assert batch['lengths_B'].shape == (4,) and batch['lengths_B'].dtype == np.int32
+    assert batch.pixels_BYX3.shape == (4, 48, 48, 3) and batch.pixels_BYX3.dtype == np.uint8
+    assert len(batch.captions) == 4 and all(isinstance(c, str) for c in batch.captions)
+    assert batch.ids_BT.shape == (4, 9) and batch.ids_BT.dtype == np.int32
+    assert batch.lengths_B.shape == (4,) and batch.lengths_B.dtype == np.int32
 
 
 def test_any_batch_can_come_next():
@@ -76,9 +76,9 @@ def test_the_slices_of_all_hosts_are_the_batches_of_one(count):
     ]
     for _ in range(3):
         wanted, slices = next(whole), [next(host) for host in hosts]
-        assert sum((s['captions'] for s in slices), []) == wanted['captions']
-        pixels = np.concatenate([s['pixels_BYX3'] for s in slices])
-        np.testing.assert_array_equal(pixels, wanted['pixels_BYX3'])
+        assert sum((s.captions for s in slices), []) == wanted.captions
+        pixels = np.concatenate([s.pixels_BYX3 for s in slices])
+        np.testing.assert_array_equal(pixels, wanted.pixels_BYX3)
 
 
 def test_shuffle_differs_by_seed_and_epoch():

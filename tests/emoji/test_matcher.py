@@ -4,15 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from infinity_jax.emoji import artwork as emoji
-from infinity_jax.emoji import captions
-from infinity_jax.emoji.captions import ImageSpec
+from infinity_jax.emoji import artwork, image_spec
+from infinity_jax.emoji.image_spec import ImageSpec
 from infinity_jax.emoji.matcher import alternatives, evaluation_specs, match
 from infinity_jax.emoji.render import render
 from infinity_jax.errors import UserError
 from infinity_jax.images import contact_sheet
 
-STARTER = [each.name for each in emoji.subset('starter')]
+STARTER = [each.name for each in artwork.subset('starter')]
 
 
 def renders(specs, image_size=64):
@@ -29,7 +28,7 @@ def test_true_renders_match(image_size):
 
 def test_true_renders_match_among_all():
     specs = evaluation_specs('all', 'held_out', 150)
-    report = match(renders(specs), specs, [each.name for each in emoji.subset('all')])
+    report = match(renders(specs), specs, [each.name for each in artwork.subset('all')])
     assert report.emoji_rate >= 0.98
     assert report.background_rate == 1
 
@@ -54,7 +53,7 @@ def test_pure_noise_does_not_match():
     assert report.emoji_rate < 0.1
 
 
-def test_wrong_emoji_and_wrong_background_are_told_apart():
+def test_a_wrong_emoji_and_a_wrong_background_are_distinguished():
     spec = ImageSpec('red apple', 'light blue')
     shown = [
         dataclasses.replace(spec, emoji='banana'),
@@ -108,7 +107,7 @@ def test_evaluation_specs_are_of_the_asked_pairs():
     for kind, held_out in (('trained', False), ('held_out', True)):
         specs = evaluation_specs('starter', kind, 120, seed=1)
         assert len(specs) == 120 and specs == evaluation_specs('starter', kind, 120, seed=1)
-        assert {captions.is_held_out(s.emoji, s.background) for s in specs} == {held_out}
+        assert {image_spec.is_held_out(s.emoji, s.background) for s in specs} == {held_out}
         assert all(s.mention_background for s in specs)
 
 
@@ -124,7 +123,7 @@ def test_bad_input_is_a_user_error():
 
 def test_contact_sheet_marks_right_and_wrong():
     specs = evaluation_specs('starter', 'trained', 3)
-    texts = [captions.caption(spec) for spec in specs]
+    texts = [image_spec.caption(spec) for spec in specs]
     sheet = np.array(contact_sheet(renders(specs), texts, [True, False, True], columns=2))
     frames = sheet[8, 8], sheet[8, 148]
     assert frames[0].argmax() == 1 and frames[1].argmax() == 0  # green, red

@@ -1,9 +1,8 @@
 import numpy as np
 import pytest
 
-from infinity_jax.emoji import artwork as emoji
-from infinity_jax.emoji import captions
-from infinity_jax.emoji.captions import BACKGROUNDS, ImageSpec
+from infinity_jax.emoji import artwork, image_spec
+from infinity_jax.emoji.image_spec import BACKGROUNDS, ImageSpec
 from infinity_jax.emoji.matcher import PLACEMENTS
 from infinity_jax.emoji.render import margin, placement, render
 from infinity_jax.errors import UserError
@@ -23,7 +22,7 @@ def test_image_has_its_background_and_its_emoji(image_size):
 
 
 def test_sizes_are_the_stated_pixels():
-    assert [placement(s, 'centre', 64)[2] for s in captions.SIZES] == [56, 44, 32]
+    assert [placement(s, 'centre', 64)[2] for s in image_spec.SIZES] == [56, 44, 32]
 
 
 @pytest.mark.parametrize('image_size', [16, 48, 64, 72, 128, 256])
@@ -36,7 +35,7 @@ def test_no_emoji_touches_the_margin(image_size):
 
 def test_compositing_equals_the_float_formula():
     pixels = render(ImageSpec('ghost', 'orange'), 64)[4:60, 4:60]
-    rgba = emoji.sprite('ghost', 56).astype(np.float64)
+    rgba = artwork.sprite('ghost', 56).astype(np.float64)
     wanted = rgba[..., :3] + np.array(BACKGROUNDS['orange']) * (1 - rgba[..., 3:] / 255)
     assert np.abs(pixels - wanted).max() <= 0.5 + 1e-9
 

@@ -1,4 +1,4 @@
-"""Small data sets of every kind, good records and broken ones."""
+"""Makes small data sets of every kind, with good and broken records."""
 
 import io
 import json
@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def encoded(height, width, seed=0, kind='JPEG', **options):
-    """An image of soft noise as a file's bytes."""
+    """Bytes of an image file of smooth noise."""
     noise = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
     image = Image.fromarray(noise).resize((width, height), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
@@ -18,13 +18,13 @@ def encoded(height, width, seed=0, kind='JPEG', **options):
 
 
 def line(image, **fields):
-    """A line of the released layout; h_div_w is wrong."""
+    """A line in the layout of the released data; its h_div_w is wrong."""
     fields = {'long_caption': '', 'long_caption_type': 'user_prompt', 'text': '', **fields}
     return json.dumps({'image_path': image, 'h_div_w': 7.0, 'short_caption_type': 'x', **fields})
 
 
 def jsonl_folder(folder, count=12, broken=True):
-    """Images of two shapes under wrong ratios and counts; 4 broken records of 16.
+    """A folder of images of two shapes, listed under wrong ratios and counts; 4 of 16 are broken.
 
     Lines of '1.000_99999.jsonl', from 1: wide.jpg images, then a missing image, a truncated
     one, an empty caption, bad JSON. Good images are half squares, half twice as wide as high.
@@ -50,6 +50,7 @@ def jsonl_folder(folder, count=12, broken=True):
 
 
 def add_member(shard, name, content):
+    """Appends a file to an open tar shard."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     shard.addfile(member, io.BytesIO(content))
@@ -76,7 +77,7 @@ def tfds_folder(folder, count=8):
     """A data set built with TFDS as ArrayRecord; returns the folder that describes it."""
     import tensorflow_datasets as tfds
 
-    # Defined anew in each call; TFDS would refuse a name that it knows.
+    # Each call defines the class again, and TFDS refuses a name that is registered.
     with tfds.core.registered.skip_registration():
 
         class Squares(tfds.core.GeneratorBasedBuilder):

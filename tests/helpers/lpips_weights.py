@@ -6,8 +6,8 @@ import numpy as np
 import safetensors.numpy
 from helpers import paths
 
-from infinity_jax.training.tokenizer import lpips as perceptual
-from infinity_jax.training.tokenizer import lpips_files as perceptual_files
+from infinity_jax.training.tokenizer import lpips as lpips_module
+from infinity_jax.training.tokenizer import lpips_files
 from infinity_jax.training.tokenizer.lpips import convolution_shapes
 from infinity_jax.training.tokenizer.lpips_files import HEAD_NAME, TORCHVISION_INDICES
 
@@ -38,10 +38,10 @@ def head_tensors():
 def narrow_files(folder, monkeypatch):
     """Paths of VGG and heads with four channels a layer, which is what is then expected.
 
-    The real ones take seconds to compile, and are tested in test_perceptual.
+    The real ones take seconds to compile, and are tested in test_lpips.
     """
-    blocks = tuple((4,) * len(widths) for widths in perceptual.BLOCKS)
-    for module in (perceptual, perceptual_files):
+    blocks = tuple((4,) * len(widths) for widths in lpips_module.BLOCKS)
+    for module in (lpips_module, lpips_files):
         monkeypatch.setattr(module, 'BLOCKS', blocks)
     heads = {HEAD_NAME.format(i): np.ones((1, 4, 1, 1), np.float32) for i in range(5)}
     paths = folder / 'vgg.safetensors', folder / 'heads.safetensors'

@@ -16,7 +16,7 @@ from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.scale_steps import Mode, Text, controls
 from infinity_jax.scales import RATIOS, ScaleSchedule
 from infinity_jax.tokenizer.quantizer import accumulate, codes_from_bits, flatten_tokens, next_input
-from infinity_jax.transformer import attention_ops as query_chunks
+from infinity_jax.transformer import attention_ops
 from infinity_jax.transformer.model import Transformer
 
 SMALL = dataclasses.replace(TRANSFORMER, depth=1, max_scales=3)
@@ -128,8 +128,8 @@ def test_attention_in_chunks(monkeypatch):
     ratio, rows = '3.000', 2 * SMALL.num_heads
     assert_equal(one_program, ratio, 1)  # from here on `plain` is compiled, without chunks
     (h, w), tokens = of_ratio(ratio).grids[-1], of_ratio(ratio).num_tokens
-    monkeypatch.setattr(query_chunks, 'MAX_SCORE_BYTES', 4 * rows * tokens * 64)
-    assert query_chunks.chunk_length(rows, h * w, tokens) == 64 < h * w
+    monkeypatch.setattr(attention_ops, 'MAX_SCORE_BYTES', 4 * rows * tokens * 64)
+    assert attention_ops.chunk_length(rows, h * w, tokens) == 64 < h * w
     assert_equal(one_program, ratio, 1)
 
 

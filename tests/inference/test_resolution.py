@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig
+from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig, pixels_per_token
 from infinity_jax.errors import UserError
-from infinity_jax.inference.resolution import choose_schedule, token_stride
+from infinity_jax.inference.resolution import choose_schedule
 from infinity_jax.scales import ScaleSchedule
 
 RELEASED = (PRESETS['2b'], TokenizerConfig())
@@ -21,11 +21,11 @@ def released(*name):
     return ScaleSchedule.for_image(*name)
 
 
-def test_token_stride():
+def test_pixels_per_token():
     eight = TokenizerConfig(bits=14, channel_multipliers=(1, 2, 4, 4))
-    assert token_stride(*RELEASED) == 16
-    assert token_stride(PRESETS['8b'], eight) == 16
-    assert token_stride(*DEMO) == 8
+    assert pixels_per_token(*RELEASED) == 16
+    assert pixels_per_token(PRESETS['8b'], eight) == 16
+    assert pixels_per_token(*DEMO) == 8
 
 
 def test_without_a_wish_the_models_own_grids_or_the_released_ones_of_1024():

@@ -1,4 +1,4 @@
-"""Worker processes: deaf to signals that mean the main process, and never left behind."""
+"""Worker processes ignore the signals that are for the main process, and end with it."""
 
 import multiprocessing
 import os
@@ -14,10 +14,10 @@ from infinity_jax.data.pipeline import training_batches
 
 PARENT = """
 import multiprocessing, time
-from infinity_jax.data.worker_signals import obey_parent_alone
+from infinity_jax.runtime.worker_signals import leave_signals_to_parent
 
 def work(ready):
-    obey_parent_alone(0, 1)
+    leave_signals_to_parent(0, 1)
     ready.put(multiprocessing.current_process().pid)
     time.sleep(600)
 
@@ -37,7 +37,7 @@ def test_workers_go_on_after_a_signal_to_all():
     for number in (signal.SIGTERM, signal.SIGINT):
         os.kill(worker.pid, number)
     for _ in range(12):  # more than was read ahead
-        assert len(next(batches)['captions']) == 2
+        assert len(next(batches).captions) == 2
     batches.close()
     assert not worker.is_alive() and not multiprocessing.active_children()
 

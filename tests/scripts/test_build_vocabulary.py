@@ -4,8 +4,7 @@ from helpers.paths import VOCABULARY, script
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from infinity_jax.emoji import artwork as emoji
-from infinity_jax.emoji import captions
+from infinity_jax.emoji import artwork, image_spec
 
 
 def test_shipped_vocabulary_is_what_the_builder_makes():
@@ -28,9 +27,9 @@ def test_transformers_reads_it_and_special_tokens_are_those_of_t5():
 
 def test_every_caption_word_is_one_piece():
     tokenizer = Tokenizer.from_file(str(VOCABULARY / 'tokenizer.json'))
-    for each in emoji.subset('all'):
-        spec = captions.ImageSpec(each.name, 'light blue', 'small', 'top left', True, True)
-        text = captions.caption(spec)
+    for each in artwork.subset('all'):
+        spec = image_spec.ImageSpec(each.name, 'light blue', 'small', 'top left', True, True)
+        text = image_spec.caption(spec)
         assert len(tokenizer.encode(text).ids) == len(text.split()) + 1
 
 

@@ -11,6 +11,8 @@ from infinity_jax.config import TextConfig
 from infinity_jax.text.t5 import T5Encoder, position_buckets
 from infinity_jax.weights.t5_folder import encoder_shapes, load_encoder
 
+pytestmark = pytest.mark.numeric
+
 GOLDEN = paths.GOLDEN / 't5_tiny'
 # transformers itself moves by up to 3.1e-6 between its attention kernels and instruction sets, and
 # the stored features are 2.9e-6 from float64 arithmetic: float32 rounding of unscaled attention.

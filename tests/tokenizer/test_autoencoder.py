@@ -11,6 +11,8 @@ from infinity_jax.config import TokenizerConfig
 from infinity_jax.tokenizer.autoencoder import Autoencoder, GroupNorm, conv, tokenizer_shapes
 from infinity_jax.tokenizer.upsample import UpsampleConv, by_phase, plain
 
+pytestmark = pytest.mark.numeric
+
 
 def group_norm(x, groups):
     """The plain definition, in float64, before scale and bias."""
@@ -36,6 +38,48 @@ def test_group_norm_computes_in_float32_and_returns_the_dtype_it_was_given():
     ours = GroupNorm(4).apply({'params': params}, jnp.asarray(x))
     assert ours.dtype == jnp.bfloat16
     np.testing.assert_allclose(ours.astype(np.float32), group_norm(x, 4), atol=0.02)
+
+
+def test_group_norm_passes_no_gradient_to_a_flat_group_and_the_exact_one_to_others():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 5, 4, 8)).astype(np.float32)
+    x[..., 2:] = 7.0 + np.array([0, 0, 2e-6, -2e-6, 2e-5, -2e-5], np.float32)
+    x[1] = 0
+    g = rng.standard_normal(x.shape).astype(np.float32)
+    scale = rng.standard_normal(8).astype(np.float32)
+
+    def score(x, scale, bias):
+        return (g * GroupNorm(4).apply({'params': {'scale': scale, 'bias': bias}}, x)).sum()
+
+    dx, dscale, dbias = jax.jit(jax.grad(score, (0, 1, 2)))(x, scale, jnp.zeros(8))
+    dx = np.asarray(dx)
+    assert not dx[0, ..., 2:6].any() and not dx[1].any()
+    np.testing.assert_allclose(dbias, g.sum((0, 1, 2)), rtol=1e-4, atol=1e-5)
+    y = group_norm(x, 4)
+    np.testing.assert_allclose(dscale, (g * y).sum((0, 1, 2)), atol=0.05)
+    for group in (slice(0, 2), slice(6, 8)):  # standard deviations of 1 and 2e-5
+        values, normal = x[0, ..., group].astype(np.float64), y[0, ..., group]
+        to_y = (g * scale)[0, ..., group]
+        across = to_y - to_y.mean() - normal * (to_y * normal).mean()
+        wanted = across / np.sqrt(values.var() + 1e-6)
+        assert np.abs(dx[0, ..., group] - wanted).max() < 0.02 * np.abs(wanted).max()
+        if values.std() > 0.1:
+            np.testing.assert_allclose(dx[0, ..., group], wanted, atol=1e-5)
+
+
+def test_an_empty_total_decodes_with_bounded_gradients():
+    """Codes of consecutive scales can cancel; the norms in series would give 1e18 and more."""
+    variables = Autoencoder(TOKENIZER).init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    variables = nn.unbox(variables)
+
+    def score(params, total):
+        decoded = Autoencoder(TOKENIZER).apply({'params': params}, total, method=Autoencoder.decode)
+        return jnp.square(decoded - 1).mean()
+
+    total = jnp.zeros((1, 4, 4, TOKENIZER.bits))
+    gradients = jax.jit(jax.grad(score, (0, 1)))(variables['params'], total)
+    assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients)) < 100
+    assert np.abs(gradients[0]['decoder']['conv_out']['bias']).max() > 1e-3  # the mean is learned
 
 
 def test_stride_two_pads_zeros_on_the_right_and_bottom_only():

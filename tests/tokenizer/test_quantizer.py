@@ -17,6 +17,8 @@ from infinity_jax.tokenizer.quantizer import (
     truncated_total,
 )
 
+pytestmark = pytest.mark.numeric
+
 GRIDS = ((1, 1), (2, 2), (3, 4), (5, 6))
 GRADIENT = paths.GOLDEN / 'quantizer_gradient' / 'arrays.npz'
 
@@ -190,9 +192,43 @@ def test_truncated_total_stops_at_each_images_scale():
         np.testing.assert_allclose(total[image : image + 1], wanted, atol=1e-6)
 
 
-def test_gradient_is_finite_where_the_residual_vanishes():
-    gradient = jax.jit(jax.grad(lambda x: quantize(x, GRIDS).total_Bhwd.sum()))
-    assert np.isfinite(gradient(jnp.zeros((1, 5, 6, 4)))).all()
+def test_gradient_is_bounded_where_residuals_vanish_again_and_again():
+    """Zero features: codes of opposite signs follow each other, so every other residual is 0."""
+    grids = (GRIDS[-1],) * 8
+    for attached in (False, True):
+
+        def score(x, attached=attached):
+            return quantize(x, grids, attached=attached).total_Bhwd.sum()
+
+        gradient = jax.jit(jax.grad(score))(jnp.zeros((1, 5, 6, 4)))
+        assert np.abs(gradient).max() < 100
+
+
+def test_an_empty_residual_gets_no_gradient_and_others_the_exact_one():
+    """At one scale the residual is the features: their lengths around the threshold, and zero."""
+    lengths = np.array([0, 1e-13, 0.9e-6, 1.1e-6, 1e-3, 1.0])[:, None]
+    f = (unit(features(7, batch=1).astype(np.float64)) * lengths).astype(np.float32)
+    g_Bhwd = np.random.default_rng(1).standard_normal(f.shape).astype(np.float32)
+    score = lambda x: (g_Bhwd * quantize(x, GRIDS[-1:]).total_Bhwd).sum()
+    gradient = np.asarray(jax.jit(jax.grad(score))(f))
+    assert not gradient[:, :, :3].any()
+    z, g = unit(f[:, :, 3:].astype(np.float64)), g_Bhwd[:, :, 3:]
+    wanted = g - z * (z * g).sum(-1, keepdims=True)  # times 1/|r|
+    np.testing.assert_allclose(gradient[:, :, 3:] * lengths[3:], wanted, atol=2e-6)
+
+
+def test_attached_gradient_passes_an_empty_scale_by():
+    """Features that are a code leave nothing to scale 2, whose code is then all of scale 3."""
+    code = np.array([0.5, -0.5, 0.5, 0.5], np.float32)
+    grids = (GRIDS[-1],) * 3
+    f = np.broadcast_to(code, (1, *GRIDS[-1], 4))
+    w_d = np.array([0.3, -1.0, 2.0, 0.7], np.float32)
+    score = lambda x: (w_d[None, None, None] * quantize(x, grids, attached=True).total_Bhwd).sum()
+    first = np.eye(4) - np.outer(code, code)  # ∂z₁/∂f; ∂z₂/∂f is 0
+    third = np.eye(4) - np.full((4, 4), 0.25)  # ∂z₃/∂r₃, where r₃ = (½, ½, ½, ½)
+    wanted = w_d @ (first + third @ (np.eye(4) - first))
+    gradient = jax.jit(jax.grad(score))(f)
+    np.testing.assert_allclose(gradient, np.broadcast_to(wanted, f.shape), atol=1e-6)
 
 
 def elements(jaxpr):

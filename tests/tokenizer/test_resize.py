@@ -7,6 +7,8 @@ import pytest
 from infinity_jax.scales import RATIOS
 from infinity_jax.tokenizer import resize
 
+pytestmark = pytest.mark.numeric
+
 SHAPES = [(6, 4), (3, 2), (5, 7), (1, 1), (13, 9), (6, 9), (12, 12)]
 
 

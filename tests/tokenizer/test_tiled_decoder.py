@@ -9,10 +9,15 @@ import pytest
 from helpers.tiny import QUICK_COMPILE, TOKENIZER, tokenizer_variables
 
 from infinity_jax.config import TokenizerConfig
-from infinity_jax.tokenizer import tiled_decoder as decode_module
-from infinity_jax.tokenizer import tiled_decoder as row_blocks
+from infinity_jax.tokenizer import tiled_decoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.tokenizer.tiled_decoder import block_rows, by_rows, decode, whole, widest_map
+from infinity_jax.tokenizer.tiled_decoder import (
+    block_rows,
+    convolve,
+    convolve_rows,
+    decode,
+    widest_map,
+)
 
 UNSHUFFLED = dataclasses.replace(TOKENIZER, unshuffle=2, channel_multipliers=(1, 2, 2))
 DEEPER = dataclasses.replace(TOKENIZER, decoder_blocks=TOKENIZER.residual_blocks + 2)
@@ -42,8 +47,8 @@ def plain(config, grid):
 
 def in_bounds(monkeypatch, config, grid, whole, block):
     """Decoded under small bounds on bytes, and the program's text."""
-    monkeypatch.setattr(decode_module, 'WHOLE_BYTES', whole)
-    monkeypatch.setattr(decode_module, 'BLOCK_BYTES', block)
+    monkeypatch.setattr(tiled_decoder, 'WHOLE_BYTES', whole)
+    monkeypatch.setattr(tiled_decoder, 'BLOCK_BYTES', block)
     run = jax.jit(functools.partial(decode, Autoencoder(config)), compiler_options=QUICK_COMPILE)
     lowered = run.lower(tokenizer_variables(config), features(config, grid))
     found = lowered.compile()(tokenizer_variables(config), features(config, grid))
@@ -61,13 +66,13 @@ def test_blocks_of_rows_equal_the_whole_image(monkeypatch, config, grid, block):
 
 @pytest.mark.parametrize('size, lanes', [(1, 128), (3, 128), (3, 4)])
 def test_row_by_row_is_the_same_convolution(monkeypatch, size, lanes):
-    monkeypatch.setattr(row_blocks, 'LANES', lanes)
+    monkeypatch.setattr(tiled_decoder, 'LANES', lanes)
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 6, 7, 4)).astype(np.float32)
     kernel = rng.standard_normal((size, size, 4, 5)).astype(np.float32)
-    wanted = whole(x, kernel)
+    wanted = convolve(x, kernel)
     assert wanted.shape == (2, 7 - size, 7, 5)
-    np.testing.assert_allclose(by_rows(x, kernel), wanted, atol=1e-5 * np.abs(wanted).max())
+    np.testing.assert_allclose(convolve_rows(x, kernel), wanted, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_images_one_by_one_equal_the_batch(monkeypatch):
@@ -85,8 +90,8 @@ def test_small_images_take_the_plain_decoder(monkeypatch):
 
 def test_what_is_large():
     released = TokenizerConfig()
-    assert widest_map(released, 1024, 1024) * 4 == 4 * 256 * 1024**2 > decode_module.WHOLE_BYTES
-    assert widest_map(released, 256, 256) * 4 < decode_module.WHOLE_BYTES
+    assert widest_map(released, 1024, 1024) * 4 == 4 * 256 * 1024**2 > tiled_decoder.WHOLE_BYTES
+    assert widest_map(released, 256, 256) * 4 < tiled_decoder.WHOLE_BYTES
 
 
 def test_rows_divide_the_height():
@@ -99,4 +104,4 @@ def test_rows_divide_the_height():
 def test_on_a_tpu_large_maps_are_several_blocks():
     for size, channels in ((128, 512), (256, 512), (512, 256), (1024, 128)):
         row_bytes = size * channels * 4
-        assert 1 < size // block_rows(size, row_bytes, decode_module.TPU_BLOCK_BYTES) <= 32
+        assert 1 < size // block_rows(size, row_bytes, tiled_decoder.TPU_BLOCK_BYTES) <= 32

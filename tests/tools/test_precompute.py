@@ -1,4 +1,4 @@
-"""Stored features: training on them equals training on images, and shards survive anything."""
+"""Stored features: training on them equals training on images, and interrupted work continues."""
 
 import dataclasses
 import json
@@ -12,8 +12,9 @@ from helpers.data_folders import encoded, jsonl_folder, line, tar_folder
 from helpers.models import model_of
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.data.batch import Batch
 from infinity_jax.data.config import DataConfig, SourceConfig
-from infinity_jax.data.features.stored import FeatureSource
+from infinity_jax.data.features.reader import FeatureSource
 from infinity_jax.data.pipeline import training_batches
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
@@ -95,6 +96,11 @@ def on_features(config, folders, **fields):
     return dataclasses.replace(config, data=data, **fields)
 
 
+def fields(batch):
+    """Names of the fields that a batch has."""
+    return frozenset(name for name, value in batch._asdict().items() if value is not None)
+
+
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -106,8 +112,8 @@ def test_training_on_features_equals_training_on_images(config, folders):
         state, losses, captions, kinds = task.init(jax.random.key(0)), [], [], set()
         for _ in range(4):
             batch = next(task.batches)
-            captions += batch['captions']
-            kinds |= batch.keys()
+            captions += batch.captions
+            kinds |= fields(batch)
             state, metrics = task.train_step(state, put_batch(batch, mesh))
             losses.append(float(metrics['loss']))
         losses.append(float(task.evaluate(state)['loss']))  # the same records are held out
@@ -119,13 +125,13 @@ def test_training_on_features_equals_training_on_images(config, folders):
     np.testing.assert_allclose(losses, from_features, rtol=1e-5)
 
 
-def test_every_caption_that_training_may_draw_is_stored(config, folders, tmp_path):
+def test_every_caption_that_training_may_sample_is_stored(config, folders, tmp_path):
     loaded = load_parts(config)
     models = make_models(config, loaded.configs)
     source = FeatureSource.open(SourceConfig('features', str(folders[0])))
     table = source.table()
-    records = [source.read(tuple(place.tolist())) for place in table['places']]
-    assert len(records) == 10 and table['sizes'][:2].tolist() == [[64, 128], [64, 64]]
+    records = [source.read(tuple(location.tolist())) for location in table.locations]
+    assert len(records) == 10 and table.sizes[:2].tolist() == [[64, 128], [64, 64]]
     assert records[0].name == '0.500_1.jsonl line 1'  # as in the source: the same split
     cat = next(record for record in records if 'a cat' in record.captions.short)
     assert len(cat.captions.every()) == 4
@@ -138,13 +144,13 @@ def test_every_caption_that_training_may_draw_is_stored(config, folders, tmp_pat
     whole = dataclasses.replace(OPTIONS, text='whole', text_dtype='bfloat16', dtype='float16')
     folder = precompute.precompute(config, tmp_path, whole)[0]
     source = FeatureSource.open(SourceConfig('features', str(folder)))
-    records = [source.read(tuple(place.tolist())) for place in source.table()['places']]
+    records = [source.read(tuple(location.tolist())) for location in source.table().locations]
     cat = next(record for record in records if 'a cat' in record.captions.short)
     assert cat.captions.every() == ('a cat', LONG) and cat.features.dtype == np.float16
     assert cat.text(LONG).dtype == jnp.bfloat16 and cat.text(LONG).shape[1] == 128
 
 
-def test_what_was_cut_off_goes_on_to_the_same_bytes(config, folders, tmp_path, monkeypatch):
+def test_interrupted_work_continues_to_the_same_bytes(config, folders, tmp_path, monkeypatch):
     written = []
 
     def add(writer, record, inner=precompute.ShardWriter.add):
@@ -191,7 +197,7 @@ def test_features_of_other_parts_are_refused(config, folders, tmp_path):
     refused('text.train is True', text=TextTraining(train=True))
     shorter = dataclasses.replace(config.transformer, text_length=9)
     refused('made with text.length 20, but this run has 9', transformer=shorter)
-    with pytest.raises(UserError, match="another making: tokenizer is '.*name another folder"):
+    with pytest.raises(UserError, match="other features: their tokenizer is '.*another folder"):
         precompute.precompute(
             dataclasses.replace(config, tokenizer=other), folders[0].parent, OPTIONS
         )
@@ -212,7 +218,7 @@ def test_features_and_images_train_together_in_batches_of_their_own(config, fold
         dataclasses.replace(data, num_workers=1, held_out_share=0.0), batch_size=4,
         text_tokenizer=load_parts(config).text_tokenizer, text_length=20,
     )  # fmt: skip
-    kinds = [frozenset(next(batches)) for _ in range(6)]
+    kinds = [fields(next(batches)) for _ in range(6)]
     batches.close()
     rest = {'captions', 'lengths_B'}
     assert set(kinds) == {
@@ -225,8 +231,8 @@ def test_features_and_images_train_together_in_batches_of_their_own(config, fold
 def test_sixteen_bit_features_are_quantized_as_float32(config, folders):
     models = make_models(config, load_parts(config))
     source = FeatureSource.open(SourceConfig('features', str(folders[0])))
-    features = source.read(tuple(source.table()['places'][0].tolist())).features[None]
-    stored = encode({}, {'features_Bhwd': features.astype(np.float16)}, models)
+    features = source.read(tuple(source.table().locations[0].tolist())).features[None]
+    stored = encode({}, Batch(features_Bhwd=features.astype(np.float16)), models)
     assert stored.dtype == jnp.float32
     np.testing.assert_allclose(stored, features, rtol=1e-3, atol=1e-6)
 
@@ -244,7 +250,7 @@ def test_bad_options_are_user_errors(fields, match):
         Precompute(**fields)
 
 
-def test_what_cannot_be_stored_is_refused(config, tmp_path):
+def test_sources_that_cannot_be_stored_are_refused(config, tmp_path):
     emoji = dataclasses.replace(config, data=DataConfig(image_size=16))
     with pytest.raises(UserError, match='emoji cannot be stored as features'):
         precompute.precompute(emoji, tmp_path)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from infinity_jax.data.batch import Batch
 from infinity_jax.data.config import DataConfig
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.preemption import Preempted, Terminated
@@ -52,7 +53,7 @@ class Numbers:
 
     def __next__(self):
         self.number += 1
-        return {'number_B': np.array([self.number - 1], np.float32)}
+        return Batch(lengths_B=np.array([self.number - 1], np.float32))
 
     def close(self):
         pass
@@ -76,7 +77,7 @@ def run(folder, loss=lambda number: 1 / (1 + number), **changed):
     done = []
 
     def train_step(state, batch):
-        number = batch['number_B'].sum()
+        number = batch.lengths_B.sum()
         metrics = {'loss': loss(number), 'bad_in_a_row': 0, 'learning_rate': 1.0}
         return state.replace(step=state.step + 1, params={'w': state.params['w'] + number}), metrics
 

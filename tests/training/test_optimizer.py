@@ -20,6 +20,8 @@ from infinity_jax.training.optimizer import (
 )
 from infinity_jax.transformer.model import Transformer, init_transformer
 
+pytestmark = pytest.mark.numeric
+
 CONFIG = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1, ema_decay=0.5)
 
 
@@ -132,3 +134,13 @@ def test_ema_rises_to_its_decay():
         decay = min(0.5, (1 + step) / (10 + step))
         ema = decay * ema + (1 - decay) * np.asarray(state.params['dense']['bias'])
     np.testing.assert_allclose(state.ema['dense']['bias'], ema, rtol=1e-5)
+
+
+def test_gradients_of_zero_are_clipped_to_zero():
+    config = OptimizerConfig(learning_rate=1.0, clip_norm=5.0, weight_decay=0.0)
+    optimizer = make_optimizer(config, 10)
+    start = new_state(params(), optimizer)
+    zeros = jax.tree.map(jnp.zeros_like, start.params)
+    state, metrics = apply_gradients(start, zeros, jnp.float32(1.0), optimizer, config)
+    assert metrics['grad_norm'] == 0 and metrics['skipped'] == 0
+    jax.tree.map(np.testing.assert_array_equal, state.params, start.params)

@@ -8,7 +8,7 @@ from infinity_jax.training.metrics import JUDGED_FROM, SpikeDetector
 
 def spikes(losses):
     level = SpikeDetector()
-    return {i: below for i, loss in enumerate(losses) if (below := level.below(loss)) is not None}
+    return {i: below for i, loss in enumerate(losses) if (below := level.update(loss)) is not None}
 
 
 def noisy(count, seed=0):

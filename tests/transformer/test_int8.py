@@ -32,7 +32,7 @@ def host_params():
 @functools.partial(jax.jit, static_argnames='quantization', compiler_options=QUICK_COMPILE)
 def forced(params, bits, quantization=QuantizationConfig()):
     """Logits of every scale, teacher-forced on the same bits."""
-    drawn = generate_bits(
+    generated = generate_bits(
         Transformer(TRANSFORMER),
         {'params': params},
         keys(),
@@ -44,7 +44,7 @@ def forced(params, bits, quantization=QuantizationConfig()):
         forced_bits=bits,
         keep_logits=True,
     )
-    return drawn.logits
+    return generated.logits
 
 
 @functools.cache

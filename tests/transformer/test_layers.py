@@ -3,13 +3,16 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from infinity_jax.transformer.layers import EPSILON, layer_norm
+from infinity_jax.transformer.layers import LAYER_NORM_EPSILON, layer_norm
+
+pytestmark = pytest.mark.numeric
 
 
 def plain(x):
     centred = x - x.mean(-1, keepdims=True)
-    return centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + EPSILON)
+    return centred / jnp.sqrt(jnp.square(centred).mean(-1, keepdims=True) + LAYER_NORM_EPSILON)
 
 
 def test_values_and_gradients_are_those_of_the_formula():

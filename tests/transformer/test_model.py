@@ -21,7 +21,9 @@ from infinity_jax.transformer.model import (
     transformer_shapes,
 )
 
-# The last scale stands alone in attention, the others under one mask.
+pytestmark = pytest.mark.numeric
+
+# The last scale is attended alone, the others under one mask.
 LONG_SCHEDULE = ScaleSchedule.free(((1, 1), (2, 2), (3, 2), (11, 12)))
 
 # The released 2B and 8B are counted in their state dicts; others go by their names.
@@ -83,7 +85,7 @@ def test_no_scale_sees_later_inputs_and_all_see_their_own_and_earlier(schedule):
 
     gradient_KBLd = gradients(x, of_scale)
     for k, (_, end) in enumerate(schedule.spans):
-        size_L = np.abs(gradient_KBLd[k]).max((0, 2))  # token t's input stands at t − 1
+        size_L = np.abs(gradient_KBLd[k]).max((0, 2))  # token t's input is at t − 1
         assert (size_L[end - 1 :] == 0).all()
         assert (size_L[: end - 1] > 1e-7).all()
 
@@ -131,22 +133,22 @@ def test_stochastic_depth_spares_block_zero_and_draws_per_image():
     variables, (features, lengths) = transformer_variables(), text(1)
     same = [jnp.repeat(x, 24, 0) for x in (features, lengths, inputs(batch=1))]
     run = forward(config)
-    drawn = np.asarray(run(variables, *same, None, jax.random.key(0)))
+    sampled = np.asarray(run(variables, *same, None, jax.random.key(0)))
     plain = np.asarray(forward(config)(variables, *same))[0]
-    kinds = np.unique(np.round(drawn.reshape(24, -1), 3), axis=0)
+    kinds = np.unique(np.round(sampled.reshape(24, -1), 3), axis=0)
     assert len(kinds) == 4  # of the last block: self-attention and FFN, each kept or not
     assert (np.abs(kinds - plain.reshape(1, -1)).max(1) > 0.01).all()  # kept ones count double
     other = run(variables, *same, None, jax.random.key(1))
-    assert (np.abs(other - drawn).max((1, 2, 3)) > 0.01).any()
+    assert (np.abs(other - sampled).max((1, 2, 3)) > 0.01).any()
 
 
 def test_stochastic_depth_drops_whole_updates_and_scales_kept_ones():
-    """At rate ½ a kept update counts twice: doubling the gates gives one of the drawn results."""
+    """At rate ½ a kept update counts twice: doubling the gates gives one of the sampled results."""
     config = dataclasses.replace(TRANSFORMER, drop_path=0.5)
     variables, (features, lengths) = transformer_variables(), text(1)
     same = [jnp.repeat(x, 24, 0) for x in (features, lengths, inputs(batch=1))]
     run = forward(config)
-    drawn = np.asarray(run(variables, *same, None, jax.random.key(0)))
+    sampled = np.asarray(run(variables, *same, None, jax.random.key(0)))
     params = dict(variables['params'])
     blocks = dict(params['blocks'])
     attention, ffn = dict(blocks['self_attention']), dict(blocks['ffn'])
@@ -157,11 +159,11 @@ def test_stochastic_depth_drops_whole_updates_and_scales_kept_ones():
     ffn['down'] = jax.tree.map(lambda w: w * factors.reshape(2, *[1] * (w.ndim - 1)), ffn['down'])
     params['blocks'] = blocks | {'self_attention': attention, 'ffn': ffn}
     doubled = forward()({'params': params}, *(x[:1] for x in same))
-    errors = np.abs(drawn - doubled).max((1, 2, 3))
+    errors = np.abs(sampled - doubled).max((1, 2, 3))
     assert (errors < 1e-4 * np.abs(doubled).max()).any()
 
 
-def test_without_drop_path_nothing_is_drawn():
+def test_without_drop_path_nothing_is_sampled():
     assert (
         sample_kept(jax.random.key(0), dataclasses.replace(TRANSFORMER, drop_path=0.0), 3) is None
     )

@@ -8,6 +8,8 @@ from helpers.paths import GOLDEN
 from infinity_jax.scales import RATIOS, ScaleSchedule
 from infinity_jax.transformer.rope import rope_table, rotate, rotate_swapped, swap_pairs
 
+pytestmark = pytest.mark.numeric
+
 HEAD_DIM = 16
 
 
@@ -62,7 +64,7 @@ def test_positions_round_half_to_even():
 
 
 @pytest.mark.parametrize('ratio', sorted(RATIOS))
-def test_positions_refer_to_the_full_grid_whatever_the_budget(ratio):
+def test_positions_refer_to_the_full_grid_for_every_budget(ratio):
     full = ScaleSchedule.for_image(ratio, '1M')
     small = ScaleSchedule.for_image(ratio, '0.06M')
     positions = full.rope_positions()

@@ -1,4 +1,4 @@
-"""Queries and keys as directions: the written gradient, and what a TPU computes."""
+"""Normalised and rotated queries and keys: the written gradient, and the form for TPU."""
 
 import dataclasses
 
@@ -12,6 +12,8 @@ from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.attention import SelfAttention
 from infinity_jax.transformer.rope import rope_table, rotate
 from infinity_jax.transformer.tpu import normalize_and_rotate
+
+pytestmark = pytest.mark.numeric
 
 SCHEDULE = ScaleSchedule.free(((1, 1), (2, 3), (4, 6)))  # 31 tokens
 TABLE = rope_table(SCHEDULE, 8)
@@ -57,10 +59,17 @@ def test_values_and_gradients_are_those_of_the_formula(monkeypatch, platform, he
         np.testing.assert_allclose(mine, wanted, atol=3e-6 * np.abs(wanted).max())
 
 
-def test_nothing_has_no_direction_but_a_gradient():
-    x = jnp.zeros((1, SCHEDULE.num_tokens, 3, 8))
-    y, dx, dscale = values_and_gradients(lambda x, s: normalize_and_rotate(x, TABLE, s), x, SCALE)
-    assert not np.any(y) and not np.any(dscale) and np.all(np.isfinite(dx))
+def test_a_vector_without_length_has_no_direction_and_no_gradient():
+    lengths = jnp.array([0, 1e-13, 0.9e-6, 1.1e-6, 1e-3])[jnp.arange(SCHEDULE.num_tokens) % 5]
+    unit = queries() / jnp.linalg.norm(queries(), axis=-1, keepdims=True)
+    x, long = unit * lengths[None, :, None, None], lengths > 1e-6
+    ours = values_and_gradients(lambda x, s: normalize_and_rotate(x, TABLE, s), x, SCALE)
+    wanted = values_and_gradients(plain, x.at[:, ~long].set(1.0), SCALE)
+    assert not np.any(ours[0][:, lengths == 0]) and not np.any(ours[1][:, ~long])
+    assert np.isfinite(ours[2]).all()
+    size = lengths[None, long, None, None]
+    mine, other = (size * dx[:, long] for dx in (ours[1], wanted[1]))
+    np.testing.assert_allclose(mine, other, atol=1e-5)
 
 
 def test_three_products_are_one(monkeypatch):
@@ -76,7 +85,7 @@ def test_three_products_are_one(monkeypatch):
     variables = jax.tree.unflatten(tree, leaves)
     wanted = project(variables)
     project.clear_cache()
-    for module_name in ('attention', 'directions'):
+    for module_name in ('attention', 'tpu'):
         name = f'infinity_jax.transformer.{module_name}.target_platform'
         monkeypatch.setattr(name, lambda: 'tpu')
     for mine, other in zip(project(variables), wanted, strict=True):

@@ -1,4 +1,4 @@
-"""Products in equal blocks are the same products, and equal ones."""
+"""Tiled products have the values of whole ones, and one program for all shapes."""
 
 import re
 
@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from infinity_jax.transformer import layers as linear_module
-from infinity_jax.transformer import tpu as equal_blocks
+from infinity_jax.transformer import layers, tpu
 from infinity_jax.transformer.layers import linear
-from infinity_jax.transformer.tpu import ROWS, pays, tiled
+from infinity_jax.transformer.tpu import TILE_ROWS, tiled_product, uses_tiles
 
 
 def normal(*shape):
@@ -23,26 +22,26 @@ def products(function, *args):
     return set(re.findall(r'dot_general .*', jax.jit(function).lower(*args).as_text()))
 
 
-@pytest.mark.parametrize('shape', [(2, 8), (2, 150, 8), (1, ROWS, 8)])
+@pytest.mark.parametrize('shape', [(2, 8), (2, 150, 8), (1, TILE_ROWS, 8)])
 @pytest.mark.parametrize('features', [5, 300, 512])
-def test_blocks_make_the_same_product(shape, features):
+def test_tiles_make_the_same_product(shape, features):
     x, kernel = normal(*shape), normal(8, features)
     wanted = jnp.matmul(x, kernel)
-    found = tiled(jnp.matmul, x, kernel)
-    assert found.shape == wanted.shape
-    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+    tiles = tiled_product(jnp.matmul, x, kernel)
+    assert tiles.shape == wanted.shape
+    np.testing.assert_allclose(tiles, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_products_of_all_lengths_and_widths_are_equal():
-    def blocks(rows, features):
-        run = lambda x, kernel: tiled(jnp.matmul, x, kernel)
+    def tiles(rows, features):
+        run = lambda x, kernel: tiled_product(jnp.matmul, x, kernel)
         return products(run, normal(rows, 8), normal(8, features))
 
-    assert blocks(2, 512) == blocks(700, 512) == blocks(700, 768)
-    assert len(blocks(700, 512)) == 1
+    assert tiles(2, 512) == tiles(700, 512) == tiles(700, 768)
+    assert len(tiles(700, 512)) == 1
 
 
-def test_a_layer_in_blocks_is_the_same_layer(monkeypatch):
+def test_a_tiled_layer_is_the_same_layer(monkeypatch):
     layer, x = linear(512, (None, None), 0.1, jnp.float32), normal(2, 150, 8)
     variables = {'params': {'kernel': normal(8, 512), 'bias': normal(512)}}
 
@@ -50,19 +49,19 @@ def test_a_layer_in_blocks_is_the_same_layer(monkeypatch):
         return layer.apply(variables, x, **options)
 
     wanted = run(x)
-    assert products(lambda x: run(x, in_blocks=True), x) == products(run, x)
-    monkeypatch.setattr(linear_module, 'pays', lambda: True)
-    np.testing.assert_allclose(run(x, in_blocks=True), wanted, rtol=1e-5, atol=1e-5)
-    assert products(lambda x: run(x, in_blocks=True), x) != products(run, x)
+    assert products(lambda x: run(x, tiled=True), x) == products(run, x)
+    monkeypatch.setattr(layers, 'uses_tiles', lambda: True)
+    np.testing.assert_allclose(run(x, tiled=True), wanted, rtol=1e-5, atol=1e-5)
+    assert products(lambda x: run(x, tiled=True), x) != products(run, x)
 
 
-def test_blocks_are_for_one_tpu_chip(monkeypatch):
-    assert not pays()
-    monkeypatch.setattr(equal_blocks, 'target_platform', lambda: 'tpu')
-    assert pays()
+def test_tiles_are_for_one_tpu_chip(monkeypatch):
+    assert not uses_tiles()
+    monkeypatch.setattr(tpu, 'target_platform', lambda: 'tpu')
+    assert uses_tiles()
     device = AbstractDevice(device_kind='some', num_cores=1, platform='tpu')
     for chips in (1, 2):
         with jax.sharding.use_abstract_mesh(
             AbstractMesh((chips,), ('data',), abstract_device=device)
         ):
-            assert pays() == (chips == 1)
+            assert uses_tiles() == (chips == 1)

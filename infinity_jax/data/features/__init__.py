@@ -1,1 +1,1 @@
-"""Features and captions computed once and stored."""
+"""Outputs of the frozen networks for every record, computed once and stored."""

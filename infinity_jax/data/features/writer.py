@@ -1,4 +1,4 @@
-"""Writes shards of features; `features` reads them and says what is in one."""
+"""Writes folders of stored features; `reader` describes their format."""
 
 import dataclasses
 import hashlib
@@ -12,12 +12,12 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from infinity_jax.data.captions import RecordCaptions
-from infinity_jax.data.features.stored import INFO, TABLE, FeatureInfo, read_info
+from infinity_jax.data.features.reader import INFO, TABLE, FeatureInfo, read_info
 from infinity_jax.data.index import Index
 from infinity_jax.data.records import Source
 from infinity_jax.errors import UserError
 
-OPTIONS = 'group_size:1,uncompressed'  # a record a chunk; features do not compress
+OPTIONS = 'group_size:1,uncompressed'  # one record per chunk; features hardly compress
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +25,12 @@ class NewRecord:
     """An image to be stored.
 
     Attributes:
-      number: its place in the order of its source.
-      name: as messages call it in the source that it comes from.
+      number: the record's number in its source.
+      name: the record's name in its source.
       size: height and width of the image as shown.
-      features: (h, w, d), of the stored dtype.
-      captions: from which training draws.
-      texts: text features (T, E) of each of `captions.every()`, or none.
+      features: tokenizer features (h, w, d), of the stored dtype.
+      captions: the captions that training samples from.
+      texts: text features (T, E) of each of `captions.every()`; () for none.
     """
 
     number: int
@@ -42,14 +42,14 @@ class NewRecord:
 
 
 class ShardWriter:
-    """One shard, under a temporary name until it is whole on disk.
+    """Writes a shard, under a temporary name until it is complete on disk.
 
-    Records may come in any order; the table lists them by number.
+    Records may be added in any order; the table lists them by number.
     """
 
     def __init__(self, path: pathlib.Path):
         self._path, self._partial = path, path.with_name(f'{path.name}.partial')
-        # A process that was killed left it; each shard has one process that writes it.
+        # An earlier process that was killed may have left one; no other process writes this shard.
         self._partial.unlink(missing_ok=True)
         self._writer = ArrayRecordWriter(str(self._partial), OPTIONS)
         self._position = 0
@@ -59,7 +59,7 @@ class ShardWriter:
         """Appends a record and its text features.
 
         Raises:
-          UserError: no room, or not writable.
+          UserError: the file cannot be written.
         """
         key = zlib.crc32(record.name.encode())
         row = (self._position, *record.size, *record.features.shape[:2], key)
@@ -73,7 +73,7 @@ class ShardWriter:
         """Writes the table and gives the file its name.
 
         Raises:
-          UserError: no room, or not writable.
+          UserError: the file cannot be written.
         """
         rows = [row for _, row in sorted(self._rows)]
         self._write(np.array(rows, TABLE).tobytes())
@@ -96,34 +96,32 @@ class ShardWriter:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         return UserError(
             f'shard {self._path} cannot be written: {reason}; free space and start the same '
-            'command again: whole shards are kept'
+            'command again: complete shards are kept'
         )
 
 
 def digest(source: Source, index: Index) -> str:
-    """What tells a source's records from others, wherever they lie."""
+    """Fingerprint of the records of a source; it does not depend on their folder."""
     files = [(path.name, path.stat().st_size) for path in source.files()]
-    found = hashlib.sha256(repr((type(source).__name__, files)).encode())
-    found.update(np.ascontiguousarray(index.keys))
-    found.update(np.ascontiguousarray(index.sizes))
-    return found.hexdigest()[:16]
+    checksum = hashlib.sha256(repr((type(source).__name__, files)).encode())
+    checksum.update(np.ascontiguousarray(index.keys))
+    checksum.update(np.ascontiguousarray(index.sizes))
+    return checksum.hexdigest()[:16]
 
 
 def claim_folder(folder: pathlib.Path, info: FeatureInfo) -> None:
-    """Describes a folder, or sees that it is described so already.
+    """Writes the description of a folder, or checks that the folder has the same one.
 
     Raises:
-      UserError: it holds features of another making, or cannot be written.
+      UserError: it holds features with another description, or cannot be written.
     """
-    there = read_info(folder)
-    if there is not None and there != info:
-        pairs = zip(dataclasses.astuple(there), dataclasses.astuple(info), strict=True)
-        names = [field.name for field in dataclasses.fields(info)]
-        found = zip(names, pairs, strict=True)
-        name, old, new = next((name, *pair) for name, pair in found if pair[0] != pair[1])
+    existing = read_info(folder)
+    if existing is not None and existing != info:
+        old, new = dataclasses.asdict(existing), dataclasses.asdict(info)
+        name = next(name for name in new if old[name] != new[name])
         raise UserError(
-            f'{folder} holds features of another making: {name} is {old!r}, and would be {new!r}; '
-            'name another folder with --out'
+            f'{folder} holds other features: their {name} is {old[name]!r}, that of this run '
+            f'{new[name]!r}; name another folder with --out'
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,1 +1,1 @@
-"""One file per kind of stored data."""
+"""Data sources, one file per kind."""

@@ -1,4 +1,4 @@
-"""Folders of images without captions, for what is trained on images alone."""
+"""Folders of images without captions, for training a tokenizer."""
 
 import dataclasses
 import functools
@@ -13,17 +13,17 @@ ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
 
 
 def image_paths(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The images in a folder and in those below it, by name."""
+    """The images in a folder and its subfolders, sorted by name."""
     return sorted(p for p in folder.rglob('*') if p.suffix.lower() in ENDINGS)
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
-    """The images in a folder and in those below it. A place is (number of the image,).
+    """The images in a folder and its subfolders. A location is (number of the image,).
 
     Attributes:
-      folder: where they lie.
-      names: their paths from there.
+      folder: the folder.
+      names: paths of the images, relative to the folder.
     """
 
     folder: pathlib.Path
@@ -36,7 +36,7 @@ class FolderSource:
         if not names:
             raise UserError(
                 f'data source {config.path}: no images in there ({", ".join(ENDINGS)}); name '
-                'their folder'
+                'the folder that holds them'
             )
         return cls(folder, names)
 
@@ -47,11 +47,11 @@ class FolderSource:
     def files(self) -> tuple[pathlib.Path, ...]:
         return tuple(self.folder / name for name in self.names)
 
-    def places(self) -> Iterator[RecordLocation]:
+    def locations(self) -> Iterator[RecordLocation]:
         return ((number,) for number in range(len(self.names)))
 
-    def read(self, place: RecordLocation) -> RawRecord:
-        return RawRecord(functools.partial(open, self.folder / self.names[place[0]], 'rb'), None)
+    def read(self, location: RecordLocation) -> RawRecord:
+        return RawRecord(functools.partial(open, self.folder / self.names[location[0]], 'rb'), None)
 
-    def record_name(self, place: RecordLocation) -> str:
-        return self.names[place[0]]
+    def record_name(self, location: RecordLocation) -> str:
+        return self.names[location[0]]

@@ -1,9 +1,9 @@
-"""Folders of `*.jsonl`, one record a line, as the released training data is laid out.
+"""Folders of `*.jsonl`, one record per line: the layout of the released training data.
 
     {"image_path": …, "h_div_w": …, "text": …, "long_caption": …, "long_caption_type": …}
 
-The names of the files state a ratio and a count and the records state a ratio; all of these are
-often wrong and none is read: lines are counted, and an image's own size decides.
+File names state a ratio and a number of records, and each record states a ratio. They are often
+wrong and are ignored: lines are counted, and the size of the image decides its ratio.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from infinity_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class JsonlSource:
-    """The lines of some files. A place is (file, byte offset, bytes, line number from 1).
+    """The lines of some files. A location is (file, byte offset, bytes, line number from 1).
 
     Attributes:
       paths: the files.
@@ -50,7 +50,7 @@ class JsonlSource:
     def files(self) -> tuple[pathlib.Path, ...]:
         return self.paths
 
-    def places(self) -> Iterator[RecordLocation]:
+    def locations(self) -> Iterator[RecordLocation]:
         for number, path in enumerate(self.paths):
             offset = 0
             with path.open('rb') as file:
@@ -59,8 +59,8 @@ class JsonlSource:
                         yield number, offset, len(line), line_number
                     offset += len(line)
 
-    def read(self, place: RecordLocation) -> RawRecord:
-        number, offset, size, _ = place
+    def read(self, location: RecordLocation) -> RawRecord:
+        number, offset, size, _ = location
         try:
             with self.paths[number].open('rb') as file:
                 file.seek(offset)
@@ -73,12 +73,12 @@ class JsonlSource:
             raise BrokenRecord(f'image_path is {path!r}')
         return RawRecord(functools.partial(open, self.images / path, 'rb'), captions_of(fields))
 
-    def record_name(self, place: RecordLocation) -> str:
-        return f'{self.paths[place[0]].name} line {place[3]}'
+    def record_name(self, location: RecordLocation) -> str:
+        return f'{self.paths[location[0]].name} line {location[3]}'
 
 
 def _may_name_a_file(path: str) -> bool:
-    """Whether the system takes it for a name: without zero bytes and halves of characters."""
+    """Whether the operating system accepts it as a file name: no zero bytes, no lone surrogates."""
     try:
         return b'\0' not in os.fsencode(path)
     except UnicodeEncodeError:

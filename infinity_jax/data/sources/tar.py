@@ -1,4 +1,4 @@
-"""WebDataset tar shards: members `KEY.jpg` beside `KEY.txt`, `KEY.json` or both."""
+"""WebDataset tar shards: members `KEY.jpg` with `KEY.txt`, `KEY.json` or both."""
 
 import dataclasses
 import functools
@@ -18,14 +18,14 @@ from infinity_jax.data.records import (
 )
 from infinity_jax.errors import UserError
 
-# Ending of a member -> its column pair (offset, bytes) in a place.
+# Ending of a member -> its column pair (offset, bytes) in a location.
 _COLUMNS = {'jpg': 1, 'jpeg': 1, 'png': 1, 'webp': 1, 'txt': 3, 'json': 5}
 _ABSENT = -1
-MAX_FILL = 2 * tarfile.RECORDSIZE  # bytes of zeros that may stand behind the last member
+MAX_FILL = 2 * tarfile.RECORDSIZE  # bytes of zeros that may follow the last member
 
 
 class FilePart(io.RawIOBase):
-    """Some bytes of a file as a file of their own, so that a header is read without the rest."""
+    """A range of bytes of a file as a file, so that a header can be read without the rest."""
 
     def __init__(self, path: str | os.PathLike, start: int, size: int):
         self._file = open(path, 'rb', buffering=0)
@@ -55,20 +55,21 @@ class FilePart(io.RawIOBase):
 
 
 def open_part(path: str | os.PathLike, start: int, size: int) -> io.BufferedReader:
-    """Buffered `FilePart`."""
+    """Opens a buffered `FilePart`."""
     return io.BufferedReader(FilePart(path, start, size), 1 << 16)
 
 
 @dataclasses.dataclass(frozen=True)
 class TarSource:
-    """The samples of some shards: members whose paths agree up to the first dot of the file name.
+    """The samples of some shards: members that agree up to the first dot of the file name.
 
-    A place is (shard, image offset, bytes, text offset, bytes, JSON offset, bytes), −1 for what
-    the sample lacks. JSON holds the fields of the released data; a text is the short caption.
+    A location is (shard, image offset, bytes, text offset, bytes, JSON offset, bytes), −1
+    where the sample lacks a member. JSON holds the fields of the released data; a text is the short
+    caption.
 
     Attributes:
       paths: the shards.
-      text_field: of the short caption in JSON.
+      text_field: name of the short caption in JSON.
     """
 
     paths: tuple[pathlib.Path, ...]
@@ -91,21 +92,21 @@ class TarSource:
     def files(self) -> tuple[pathlib.Path, ...]:
         return self.paths
 
-    def places(self) -> Iterator[RecordLocation]:
+    def locations(self) -> Iterator[RecordLocation]:
         for number, path in enumerate(self.paths):
-            key, place = None, []
+            key, location = None, []
             for member_key, column, offset, size in _members(path):
                 if member_key != key:
                     if key is not None:
-                        yield tuple(place)
-                    key, place = member_key, [number] + [_ABSENT] * 6
-                place[column : column + 2] = offset, size
+                        yield tuple(location)
+                    key, location = member_key, [number] + [_ABSENT] * 6
+                location[column : column + 2] = offset, size
             if key is not None:
-                yield tuple(place)
+                yield tuple(location)
 
-    def read(self, place: RecordLocation) -> RawRecord:
-        path = self.paths[place[0]]
-        image, text, fields = place[1:3], place[3:5], place[5:7]
+    def read(self, location: RecordLocation) -> RawRecord:
+        path = self.paths[location[0]]
+        image, text, fields = location[1:3], location[3:5], location[5:7]
         if image[0] == _ABSENT:
             raise BrokenRecord('it has no image')
         try:
@@ -117,10 +118,10 @@ class TarSource:
         captions = captions_of(mapping, self.text_field)
         return RawRecord(functools.partial(open_part, path, *image), captions)
 
-    def record_name(self, place: RecordLocation) -> str:
-        path = self.paths[place[0]]
-        offset = next(n for n in place[1::2] if n != _ABSENT)
-        try:  # the header block stands before the content
+    def record_name(self, location: RecordLocation) -> str:
+        path = self.paths[location[0]]
+        offset = next(n for n in location[1::2] if n != _ABSENT)
+        try:  # the header block precedes the content
             header = _content(path, (offset - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE))
             member = tarfile.TarInfo.frombuf(header, 'utf-8', 'replace').name
         except (OSError, tarfile.TarError):
@@ -129,7 +130,11 @@ class TarSource:
 
 
 def _members(path: pathlib.Path) -> Iterator[tuple[str, int, int, int]]:
-    """(key, column, offset, bytes) of each file of a known kind."""
+    """(key, column, offset, bytes) of each member of a known kind.
+
+    Raises:
+      UserError: the shard is damaged or cannot be read.
+    """
     try:
         with tarfile.open(path, 'r:') as shard:
             for member in shard:
@@ -139,7 +144,8 @@ def _members(path: pathlib.Path) -> Iterator[tuple[str, int, int, int]]:
                 if member.isfile() and column:
                     yield f'{folder}/{stem}', column, member.offset_data, member.size
             end = shard.offset
-        # tarfile takes a damaged header, zeros or nothing for the end, and would lose what follows.
+        # tarfile takes a damaged header, zeros or a missing end for the end of the archive, and
+        # would lose the members that follow.
         rest = path.stat().st_size - end
         if not 0 < rest <= MAX_FILL or any(_content(path, (end, rest))):
             raise tarfile.ReadError(f'damaged or cut off at byte {end}')

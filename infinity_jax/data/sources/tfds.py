@@ -1,4 +1,4 @@
-"""Any TFDS data set that is stored as ArrayRecord; TensorFlow is not needed."""
+"""TFDS data sets that are stored as ArrayRecord, read without TensorFlow."""
 
 import dataclasses
 import functools
@@ -16,15 +16,15 @@ from infinity_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSource:
-    """The examples of a split. A place is (example,).
+    """The examples of a split. A location is (example,).
 
     Attributes:
       path: folder of the data set, or the folder that holds `name`.
       dataset: 'NAME:VERSION', or ''.
-      split: of the stored data set.
-      image_field: an image feature, at the top level.
-      text_field: a text feature or a list of them, any of which is drawn; '/' leads into nested
-        features.
+      split: of the stored data set, for instance 'train[:90%]'.
+      image_field: name of an image feature, at the top level.
+      text_field: name of a text feature, or of a list of them to sample from; '/' separates the
+        names of nested features.
     """
 
     path: str
@@ -60,13 +60,13 @@ class TfdsSource:
                 f'{self.name}: no such split; choose one of {", ".join(builder.info.splits)}'
             ) from None
 
-    def places(self) -> Iterator[RecordLocation]:
+    def locations(self) -> Iterator[RecordLocation]:
         return ((i,) for i in range(len(self._examples())))
 
-    def read(self, place: RecordLocation) -> RawRecord:
+    def read(self, location: RecordLocation) -> RawRecord:
         try:
-            example = self._examples()[place[0]]
-        except RuntimeError as error:  # damaged bytes, a file cut off
+            example = self._examples()[location[0]]
+        except RuntimeError as error:  # damaged bytes or a truncated file
             raise BrokenRecord(_line(error)) from None
         try:
             texts: Any = functools.reduce(operator.getitem, self.text_field.split('/'), example)
@@ -76,8 +76,8 @@ class TfdsSource:
             raise BrokenRecord(f'{self.text_field} is not text') from None
         return RawRecord(functools.partial(io.BytesIO, example[self.image_field]), captions)
 
-    def record_name(self, place: RecordLocation) -> str:
-        return f'{self.dataset or pathlib.Path(self.path).name} {self.split} example {place[0]}'
+    def record_name(self, location: RecordLocation) -> str:
+        return f'{self.dataset or pathlib.Path(self.path).name} {self.split} example {location[0]}'
 
     def _examples(self) -> Any:
         return _examples(self.path, self.dataset, self.split, self.image_field)
@@ -100,7 +100,7 @@ def _builder(path: str, dataset: str) -> Any:
 
 @functools.lru_cache(maxsize=8)
 def _examples(path: str, dataset: str, split: str, image_field: str) -> Any:
-    """Random access to the examples of a split, images left encoded; one a process."""
+    """Random access to the examples of a split, whose images stay encoded."""
     import tensorflow_datasets as tfds
 
     decoders = {image_field: tfds.decode.SkipDecoding()}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig
+from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig, released_tokenizer
 from infinity_jax.errors import UserError
 from infinity_jax.weights.placement import device_dtype
 
@@ -25,8 +25,7 @@ def preset(name: str, precision: str) -> tuple[TransformerConfig, TokenizerConfi
     if name not in PRESETS:
         raise UserError(f'unknown preset {name!r}; choose one of {", ".join(PRESETS)}')
     transformer = dataclasses.replace(PRESETS[name], dtype=precision)
-    multipliers = (1, 2, 4, 4) if transformer.spatial_patchify else (1, 2, 4, 4, 4)
-    return transformer, TokenizerConfig(transformer.bits, channel_multipliers=multipliers)
+    return transformer, released_tokenizer(transformer)
 
 
 def random_params(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from infinity_jax.config import TextConfig
+from infinity_jax.data.batch import Batch
 from infinity_jax.data.config import DataConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.t5 import T5Encoder
@@ -46,11 +47,11 @@ def bench_train(workload: Workload, **options: Any) -> Measured:
     step = functools.partial(train_step, models=models, config=run_config)
     grid = schedule.code_grids(config.spatial_patchify)[-1]
     text_shape = (workload.batch, workload.text_length, config.text_channels)
-    batch = {
-        'features_Bhwd': random_features((workload.batch, *grid, config.bits)),
-        'text_BTE': random_features(text_shape),
-        'lengths_B': jnp.full((workload.batch,), workload.text_length, jnp.int32),
-    }
+    batch = Batch(
+        features_Bhwd=random_features((workload.batch, *grid, config.bits)),
+        text_BTE=random_features(text_shape),
+        lengths_B=jnp.full((workload.batch,), workload.text_length, jnp.int32),
+    )
     params = {'transformer': random_params(transformer_shapes, config)}
     state = new_state(params, make_optimizer(run_config.optimizer, STEPS))
     groups = products_of(step, state, {}, batch)

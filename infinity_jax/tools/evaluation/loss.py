@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infinity_jax.config import pixels_per_token
 from infinity_jax.errors import UserError
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule, released_name
 from infinity_jax.sharding import in_mesh, make_mesh, replicated
@@ -52,8 +53,8 @@ def evaluate_loss(
     for part, value in parts.items():
         if value is None:
             raise UserError(f'{folder} has no {part}; the loss needs a complete model folder')
-    patchify = configs.transformer.spatial_patchify
-    size = configs.schedule.image_size(configs.tokenizer.stride * (2 if patchify else 1))
+    stride = pixels_per_token(configs.transformer, configs.tokenizer)
+    size = configs.schedule.image_size(stride)
     if size != (config.data.image_size,) * 2:
         raise UserError(
             f'{folder} draws images of {size}, but data.image_size is '

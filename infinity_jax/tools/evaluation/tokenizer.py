@@ -31,14 +31,14 @@ from infinity_jax.tools.evaluation.tokenizer_images import (
 from infinity_jax.tools.evaluation.tokenizer_report import BALANCED, JSON, write_report
 from infinity_jax.training.tokenizer.config import released_schedule
 from infinity_jax.training.tokenizer.lpips import MIN_EDGE, lpips
-from infinity_jax.training.tokenizer.lpips_files import load_perceptual
+from infinity_jax.training.tokenizer.lpips_files import load_lpips
 from infinity_jax.weights.model_folder import LoadedModel
 
 # Of a code's 1/√d: a smaller residual counts as near zero, as in FoundationVision/Infinity's
 # infinity/models/bsq_vae/multiscale_bsq.py, `residual_norm_per_scale`.
 NEAR_ZERO = 0.05
 BATCH_PIXELS = 2**18  # of images coded in one call: 64 of 64², one of 512² or larger
-STRIP_PICTURES = 8
+STRIP_IMAGES = 8
 EMOJI = 'emoji'
 
 Keep = Callable[[int, np.ndarray, np.ndarray], None]  # number of the first, originals, decoded
@@ -66,7 +66,7 @@ def evaluate_tokenizer(
       subset: of the emoji: starter, demo or all; '': what the tokenizer was trained on.
       count: images; fewer where a folder holds fewer.
       size: pixels of an edge, for a tokenizer that names no schedule of its own; 0: 256.
-      vgg, heads: weights of LPIPS, see `perceptual_files`; '': not measured.
+      vgg, heads: weights of LPIPS, see `lpips_files`; '': not measured.
       features: .npz with `originals` and `reconstructions` (N, D), made by a network of the user's
         choice; their Fréchet distance is the rFID if it is Inception. '': not measured.
       save: folder for the images as they were coded and their reconstructions, PNGs of equal
@@ -97,7 +97,7 @@ def evaluate_tokenizer(
     else:
         images = folder_images(data, count, edge)
     distance = features_distance(features) if features else None
-    perceptual = load_perceptual(vgg, heads) if vgg else None
+    perceptual = load_lpips(vgg, heads) if vgg else None
     check_writable(out / JSON)
     if save:
         claim_pairs(pathlib.Path(save))
@@ -196,9 +196,9 @@ def measure(
             means, decoded = run(loaded.tokenizer_params, perceptual, batch)
             for name, value in means.items():
                 sums[name] = sums.get(name, 0) + np.asarray(value, np.float64) * len(batch)
-            if len(strips) < STRIP_PICTURES:
+            if len(strips) < STRIP_IMAGES:
                 rows = np.concatenate([batch[None], decoded]).swapaxes(0, 1)
-                strips += list(rows[: STRIP_PICTURES - len(strips)])
+                strips += list(rows[: STRIP_IMAGES - len(strips)])
             if keep is not None:
                 keep(done, batch, np.asarray(decoded[-1]))
             done += len(batch)

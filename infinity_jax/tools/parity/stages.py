@@ -21,8 +21,8 @@ from infinity_jax.tokenizer.quantizer import (
     accumulate,
     codes_from_bits,
     depth_to_space,
+    normalised_residual,
     quantize,
-    residual_direction,
     total_from_bits,
 )
 from infinity_jax.tokenizer.resize import area
@@ -59,7 +59,7 @@ def _residuals(features_Bhwd: Any, grids, accumulated: Sequence[np.ndarray]) -> 
     def directions(features, accumulated):
         total, found = jnp.zeros_like(features), []
         for grid, bits in zip(grids, accumulated, strict=True):
-            found.append(residual_direction(features, total, grid))
+            found.append(normalised_residual(features, total, grid))
             total = accumulate(total, codes_from_bits(bits))
         return found
 

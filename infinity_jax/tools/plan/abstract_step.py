@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from infinity_jax.config import ModelConfigs, TextConfig, TokenizerConfig
+from infinity_jax.config import ModelConfigs, TextConfig, released_tokenizer
+from infinity_jax.data.batch import Batch
 from infinity_jax.errors import UserError
 from infinity_jax.scales import BUDGET_OF_EDGE
 from infinity_jax.sharding import batch_sharding, in_mesh, shardings_of
@@ -23,7 +24,6 @@ from infinity_jax.weights.placement import placed_shapes, shardings_on
 from infinity_jax.weights.t5_folder import read_text_config
 
 SOURCES = ('images', 'features')
-PATCHIFY_MULTIPLIERS = (1, 2, 4, 4)  # stride 8, of the released 14-bit tokenizer
 
 
 class AbstractStep(NamedTuple):
@@ -55,10 +55,7 @@ def configured_parts(config: T2IConfig) -> ModelConfigs:
     elif not released:
         stored = dataclasses.replace(demo, transformer=None)
     else:
-        options: dict[str, Any] = {'bits': transformer.bits}
-        if transformer.spatial_patchify:
-            options['channel_multipliers'] = PATCHIFY_MULTIPLIERS
-        stored = ModelConfigs(tokenizer=TokenizerConfig(**options))
+        stored = ModelConfigs(tokenizer=released_tokenizer(transformer))
     text = config.text.encoder
     if text is None and config.text.folder:
         text = read_text_config(config.text.folder)
@@ -122,21 +119,22 @@ def _on_mesh(part: Any, dtype: str, mesh: Mesh) -> Any:
     return loop.with_shardings(placed_shapes(part, dtype), shardings_on(part, mesh))
 
 
-def _batch(config: T2IConfig, configs: ModelConfigs, mesh: Mesh, source: str) -> dict[str, Any]:
-    """A batch of square images with texts padded to the full length, or of their features."""
+def _batch(config: T2IConfig, configs: ModelConfigs, mesh: Mesh, source: str) -> Batch:
+    """A batch of square images with captions padded to the full length, or of their features."""
     count, length = config.batch_size, config.transformer.text_length
     grid = configs.schedule.code_grids(config.transformer.spatial_patchify)[-1]
     stride = configs.tokenizer.stride
-    shapes = {'lengths_B': ((), np.int32)}
+    sharding = batch_sharding(mesh)
+
+    def rows(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((count, *shape), dtype, sharding=sharding)
+
+    batch = Batch(lengths_B=rows(np.int32))
     if source == 'features':
-        shapes['features_Bhwd'] = ((*grid, configs.tokenizer.bits), np.float32)
+        features = rows(np.float32, *grid, configs.tokenizer.bits)
+        batch = batch._replace(features_Bhwd=features)
     else:
-        shapes['pixels_BYX3'] = ((*(stride * n for n in grid), 3), np.uint8)
+        batch = batch._replace(pixels_BYX3=rows(np.uint8, *(stride * n for n in grid), 3))
     if source == 'features' and not config.text.train:
-        shapes['text_BTE'] = ((length, configs.text.width), jnp.bfloat16)
-    else:
-        shapes['ids_BT'] = ((length,), np.int32)
-    return {
-        name: jax.ShapeDtypeStruct((count, *shape), dtype, sharding=batch_sharding(mesh))
-        for name, (shape, dtype) in shapes.items()
-    }
+        return batch._replace(text_BTE=rows(jnp.bfloat16, length, configs.text.width))
+    return batch._replace(ids_BT=rows(np.int32, length))

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from infinity_jax.data.batch import Batch
 from infinity_jax.sharding import batch_sharding, in_mesh, replicated, shardings_of
 from infinity_jax.tools.plan.abstract_step import AbstractStep
 from infinity_jax.training import loop
@@ -33,7 +34,7 @@ def abstract_tokenizer_step(config: TokenizerRunConfig, mesh: Mesh) -> AbstractS
     arguments = (
         loop.with_shardings(nn.unbox(boxed), shardings),
         _perceptual(mesh) if config.losses.perceptual else None,
-        {'pixels_BYX3': jax.ShapeDtypeStruct(pixels, np.uint8, sharding=batch_sharding(mesh))},
+        Batch(jax.ShapeDtypeStruct(pixels, np.uint8, sharding=batch_sharding(mesh))),
     )
     step = jit_step(model, config, shardings, mesh)
     return AbstractStep(in_mesh(mesh, step.lower), arguments)

@@ -21,13 +21,13 @@ from infinity_jax.training.tokenizer.discriminator import (
 
 @flax.struct.dataclass
 class DiscriminatorState:
-    """What the adversarial phase changes beside the tokenizer; never exported.
+    """The part of the training state that belongs to the discriminator; never exported.
 
     Attributes:
       params: of `PatchDiscriminator`.
       opt_state: optax state of its own optimizer.
       mean_real, mean_fake: moving averages of the mean logits, for LeCam.
-      updates: how many it has had; int32.
+      updates: number of updates so far; int32.
     """
 
     params: Any
@@ -45,13 +45,14 @@ class AdversarialState(TrainState):
 
 
 class AdversarialTerms(NamedTuple):
-    """What the discriminator says about one batch; all zeros before `start_step`.
+    """Adversarial losses and gradients of one batch; all zeros before `start_step`.
 
     Attributes:
       metrics: scalars for the log.
-      pixels_gradient: of the weighted adversarial term, for the tokenizer.
-      gradients: of the discriminator's own loss.
-      finite: a scalar that is finite only if all of that is.
+      pixels_gradient: gradient of the weighted generator loss with respect to the
+        reconstructions, (B, Y, X, 3).
+      gradients: gradient of the discriminator's loss with respect to its parameters.
+      finite: a scalar that is finite only if all of these are.
     """
 
     metrics: dict[str, jax.Array]
@@ -61,14 +62,14 @@ class AdversarialTerms(NamedTuple):
 
 
 def make_discriminator(config: TokenizerRunConfig) -> PatchDiscriminator:
-    """The network that the configuration describes."""
+    """The discriminator that the configuration describes."""
     adversarial = config.adversarial
     precision = jax.lax.Precision(config.precision)
     return PatchDiscriminator(adversarial.channels, adversarial.layers, precision)
 
 
 def discriminator_optimizer(config: TokenizerRunConfig) -> optax.GradientTransformation:
-    """Its own, whose schedule begins with its first update."""
+    """The discriminator's optimizer; its schedule begins at the discriminator's first update."""
     steps = max(config.steps - config.adversarial.start_step, 1)
     return make_optimizer(config.adversarial.optimizer or config.optimizer, steps)
 
@@ -76,7 +77,7 @@ def discriminator_optimizer(config: TokenizerRunConfig) -> optax.GradientTransfo
 def add_discriminator(
     state: TrainState, key: jax.Array, image: tuple[int, int], config: TokenizerRunConfig
 ) -> AdversarialState:
-    """A fresh state with a fresh (boxed) discriminator beside it."""
+    """The state, extended by a discriminator with random (boxed) parameters."""
     params = make_discriminator(config).init(key, jnp.zeros((1, *image, 3)))['params']
     discriminator = DiscriminatorState(
         params=params,
@@ -96,7 +97,7 @@ def add_discriminator(
     )
 
 
-def attack(
+def adversarial_terms(
     state: AdversarialState,
     pixels_BYX3: jax.Array,
     target_BYX3: jax.Array,
@@ -104,27 +105,29 @@ def attack(
     last_layer: Callable[[jax.Array], Any],
     config: TokenizerRunConfig,
 ) -> AdversarialTerms:
-    """Both sides of the game on one batch, from the same reconstructions.
+    """Losses and gradients of discriminator and generator on one batch.
 
     Args:
       reconstruction_gradient: of the other terms with respect to the pixels, (B, Y, X, 3).
-      last_layer: a gradient with respect to the pixels -> the one of the decoder's last kernel.
+      last_layer: maps a gradient with respect to the pixels to the gradient of the decoder's last
+        kernel.
     """
-    model, settings, mine = make_discriminator(config), config.adversarial, state.discriminator
+    model, settings = make_discriminator(config), config.adversarial
+    discriminator = state.discriminator
 
-    def judge(params, pixels):
+    def logits(params, pixels):
         return model.apply({'params': params}, pixels)
 
-    fake, pull_fake = jax.vjp(judge, mine.params, pixels_BYX3)
-    real, pull_real = jax.vjp(lambda params: judge(params, target_BYX3), mine.params)
+    fake, pull_fake = jax.vjp(logits, discriminator.params, pixels_BYX3)
+    real, pull_real = jax.vjp(lambda params: logits(params, target_BYX3), discriminator.params)
 
-    def own_loss(real, fake):
-        game = hinge(real, fake)
-        drift = lecam(real, fake, mine.mean_real, mine.mean_fake)
-        return game + settings.lecam * drift, (game, drift)
+    def discriminator_loss(real, fake):
+        hinge_loss = hinge(real, fake)
+        lecam_loss = lecam(real, fake, discriminator.mean_real, discriminator.mean_fake)
+        return hinge_loss + settings.lecam * lecam_loss, (hinge_loss, lecam_loss)
 
-    own = jax.value_and_grad(own_loss, argnums=(0, 1), has_aux=True)
-    (loss, (game, drift)), (to_real, to_fake) = own(real, fake)
+    loss_and_gradient = jax.value_and_grad(discriminator_loss, argnums=(0, 1), has_aux=True)
+    (loss, (hinge_loss, lecam_loss)), (to_real, to_fake) = loss_and_gradient(real, fake)
     gradients = jax.tree.map(jnp.add, pull_real(to_real)[0], pull_fake(to_fake)[0])
     term, to_pixels = jax.value_and_grad(generator_loss)(fake)
     pixels_gradient = pull_fake(to_pixels)[1]
@@ -136,40 +139,40 @@ def attack(
     metrics = {
         'adversarial': term,
         'adversarial_weight': weight,
-        'discriminator': game,
-        'lecam': drift,
+        'discriminator': hinge_loss,
+        'lecam': lecam_loss,
         'logit_real': jnp.mean(real),
         'logit_fake': jnp.mean(fake),
         'discriminator_grad_norm': norm,
     }
-    found = AdversarialTerms(
+    terms = AdversarialTerms(
         metrics, weight * pixels_gradient, gradients, loss + weight * term + norm
     )
-    # Computed and thrown away before the start: 2 % of a step at the released sizes, while XLA runs
-    # convolutions inside a conditional 35 times slower on a CPU.
+    # Computed and discarded before the start, at a cost of 2 % of a step at the released sizes: XLA
+    # runs convolutions inside a conditional 35 times slower on a CPU.
     started = state.step >= settings.start_step
-    return jax.tree.map(lambda x: jnp.where(started, x, jnp.zeros_like(x)), found)
+    return jax.tree.map(lambda x: jnp.where(started, x, jnp.zeros_like(x)), terms)
 
 
 def update_discriminator(
     state: AdversarialState,
     new: AdversarialState,
-    attacked: AdversarialTerms,
+    terms: AdversarialTerms,
     config: TokenizerRunConfig,
 ) -> AdversarialState:
-    """`new` with the discriminator's update, unless the step was bad or came too early.
+    """`new` with the updated discriminator, unless the step was bad or before `start_step`.
 
     Args:
       state: before the step.
-      new: after the tokenizer's update, which has counted whether the step was bad.
+      new: after the tokenizer's update; its `skipped` has grown by one if the step was bad.
     """
     settings, old = config.adversarial, state.discriminator
     updates, opt_state = discriminator_optimizer(config).update(
-        attacked.gradients, old.opt_state, old.params
+        terms.gradients, old.opt_state, old.params
     )
     count = old.updates.astype(jnp.float32)
     rate = 1 - jnp.minimum(settings.lecam_decay, (1 + count) / (10 + count))
-    metrics = attacked.metrics
+    metrics = terms.metrics
     moved = DiscriminatorState(
         params=optax.apply_updates(old.params, updates),
         opt_state=opt_state,
@@ -177,6 +180,6 @@ def update_discriminator(
         mean_fake=old.mean_fake + rate * (metrics['logit_fake'] - old.mean_fake),
         updates=old.updates + 1,
     )
-    play = (state.step >= settings.start_step) & (new.skipped == state.skipped)
-    kept = jax.tree.map(lambda n, o: jnp.where(play, n, o), moved, old)
+    updated = (state.step >= settings.start_step) & (new.skipped == state.skipped)
+    kept = jax.tree.map(lambda n, o: jnp.where(updated, n, o), moved, old)
     return new.replace(discriminator=kept)

@@ -144,7 +144,7 @@ def check(config: TokenizerRunConfig) -> None:
             'freeze_encoder is set without init_from; name the model folder whose encoder is kept'
         )
     if config.losses.truncated and config.quantizer.scale_drop and not config.quantizer.keep_first:
-        # Nothing decoded is a constant image, at which every norm's gradient is huge.
+        # An empty total decodes to the same image for all: the term would teach nothing.
         raise UserError(
             'losses.truncated with quantizer.scale_drop could leave no scale of an image to '
             'decode; set quantizer.keep_first'

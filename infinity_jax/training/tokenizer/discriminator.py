@@ -19,11 +19,11 @@ ADAPTIVE_EPSILON = 1e-4  # added to the adversarial gradient norm, as in VQGAN
 
 
 class PatchDiscriminator(nn.Module):
-    """Says of every patch of an image how real it looks; high is real.
+    """Scores every patch of an image; a high logit means real.
 
     Norms are group norms, over each image by itself. The batch norms of the original would need
-    running statistics in the state, sums over all devices, and let an image's verdict depend on
-    which others, real or not, share its batch.
+    running statistics in the state and sums over all devices, and the logits of an image would
+    depend on the other images in its batch.
 
     Attributes:
       channels: width of the first layer; later ones double it up to eight times.
@@ -50,7 +50,7 @@ class PatchDiscriminator(nn.Module):
 
     @nn.compact
     def __call__(self, pixels_BYX3: jax.Array) -> jax.Array:
-        """Pixels in about [-1, 1] to logits (B, y, x), a patch each."""
+        """Pixels in about [-1, 1] to logits (B, y, x), one per patch."""
         x = nn.leaky_relu(self.conv(self.channels, 2, 'conv_0')(pixels_BYX3), SLOPE)
         for i in range(1, self.layers + 1):
             features = self.channels * min(2**i, WIDEST)

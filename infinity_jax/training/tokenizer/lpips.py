@@ -1,6 +1,6 @@
 """Perceptual distance LPIPS, version 0.1, on VGG-16 features (arXiv 1801.03924).
 
-The weights are frozen and come from files that the user names: `perceptual_files`.
+The weights are frozen and come from files that the user names: `lpips_files`.
 """
 
 from typing import Any
@@ -15,6 +15,7 @@ BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 SHIFT = (-0.030, -0.088, -0.188)
 SPREAD = (0.458, 0.448, 0.450)
 NORM_EPSILON = 1e-10  # added to the length of a feature vector, as published
+NO_LENGTH = 1e-6  # a feature vector this short is rounding
 HIGHEST = jax.lax.Precision.HIGHEST
 MIN_EDGE = 16  # pixels; four max pools leave one position of it
 
@@ -63,11 +64,17 @@ def vgg_features(
 
 
 def _unit(x_Bhwc: jax.Array) -> jax.Array:
-    """Feature vectors over their lengths; a vector of zeros stays, with a finite gradient."""
+    """Feature vectors over their lengths, (B, h, w, c).
+
+    A vector of length `NO_LENGTH` or less has no direction beyond rounding, and gets the gradient
+    zero instead of up to 1e10, the inverse of the published ε. A vector of zeros stays as it is.
+    """
     square = jnp.sum(jnp.square(x_Bhwc), axis=-1, keepdims=True)
-    some = square > 0
-    length = jnp.where(some, jnp.sqrt(jnp.where(some, square, 1.0)), 0.0)
-    return x_Bhwc / (length + NORM_EPSILON)
+    some = square > NO_LENGTH**2
+    # The root has a gradient only where it is finite; the values are those of the plain formula.
+    root = jnp.sqrt(jnp.where(some, square, 1.0))
+    length = jnp.where(some, root, jax.lax.stop_gradient(jnp.sqrt(square)))
+    return jnp.where(some, x_Bhwc, jax.lax.stop_gradient(x_Bhwc)) / (length + NORM_EPSILON)
 
 
 def lpips(
@@ -80,7 +87,7 @@ def lpips(
 
     Args:
       params: {'vgg': …, 'heads': ((64,), (128,), (256,), (512,), (512,))}, as
-        `perceptual_files.load_perceptual` reads them.
+        `lpips_files.load_lpips` reads them.
       precision: of the convolutions' products; measuring wants the highest.
     """
     distance_B = jnp.zeros(pixels_BYX3.shape[0])

@@ -16,8 +16,8 @@ HEAD_NAME = 'lin{}.model.1.weight'  # in the LPIPS package's own vgg.pth
 NAMED = 5  # wrong weights in an error; as many as there are heads
 
 
-def load_perceptual(vgg: str | os.PathLike, heads: str | os.PathLike) -> dict[str, Any]:
-    """Parameters for `tokenizer.perceptual.lpips`, numpy float32.
+def load_lpips(vgg: str | os.PathLike, heads: str | os.PathLike) -> dict[str, Any]:
+    """Parameters of `lpips.lpips`, numpy float32.
 
     Args:
       vgg: VGG-16 in torchvision's format, `features.{0,2,5,…}.weight` and `.bias`, as .pth or
@@ -60,7 +60,7 @@ def _read(path: Any, tensors: Any, wanted: dict[str, tuple[int, ...]], what: str
     return {name: np.asarray(tensors[name].read(), np.float32) for name in wanted}
 
 
-def perceptual_or_none(weight: float, vgg: str, heads: str) -> dict[str, Any] | None:
+def lpips_or_none(weight: float, vgg: str, heads: str) -> dict[str, Any] | None:
     """The weights on the host where the term is on; None, said in one line, without files.
 
     Args:
@@ -92,4 +92,4 @@ def perceptual_or_none(weight: float, vgg: str, heads: str) -> dict[str, Any] | 
                 f'{weight:g}, but config.vgg_weights and config.lpips_heads name no files'
             )
         return None
-    return load_perceptual(vgg, heads)
+    return load_lpips(vgg, heads)

@@ -1,7 +1,8 @@
-"""What tokenizer training does to the quantizer so that decoders live with fewer or wrong bits.
+"""Noise in the quantizer during training, so that decoders tolerate missing or wrong bits.
 
 As in the released training: scales dropped at random, random bit flips on the first scales. Here
-every draw is by image, where the released code draws dropped scales once for the whole batch.
+every image has random choices of its own; the released code drops the same scales for the whole
+batch.
 """
 
 import dataclasses

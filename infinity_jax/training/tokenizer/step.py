@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from infinity_jax.data.batch import Batch
 from infinity_jax.images import from_uint8, psnr
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.quantizer import quantize, truncated_total
@@ -19,7 +20,7 @@ from infinity_jax.training.optimizer import (
 )
 from infinity_jax.training.tokenizer.adversarial import (
     AdversarialTerms,
-    attack,
+    adversarial_terms,
     update_discriminator,
 )
 from infinity_jax.training.tokenizer.config import TokenizerLosses, TokenizerRunConfig
@@ -27,11 +28,11 @@ from infinity_jax.training.tokenizer.losses import commitment, entropy_penalty, 
 from infinity_jax.training.tokenizer.lpips import lpips
 from infinity_jax.training.tokenizer.noise import sample_flips, sample_kept, sample_truncation
 
-STRIP_PICTURES = 8  # originals above reconstructions in the sample image
+STRIP_IMAGES = 8  # originals above reconstructions in the sample image
 
 
 class Outputs(NamedTuple):
-    """What the losses read, and what gradients are taken of.
+    """Outputs of the tokenizer that the losses read and are differentiated by.
 
     Attributes:
       pixels: reconstruction, not clamped, (B, Y, X, 3).
@@ -45,7 +46,7 @@ class Outputs(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """What training draws for each image of a batch; None for what is off.
+    """Random choices of training for each image of a batch; None for an option that is off.
 
     Attributes:
       kept_BK: bool, the scales that an image keeps.
@@ -99,14 +100,14 @@ def forward(
 def loss_terms(
     outputs: Outputs,
     target_BYX3: jax.Array,
-    perceptual: Any,
+    lpips_params: Any,
     weights: TokenizerLosses,
     precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The weighted sum and its unweighted terms, without the adversarial one.
 
     Args:
-      perceptual: weights of LPIPS; None: the term is off.
+      lpips_params: weights of LPIPS; None: the term is off.
       precision: of the products in LPIPS.
     """
     l1, l2 = reconstruction(outputs.pixels, target_BYX3)
@@ -116,8 +117,8 @@ def loss_terms(
         'commitment': commitment(outputs.normalised),
         'entropy': entropy_penalty(outputs.normalised, weights.inverse_temperature),
     }
-    if perceptual is not None:
-        terms['perceptual'] = jnp.mean(lpips(perceptual, outputs.pixels, target_BYX3, precision))
+    if lpips_params is not None:
+        terms['perceptual'] = jnp.mean(lpips(lpips_params, outputs.pixels, target_BYX3, precision))
     if outputs.truncated is not None:
         l1, l2 = reconstruction(outputs.truncated, target_BYX3)
         terms['truncated'] = weights.l1 * l1 + weights.l2 * l2
@@ -135,7 +136,7 @@ def bit_usage(bits: tuple[jax.Array, ...]) -> jax.Array:
 
 
 def last_layer_gradient(model: Autoencoder, params: Any, last_hidden: jax.Array) -> Any:
-    """A function: gradient with respect to the pixels -> the one of the decoder's last kernel."""
+    """A function from a gradient of the pixels to the gradient of the decoder's last kernel."""
     last = params['decoder']['conv_out']
     decode = lambda kernel: model.last_layer({**last, 'kernel': kernel}, last_hidden)
     pull = jax.vjp(decode, last['kernel'])[1]
@@ -143,24 +144,24 @@ def last_layer_gradient(model: Autoencoder, params: Any, last_hidden: jax.Array)
 
 
 class Gradients(NamedTuple):
-    """What the images of a batch, or of a part of it, say about the weights; all are means.
+    """Losses and gradients of a batch or a part of it; means over its images.
 
     Attributes:
       params: gradient of the tokenizer's weights.
       loss: the weighted sum.
       metrics: scalars and (K,) vectors for the log.
-      attack: of the discriminator; None without one. Its `pixels_gradient` has been used.
+      adversarial: terms of the discriminator, None without one; `pixels_gradient` is in `params`.
     """
 
     params: Any
     loss: jax.Array
     metrics: dict[str, jax.Array]
-    attack: AdversarialTerms | None
+    adversarial: AdversarialTerms | None
 
 
 def gradients_of(
     state: TrainState,
-    perceptual: Any,
+    lpips_params: Any,
     rows: tuple[jax.Array, Noise],
     *,
     model: Autoencoder,
@@ -184,20 +185,22 @@ def gradients_of(
     outputs, pull, (bits, last_hidden) = jax.vjp(generate, state.params, has_aux=True)
     terms_of = jax.value_and_grad(loss_terms, has_aux=True)
     precision = jax.lax.Precision(config.precision)
-    (loss, metrics), gradient = terms_of(outputs, target, perceptual, config.losses, precision)
+    (loss, metrics), gradient = terms_of(outputs, target, lpips_params, config.losses, precision)
     metrics |= {'psnr': psnr(outputs.pixels, target), 'bit_usage': bit_usage(bits)}
-    attacked = None
+    adversarial = None
     if config.adversarial.weight:
         last_layer = last_layer_gradient(model, state.params, last_hidden)
-        attacked = attack(state, outputs.pixels, target, gradient.pixels, last_layer, config)
-        gradient = gradient._replace(pixels=gradient.pixels + attacked.pixels_gradient)
-        attacked = attacked._replace(pixels_gradient=None)
-        loss += attacked.metrics['adversarial_weight'] * attacked.metrics['adversarial']
-    return Gradients(pull(gradient)[0], loss, metrics, attacked)
+        adversarial = adversarial_terms(
+            state, outputs.pixels, target, gradient.pixels, last_layer, config
+        )
+        gradient = gradient._replace(pixels=gradient.pixels + adversarial.pixels_gradient)
+        adversarial = adversarial._replace(pixels_gradient=None)
+        loss += adversarial.metrics['adversarial_weight'] * adversarial.metrics['adversarial']
+    return Gradients(pull(gradient)[0], loss, metrics, adversarial)
 
 
 def train_step(
-    state: TrainState, perceptual: Any, batch: Any, *, model: Autoencoder, config: Any
+    state: TrainState, lpips_params: Any, batch: Batch, *, model: Autoencoder, config: Any
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update of the tokenizer and, if there is one, of the discriminator. Pure.
 
@@ -206,48 +209,48 @@ def train_step(
 
     Args:
       state: an `AdversarialState` where the adversarial term is on.
-      perceptual: weights of LPIPS, or None.
+      lpips_params: weights of LPIPS, or None.
       config: the `TokenizerRunConfig`.
     """
-    pixels = batch['pixels_BYX3']
+    pixels = batch.pixels_BYX3
     noise = sample_noise(step_key(config.seed, state.step), pixels, config)
-    of_rows = functools.partial(gradients_of, state, perceptual, model=model, config=config)
-    grads, loss, metrics, attacked = mean_of_parts(
+    of_rows = functools.partial(gradients_of, state, lpips_params, model=model, config=config)
+    grads, loss, metrics, adversarial = mean_of_parts(
         of_rows, (pixels, noise), config.accumulate_steps
     )
-    finite = loss if attacked is None else loss + attacked.finite
+    finite = loss if adversarial is None else loss + adversarial.finite
     learning_rate = make_schedule(config.optimizer, config.steps)(state.step - state.skipped)
     optimizer = make_optimizer(config.optimizer, config.steps)
     new, update = apply_gradients(state, grads, finite, optimizer, config.optimizer)
     if config.freeze_encoder:
         new = with_encoder_of(new, state)
-    if attacked is not None:
-        new = update_discriminator(state, new, attacked, config)
-        metrics |= attacked.metrics
+    if adversarial is not None:
+        new = update_discriminator(state, new, adversarial, config)
+        metrics |= adversarial.metrics
     return new, {'loss': loss, **metrics, **update, 'learning_rate': learning_rate}
 
 
 def evaluation_step(
-    params: Any, perceptual: Any, batch: Any, *, model: Autoencoder, config: TokenizerRunConfig
+    params: Any, lpips_params: Any, batch: Batch, *, model: Autoencoder, config: TokenizerRunConfig
 ) -> tuple[dict[str, jax.Array], jax.Array]:
     """Metrics of one held-out batch; and (2, n, Y, X, 3), first images and reconstructions."""
 
     def of_rows(pixels):
         target = from_uint8(pixels)
         outputs, bits, _ = forward(model, params, target, config)
-        loss, terms = loss_terms(outputs, target, perceptual, config.losses)
+        loss, terms = loss_terms(outputs, target, lpips_params, config.losses)
         metrics = {'loss': loss, **terms, 'psnr': psnr(outputs.pixels, target)}
         return {**metrics, 'bit_usage': bit_usage(bits)}, outputs.pixels
 
-    pixels, count = batch['pixels_BYX3'], config.accumulate_steps
+    pixels, count = batch.pixels_BYX3, config.accumulate_steps
     if count == 1:
         metrics, decoded = of_rows(pixels)
     else:
         metrics, decoded = jax.lax.map(of_rows, batch_parts(pixels, count))
         metrics = jax.tree.map(lambda x: x.mean(0), metrics)
         decoded = decoded.swapaxes(0, 1).reshape(pixels.shape)
-    target = from_uint8(pixels[:STRIP_PICTURES])
-    return metrics, jnp.stack([target, decoded[:STRIP_PICTURES]])
+    target = from_uint8(pixels[:STRIP_IMAGES])
+    return metrics, jnp.stack([target, decoded[:STRIP_IMAGES]])
 
 
 def with_encoder_of(new: TrainState, old: TrainState) -> TrainState:

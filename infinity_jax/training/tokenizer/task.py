@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from infinity_jax.config import ModelConfigs
+from infinity_jax.data.batch import Batch
 from infinity_jax.images import contact_sheet, save_png, to_uint8
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import (
@@ -31,7 +32,7 @@ from infinity_jax.training.optimizer import TrainState, make_optimizer, new_stat
 from infinity_jax.training.run_folder import recipe
 from infinity_jax.training.tokenizer.adversarial import add_discriminator
 from infinity_jax.training.tokenizer.config import TokenizerRunConfig, check
-from infinity_jax.training.tokenizer.lpips_files import perceptual_or_none
+from infinity_jax.training.tokenizer.lpips_files import lpips_or_none
 from infinity_jax.training.tokenizer.step import evaluation_step, train_step
 from infinity_jax.weights.model_folder import LoadedModel, save_model
 
@@ -57,7 +58,7 @@ def init_state(key: jax.Array, model: Autoencoder, config: TokenizerRunConfig) -
 
 
 def jit_step(model: Autoencoder, config: TokenizerRunConfig, shardings: Any, mesh: Mesh) -> Any:
-    """`train_step` as (state, perceptual, batch) -> (state, metrics), the state donated."""
+    """`train_step` as (state, lpips_params, batch) -> (state, metrics), the state donated."""
     return jax.jit(
         functools.partial(train_step, model=model, config=config),
         out_shardings=(shardings, replicated(mesh)),
@@ -84,10 +85,8 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
         start = lambda state, p: state.replace(params=p, ema=jax.tree.map(jnp.copy, p))
         return jax.jit(start, out_shardings=shardings)(fresh, params)
 
-    perceptual = perceptual_or_none(
-        config.losses.perceptual, config.vgg_weights, config.lpips_heads
-    )
-    perceptual = jax.device_put(perceptual, replicated(mesh))
+    lpips_params = lpips_or_none(config.losses.perceptual, config.vgg_weights, config.lpips_heads)
+    lpips_params = jax.device_put(lpips_params, replicated(mesh))
     step = jit_step(model, config, shardings, mesh)
     evaluate_batch = jax.jit(
         functools.partial(evaluation_step, model=model, config=config),
@@ -96,11 +95,11 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
     held_out = [put_batch(batch, mesh) for batch in held_out_batches(config)]
 
     def evaluate(state: TrainState) -> dict[str, jax.Array]:
-        results = [evaluate_batch(state.ema, perceptual, batch)[0] for batch in held_out]
+        results = [evaluate_batch(state.ema, lpips_params, batch)[0] for batch in held_out]
         return jax.tree.map(lambda *x: sum(x) / len(x), *results)
 
     def sample(state: TrainState, path: pathlib.Path) -> None:
-        originals, pixels = evaluate_batch(state.ema, perceptual, held_out[0])[1]
+        originals, pixels = evaluate_batch(state.ema, lpips_params, held_out[0])[1]
         names = ['original'] * len(originals) + ['reconstruction'] * len(pixels)
         images = np.asarray(to_uint8(jnp.concatenate([originals, pixels])))
         if jax.process_index() == 0:
@@ -116,8 +115,8 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
         if jax.process_index() == 0:
             save_model(folder, loaded)
 
-    def step_flops(batch: Any) -> float:
-        height, width = batch['pixels_BYX3'].shape[1:3]
+    def step_flops(batch: Batch) -> float:
+        height, width = batch.pixels_BYX3.shape[1:3]
         return flops.tokenizer_training_step(
             config.tokenizer,
             height,
@@ -131,7 +130,7 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
         abstract_state=loop.with_shardings(shapes, shardings),
         from_model=from_model if config.init_from else None,
         batches=make_batches(config, 'train'),
-        train_step=in_mesh(mesh, lambda state, batch: step(state, perceptual, batch)),
+        train_step=in_mesh(mesh, lambda state, batch: step(state, lpips_params, batch)),
         step_flops=step_flops,
         evaluate=in_mesh(mesh, evaluate),
         sample=in_mesh(mesh, sample),

@@ -76,7 +76,7 @@ def run_schedule(config: T2IConfig, stored: ScaleSchedule | None, folded: bool) 
     """
     if stored is not None and released_name(stored) is None:
         code_grids = stored.code_grids(folded)
-        fold = 2 if config.transformer.spatial_patchify else 1
+        fold = config.transformer.patch_size
         if any(n % fold for grid in code_grids for n in grid):
             raise UserError(
                 f'transformer.spatial_patchify folds 2x2 codes, but the tokenizer has grids '

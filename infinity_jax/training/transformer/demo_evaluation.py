@@ -11,7 +11,7 @@ import numpy as np
 
 from infinity_jax.config import QuantizationConfig
 from infinity_jax.emoji.artwork import subset as emoji_subset
-from infinity_jax.emoji.captions import caption
+from infinity_jax.emoji.image_spec import caption
 from infinity_jax.emoji.matcher import evaluation_specs, match
 from infinity_jax.emoji.render import render
 from infinity_jax.errors import UserError

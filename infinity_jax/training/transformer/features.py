@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from infinity_jax.data.config import SPLITS
-from infinity_jax.data.features.stored import FeatureInfo, TextInfo, read_info
+from infinity_jax.data.features.reader import FeatureInfo, TextInfo, read_info
 from infinity_jax.errors import UserError
 from infinity_jax.training.transformer.config import T2IConfig
 from infinity_jax.weights.model_folder import LoadedModel

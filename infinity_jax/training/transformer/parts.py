@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from infinity_jax.config import ModelConfigs
+from infinity_jax.config import ModelConfigs, pixels_per_token
 from infinity_jax.errors import UserError
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.training.init_from import base_params, check_named, source_of
@@ -72,7 +72,7 @@ def _check_parts(
             f'text.encoder.vocab_size is {configs.text.vocab_size}, below the {vocab_size} tokens '
             f'of {text_folder}; raise it'
         )
-    stride = configs.tokenizer.stride * (2 if config.transformer.spatial_patchify else 1)
+    stride = pixels_per_token(config.transformer, configs.tokenizer)
     size = configs.schedule.image_size(stride)
     if size != (config.data.image_size,) * 2:
         problems.append(

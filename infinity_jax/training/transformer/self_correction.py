@@ -15,7 +15,7 @@ from infinity_jax.tokenizer.quantizer import (
     codes_from_bits,
     flatten_tokens,
     next_input,
-    residual_direction,
+    normalised_residual,
 )
 
 STRENGTH_STEP = 0.01  # strengths are drawn from {0, 0.01, …, maximum}
@@ -47,7 +47,7 @@ def correct(
     for scale, grid in enumerate(grids):
         if scale:
             inputs.append(flatten_tokens(next_input(total, grid), patchify))
-        bits = residual_direction(features_Bhwd, total, grid) > 0
+        bits = normalised_residual(features_Bhwd, total, grid) > 0
         targets.append(flatten_tokens(bits, patchify))
         total = accumulate(total, codes_from_bits(flip(scale, bits)))
     return jnp.concatenate(inputs, axis=1), jnp.concatenate(targets, axis=1)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from infinity_jax.config import ModelConfigs
+from infinity_jax.config import ModelConfigs, pixels_per_token
+from infinity_jax.data.batch import Batch
 from infinity_jax.images import from_uint8
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import compiler_options, replicated
@@ -40,16 +41,15 @@ class Models:
     text_encoder: T5Encoder
     schedules: tuple[ScaleSchedule, ...]
 
-    def schedule_of(self, batch: Any) -> ScaleSchedule:
-        """The schedule that a batch's image shape tells; under jit a program a bucket."""
-        stride = self.autoencoder.config.stride
-        stride *= 2 if self.transformer.config.spatial_patchify else 1
+    def schedule_of(self, batch: Batch) -> ScaleSchedule:
+        """The schedule of a batch's image shape; jit compiles one program per bucket."""
+        stride = pixels_per_token(self.transformer.config, self.autoencoder.config)
         sizes = [schedule.image_size(stride) for schedule in self.schedules]
-        if 'features_Bhwd' in batch:
-            h, w = batch['features_Bhwd'].shape[1:3]
-            size = h * self.autoencoder.config.stride, w * self.autoencoder.config.stride
+        if batch.features_Bhwd is None:
+            size = batch.pixels_BYX3.shape[1:3]
         else:
-            size = batch['pixels_BYX3'].shape[1:3]
+            h, w = batch.features_Bhwd.shape[1:3]
+            size = h * self.autoencoder.config.stride, w * self.autoencoder.config.stride
         return self.schedules[sizes.index(size)]
 
     def init(self, key: jax.Array, train_text: bool) -> Any:
@@ -73,11 +73,11 @@ def make_models(config: T2IConfig, configs: ModelConfigs) -> Models:
     )
 
 
-def flips_of(key: jax.Array, batch: Any, models: Models, config: T2IConfig) -> tuple:
+def flips_of(key: jax.Array, batch: Batch, models: Models, config: T2IConfig) -> tuple:
     """The bits of a batch that self-correction flips."""
     return sample_flips(
         key,
-        batch['lengths_B'].shape[0],
+        batch.lengths_B.shape[0],
         models.autoencoder.config.bits,
         models.schedule_of(batch),
         max_strength=config.self_correction.max_strength,
@@ -86,18 +86,18 @@ def flips_of(key: jax.Array, batch: Any, models: Models, config: T2IConfig) -> t
     )
 
 
-def encode(frozen: Any, batch: Any, models: Models) -> jax.Array:
-    """Tokenizer features (B, h, w, d) of a batch of images, or those that it brings along."""
-    if 'features_Bhwd' in batch:
-        return batch['features_Bhwd'].astype(jnp.float32)
-    pixels = from_uint8(batch['pixels_BYX3'])
+def encode(frozen: Any, batch: Batch, models: Models) -> jax.Array:
+    """Tokenizer features (B, h, w, d) of a batch: those it holds, or computed from its images."""
+    if batch.features_Bhwd is not None:
+        return batch.features_Bhwd.astype(jnp.float32)
+    pixels = from_uint8(batch.pixels_BYX3)
     return models.autoencoder.apply(
         {'params': frozen['tokenizer']}, pixels, method=Autoencoder.encode
     )
 
 
 def encode_and_corrupt(
-    flips: tuple, frozen: Any, batch: Any, models: Models
+    flips: tuple, frozen: Any, batch: Batch, models: Models
 ) -> tuple[jax.Array, jax.Array]:
     """Images to the transformer's inputs (B, L − 1, d) and target bits (B, L, d); no gradient."""
     inputs, targets = corrupt(
@@ -110,19 +110,17 @@ def encode_and_corrupt(
 
 
 def predict(
-    params: Any, batch: Any, inputs_BLd: jax.Array, models: Models, **options: Any
+    params: Any, batch: Batch, inputs_BLd: jax.Array, models: Models, **options: Any
 ) -> jax.Array:
     """Captions and inputs to logits (B, L, d, 2). `params` has 'transformer' and 'text'."""
-    if 'text_BTE' in batch:
-        text = batch['text_BTE'].astype(jnp.float32)
+    if batch.text_BTE is not None:
+        text = batch.text_BTE.astype(jnp.float32)
     else:
-        text = models.text_encoder.apply(
-            {'params': params['text']}, batch['ids_BT'], batch['lengths_B']
-        )
+        text = models.text_encoder.apply({'params': params['text']}, batch.ids_BT, batch.lengths_B)
     return models.transformer.apply(
         {'params': params['transformer']},
         text,
-        batch['lengths_B'],
+        batch.lengths_B,
         inputs_BLd,
         models.schedule_of(batch),
         **options,
@@ -143,7 +141,7 @@ def bit_metrics(loss: jax.Array, parts: Any, schedule: ScaleSchedule) -> dict[st
 
 
 def train_step(
-    state: TrainState, frozen: Any, batch: Any, *, models: Models, config: T2IConfig
+    state: TrainState, frozen: Any, batch: Batch, *, models: Models, config: T2IConfig
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update. Pure: every random draw comes from the seed and `state.step`.
 
@@ -152,7 +150,7 @@ def train_step(
     schedule = models.schedule_of(batch)
     key = step_key(config.seed, state.step)
     corrupt_key, drop_key, path_key = jax.random.split(key, 3)
-    shape = batch['lengths_B'].shape
+    shape = batch.lengths_B.shape
     draws = {
         'flips': flips_of(corrupt_key, batch, models, config),
         'drop_condition_B': jax.random.bernoulli(drop_key, config.condition_drop, shape),
@@ -178,7 +176,7 @@ def train_step(
 
 
 def evaluation_step(
-    params: Any, frozen: Any, batch: Any, index: int, *, models: Models, config: T2IConfig
+    params: Any, frozen: Any, batch: Batch, index: int, *, models: Models, config: T2IConfig
 ) -> dict[str, jax.Array]:
     """Metrics of one held-out batch, its flips always the same ones, all captions kept."""
     schedule = models.schedule_of(batch)

@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import pathlib
-from typing import Any
 
 import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
+from infinity_jax.data.batch import Batch
 from infinity_jax.images import contact_sheet, save_png
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.runtime.preemption import finishing
@@ -84,9 +84,9 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     }
     host_batches = held_out_batches(config, **text)
     held_out = [put_batch(batch, mesh) for batch in host_batches]
-    trained = first_batches(config, 'train', 1, **text)[0]['captions']
+    trained = first_batches(config, 'train', 1, **text)[0].captions
     half = SAMPLE_CAPTIONS // 2
-    captions = from_first_process(trained[:half] + host_batches[0]['captions'][:half])
+    captions = from_first_process(trained[:half] + host_batches[0].captions[:half])
 
     def evaluate(state: TrainState) -> dict[str, jax.Array]:
         results = [evaluate_batch(state.ema, frozen, b, i) for i, b in enumerate(held_out)]
@@ -124,7 +124,7 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
             if adapters is not None:
                 save_adapter(folder.parent / FILE_NAME, adapters, config.lora)
 
-    def step_flops(batch: Any) -> float:
+    def step_flops(batch: Batch) -> float:
         return flops.training_step(
             config.transformer,
             models.schedule_of(batch),

@@ -1,4 +1,4 @@
-"""Folders of images without captions, crops drawn from them, and the photographs of packages."""
+"""Folders of images without captions, crops sampled from them, and the photographs of packages."""
 
 import pathlib
 
@@ -35,18 +35,18 @@ def shown(data, split, batches=20):
     iterator = training_batches(data, split=split, batch_size=4)
     taken = [next(iterator) for _ in range(batches)]
     iterator.close()
-    assert all(text == '' for batch in taken for text in batch['captions'])
-    return {int(red) for batch in taken for red in batch['pixels_BYX3'][:, 16, 16, 0]}
+    assert all(text == '' for batch in taken for text in batch.captions)
+    return {int(red) for batch in taken for red in batch.pixels_BYX3[:, 16, 16, 0]}
 
 
-def test_images_are_found_below_and_told_apart_by_name(folder):
+def test_images_in_subfolders_are_found_and_named_by_path(folder):
     source = FolderSource.open(SourceConfig('folder', str(folder)))
-    places = list(source.places())
-    assert len(places) == 20 == len(source.files())
-    assert [source.record_name(place) for place in places[:2]] == ['00.webp', '02.PNG']
-    assert source.record_name(places[-1]) == 'below/19.PNG'
-    assert source.read(places[0]).captions is None
-    with source.read(places[-1]).open_image() as stream:
+    locations = list(source.locations())
+    assert len(locations) == 20 == len(source.files())
+    assert [source.record_name(location) for location in locations[:2]] == ['00.webp', '02.PNG']
+    assert source.record_name(locations[-1]) == 'below/19.PNG'
+    assert source.read(locations[0]).captions is None
+    with source.read(locations[-1]).open_image() as stream:
         assert stream.read() == (folder / 'below' / '19.PNG').read_bytes()
 
 
@@ -56,14 +56,14 @@ def test_whole_images_are_held_out(folder, tmp_path):
     assert not trained & held_out and len(trained | held_out) == 20 and len(held_out) > 2
 
 
-def test_crops_are_drawn_anew_by_the_seed(tmp_path):
+def test_crops_follow_from_the_seed(tmp_path):
     (tmp_path / 'images').mkdir()
     (tmp_path / 'images' / 'a.png').write_bytes(encoded(96, 128, kind='PNG'))
     data = config(tmp_path / 'images', tmp_path, held_out_share=0.0, smallest_crop=0.25)
 
     def take(seed, data=data):
         iterator = training_batches(data, batch_size=1, seed=seed)
-        taken = [next(iterator)['pixels_BYX3'] for _ in range(3)]
+        taken = [next(iterator).pixels_BYX3 for _ in range(3)]
         iterator.close()
         return taken
 

@@ -15,11 +15,11 @@ def opened(folder):
 
 def test_samples_of_all_shards(tmp_path):
     source = opened(tar_folder(tmp_path / 'shards', count=6))
-    places = list(source.places())
-    texts = [source.read(place).captions.short for place in places]
+    locations = list(source.locations())
+    texts = [source.read(location).captions.short for location in locations]
     assert texts == [(f'tar {i}',) for i in (0, 2, 4, 1, 3, 5)]
-    assert source.read(places[3]).open_image().read() == encoded(64, 64, 101, 'PNG')
-    assert source.record_name(places[3]) == '001.tar part/0001.png'
+    assert source.read(locations[3]).open_image().read() == encoded(64, 64, 101, 'PNG')
+    assert source.record_name(locations[3]) == '001.tar part/0001.png'
 
 
 def test_incomplete_samples_are_broken_records(tmp_path):
@@ -30,10 +30,10 @@ def test_incomplete_samples_are_broken_records(tmp_path):
         add_member(shard, 'c.json', b'{')
         add_member(shard, 'd.cls', b'3')  # of no use
     source = opened(tmp_path)
-    bare, no_text, bad = source.places()
-    for place, reason in ((bare, 'no image'), (bad, 'bad JSON')):
+    bare, no_text, bad = source.locations()
+    for location, reason in ((bare, 'no image'), (bad, 'bad JSON')):
         with pytest.raises(BrokenRecord, match=reason):
-            source.read(place)
+            source.read(location)
     assert source.record_name(bare) == 'a.tar a.txt'
     assert not source.read(no_text).captions.usable
 
@@ -43,7 +43,7 @@ def test_unreadable_shards_are_user_errors(tmp_path):
         opened(tmp_path)
     (tmp_path / 'a.tar').write_bytes(b'this is no tar' * 100)
     with pytest.raises(UserError, match='a.tar.*pack it again'):
-        list(opened(tmp_path).places())
+        list(opened(tmp_path).locations())
 
 
 def test_a_shard_that_ends_too_early_is_a_user_error(tmp_path):
@@ -58,12 +58,12 @@ def test_a_shard_that_ends_too_early_is_a_user_error(tmp_path):
     for damaged in (whole[:second], whole[: second + 200], bytes(changed), unwritten):
         shard.write_bytes(damaged)
         with pytest.raises(UserError, match=f'000.tar: damaged or cut off at byte {second}; '):
-            list(opened(folder).places())
+            list(opened(folder).locations())
     shard.write_bytes(whole + whole)
     with pytest.raises(UserError, match='000.tar: damaged or cut off at byte'):
-        list(opened(folder).places())  # tarfile reads the first of the two alone
+        list(opened(folder).locations())  # tarfile reads the first of the two alone
     shard.write_bytes(whole[:-1])
-    list(opened(folder).places())  # what fills up the last blocks may be missing
+    list(opened(folder).locations())  # what fills up the last blocks may be missing
 
 
 def test_a_part_of_a_file_is_a_file(tmp_path):

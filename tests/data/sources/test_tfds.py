@@ -22,7 +22,7 @@ def opened(folder, **fields):
 
 def test_examples_come_encoded_and_without_tensorflow(folder):
     source = opened(folder)
-    records = [source.read(place) for place in source.places()]
+    records = [source.read(location) for location in source.locations()]
     images = {r.captions.short: r.open_image().read() for r in records}
     assert images == {(f'tfds {i}',): encoded(64, 64, 200 + i) for i in range(4)}
     assert all(path.exists() for path in source.files())
@@ -34,11 +34,11 @@ def test_nested_lists_of_texts_are_all_used(folder):
     captions = opened(folder, text_field='captions/text').read((0,)).captions
     assert len(captions.short) == 2
     rng = np.random.default_rng(0)
-    assert {captions.choose(rng, 0.2) for _ in range(30)} == set(captions.short)
+    assert {captions.sample(rng, 0.2) for _ in range(30)} == set(captions.short)
 
 
 def test_a_part_of_a_split(folder):
-    assert len(list(opened(folder, split='train[:50%]').places())) == 2
+    assert len(list(opened(folder, split='train[:50%]').locations())) == 2
 
 
 @pytest.mark.parametrize(
@@ -76,9 +76,9 @@ def test_damaged_bytes_are_broken_records(tmp_path, cut, broken, reason):
     content[2000] ^= 255  # inside a record, which are 1 to 2 kB each
     path.write_bytes(content[:3000] if cut else content)
     reasons = []
-    for place in source.places():
+    for location in source.locations():
         try:
-            source.read(place)
+            source.read(location)
         except BrokenRecord as error:
             reasons.append(str(error))
     assert len(reasons) == broken and reason in reasons[0]

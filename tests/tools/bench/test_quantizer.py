@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from infinity_jax.tokenizer.quantizer import residual_direction
+from infinity_jax.tokenizer.quantizer import normalised_residual
 from infinity_jax.tools.bench.quantizer import rows, table_entropies
 from infinity_jax.training.tokenizer.losses import bit_entropies
 
@@ -23,7 +23,7 @@ def test_bitwise_memory_is_linear_and_the_tables_doubles_with_each_bit():
 def test_the_table_has_the_entropies_of_independent_bits():
     """Distances to corners of a cube are sums over bits, so a position's entropy is as well."""
     features = jax.random.normal(jax.random.key(0), (2, 4, 4, 6))
-    z = residual_direction(features, 0 * features, (4, 4))
+    z = normalised_residual(features, 0 * features, (4, 4))
     ours, table = bit_entropies(z), table_entropies(z)
     assert table.per_sample == pytest.approx(float(ours.per_sample), rel=1e-4)
     # Averages over positions are no longer independent: at most the sum of the bits' entropies.

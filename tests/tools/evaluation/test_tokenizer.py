@@ -35,7 +35,7 @@ from infinity_jax.tools.evaluation.tokenizer_images import (
     folder_images,
 )
 from infinity_jax.training.tokenizer.lpips import lpips
-from infinity_jax.training.tokenizer.lpips_files import load_perceptual
+from infinity_jax.training.tokenizer.lpips_files import load_lpips
 from infinity_jax.weights.model_folder import save_model
 
 
@@ -160,7 +160,7 @@ def test_lpips_is_that_of_the_files(folder, tmp_path, monkeypatch):
     results = evaluate_tokenizer(folder, count=3, vgg=vgg, heads=heads, out=tmp_path / 'out')
     (images,) = emoji_images('starter', 3, 16).batches(3)
     ours = jnp.clip(decoded(images), -1, 1)
-    wanted = jax.jit(lpips)(load_perceptual(vgg, heads), ours, from_uint8(jnp.asarray(images)))
+    wanted = jax.jit(lpips)(load_lpips(vgg, heads), ours, from_uint8(jnp.asarray(images)))
     assert results['lpips'] == pytest.approx(float(wanted.mean()), rel=1e-4)
     assert wanted.mean() > 0.01
 

@@ -20,6 +20,8 @@ from infinity_jax.tools.parity.reference import Row, load_reference
 from infinity_jax.training.transformer import self_correction
 from infinity_jax.transformer import model as transformer_model
 
+pytestmark = pytest.mark.numeric
+
 A, B = GOLDEN / 'a_2b_style', GOLDEN / 'b_8b_style'
 
 

@@ -17,8 +17,7 @@ from infinity_jax.tools.plan.topology import parse_topology
 from infinity_jax.training import flops
 from infinity_jax.training.batches import put_batch
 from infinity_jax.training.optimizer import OptimizerConfig
-from infinity_jax.training.tokenizer import lpips as perceptual
-from infinity_jax.training.tokenizer import lpips_files as perceptual_files
+from infinity_jax.training.tokenizer import lpips, lpips_files
 from infinity_jax.training.tokenizer import task as train_tokenizer
 from infinity_jax.training.tokenizer.config import (
     AdversarialConfig,
@@ -45,12 +44,10 @@ CONFIG = TokenizerRunConfig(
 @pytest.fixture
 def narrow_vgg(tmp_path, monkeypatch):
     """Fields that name files of a VGG-16 with four channels."""
-    blocks = tuple((4,) * len(widths) for widths in perceptual.BLOCKS)
-    for module in (perceptual, perceptual_files, abstract_tokenizer):
+    blocks = tuple((4,) * len(widths) for widths in lpips.BLOCKS)
+    for module in (lpips, lpips_files, abstract_tokenizer):
         monkeypatch.setattr(module, 'BLOCKS', blocks)
-    heads = {
-        perceptual_files.HEAD_NAME.format(i): np.ones((1, 4, 1, 1), np.float32) for i in range(5)
-    }
+    heads = {lpips_files.HEAD_NAME.format(i): np.ones((1, 4, 1, 1), np.float32) for i in range(5)}
     safetensors.numpy.save_file(vgg_tensors.__wrapped__(), tmp_path / 'vgg.safetensors')
     safetensors.numpy.save_file(heads, tmp_path / 'heads.safetensors')
     return {

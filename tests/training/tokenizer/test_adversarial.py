@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers.tiny import QUICK_COMPILE, lively
 
 from infinity_jax.config import TokenizerConfig
@@ -15,12 +16,14 @@ from infinity_jax.training.tokenizer.adversarial import (
     AdversarialState,
     AdversarialTerms,
     DiscriminatorState,
-    attack,
+    adversarial_terms,
     discriminator_optimizer,
     make_discriminator,
     update_discriminator,
 )
 from infinity_jax.training.tokenizer.config import AdversarialConfig, TokenizerRunConfig
+
+pytestmark = pytest.mark.numeric
 
 START, STEPS, RATE, LECAM = 3, 7, 0.5, 0.7
 MEAN_REAL, MEAN_FAKE = 0.4, -0.3
@@ -59,8 +62,8 @@ def state_of(params, config, step=START, means=(0.0, 0.0)):
     return AdversarialState(**vars(empty), discriminator=discriminator)
 
 
-def played(gradients, logits=(0.0, 0.0)):
-    """What `update_discriminator` reads of an `AdversarialTerms`."""
+def terms_with(gradients, logits=(0.0, 0.0)):
+    """`AdversarialTerms` with the fields that `update_discriminator` reads."""
     metrics = dict(zip(('logit_real', 'logit_fake'), map(jnp.float32, logits), strict=True))
     return AdversarialTerms(metrics, jnp.zeros(()), gradients, jnp.zeros(()))
 
@@ -73,24 +76,24 @@ def test_gradient_and_update_are_those_of_hinge_and_lecam():
 
     def plain(params):
         real, made = (model.apply({'params': params}, x) for x in (target, fake))
-        game = (jnp.maximum(1 - real, 0).mean() + jnp.maximum(1 + made, 0).mean()) / 2
+        hinge_loss = (jnp.maximum(1 - real, 0).mean() + jnp.maximum(1 + made, 0).mean()) / 2
         above, below = jnp.maximum(real - MEAN_FAKE, 0), jnp.maximum(MEAN_REAL - made, 0)
-        drift = (above**2).mean() + (below**2).mean()
-        return game + LECAM * drift, (game, drift, real.mean(), made.mean())
+        lecam_loss = (above**2).mean() + (below**2).mean()
+        return hinge_loss + LECAM * lecam_loss, (hinge_loss, lecam_loss, real.mean(), made.mean())
 
     def both(state):
-        attacked = attack(state, fake, target, fake, lambda gradient: gradient, CONFIG)
-        new = update_discriminator(state, state, attacked, CONFIG)
+        found = adversarial_terms(state, fake, target, fake, lambda gradient: gradient, CONFIG)
+        new = update_discriminator(state, state, found, CONFIG)
         wanted = jax.value_and_grad(plain, has_aux=True)(state.discriminator.params)
-        return attacked, new.discriminator.params, wanted
+        return found, new.discriminator.params, wanted
 
     compiled = jax.jit(both, compiler_options=QUICK_COMPILE)
-    attacked, updated, ((loss, terms), wanted) = compiled(state)
+    found, updated, ((loss, terms), wanted) = compiled(state)
     near = {'rtol': 1e-4, 'atol': 1e-6}
     for name, value in zip(('discriminator', 'lecam', 'logit_real', 'logit_fake'), terms):
-        np.testing.assert_allclose(attacked.metrics[name], value, **near, err_msg=name)
+        np.testing.assert_allclose(found.metrics[name], value, **near, err_msg=name)
     assert loss > terms[0] > 0 and abs(terms[2] - terms[3]) > 1e-3
-    for ours, g in zip(jax.tree.leaves(attacked.gradients), jax.tree.leaves(wanted), strict=True):
+    for ours, g in zip(jax.tree.leaves(found.gradients), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(ours, g, **near)
         assert np.abs(g).max() > 1e-3
     moved = jax.tree.map(lambda p, g: p - RATE * g / (jnp.abs(g) + 1), params, wanted)
@@ -104,9 +107,9 @@ def test_the_schedule_runs_from_the_first_update_to_the_last_step():
     adversarial = dataclasses.replace(CONFIG.adversarial, optimizer=cosine)
     config = dataclasses.replace(CONFIG, adversarial=adversarial)
     state, sizes = state_of({'bias': jnp.zeros(2)}, config, step=0), []
-    attacked = played({'bias': jnp.ones(2)})
+    found = terms_with({'bias': jnp.ones(2)})
     update = jax.jit(
-        lambda state: update_discriminator(state, state, attacked, config),
+        lambda state: update_discriminator(state, state, found, config),
         compiler_options=QUICK_COMPILE,
     )
     for step in range(STEPS):
@@ -123,7 +126,9 @@ def test_the_schedule_runs_from_the_first_update_to_the_last_step():
 def test_each_average_follows_its_own_logits():
     state = state_of({'bias': jnp.zeros(2)}, CONFIG)
     for logits in ((2.0, -1.0), (3.0, 0.5)):
-        state = update_discriminator(state, state, played({'bias': jnp.ones(2)}, logits), CONFIG)
+        state = update_discriminator(
+            state, state, terms_with({'bias': jnp.ones(2)}, logits), CONFIG
+        )
     # Decays of (1 + n) / (10 + n): 1/10, then 2/11.
     wanted = [(0.9 * 2) * 2 / 11 + 3.0 * 9 / 11, (0.9 * -1) * 2 / 11 + 0.5 * 9 / 11]
     found = [state.discriminator.mean_real, state.discriminator.mean_fake]
@@ -151,15 +156,15 @@ def test_the_adaptive_weight_compares_both_gradients_at_the_last_layer():
         def limited(limit):
             settings = dataclasses.replace(CONFIG.adversarial, adaptive=True, adaptive_limit=limit)
             config = dataclasses.replace(CONFIG, adversarial=settings)
-            return attack(state, pixels, target, of_pixels, last_layer, config)
+            return adversarial_terms(state, pixels, target, of_pixels, last_layer, config)
 
         plain = [jax.grad(lambda k, f=f: f(decode(k)))(kernel) for f in (distance, judge)]
         return [limited(limit) for limit in limits], plain, jax.grad(judge)(pixels)
 
-    attacks, plain, of_judge = jax.jit(both, compiler_options=QUICK_COMPILE)(kernel)
+    found_terms, plain, of_judge = jax.jit(both, compiler_options=QUICK_COMPILE)(kernel)
     first, second = (np.linalg.norm(g) for g in plain)
     assert not 0.5 < first / second < 2  # so that their order matters
-    for limit, found in zip(limits, attacks, strict=True):
+    for limit, found in zip(limits, found_terms, strict=True):
         wanted = 0.3 * np.clip(first / (second + 1e-4), 0, limit)
         np.testing.assert_allclose(found.metrics['adversarial_weight'], wanted, rtol=1e-4)
         wanted_gradient = wanted * of_judge

@@ -10,6 +10,7 @@ import pytest
 from helpers.tiny import QUICK_COMPILE
 
 from infinity_jax.config import TokenizerConfig
+from infinity_jax.data.batch import Batch
 from infinity_jax.data.config import DataConfig
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.tokenizer.autoencoder import Autoencoder
@@ -80,7 +81,7 @@ def run(config):
 def start():
     mesh = make_mesh(devices=jax.devices()[:1])
     task = make_task(CONFIG, mesh)
-    batches = [{'pixels_BYX3': next(task.batches)['pixels_BYX3']} for _ in range(START + 1)]
+    batches = [Batch(next(task.batches).pixels_BYX3) for _ in range(START + 1)]
     task.batches.close()
     return task.init(jax.random.key(0)), batches
 
@@ -151,7 +152,7 @@ def test_gradient_equals_the_plain_sum_of_all_losses():
         adversarial=dataclasses.replace(CONFIG.adversarial, adaptive=False, start_step=0),
     )
     state, batches = start()
-    target = batches[0]['pixels_BYX3'] / np.float32(127.5) - 1
+    target = batches[0].pixels_BYX3 / np.float32(127.5) - 1
 
     @jax.jit
     def norm(params):
@@ -176,7 +177,7 @@ def test_gradient_equals_the_plain_sum_of_all_losses():
 def test_the_adaptive_weight_is_a_ratio_of_gradients_of_the_last_kernel():
     state, batches = start()
     state = state.replace(step=jnp.int32(START))
-    target = batches[0]['pixels_BYX3'] / np.float32(127.5) - 1
+    target = batches[0].pixels_BYX3 / np.float32(127.5) - 1
     last = state.params['decoder']['conv_out']
 
     def plain(kernel):
@@ -247,7 +248,7 @@ def test_a_step_that_is_not_finite_changes_neither_network(broken):
     state = state.replace(step=jnp.int32(START))
     batch = batches[0]
     if broken == 'image':
-        batch = {'pixels_BYX3': np.full((4, 16, 16, 3), np.nan, np.float32)}
+        batch = Batch(np.full((4, 16, 16, 3), np.nan, np.float32))
     elif broken == 'average':  # which only the discriminator's own loss reads
         discriminator = state.discriminator.replace(mean_real=jnp.float32(jnp.nan))
         state = state.replace(discriminator=discriminator)

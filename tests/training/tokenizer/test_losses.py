@@ -9,6 +9,8 @@ from helpers import paths
 from infinity_jax.tokenizer.quantizer import quantize
 from infinity_jax.training.tokenizer import losses
 
+pytestmark = pytest.mark.numeric
+
 GOLDEN = paths.GOLDEN / 'bsq_entropy' / 'arrays.npz'
 
 

@@ -20,6 +20,8 @@ from infinity_jax.training.tokenizer.noise import QuantizerTraining
 from infinity_jax.training.tokenizer.step import Noise, Outputs, forward
 from infinity_jax.training.tokenizer.task import make_model
 
+pytestmark = pytest.mark.numeric
+
 GRIDS = ((1, 1), (2, 2), (4, 4))
 KEPT_BK = np.array([[True, False, True], [False, True, True]])
 SCALES_B = np.array([2, 1], np.int32)

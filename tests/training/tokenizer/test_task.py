@@ -28,6 +28,8 @@ from infinity_jax.training.tokenizer.step import Outputs, bit_usage, loss_terms
 from infinity_jax.training.tokenizer.task import make_task
 from infinity_jax.weights.model_folder import load_model, save_model
 
+pytestmark = pytest.mark.numeric
+
 
 @pytest.fixture
 def config(tmp_path):

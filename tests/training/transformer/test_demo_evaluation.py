@@ -10,7 +10,7 @@ from helpers.tiny import tokenizer_variables
 from PIL import Image
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig
-from infinity_jax.emoji.captions import caption
+from infinity_jax.emoji.image_spec import caption
 from infinity_jax.emoji.matcher import evaluation_specs
 from infinity_jax.emoji.render import render
 from infinity_jax.errors import UserError

@@ -184,4 +184,6 @@ def test_a_folded_models_own_grids_are_kept(tmp_path):
     transformer = dataclasses.replace(TRANSFORMER, spatial_patchify=True)
     folder = save(tmp_path / 'folded', transformer, schedule=schedule)
     config = run_config(fields(folder, tmp_path))
-    assert load_parts(config).configs.schedule == schedule  # 2x2 tokens of 2x2 codes of 4 pixels: 16
+    assert (
+        load_parts(config).configs.schedule == schedule
+    )  # 2x2 tokens of 2x2 codes of 4 pixels: 16

@@ -6,6 +6,8 @@ import pytest
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.training.transformer.loss import bit_loss, token_losses, token_weights
 
+pytestmark = pytest.mark.numeric
+
 SCHEDULE = ScaleSchedule.free(((1, 1), (2, 2), (3, 4)))
 
 

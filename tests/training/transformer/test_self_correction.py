@@ -16,6 +16,8 @@ from infinity_jax.tokenizer.quantizer import (
 )
 from infinity_jax.training.transformer.self_correction import correct, corrupt, sample_flips
 
+pytestmark = pytest.mark.numeric
+
 SCHEDULE = ScaleSchedule.free(((1, 1), (2, 2), (3, 2), (4, 4)))
 TWO_SCALES = ScaleSchedule.free(((1, 1), (2, 2)))
 

@@ -20,6 +20,7 @@ from helpers.tiny import (
 )
 from jax.sharding import AbstractDevice, AbstractMesh
 
+from infinity_jax.data.batch import Batch
 from infinity_jax.data.config import DataConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
@@ -60,11 +61,11 @@ def run_config(**fields):
 def batches():
     rng = np.random.default_rng(0)
     for _ in range(4):
-        yield {
-            'pixels_BYX3': rng.integers(0, 256, (8, 8, 8, 3), np.uint8),
-            'ids_BT': rng.integers(0, 40, (8, 8), np.int32),
-            'lengths_B': rng.integers(1, 9, 8, np.int32),
-        }
+        yield Batch(
+            pixels_BYX3=rng.integers(0, 256, (8, 8, 8, 3), np.uint8),
+            ids_BT=rng.integers(0, 40, (8, 8), np.int32),
+            lengths_B=rng.integers(1, 9, 8, np.int32),
+        )
 
 
 def start(config):
@@ -136,9 +137,9 @@ def test_parts_on_a_mesh_stay_where_their_rows_are():
     assert 'all-to-all' not in compiled.as_text()
     loss = compiled(state, frozen, spread)[1]['loss']
     np.testing.assert_allclose(loss, metrics()[0]['loss'], rtol=1e-5)
-    rows = in_mesh(mesh, jax.jit(lambda batch: batch_parts(batch, 2)))(spread)['lengths_B']
+    rows = in_mesh(mesh, jax.jit(lambda batch: batch_parts(batch, 2)))(spread).lengths_B
     assert rows.shape == (2, 4) and rows.sharding.shard_shape(rows.shape) == (2, 1)
-    np.testing.assert_array_equal(rows.T.reshape(-1), spread['lengths_B'])
+    np.testing.assert_array_equal(rows.T.reshape(-1), spread.lengths_B)
 
 
 def test_a_batch_that_does_not_divide_into_parts_is_refused():

@@ -17,6 +17,7 @@ from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.convert.exporting import to_torch_files
 from infinity_jax.convert.plan import to_torch
 from infinity_jax.convert.state_dict import open_transformer
+from infinity_jax.data.batch import Batch
 from infinity_jax.data.config import DataConfig, SourceConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
@@ -174,7 +175,7 @@ def test_a_bad_batch_is_skipped_and_many_stop_the_run(config):
             self.step += 1
             batch = next(self.batches)
             if self.step in self.steps:
-                batch['lengths_B'] = np.zeros_like(batch['lengths_B'])
+                batch = batch._replace(lengths_B=np.zeros_like(batch.lengths_B))
             return batch
 
         def move_to(self, number):
@@ -256,7 +257,7 @@ def test_all_kinds_of_data_train_together_and_resume_in_the_same_order_with_work
     order = []
 
     def noted(batch, mesh, inner=put_batch):
-        order.append(batch['captions'])
+        order.append(batch.captions)
         return inner(batch, mesh)
 
     monkeypatch.setattr(loop, 'put_batch', noted)
@@ -296,8 +297,8 @@ def test_a_batch_is_trained_on_the_grids_of_its_shape(config, tmp_path):
     variables = nn.unbox(jax.eval_shape(lambda key: models.init(key, True), jax.random.key(0)))
     for schedule in models.schedules:
         pixels = np.zeros((2, *schedule.image_size(), 3), np.uint8)
-        batch = {'pixels_BYX3': pixels, 'ids_BT': np.zeros((2, 16), np.int32)}
-        batch['lengths_B'] = np.ones(2, np.int32)
+        ids, lengths = np.zeros((2, 16), np.int32), np.ones(2, np.int32)
+        batch = Batch(pixels_BYX3=pixels, ids_BT=ids, lengths_B=lengths)
         seen = []
 
         def step(params, frozen, batch, seen=seen):

@@ -1,4 +1,4 @@
-"""In which order a source's images are read to be turned into features, and the reading."""
+"""Batches of images to compute features from: their order, and reading them ahead of use."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -6,34 +6,34 @@ from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 
-from infinity_jax.data.buckets import StoredSource, nearest_ratios
+from infinity_jax.data.buckets import nearest_ratios
 from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.decode import decode
 from infinity_jax.data.index import Index
+from infinity_jax.data.pipeline import start_reading
 from infinity_jax.data.records import BrokenRecord
-from infinity_jax.runtime.worker_signals import obey_parent_alone
+from infinity_jax.data.stored_source import StoredSource
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WorkItem:
-    """Records of one shard and one image shape: a batch, or what is left of one."""
+    """Records of one shard and one image shape, at most a batch of them."""
 
     shard: int
     bucket: int
-    numbers: np.ndarray  # in the source's index
+    numbers: np.ndarray  # of the records in the source's index
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class ReadBatch:
-    """What could be read of a `WorkItem`.
+class ImageBatch:
+    """The records of a `WorkItem`, read and decoded.
 
     Attributes:
-      item: the item.
-      numbers, names, sizes, captions: of the good records; sizes (height, width) as shown.
-      pixels: uint8 (n, Y, X, 3).
-      broken: (name, reason) of the others.
+      item: the work item.
+      numbers, names, sizes, captions: of each good record; sizes are (height, width) as shown.
+      pixels: uint8 (n, Y, X, 3), of the good records.
+      broken: (name, reason) of each broken record.
     """
 
     item: WorkItem
@@ -46,14 +46,14 @@ class ReadBatch:
 
 
 def usable_records(index: Index) -> np.ndarray:
-    """Numbers of the records that are not known to be broken, of every split."""
+    """Numbers of the records that the index does not list as broken, of every split."""
     return np.flatnonzero(np.asarray(index.sizes)[:, 0] > 0)
 
 
-def plan(
+def work_items(
     index: Index, ratios: Sequence[str], shard_records: int, batch_size: int, shards: Iterable[int]
 ) -> list[WorkItem]:
-    """The work of some shards. A shard's items do not depend on which others are asked for."""
+    """The work items of some shards; those of a shard do not depend on the other shards."""
     usable = usable_records(index)
     bucket_N = nearest_ratios(index.sizes, ratios)
     items = []
@@ -68,7 +68,7 @@ def plan(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReadImages:
-    """Reads and decodes; a class so that worker processes can receive it.
+    """Reads and decodes a work item; a class so that it can be sent to worker processes.
 
     Attributes:
       stored: the source.
@@ -78,15 +78,15 @@ class ReadImages:
     stored: StoredSource
     sizes: tuple[tuple[int, int], ...]
 
-    def __call__(self, item: WorkItem) -> ReadBatch:
+    def __call__(self, item: WorkItem) -> ImageBatch:
         source, size = self.stored.source, self.sizes[item.bucket]
         good: list[tuple[Any, ...]] = []
         broken = []
         for number in item.numbers.tolist():
-            place = tuple(self.stored.index.places[number].tolist())
-            name = source.record_name(place)
+            location = tuple(self.stored.index.locations[number].tolist())
+            name = source.record_name(location)
             try:
-                raw = source.read(place)
+                raw = source.read(location)
                 pixels_YX3 = decode(raw.open_image(), size)
                 whole = tuple(self.stored.index.sizes[number].tolist())
                 good.append((number, name, whole, raw.captions, pixels_YX3))
@@ -94,17 +94,9 @@ class ReadImages:
                 broken.append((f'{source.name}: {name}', str(error)))
         *columns, pixels = zip(*good, strict=True) if good else ((),) * 5
         pixels_BYX3 = np.stack(pixels) if good else np.zeros((0, *size, 3), np.uint8)
-        return ReadBatch(item, *columns, pixels_BYX3, tuple(broken))
+        return ImageBatch(item, *columns, pixels_BYX3, tuple(broken))
 
 
-def read_ahead(items: list[WorkItem], read: ReadImages, workers: int) -> grain.DatasetIterator:
-    """Images of all items, in order; to be closed."""
-    dataset = grain.MapDataset.source(items).map(read)
-    options = grain.ReadOptions(num_threads=1 if workers else 4, prefetch_buffer_size=4)
-    iterable = dataset.to_iter_dataset(options)
-    if workers:
-        if not flags.FLAGS.is_parsed():  # workers are started with them
-            flags.FLAGS.mark_as_parsed()
-        several = grain.MultiprocessingOptions(workers, per_worker_buffer_size=2)
-        iterable = iterable.mp_prefetch(several, obey_parent_alone)
-    return iter(iterable)
+def read_images(items: list[WorkItem], read: ReadImages, num_workers: int) -> grain.DatasetIterator:
+    """Starts to read the images of all items, in order; the caller closes the iterator."""
+    return start_reading(grain.MapDataset.source(items).map(read), num_workers, threads=4)

@@ -1,12 +1,12 @@
-"""Shards of features as the loader reads them, without any network."""
+"""Reading and writing shards of features, without any network."""
 
 import numpy as np
 import pytest
 
 from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.config import DataConfig, SourceConfig
-from infinity_jax.data.features.plan import plan
-from infinity_jax.data.features.stored import FeatureInfo, FeatureSource, shard_path
+from infinity_jax.data.features.image_batches import work_items
+from infinity_jax.data.features.reader import FeatureInfo, FeatureSource, shard_path
 from infinity_jax.data.features.writer import NewRecord, ShardWriter, claim_folder
 from infinity_jax.data.pipeline import training_batches
 from infinity_jax.errors import UserError
@@ -46,8 +46,8 @@ def batches(folder):
 
 def test_the_table_has_the_order_of_the_source(folder):
     source = FeatureSource.open(SourceConfig('features', str(folder)))
-    places = source.table()['places']
-    assert [source.read(tuple(place.tolist())).name for place in places] == [
+    locations = source.table().locations
+    assert [source.read(tuple(location.tolist())).name for location in locations] == [
         f'n{number}' for number in range(8)
     ]
 
@@ -56,9 +56,9 @@ def test_batches_hold_features_of_one_shape(folder):
     iterator, shapes = batches(folder), set()
     for _ in range(4):
         batch = next(iterator)
-        shapes.add(batch['features_Bhwd'].shape)
-        numbers = batch['features_Bhwd'][:, 0, 0, 0]
-        assert batch['captions'] == [f'{number:.0f}' for number in numbers]
+        shapes.add(batch.features_Bhwd.shape)
+        numbers = batch.features_Bhwd[:, 0, 0, 0]
+        assert batch.captions == [f'{number:.0f}' for number in numbers]
     assert shapes == {(4, 16, 16, 4), (4, 22, 11, 4)}
 
 
@@ -69,7 +69,7 @@ def test_a_damaged_record_is_replaced_and_named(folder, caplog):
     content[where] ^= 1
     path.write_bytes(content)
     iterator = batches(folder)
-    captions = {caption for _ in range(6) for caption in next(iterator)['captions']}
+    captions = {caption for _ in range(6) for caption in next(iterator).captions}
     assert captions == set('01345678') - {'8'}
     assert '00000-of-00001.array_record record 1: ' in caplog.text
 
@@ -77,9 +77,9 @@ def test_a_damaged_record_is_replaced_and_named(folder, caplog):
 def test_a_damaged_table_is_one_line(folder):
     path = shard_path(folder, INFO, 0)
     path.write_bytes(path.read_bytes()[:-3000])
-    with pytest.raises(UserError, match='array_record cannot be read: .*delete it and run') as told:
+    with pytest.raises(UserError, match='array_record cannot be read: .*delete it and') as caught:
         batches(folder)
-    assert '\n' not in str(told.value)
+    assert '\n' not in str(caught.value)
 
 
 def test_the_work_of_a_shard_does_not_depend_on_the_others():
@@ -87,7 +87,7 @@ def test_the_work_of_a_shard_does_not_depend_on_the_others():
         sizes = np.array([(64, 64), (0, 0), (128, 64), (64, 64), (64, 64), (128, 64), (64, 64)])
 
     def work(shards):
-        items = plan(Index(), INFO.ratios, 3, 2, shards)
+        items = work_items(Index(), INFO.ratios, 3, 2, shards)
         return [(item.shard, item.bucket, item.numbers.tolist()) for item in items]
 
     assert work([0]) + work([1]) == work([0, 1]) == [

@@ -1,6 +1,6 @@
-"""What an image of the embedded set shows, and the caption that says so.
+"""Specifications of emoji images: emoji, background, size and place, and the caption of each.
 
-A caption is a pure function of a `ImageSpec`; nothing here reads captions back.
+A caption is a pure function of an `ImageSpec`; captions are never parsed.
 """
 
 import dataclasses
@@ -9,11 +9,11 @@ import zlib
 
 import numpy as np
 
-from infinity_jax.emoji import artwork as emoji_set
+from infinity_jax.emoji import artwork
 from infinity_jax.errors import UserError
 
 # Any two are more than 105 apart in RGB, so that the nearest name of a slightly wrong colour is
-# still unambiguous.
+# unambiguous.
 BACKGROUNDS = {
     'white': (250, 250, 250),
     'black': (15, 15, 15),
@@ -43,14 +43,13 @@ TEMPLATES = ('scene', 'name')  # 'a red apple on a blue background' and 'red app
 SPLITS = ('train', 'held_out')
 
 HELD_OUT_PERCENT = 10
-NAME_ONLY_RATE = 0.1  # of the captions are the bare name
-PLACED_RATE = 0.3  # of the images have a drawn size and place; the rest are large and centred
-MENTION_RATE = 0.85  # of a drawn size, and of a drawn place
+NAME_ONLY_RATE = 0.1  # share of the captions that are the bare name
+MENTION_RATE = 0.85  # probability that the caption mentions a random size, and a random place
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-    """An image of the embedded set and how its caption speaks of it."""
+    """An image of one emoji on a background, and the facts that its caption mentions."""
 
     emoji: str
     background: str
@@ -62,7 +61,7 @@ class ImageSpec:
     template: str = 'scene'
 
     def __post_init__(self):
-        emoji_set.find(self.emoji)
+        artwork.find(self.emoji)
         for field, wanted in (
             ('background', tuple(BACKGROUNDS)),
             ('size', tuple(SIZES)),
@@ -87,7 +86,7 @@ class ImageSpec:
 
 
 def with_article(noun_phrase: str) -> str:
-    """'a red apple', 'an onion': the article for the sound that the first word starts with."""
+    """Adds the indefinite article that the first sound asks for: 'a red apple', 'an onion'."""
     vowel = noun_phrase[0] in 'aeiou' or noun_phrase.startswith(('hourglass', 'x-ray'))
     if noun_phrase.startswith(('uni', 'ewe', 'euro', 'one ')):
         vowel = False
@@ -99,7 +98,7 @@ def caption(spec: ImageSpec) -> str:
     if spec.template == 'name':
         return spec.emoji
     subject = f'{SIZE_WORDS[spec.size]} {spec.emoji}' if spec.mention_size else spec.emoji
-    words = [with_article(subject) if emoji_set.find(spec.emoji).article else subject]
+    words = [with_article(subject) if artwork.find(spec.emoji).article else subject]
     if spec.mention_place:
         words.append(PLACE_WORDS[spec.place])
     if spec.mention_background:
@@ -108,9 +107,9 @@ def caption(spec: ImageSpec) -> str:
 
 
 def is_held_out(emoji: str, background: str) -> bool:
-    """Whether training never shows this emoji on this background: 10 % of the pairs.
+    """Whether the pair is left out of training, as 10 % of all pairs are.
 
-    A checksum of the names, so that the answer is the same in every process and subset.
+    A checksum of the names decides, so that the answer is the same in every process and subset.
     """
     return zlib.crc32(f'{emoji} on {background}'.encode()) % 100 < HELD_OUT_PERCENT
 
@@ -122,7 +121,7 @@ def pairs(subset: str, split: str) -> tuple[tuple[str, str], ...]:
         raise UserError(f'split {split!r} is unknown; choose one of {", ".join(SPLITS)}')
     return tuple(
         (each.name, background)
-        for each in emoji_set.subset(subset)
+        for each in artwork.subset(subset)
         for background in BACKGROUNDS
         if is_held_out(each.name, background) == (split == 'held_out')
     )
@@ -133,12 +132,15 @@ def sample_spec(
     emoji: str,
     background: str,
     *,
+    placed_rate: float,
     name_only_rate: float = NAME_ONLY_RATE,
-    placed_rate: float = PLACED_RATE,
 ) -> ImageSpec:
-    """Draws size, place and wording for a pair.
+    """Samples size, place and wording for an (emoji, background) pair.
 
-    Bare names go with large centred images: nothing in them could ask for another place.
+    Args:
+      placed_rate: probability of a random size and place; other images are large and centred.
+      name_only_rate: probability of a caption that is the bare name. Its image is large and
+        centred, since the caption could not mention another size or place.
     """
     name_only, placed, say_size, say_place = rng.random(4)
     if name_only < name_only_rate:

@@ -1,0 +1,55 @@
+"""The embedded emoji as an endless source of rendered images."""
+
+import dataclasses
+import functools
+
+import numpy as np
+
+from infinity_jax.data.batch import Example
+from infinity_jax.data.config import PLACED_RATE
+from infinity_jax.emoji.image_spec import ImageSpec, caption, pairs, sample_spec
+from infinity_jax.emoji.render import check_image_size, render
+from infinity_jax.errors import UserError
+
+ENDLESS = 2**40  # length of a source that renders its images: more than any run reads
+
+
+@functools.lru_cache(maxsize=8)
+def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch)).permutation(count)
+
+
+@dataclasses.dataclass(frozen=True)
+class EmojiSource:
+    """Images of the embedded set; example i depends on the fields and i alone.
+
+    Every `len(pairs)` examples are one epoch: each (emoji, background) pair once, in a new order,
+    with newly sampled size, place and wording.
+    """
+
+    subset: str = 'starter'
+    split: str = 'train'
+    image_size: int = 64
+    seed: int = 0
+    placed_rate: float = PLACED_RATE  # share of the images with a random size and place
+
+    def __post_init__(self):
+        check_image_size(self.image_size)
+        if not 0 <= self.placed_rate <= 1:
+            raise UserError(f'placed_rate of emoji is {self.placed_rate}; wanted 0 to 1')
+        pairs(self.subset, self.split)  # raises for an unknown subset or split
+
+    def __len__(self) -> int:
+        return ENDLESS
+
+    def spec(self, index: int) -> ImageSpec:
+        """The specification of image `index`."""
+        of_split = pairs(self.subset, self.split)
+        epoch, position = divmod(int(index), len(of_split))
+        pair = of_split[_epoch_order(self.seed, epoch, len(of_split))[position]]
+        rng = np.random.default_rng((self.seed, epoch, 1 + position))
+        return sample_spec(rng, *pair, placed_rate=self.placed_rate)
+
+    def __getitem__(self, index: int) -> Example:
+        spec = self.spec(index)
+        return Example(caption(spec), pixels_YX3=render(spec, self.image_size))

@@ -1,0 +1,113 @@
+"""Sources of stored records, opened together with their indexes."""
+
+import dataclasses
+import functools
+import logging
+
+import numpy as np
+
+from infinity_jax.data.config import DataConfig, SourceConfig
+from infinity_jax.data.features.reader import FeatureSource, Layout
+from infinity_jax.data.index import Index, load_index
+from infinity_jax.data.records import Source
+from infinity_jax.data.sources.folder import FolderSource
+from infinity_jax.data.sources.jsonl import JsonlSource
+from infinity_jax.data.sources.tar import TarSource
+from infinity_jax.data.sources.tfds import TfdsSource
+from infinity_jax.errors import UserError
+
+STORED = {
+    'features': FeatureSource,
+    'folder': FolderSource,
+    'jsonl': JsonlSource,
+    'tar': TarSource,
+    'tfds': TfdsSource,
+}
+MAX_LOGGED = 20  # broken records per source that are named in the log
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StoredSource:
+    """A source, its index, and the records that a split may use."""
+
+    source: Source | FeatureSource
+    index: Index
+    usable: np.ndarray  # bool (N,)
+
+    @property
+    def layout(self) -> Layout | None:
+        """The layout of stored features; None for images."""
+        return self.source.info.layout if isinstance(self.source, FeatureSource) else None
+
+
+def open_source(config: SourceConfig) -> Source | FeatureSource:
+    """Opens a source of any kind but emoji, whose images are rendered and need no index.
+
+    Raises:
+      UserError: its folder has nothing of that kind.
+    """
+    if config.kind not in STORED:
+        raise UserError(f'data source {config.kind!r} stores nothing; wanted {", ".join(STORED)}')
+    return STORED[config.kind].open(config)
+
+
+def open_stored(config: SourceConfig, data: DataConfig, split: str) -> StoredSource:
+    """Opens a source with its index.
+
+    Where both splits share a source, a checksum of a record's name decides its split.
+
+    Raises:
+      UserError: the source cannot be read.
+    """
+    source = open_source(config)
+    index = load_index(source, data.index_dir)
+    usable = np.ones(len(index), bool)
+    if not data.held_out:
+        held_out = index.keys < data.held_out_share * 2.0**32
+        usable = held_out if split == 'held_out' else ~held_out
+    return StoredSource(source, index, usable)
+
+
+def open_all(data: DataConfig, split: str) -> list[StoredSource | None]:
+    """Opens the sources of a split; None for emoji.
+
+    Raises:
+      UserError: a source cannot be read, or too many of its records are broken.
+    """
+    opened = []
+    for config in data.sources_of(split):
+        stored = None if config.kind == 'emoji' else open_stored(config, data, split)
+        if stored is not None:
+            check_broken(stored, data.max_broken_share)
+        opened.append(stored)
+    return opened
+
+
+def check_broken(stored: StoredSource, max_share: float) -> None:
+    """Logs the records that the index lists as broken.
+
+    Raises:
+      UserError: they are more than `max_share` of the source.
+    """
+    broken, total, name = stored.index.broken, len(stored.index), stored.source.name
+    if not broken:
+        return
+    first = f'{broken[0][0]}: {broken[0][1]}'
+    if len(broken) > max_share * total:
+        raise UserError(
+            f'{name}: {len(broken)} of {total} records are broken, more than '
+            f'data.max_broken_share {max_share}, the first: {first}; repair them '
+            '(`infinity-jax data inspect` lists them) or raise data.max_broken_share'
+        )
+    _log_broken(stored.index, name)
+
+
+@functools.cache  # several iterators of a process read the same source
+def _log_broken(index: Index, source: str) -> None:
+    logger = logging.getLogger(__name__)
+    for record, reason in index.broken[:MAX_LOGGED]:
+        logger.warning('%s: broken record left out: %s: %s', source, record, reason)
+    logger.warning(
+        '%s: %d of %d records left out, all named in %s',
+        source, len(index.broken), len(index), index.folder / 'broken.json',
+    )  # fmt: skip
