@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.atomic_write import atomic_file
 
 
 def from_uint8(pixels_BYX3: jax.Array) -> jax.Array:
@@ -54,11 +55,9 @@ def save_png(
     for key, value in (metadata or {}).items():
         info.add_text(key, str(value))
     path = pathlib.Path(path)
-    partial = path.with_name(f'.{path.name}.partial')
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image.save(partial, format='PNG', pnginfo=info)
-        os.replace(partial, path)
+        with atomic_file(path) as temporary:
+            image.save(temporary, format='PNG', pnginfo=info)
     except OSError as error:
         raise _unwritable(path, error) from None
 

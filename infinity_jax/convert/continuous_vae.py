@@ -1,8 +1,8 @@
-"""Continuous autoencoders of the VQGAN, LDM and FLUX family, to start a tokenizer's training from.
+"""Reads continuous autoencoders of the VQGAN, LDM and FLUX family as a start for a tokenizer.
 
-Their networks are ours but for three things: attention, which has no place here; the latent, of
-which the mean becomes the features; and 1x1 convolutions around it, which fold into our two.
-Names are those of latent-diffusion (CompVis) and FLUX (black-forest-labs), or released ones.
+Their networks differ from ours in three ways. Their attention is dropped. Of the latent, the mean
+becomes the features. The 1x1 convolutions around the latent are merged into their neighbours.
+Names are those of latent-diffusion (CompVis) and FLUX (black-forest-labs), or Infinity's.
 """
 
 import collections
@@ -18,7 +18,7 @@ from infinity_jax.convert.plan import Plan
 from infinity_jax.errors import UserError
 from infinity_jax.weights.weight_files import Index, name_problems
 
-OUTER = 'first_stage_model.'  # before an autoencoder's names in a file of a whole diffusion model
+OUTER = 'first_stage_model.'  # prefix of an autoencoder's names in a latent diffusion model
 ATTENTION = re.compile(r'(?:encoder|decoder)\.(?:mid\.attn_\d+|(?:down|up)\.\d+\.attn\.\d+)(?=\.)')
 QUANT_CONV, POST_QUANT_CONV = 'quant_conv.conv', 'post_quant_conv.conv'
 CONV_OUT, CONV_IN = 'encoder.conv_out.conv', 'decoder.conv_in.conv'
@@ -26,7 +26,7 @@ CONV_OUT, CONV_IN = 'encoder.conv_out.conv', 'decoder.conv_in.conv'
 
 @dataclasses.dataclass(frozen=True)
 class _Computed:
-    """A `LazyTensor` that is no longer in the file as it was."""
+    """A `LazyTensor` with computed values, which the file does not contain."""
 
     array: np.ndarray
 
@@ -43,7 +43,7 @@ class _Computed:
 
 
 def is_continuous(tensors: Tensors) -> bool:
-    """Whether a file is none of a bitwise tokenizer's, by its names or the latent's channels."""
+    """Whether a file has a continuous autoencoder, by its names or the latent's channels."""
     if any(re.search(r'\.(conv1|conv_in)\.weight$', name) for name in tensors):
         return True
     names = {_released_name(name): name for name in tensors}
@@ -59,7 +59,7 @@ def is_continuous(tensors: Tensors) -> bool:
 def read_continuous(
     tensors: Tensors, **overrides: object
 ) -> tuple[TokenizerConfig, Tensors, list[str]]:
-    """What of a continuous autoencoder a tokenizer can start from.
+    """Reads the weights of a continuous autoencoder that a tokenizer can start from.
 
     Args:
       tensors: its state dict, or that of a whole latent diffusion model.
@@ -67,10 +67,10 @@ def read_continuous(
 
     Returns:
       a configuration whose bits are the latent's channels; the tensors of that tokenizer under
-      released names; and what was dropped or changed on the way, a line each.
+      released names; and lines that describe what was dropped or changed.
 
     Raises:
-      UserError: what is missing, unknown or misshapen, under the file's own names.
+      UserError: tensors are missing, unknown or misshapen; they are named as in the file.
     """
     if any('.down_blocks.' in name for name in tensors):
         raise UserError(
@@ -89,7 +89,7 @@ def read_continuous(
 
 
 def _networks(tensors: Tensors) -> tuple[Tensors, list[str]]:
-    """Encoder, decoder and what joins them, under released names; what was left, a line each."""
+    """Encoder, decoder and latent layers under released names, and lines on what was left out."""
     inner = any(name.startswith(OUTER) for name in tensors)
     ours, attention, others = {}, set(), []
     for name, tensor in tensors.items():
@@ -102,15 +102,15 @@ def _networks(tensors: Tensors) -> tuple[Tensors, list[str]]:
             attention.add(found[0])
         else:
             ours[released] = tensor
-    lines = [f'passed over {_counted(others)}'] if others else []
+    lines = [f'skipped {_counted(others)}'] if others else []
     if attention:
         layers = ', '.join(sorted(attention))
-        lines.append(f'dropped the attention, which has no place here: {layers}')
+        lines.append(f'dropped the attention, which this tokenizer does not have: {layers}')
     return ours, lines
 
 
 def _released_name(name: str) -> str:
-    """A name as the released tokenizer has it, where layers are wrapped once more.
+    """The name in a released tokenizer, in which layers are wrapped once more.
 
     `conv1.weight` is `conv1.conv.weight` there, and LDM's `downsample.conv.weight` is
     `downsample.conv.conv.weight`. Some files keep the 1x1 convolutions in encoder and decoder.
@@ -124,7 +124,7 @@ def _released_name(name: str) -> str:
 
 
 def _file_name(released: str, nested: bool) -> str:
-    """A released name as the file has it."""
+    """The name in the file of a released name."""
     return released if nested else re.sub(r'\.(?:conv|norm)(?=\.\w+$)', '', released)
 
 
@@ -134,11 +134,11 @@ def _counted(names: Iterable[str]) -> str:
 
 
 def _fold_latent(tensors: Tensors, nested: bool) -> list[str]:
-    """Leaves the mean alone, from `encoder.conv_out` to `decoder.conv_in`; says what it did.
+    """Keeps only the mean of the latent and merges the 1x1 convolutions; returns lines about it.
 
-    The 1x1 convolutions are linear, so each becomes part of its neighbour. `post_quant_conv`'s
-    bias came before the padding with zeros: as part of `decoder.conv_in`'s own it is right but
-    for the outermost codes.
+    The 1x1 convolutions are linear, so each is merged into its neighbour, `encoder.conv_out` or
+    `decoder.conv_in`. The bias of `post_quant_conv` was added before the padding with zeros. Merged
+    into the bias of `decoder.conv_in`, it is exact except for the outermost codes.
     """
     present = [s for s in (QUANT_CONV, POST_QUANT_CONV) if f'{s}.weight' in tensors]
     _check_latent(tensors, present, nested)
@@ -148,8 +148,8 @@ def _fold_latent(tensors: Tensors, nested: bool) -> list[str]:
     given, channels = len(quant), post.shape[1]
     if given not in (channels, 2 * channels):
         raise UserError(
-            f'the encoder gives {given} channels and the decoder takes {channels}; wanted as '
-            'many, or twice as many for mean and log-variance'
+            f'the encoder gives {given} channels and the decoder takes {channels}; wanted the '
+            'same number, or twice as many for mean and log-variance'
         )
     mean, mean_bias = quant[:channels], quant_bias[:channels]
     weight, bias = (tensors[f'{CONV_OUT}.{leaf}'].read() for leaf in ('weight', 'bias'))
@@ -177,7 +177,7 @@ def _fold_latent(tensors: Tensors, nested: bool) -> list[str]:
 
 
 def _check_latent(tensors: Tensors, present: list[str], nested: bool) -> None:
-    """Raises `UserError` unless the layers beside the latent are there and fit each other."""
+    """Raises `UserError` unless the layers around the latent are complete and fit together."""
     stems = (CONV_OUT, CONV_IN, *present)
     names = [f'{stem}.{leaf}' for stem in stems for leaf in ('weight', 'bias')]
     missing = [_file_name(n, nested) for n in names if n not in tensors]
@@ -204,7 +204,7 @@ def _check_latent(tensors: Tensors, present: list[str], nested: bool) -> None:
 
 
 def _convolution_1x1(tensors: Tensors, stem: str, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Matrix (out, in) and bias of a 1x1 convolution, float64; where there is none, no change."""
+    """Matrix (out, in) and bias of a 1x1 convolution, float64; the identity if absent."""
     if f'{stem}.weight' not in tensors:
         return np.eye(channels), np.zeros(channels)
     weight, bias = (tensors[f'{stem}.{leaf}'].read() for leaf in ('weight', 'bias'))

@@ -1,4 +1,4 @@
-"""Reads a model's dimensions off the names and shapes of a released state dict."""
+"""Infers a model's dimensions from the names and shapes of a released state dict."""
 
 import collections
 import dataclasses
@@ -18,20 +18,20 @@ BLOCK_NAME = re.compile(r'(?:block_chunks\.(\d+)\.module|blocks)\.(\d+)\.')
 
 
 def _vote(what: str, seen: Iterable[int | None], default: int | None = None) -> int:
-    """The value that most tensors agree on, so that one misshapen tensor is named as such.
+    """The value that most tensors imply, so that a single misshapen tensor is reported as such.
 
-    Where none shows it the default stands in, for the missing tensors to be named later.
+    If no tensor implies one, returns the default; the missing tensors are reported later.
     """
     values = [value for value in seen if value is not None]
     if values:
         return collections.Counter(values).most_common(1)[0][0]
     if default is None:
-        raise UserError(f'cannot tell {what}: none of the tensors that show it is there')
+        raise UserError(f'cannot infer {what}: all tensors that show it are missing')
     return default
 
 
 class _Shapes:
-    """Looks sizes up in name -> tensor; None where the tensor or the axis is missing."""
+    """Looks up sizes in name -> tensor; None if the tensor or the axis is missing."""
 
     def __init__(self, tensors: Tensors):
         self.tensors = tensors
@@ -47,7 +47,7 @@ class _Shapes:
 
 
 def read_naming(tensors: Tensors) -> tuple[Naming, int]:
-    """How a transformer's blocks are named, and how many there are."""
+    """The naming scheme of a transformer's blocks, and their number."""
     blocks = {match.groups() for match in map(BLOCK_NAME.match, tensors) if match}
     if not blocks:
         raise UserError('no transformer blocks among the names; is this a transformer file?')
@@ -61,16 +61,16 @@ def read_naming(tensors: Tensors) -> tuple[Naming, int]:
 def read_transformer_config(
     tensors: Tensors, tokenizer_bits: int | None = None, **overrides: Any
 ) -> tuple[TransformerConfig, Naming]:
-    """Dimensions off the shapes.
+    """Infers a transformer's configuration from the shapes.
 
     Args:
       tensors: the state dict.
-      tokenizer_bits: d of the tokenizer that goes with it, which alone shows whether a token
-        stands for one code or for 2×2 of them; None takes one code.
-      overrides: fields to take instead of what the shapes say.
+      tokenizer_bits: d of its tokenizer, which alone shows whether a token is one code or 2×2
+        codes; None assumes one code.
+      overrides: fields that replace inferred ones.
 
     Returns:
-      the configuration and how the file names its blocks.
+      the configuration and the naming scheme of the blocks.
     """
     s = _Shapes(tensors)
     naming, depth = read_naming(tensors)
@@ -116,7 +116,12 @@ def read_transformer_config(
 
 
 def read_tokenizer_config(tensors: Tensors, **overrides: Any) -> TokenizerConfig:
-    """Dimensions off the shapes; `overrides` replace what shapes cannot show (norm_groups)."""
+    """Infers a tokenizer's configuration from the shapes.
+
+    Args:
+      tensors: the state dict.
+      overrides: fields that shapes cannot show (norm_groups).
+    """
     s = _Shapes(tensors)
 
     def highest(pattern: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""A model folder or a training checkpoint to files that the released PyTorch code loads."""
+"""Exports a model folder or a training checkpoint to files that the released PyTorch code loads."""
 
 import dataclasses
 import os
@@ -17,6 +17,7 @@ from infinity_jax.convert.importing import with_bar
 from infinity_jax.convert.names import Naming
 from infinity_jax.convert.plan import Plan, layer_of
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.atomic_write import flush_and_rename
 from infinity_jax.text.tokenizer import TOKENIZER_FILES
 from infinity_jax.training.run_folder import run_named
 from infinity_jax.weights.model_folder import DTYPES, present, read_configs
@@ -27,10 +28,10 @@ from infinity_jax.weights.torch_file.writer import TorchWriter
 from infinity_jax.weights.weight_files import name_problems, read_json
 
 FORMATS = ('pth', 'safetensors')
-OURS = re.compile(  # what an export leaves
+OURS = re.compile(  # the files of an export
     r'(transformer|tokenizer)(-\d{5}-of-\d{5})?\.(pth|safetensors)|model\.safetensors\.index\.json'
 )
-INDEX = 'model.safetensors.index.json'  # the name that the released loader of shards looks for
+INDEX = 'model.safetensors.index.json'  # the file that the released loader of shards opens
 
 
 WriteText = Callable[[Path, str | None], None]  # (folder, dtype or None for the stored one)
@@ -44,7 +45,7 @@ class Part:
       config: of a transformer or a tokenizer.
       read: (our path, layer) -> array.
       dtypes: our path -> stored dtype.
-      source: how the torch file that it came from was written; {} where there was none.
+      source: layout and dtypes of the torch file that it was imported from; {} if there was none.
     """
 
     name: str
@@ -67,16 +68,16 @@ def to_torch_files(
 ) -> list[Path]:
     """Writes transformer and tokenizer in the released layout, and the text encoder's folder.
 
-    Names, dtypes and the layout of `scale_mul` are those of the file that was imported; of a model
-    trained here, one chunk and the stored dtype.
+    Names, dtypes and the layout of `scale_mul` are those of the imported file. A model trained here
+    has one chunk and the stored dtype.
 
     Args:
       checkpoint: a model folder; or a run folder, its `checkpoints`, or one step of them.
-      out: folder for the files. Those of an earlier export are replaced, all else stays.
-      ema: of a training checkpoint, take the moving average.
+      out: folder for the files. Files of an earlier export are replaced, others are kept.
+      ema: export the moving average of a training checkpoint.
       file_format: 'pth' or 'safetensors', the latter with an index.
-      shard_size: bytes of a safetensors file above which the transformer is cut.
-      chunks: of the blocks' names.
+      shard_size: bytes per safetensors file above which the transformer is split into shards.
+      chunks: number of chunks in the blocks' names.
       scale_axis: 1 for `scale_mul_1H11` of (1, heads, 1, 1), 2 for (1, 1, heads, 1).
       dtype: of all floating-point tensors.
 
@@ -84,7 +85,7 @@ def to_torch_files(
       the files written.
 
     Raises:
-      UserError: nothing to export there, or a flag that does not fit it.
+      UserError: there is nothing to export, or an option does not fit the model.
     """
     if file_format not in FORMATS:
         raise UserError(f'format {file_format!r} is unknown; choose one of {", ".join(FORMATS)}')
@@ -131,12 +132,12 @@ def _naming(part: Part, chunks: int | None, scale_axis: int | None) -> Naming:
 
 
 def _dtype_of(part: Part, naming: Naming, dtype: str | None) -> Callable[[str, str], Any]:
-    """(torch name, our path) -> dtype: asked for, else the source's, else the stored one."""
+    """(torch name, our path) -> dtype: `dtype`, else the source's, else the stored one."""
     if dtype is not None:
         return lambda name, ours: dtype
     if not part.source:
         return lambda name, ours: part.dtypes[ours]
-    # The source may have named its blocks otherwise; both plans list tensors in one order.
+    # The source may use another naming; both plans list tensors in the same order.
     before = Naming(part.source.get('chunks', 1), naming.scale_axis)
     plans = (Plan.of(part.config, naming), Plan.of(part.config, before))
     names = [[*(e.torch for e in plan.entries), *plan.buffers] for plan in plans]
@@ -148,7 +149,7 @@ def _dtype_of(part: Part, naming: Naming, dtype: str | None) -> Callable[[str, s
 def _write_pth(
     folder: Path, part: str, specs: Mapping[str, Spec], arrays: Iterator[tuple[str, np.ndarray]]
 ) -> None:
-    under = ('vae',) if part == 'tokenizer' else ()  # where the released code looks
+    under = ('vae',) if part == 'tokenizer' else ()  # where the released code expects it
     with TorchWriter(folder / f'{part}.pth', specs, under) as writer:
         for name, array in arrays:
             writer.write(name, array)
@@ -168,19 +169,19 @@ def _write_safetensors(
 
 
 def _move(folder: Path, out: Path) -> list[Path]:
-    """Moves whole files to their place, the index last; an earlier export makes room."""
+    """Moves finished files to their place, the index last; deletes an earlier export."""
     files = sorted(p.relative_to(folder) for p in folder.rglob('*') if p.is_file())
-    for old in out.iterdir():  # of an earlier export in another format or cut
+    for old in out.iterdir():  # of an earlier export in another format or with other shards
         if OURS.fullmatch(old.name) and Path(old.name) not in files:
             old.unlink()
     for file in sorted(files, key=lambda f: f.name == INDEX):
         (out / file).parent.mkdir(exist_ok=True)
-        os.replace(folder / file, out / file)
+        flush_and_rename(folder / file, out / file)
     return [out / file for file in files]
 
 
 def _parts_of(checkpoint: Path, ema: bool) -> tuple[list[Part], WriteText]:
-    """What there is to export, and how to write the text encoder beside it."""
+    """The parts to export, and a function that writes the text encoder."""
     if not checkpoint.exists():
         raise UserError(f'{checkpoint}: no such folder; name a model folder or a run folder')
     run_dir, step = run_named(checkpoint)

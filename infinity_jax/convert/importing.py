@@ -1,4 +1,4 @@
-"""Released PyTorch files to a model folder, tensor by tensor."""
+"""Imports released PyTorch files into a model folder, tensor by tensor."""
 
 import collections
 import dataclasses
@@ -40,26 +40,28 @@ def from_torch(
     grids: Sequence[tuple[int, int]] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> ModelConfigs:
-    """Writes a model folder from files as people have them.
+    """Writes a model folder from released files.
 
     Args:
-      out: the folder; a model folder that is there is replaced, anything else is left alone.
-      transformer, tokenizer: .pth or .safetensors files or folders of shards. A transformer wants
-        its tokenizer, whose d alone shows how many codes a token folds. A tokenizer by itself may
-        be a continuous autoencoder, to start training from: its latent's channels are the bits.
-      text_encoder: Hugging Face folder of a T5 v1.1, encoder or whole.
-      ema: take the transformer's moving average, of a training checkpoint.
+      out: the folder. An existing model folder is replaced; other content is refused.
+      transformer, tokenizer: .pth or .safetensors files or folders of shards. A transformer needs
+        its tokenizer, whose d alone shows how many codes a token has. A tokenizer without a
+        transformer may be a continuous autoencoder, as a start for training: its latent's channels
+        become the bits.
+      text_encoder: Hugging Face folder, or org/name of a repository, of a T5 v1.1 encoder or
+        whole model.
+      ema: import the transformer's moving average from a training checkpoint.
       dtype: of the stored weights; None keeps each tensor's own.
       token_stride: pixels per transformer token along an edge.
-      grids: token grids (h, w) of a model that draws on its own; None for the released ones.
-      overrides: 'transformer.FIELD' or 'tokenizer.FIELD' -> value, instead of what shapes say.
+      grids: token grids (h, w) of a model with its own schedule; None for the released ones.
+      overrides: 'transformer.FIELD' or 'tokenizer.FIELD' -> value; replaces inferred values.
 
     Returns:
-      the configurations that the folder has.
+      the configurations in the folder.
 
     Raises:
-      UserError: every missing, unknown and misshapen tensor of all files, or parts that do not
-        belong together.
+      UserError: tensors are missing, unknown or misshapen, of all files at once, or the parts do
+        not fit together.
     """
     out = Path(out)
     if transformer is None and tokenizer is None and text_encoder is None:
@@ -97,7 +99,7 @@ def from_torch(
 
 @dataclasses.dataclass(frozen=True)
 class _Source:
-    """One part's torch tensors, and how they become ours."""
+    """The torch tensors of one part, and the plan of their conversion."""
 
     part: str
     config: TransformerConfig | TokenizerConfig
@@ -108,12 +110,12 @@ class _Source:
 
 
 def check_target(out: Path) -> None:
-    """Raises `UserError` where `out` holds something else than a model, to be kept."""
+    """Raises `UserError` if `out` has content other than a model folder."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     config = out / 'config.json'
     if not (config.is_file() and read_json(config).get('format') == FORMAT):
-        raise UserError(f'--out {out} is there and is not a model folder; name another one')
+        raise UserError(f'--out {out} exists and is not a model folder; name another one')
 
 
 def _split(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -133,7 +135,7 @@ def _open_sources(
     ema: bool,
     changes: Mapping[str, Mapping[str, Any]],
 ) -> tuple[list[_Source], list[str]]:
-    """The parts that the files hold, and what is wrong with either file."""
+    """The parts in the files, and the problems of each file."""
     sources, problems = [], []
     bits = None
     if tokenizer is not None:
@@ -170,7 +172,7 @@ def _open_sources(
 def _read_continuous(
     path: str | Path, tensors: Tensors, paired: bool, changes: Mapping[str, Any]
 ) -> tuple[TokenizerConfig, Tensors]:
-    """A continuous autoencoder as a tokenizer to be trained; prints what did not come along."""
+    """Reads a continuous autoencoder as a tokenizer to train; prints what was left out."""
     if paired:
         raise UserError(
             'a continuous autoencoder, whose latent has no bits; give the tokenizer that the '
@@ -183,7 +185,7 @@ def _read_continuous(
 
 
 def describe_source(tensors: Tensors) -> dict[str, Any]:
-    """What of a torch file the weights themselves do not show: the dtype of each tensor.
+    """The dtypes of a torch file, for an export with the same ones.
 
     Returns:
       {'dtype': the most common one, 'other_dtypes': {name: dtype}}.
@@ -194,5 +196,5 @@ def describe_source(tensors: Tensors) -> dict[str, Any]:
 
 
 def with_bar(items: Iterator, total: int, part: str) -> Iterator:
-    """A progress bar over the tensors of a part, on terminals."""
+    """Shows a progress bar over the tensors of a part, on terminals."""
     return tqdm(items, part, total, unit='tensor', dynamic_ncols=True, disable=None)

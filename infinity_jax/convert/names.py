@@ -1,9 +1,9 @@
-"""The one table between the released PyTorch names and ours; import and export both read it.
+"""The table of released PyTorch names and our paths, for import and export.
 
-A rule pairs a torch name with our dotted path and says how the array changes. `{block}` stands for
-one transformer block, whose weights we stack over the layers; `{i}` and `{j}` are numbers that
-appear on both sides. Buffers are constants that the torch files carry and we do not: they are
-passed over on import and made again on export.
+A rule pairs a torch name with our dotted path and has the transform of the array. `{block}` is one
+transformer block, whose weights we stack over the layers; `{i}` and `{j}` are numbers that appear
+on both sides. Buffers are constants of the torch files that we do not store: they are skipped on
+import and computed on export.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """How an array changes on the way in, and back on the way out; exact both ways."""
+    """The change of an array on import and its inverse on export, both exact."""
 
     to_ours: Callable[[np.ndarray], np.ndarray]
     to_torch: Callable[[np.ndarray], np.ndarray]
 
 
 def _drop_leading(ones: int) -> Transform:
-    """Leading axes of length one that torch keeps for broadcasting."""
+    """Drops leading axes of length one, which torch has for broadcasting."""
     return Transform(
         lambda a: a.reshape(a.shape[ones:]) if a.shape[:ones] == (1,) * ones else a,
         lambda a: a.reshape((1,) * ones + a.shape),
@@ -31,7 +31,7 @@ def _drop_leading(ones: int) -> Transform:
 
 
 def _drop_around_heads(axis: int) -> Transform:
-    """(1, N, 1, 1), or (1, 1, N, 1) as the private flash kernel had it, and our (N,)."""
+    """(1, N, 1, 1), or (1, 1, N, 1) for the flash kernel of the released code, and our (N,)."""
     before, after = axis, 3 - axis
     wanted = lambda a: a.shape == (1,) * before + (a.size,) + (1,) * after  # noqa: E731
     return Transform(
@@ -48,7 +48,7 @@ HEAD_SCALE = {axis: _drop_around_heads(axis) for axis in (1, 2)}
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One row: torch's name pattern, our path pattern, and the change between them."""
+    """One row: torch's name pattern, our path pattern, and the transform between them."""
 
     torch: str
     ours: str
@@ -57,10 +57,10 @@ class Rule:
 
 @dataclasses.dataclass(frozen=True)
 class Buffer:
-    """A constant in the torch file, made from the weight beside it (torch's layout)."""
+    """A constant in the torch file, computed from a weight in torch's layout."""
 
     torch: str
-    beside: str
+    weight: str
     make: Callable[[np.ndarray], np.ndarray]
 
 
@@ -148,7 +148,7 @@ TOKENIZER = (
 
 
 def bit_values(conv_out_bias: np.ndarray) -> np.ndarray:
-    """The place value of each bit, highest first, as int64 wraps from the 64th bit on."""
+    """The place value of each bit, highest first, as int64 overflows in torch from the 64th on."""
     exponents = np.arange(conv_out_bias.shape[0] - 1, -1, -1, dtype=np.uint64)
     small = np.left_shift(np.uint64(1), np.minimum(exponents, np.uint64(63)))
     return np.where(exponents < 64, small, np.uint64(0)).astype(np.int64)
@@ -162,11 +162,11 @@ TOKENIZER_BUFFERS = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Naming:
-    """What differs between files of the same model, remembered to write them alike.
+    """Differences between files of the same model, stored so that an export has the same layout.
 
     Attributes:
       chunks: blocks are `block_chunks.{chunk}.module.{i}`, or `blocks.{i}` if there is one chunk.
-      scale_axis: where the heads stand in the four axes of `scale_mul_1H11`: 1, or 2.
+      scale_axis: axis of the heads, 1 or 2, in the four axes of `scale_mul_1H11`.
     """
 
     chunks: int = 1
@@ -182,7 +182,7 @@ class Naming:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One tensor of a given model: its torch name and shape, and where it goes with us."""
+    """One tensor of a given model: its torch name and shape, and our path."""
 
     torch: str
     shape: tuple[int, ...]
@@ -199,7 +199,7 @@ def entries(
     """Resolves the table for a model whose dotted paths and shapes are `our_shapes`.
 
     Raises:
-      KeyError: a path that no rule covers, which is a mistake in the table.
+      KeyError: no rule covers a path, which is an error in the table.
     """
     found = []
     for ours, shape in our_shapes.items():
@@ -222,20 +222,20 @@ def entries(
 def buffer_names(
     buffers: tuple[Buffer, ...], depth: int, naming: Naming = Naming()
 ) -> dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]:
-    """Buffer name -> (name of the weight that it is made from, how)."""
+    """Buffer name -> (name of the weight that it is computed from, function)."""
     names = {}
     for buffer in buffers:
         for layer in range(depth if '{block}' in buffer.torch else 1):
             block = naming.block(layer, max(depth, 1))
             names[buffer.torch.format(block=block)] = (
-                buffer.beside.format(block=block),
+                buffer.weight.format(block=block),
                 buffer.make,
             )
     return names
 
 
 def _blank(shape: tuple[int, ...]) -> np.ndarray:
-    """An array of a shape that takes no memory, to see how a transform changes the shape."""
+    """An array without memory, to find the shape that a transform gives."""
     return np.broadcast_to(np.int8(0), shape)
 
 

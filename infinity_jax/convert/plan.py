@@ -1,7 +1,7 @@
-"""Released PyTorch weights to our parameters and back; torch itself is not needed.
+"""Converts released PyTorch weights to our parameters and back, without torch.
 
-Every dimension is read off the tensors' shapes. What the table in `torch_table` does not know, or
-finds missing or misshapen, is one error that lists everything. Tensors pass one by one.
+All dimensions are inferred from the tensors' shapes. Tensors that the table in `names` does not
+have, or that are missing or misshapen, are listed in one error. Tensors are converted one by one.
 """
 
 import collections
@@ -29,13 +29,13 @@ TOKEN_STRIDE = 16  # pixels per transformer token along an edge, in every releas
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How the tensors of one part correspond.
+    """The correspondence of torch tensors and our parameters for one part.
 
     Attributes:
       shapes: our dotted path -> shape, layers stacked.
-      entries: one for each torch tensor.
-      buffers: torch name -> (name of the weight that it is made from, how).
-      ignored: torch names that are passed over.
+      entries: one per torch tensor.
+      buffers: torch name -> (name of the weight that it is computed from, function).
+      ignored: torch names that are skipped.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -56,20 +56,20 @@ class Plan:
         return cls(shapes, tuple(entries), buffers, torch_table.TRANSFORMER_IGNORED)
 
     def problems(self, tensors: Tensors) -> list[str]:
-        """Every missing, unknown and misshapen name, and buffers that hold what they should not."""
-        passed = (*self.buffers, *self.ignored)
-        found = {n: tuple(t.shape) for n, t in tensors.items() if n not in passed}
+        """All missing, unknown and misshapen names, and buffers with wrong values."""
+        skipped = (*self.buffers, *self.ignored)
+        found = {n: tuple(t.shape) for n, t in tensors.items() if n not in skipped}
         wanted = {e.torch: e.shape for e in self.entries}
         lines = name_problems(wanted, found)
-        for name, (beside, make) in self.buffers.items():
-            if name in tensors and found.get(beside) == wanted[beside]:
-                constant, held = make(tensors[beside].read()), tensors[name].read()
+        for name, (weight, make) in self.buffers.items():
+            if name in tensors and found.get(weight) == wanted[weight]:
+                constant, held = make(tensors[weight].read()), tensors[name].read()
                 if held.shape != constant.shape or not np.array_equal(held, constant):
                     lines.append(f'buffer {name} is not the constant that the released code makes')
         return lines
 
     def our_specs(self, tensors: Tensors, dtype: Any = None) -> dict[str, Spec]:
-        """Our path -> shape and dtype; without `dtype` the one that holds every layer's."""
+        """Our path -> shape and dtype; without `dtype`, one that fits all layers."""
         kinds = collections.defaultdict(set)
         for entry in self.entries:
             kinds[entry.ours].add(tensors[entry.torch].dtype)
@@ -81,7 +81,7 @@ class Plan:
     def read(
         self, tensors: Tensors, specs: Mapping[str, Spec]
     ) -> Iterator[tuple[str, int | None, np.ndarray]]:
-        """Our path, layer and array of each tensor in turn."""
+        """Yields our path, layer and array of each tensor."""
         for entry in self.entries:
             array = entry.transform.to_ours(tensors[entry.torch].read())
             yield entry.ours, entry.layer, cast(entry.torch, array, specs[entry.ours].dtype)
@@ -94,25 +94,25 @@ class Plan:
         """
         specs = {e.torch: Spec(e.shape, np.dtype(dtype_of(e.torch, e.ours))) for e in self.entries}
         ours = {entry.torch: entry.ours for entry in self.entries}
-        for name, (beside, make) in self.buffers.items():
-            made = make(np.empty(specs[beside].shape, specs[beside].dtype))
-            same = made.dtype == specs[beside].dtype
-            dtype = np.dtype(dtype_of(name, ours[beside])) if same else made.dtype
+        for name, (weight, make) in self.buffers.items():
+            made = make(np.empty(specs[weight].shape, specs[weight].dtype))
+            same = made.dtype == specs[weight].dtype
+            dtype = np.dtype(dtype_of(name, ours[weight])) if same else made.dtype
             specs[name] = Spec(made.shape, dtype)
         return specs
 
     def write(
         self, read: Callable[[str, int | None], np.ndarray], specs: Mapping[str, Spec]
     ) -> Iterator[tuple[str, np.ndarray]]:
-        """Torch name and array of each tensor in turn, each buffer behind its weight.
+        """Yields torch name and array of each tensor, a buffer after its weight.
 
         Args:
           read: (our path, layer) -> array.
-          specs: as `torch_specs` gives them.
+          specs: of `torch_specs`.
         """
         made = collections.defaultdict(list)
-        for name, (beside, make) in self.buffers.items():
-            made[beside].append((name, make))
+        for name, (weight, make) in self.buffers.items():
+            made[weight].append((name, make))
         for entry in self.entries:
             array = entry.transform.to_torch(read(entry.ours, entry.layer))
             array = cast(entry.torch, array, specs[entry.torch].dtype)
@@ -125,7 +125,7 @@ def import_tensors(tensors: Tensors, plan: Plan, dtype: Any = np.float32) -> Par
     """Reads tensors into our tree, in memory; `dtype` None keeps the file's.
 
     Raises:
-      UserError: everything that is wrong with them, at once.
+      UserError: with all problems of the tensors at once.
     """
     problems = plan.problems(tensors)
     if problems:
@@ -140,9 +140,9 @@ def import_tensors(tensors: Tensors, plan: Plan, dtype: Any = np.float32) -> Par
 def to_torch(
     config: PartConfig, params: Params, naming: Naming = Naming()
 ) -> dict[str, np.ndarray]:
-    """The state dict that the released code loads, in the arrays' own dtypes.
+    """The state dict that the released code loads, with the arrays' dtypes.
 
-    A tokenizer's is found under `vae` in torch files.
+    In torch files, a tokenizer's is nested under `vae`.
     """
     flat = flatten_dict(params, sep='.')
     plan = Plan.of(config, naming)
@@ -151,7 +151,7 @@ def to_torch(
 
 
 def layer_of(array: Any, layer: int | None) -> np.ndarray:
-    """One layer of a stacked array, or all of one that is not; gathered from its shards."""
+    """One layer of a stacked array, or a whole array that is not stacked, as numpy."""
     return np.asarray(array if layer is None else array[layer])
 
 
@@ -189,7 +189,7 @@ def check_pair(
     path: str | Path,
     token_stride: int = TOKEN_STRIDE,
 ) -> None:
-    """Raises `UserError` where a tokenizer's stride is not that of the transformer's tokens.
+    """Raises `UserError` if a tokenizer's stride differs from that of the transformer's tokens.
 
     Args:
       path: of the tokenizer, for the message.

@@ -1,4 +1,4 @@
-"""Finds the state dict in whatever file people have: plain, nested, wrapped or in shards."""
+"""Finds the state dict in a torch file: plain, nested, wrapped or in shards."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,15 +8,15 @@ from infinity_jax.convert.dimensions import Tensors
 from infinity_jax.errors import UserError
 from infinity_jax.weights.weight_files import is_tensor, open_weights
 
-WRAPPERS = ('module.', '_orig_mod.')  # put before every name by torch's wrappers
+WRAPPERS = ('module.', '_orig_mod.')  # prefixes of torch's wrappers
 
 
 def open_transformer(path: str | Path, ema: bool = False) -> Tensors:
-    """A transformer's state dict, unread: plain, of a training checkpoint, or in shards.
+    """Opens a transformer's state dict: plain, of a training checkpoint, or in shards.
 
     Args:
       path: .pth or .safetensors file, or a folder of shards with an index.
-      ema: take the moving average of a training checkpoint.
+      ema: use the moving average of a training checkpoint.
     """
     state = open_weights(path)
     if 'trainer' in state:
@@ -30,7 +30,7 @@ def open_transformer(path: str | Path, ema: bool = False) -> Tensors:
 
 
 def open_tokenizer(path: str | Path, ema: bool = False) -> Tensors:
-    """A tokenizer's state dict, unread: plain, or under `vae`, `ema` or `state_dict`."""
+    """Opens a tokenizer's state dict: plain, or under `vae`, `ema` or `state_dict`."""
     state = open_weights(path)
     if 'trainer' in state:
         return _nested(path, state['trainer'], ('vae_local',))
@@ -42,7 +42,7 @@ def open_tokenizer(path: str | Path, ema: bool = False) -> Tensors:
 
 
 def _nested(path: str | Path, state: Any, names: Iterable[str]) -> Tensors:
-    """The first of the named state dicts that is there."""
+    """The first of the named state dicts that exists."""
     if not isinstance(state, Mapping):
         raise UserError(f'{path}: holds a {type(state).__name__} where a state dict should be')
     for name in names:

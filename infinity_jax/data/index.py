@@ -17,8 +17,6 @@ import itertools
 import json
 import os
 import pathlib
-import shutil
-import uuid
 import zlib
 from typing import Any
 
@@ -29,6 +27,7 @@ from infinity_jax.data.decode import upright_size
 from infinity_jax.data.features.reader import FeatureSource
 from infinity_jax.data.records import BrokenRecord, IndexTable, RecordLocation, Source
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.atomic_write import atomic_folder
 
 VERSION = 2  # of the stored files, and of the rules for broken records
 THREADS = 8  # most of their time they wait for files
@@ -76,23 +75,15 @@ def load_index(source: Source | FeatureSource, folder: str | os.PathLike) -> Ind
     """
     target = pathlib.Path(folder) / f'{type(source).__name__.lower()}-{_digest(source)}'
     if not target.exists():
-        # Hosts that share the folder may make it at the same time, under the same process id.
-        partial = target.with_name(f'{target.name}.{uuid.uuid4().hex}.partial')
         try:
-            partial.mkdir(parents=True)
-            _write(partial, source)
-            try:
-                partial.rename(target)
-            except OSError:
-                if not target.exists():  # else another process has finished the same index
-                    raise
+            # Other hosts that share the folder may make the same index at the same time.
+            with atomic_folder(target, keep_existing=True) as temporary:
+                _write(temporary, source)
         except OSError as error:
             raise UserError(
                 f'the index of {source.name} cannot be made in {folder}: {error}; set '
                 'data.index_dir to a folder that can be written'
             ) from None
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
     return Index(target)
 
 

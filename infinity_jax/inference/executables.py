@@ -25,7 +25,8 @@ import jax
 import jaxlib
 from jax.experimental import serialize_executable
 
-from infinity_jax.errors import UserError
+from infinity_jax.errors import UserError, in_one_line
+from infinity_jax.runtime.atomic_write import atomic_file
 from infinity_jax.runtime.compile_cache import user_cache_folder, without_compile_cache
 
 FOLDER = 'compiled'  # inside the model folder
@@ -137,18 +138,11 @@ class Programs:
         payload = pickle.dumps(serialize_executable.serialize(compiled))
         header = {'computes': described, 'surroundings': surroundings()}
         path = self._path(described)
-        temporary = path.with_name(f'.{path.name}.{os.getpid()}')
         try:
             header['signature'] = _signature(_secret(make=True), header, payload)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, 'wb') as file:
-                file.write(json.dumps(header).encode() + b'\n' + payload)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            with atomic_file(path) as temporary:
+                temporary.write_bytes(json.dumps(header).encode() + b'\n' + payload)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
             raise UserError(f'{path}: could not be written ({error}); make room there') from None
         return path
 
@@ -178,7 +172,7 @@ class Programs:
             )
         # Files that were cut or changed, and whatever a runtime says of a program it cannot load.
         except Exception as error:
-            _say(f'{path} is not used ({" ".join(str(error).split())[:200]})')
+            _say(f'{path} is not used ({in_one_line(error, 200)})')
             return None
 
     def _say_why(self, described: Description) -> None:

@@ -23,11 +23,11 @@ from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.scale_steps import controls
 from infinity_jax.inference.text_encoder import PromptEncoder
 from infinity_jax.inference.warmup import Request, calls_for, mode_of
+from infinity_jax.runtime.hub import local_folder
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh, to_host
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
-from infinity_jax.weights.hub import local_folder
 from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model, read_configs
 from infinity_jax.weights.placement import (
     decoder_params,

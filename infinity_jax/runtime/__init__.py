@@ -1,1 +1,1 @@
-"""Processes, devices and signals around a program."""
+"""The surroundings of a program: processes, devices, signals, files and downloads."""

@@ -8,21 +8,23 @@ from collections.abc import Iterator
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
-# By default JAX keeps what took a second. Drawing layer by layer has many programs below that.
+# By default, JAX caches programs that compiled for at least 1 s. Generation layer by layer has many
+# smaller ones.
 MIN_COMPILE_SECONDS = 0.0
 
 
 def user_cache_folder() -> pathlib.Path:
-    """Where this user keeps what can be made again."""
+    """The user's folder for files that can be made again."""
     base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     return pathlib.Path(base) / 'infinity_jax'
 
 
 def use_compile_cache() -> None:
-    """Keeps compiled programs in the user's cache folder; JAX_COMPILATION_CACHE_DIR wins.
+    """Caches compiled programs in the user's cache folder; JAX_COMPILATION_CACHE_DIR has priority.
 
-    Not for several processes on CPUs: there each needs programs of its own, JAX keeps those of the
-    first, and the first then waits for the others longer than its collectives allow (30 s).
+    Does nothing for several processes on CPUs. There each process needs its own programs, but JAX
+    caches only those of the first process, which then waits for the others longer than its
+    collectives allow (30 s).
     """
     if os.environ.get('JAX_COMPILATION_CACHE_DIR'):
         return
@@ -34,14 +36,14 @@ def use_compile_cache() -> None:
 
 @contextlib.contextmanager
 def without_compile_cache() -> Iterator[None]:
-    """Compiles anew, and keeps nothing.
+    """Compiles without reading or writing the cache.
 
-    For what is to be serialized: a program that XLA's CPU backend took from its cache loses
-    functions when it is. And for programs of devices that are not here.
+    Needed for programs that will be serialized, since a program that XLA's CPU backend loads from
+    its cache loses functions on serialization, and for programs of devices that are absent.
     """
     enabled = jax.config.jax_enable_compilation_cache
     jax.config.update('jax_enable_compilation_cache', False)
-    reset_cache()  # it remembers whether it is used
+    reset_cache()  # it caches whether it is enabled
     try:
         yield
     finally:

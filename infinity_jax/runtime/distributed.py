@@ -1,6 +1,6 @@
-"""The processes of a run: which launcher started them, and joining them.
+"""The processes of a run: finds the launcher that started them, and joins them.
 
-Imports JAX only to join, so that whoever merely asks stays light.
+Imports JAX only to join, so that finding the launcher is fast.
 """
 
 import glob
@@ -9,22 +9,25 @@ import os
 import re
 import urllib.request
 
-from infinity_jax.errors import UserError
+from infinity_jax.errors import UserError, first_line
 
-HEARTBEAT_SECONDS = 30  # without a sign of life a process counts as dead, and the others end
-START_SECONDS = 300  # the first process waits so long for the last one
-# Processes that are done wait while the first one exports and evaluates. One that failed never
-# gets here, and one that died is noticed by its heartbeat.
+HEARTBEAT_SECONDS = 30  # a process that is silent for so long counts as dead; the others end
+START_SECONDS = 300  # time that the first process waits for the last one
+# Finished processes wait while the first one exports and evaluates. A process that failed does not
+# reach this point, and a process that died is detected by its heartbeat.
 SHUTDOWN_SECONDS = 24 * 3600
 
 METADATA = 'http://{}/computeMetadata/v1/instance/attributes/{}'  # of a Google Cloud machine
 
 
 def launcher() -> str | None:
-    """What says that this process is one of several: a name of the function below, or None.
+    """Finds how this process was started as one of several.
+
+    Returns:
+      'environment', 'slurm' or 'tpu'; None for a single process.
 
     Raises:
-      UserError: JAX_COORDINATOR_ADDRESS is set, but not the numbers beside it.
+      UserError: JAX_COORDINATOR_ADDRESS is set without JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     """
     for name, several in (
         ('environment', _named_in_environment),
@@ -37,12 +40,12 @@ def launcher() -> str | None:
 
 
 def _named_in_environment() -> bool:
-    """JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID: works everywhere."""
+    """Whether JAX_COORDINATOR_ADDRESS and its two numbers are set; works on all machines."""
     return bool(os.environ.get('JAX_COORDINATOR_ADDRESS')) and _numbers()[0] > 1
 
 
 def _numbers() -> tuple[int, int]:
-    """How many processes, and which one this is."""
+    """The number of processes and the index of this one."""
     try:
         return int(os.environ['JAX_NUM_PROCESSES']), int(os.environ['JAX_PROCESS_ID'])
     except (KeyError, ValueError):
@@ -53,12 +56,12 @@ def _numbers() -> tuple[int, int]:
 
 
 def _slurm_step() -> bool:
-    """A task that srun started beside others; an sbatch script itself is no step."""
+    """Whether srun started this task as one of several; an sbatch script itself is no step."""
     return 'SLURM_STEP_NODELIST' in os.environ and int(os.environ.get('SLURM_NTASKS', '1')) > 1
 
 
 def _tpu_slice() -> bool:
-    """A TPU machine of several: GKE says so in the environment, Cloud TPU in its metadata."""
+    """Whether this is one of several TPU machines, by GKE's environment or the VM's metadata."""
     hosts = os.environ.get('TPU_PROCESS_ADDRESSES') or os.environ.get('TPU_WORKER_HOSTNAMES')
     slices = os.environ.get('MEGASCALE_NUM_SLICES')
     if hosts is None and slices is None and _on_tpu_vm():
@@ -75,7 +78,7 @@ def _on_tpu_vm() -> bool:
 
 
 def _metadata(key: str) -> str:
-    """An attribute of this machine; '' where it has none, or is no Google Cloud machine."""
+    """An attribute of this Google Cloud machine; '' if it has none or is another machine."""
     host = os.environ.get('GCE_METADATA_IP', 'metadata.google.internal')
     request = urllib.request.Request(
         METADATA.format(host, key), headers={'Metadata-Flavor': 'Google'}
@@ -89,18 +92,18 @@ def _metadata(key: str) -> str:
 
 
 def join_processes() -> None:
-    """Joins the other processes of the run, if there are any; before anything touches a device.
+    """Joins the other processes of the run, if any. Call it before JAX uses a device.
 
     Raises:
-      UserError: the launcher's variables do not add up.
+      UserError: the launcher's variables are inconsistent, or a process did not answer.
     """
-    found = launcher()
-    if found is None:
+    started_by = launcher()
+    if started_by is None:
         return
     import jax
 
     arguments = {}  # JAX finds them itself under SLURM and on TPUs
-    if found == 'environment':
+    if started_by == 'environment':
         count, index = _numbers()
         address = os.environ['JAX_COORDINATOR_ADDRESS']
         arguments = {'coordinator_address': address, 'num_processes': count, 'process_id': index}
@@ -112,8 +115,7 @@ def join_processes() -> None:
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f'could not join the other processes ({found}): {reason}; set '
+            f'could not join the other processes ({started_by}): {first_line(error)}; set '
             'JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID on each'
         ) from None

@@ -1,4 +1,4 @@
-"""How a run ends: in one line and with an exit code. launch/README.md lists the codes."""
+"""Ends a run with one line on stderr and an exit code. launch/README.md lists the codes."""
 
 import contextlib
 import os
@@ -16,15 +16,15 @@ CRASHED = 1
 REFUSED = 2
 INTERRUPTED = 130  # 128 + SIGINT
 PREEMPTED = 143  # 128 + SIGTERM
-# How XLA's errors begin, of whatever type, when a connection to another process breaks.
+# First words of XLA's errors, of any type, when a connection to another process breaks.
 LOST = ('UNKNOWN', 'UNAVAILABLE', 'INTERNAL', 'DEADLINE_EXCEEDED', 'ABORTED', 'CANCELLED')
 
 
 @contextlib.contextmanager
 def one_line_endings() -> Iterator[None]:
-    """Turns what stops a run into a line on stderr and an exit code.
+    """Turns the error or signal that stops a run into a line on stderr and an exit code.
 
-    An unexpected error of a run of one process passes through, with its traceback.
+    In a run of one process, an unexpected error passes through with its traceback.
     """
     try:
         yield
@@ -42,15 +42,15 @@ def one_line_endings() -> Iterator[None]:
             raise
         traceback.print_exc()
         if str(error).startswith(LOST):
-            message = 'error: a device or another process of this run failed, as told above'
+            message = 'error: a device or another process of this run failed, see the error above'
             _end(f'{message}; {RESUME}', PEER_DIED)
-        _end('error: this process failed, as told above; the others end too', CRASHED)
+        _end('error: this process failed, see the error above; the others end too', CRASHED)
 
 
 def _end(message: str, code: int) -> None:
     print(message, file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
-        # On its regular way out JAX waits for the other processes, which wait for us in a step.
+        # On a regular exit JAX would wait for the others, which wait for this process in a step.
         sys.stdout.flush()
         os._exit(code)
     sys.exit(code)

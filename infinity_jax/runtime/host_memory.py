@@ -1,26 +1,26 @@
-"""The host's memory: how much there is, and keeping what XLA frees in huge pages."""
+"""The host's memory: measures what is available, and tunes the allocator for XLA on CPUs."""
 
 import glob
 import os
 import pathlib
 import sys
 
-# glibc reads these at its start only. XLA allocates and frees its temporaries in every step; by
-# default each goes back to the kernel and returns as fresh, zeroed, small pages.
+# glibc reads these only at its start. XLA allocates and frees its temporaries in every step; by
+# default each goes back to the kernel and returns as new, zeroed, small pages.
 TUNABLES = (
     'glibc.malloc.mmap_max=0',  # large buffers come from the heap
-    'glibc.malloc.trim_threshold=1000000000000',  # which does not shrink when they are freed
-    'glibc.malloc.top_pad=67108864',  # and grows by 64 MB
+    'glibc.malloc.trim_threshold=1000000000000',  # the heap does not shrink when they are freed
+    'glibc.malloc.top_pad=67108864',  # it grows by 64 MB
     'glibc.malloc.hugetlb=1',  # in transparent huge pages
 )
 
 
 def restart_with_tuned_allocator() -> None:
-    """Starts this very command again with `TUNABLES` in its environment; CPU only.
+    """Restarts this command with `TUNABLES` in its environment; for training on CPUs.
 
-    Page faults of a small training step, tens of thousands by default, vanish. Call it first
-    thing: nothing of the process survives. Returns at once where GLIBC_TUNABLES is set, on other
-    systems than Linux, and where there is an accelerator, which has memory of its own.
+    It avoids the tens of thousands of page faults of a small training step. Call it before all
+    else, since it replaces the process. It returns at once if GLIBC_TUNABLES is set, on systems
+    other than Linux, and if there is an accelerator, which has its own memory.
     """
     accelerators = (
         glob.glob('/dev/nvidia[0-9]*') + glob.glob('/dev/accel*') + glob.glob('/dev/vfio/*')
@@ -32,13 +32,13 @@ def restart_with_tuned_allocator() -> None:
 
 
 def available_bytes(root: str | pathlib.Path = '/') -> int | None:
-    """Memory that this process can still have: what the machine and its control groups leave.
+    """Memory in bytes that this process can still use, within the machine and its control groups.
 
     Args:
-      root: where /proc and /sys are.
+      root: folder that contains /proc and /sys.
 
     Returns:
-      None where the system does not say.
+      None if the system does not provide the figures.
     """
     root = pathlib.Path(root)
     try:
@@ -55,7 +55,7 @@ def available_bytes(root: str | pathlib.Path = '/') -> int | None:
 
 
 def _group_rooms(top: pathlib.Path, path: str) -> list[int]:
-    """What a control group and those above it leave. File cache that can go counts as free."""
+    """Bytes left in a control group and in each group above it; evictable file cache is free."""
     rooms = []
     for group in (top / path, *(top / path).parents):
         for limit, usage in (

@@ -1,6 +1,6 @@
 """`jax.jit` with compiler options that depend on the device.
 
-Options are given when a function is jitted; what it will run on is known when it is traced.
+Options are given when a function is jitted, but its device is known only when it is traced.
 """
 
 import functools
@@ -11,10 +11,10 @@ import jax
 
 
 class PlatformJit:
-    """A jitted function whose compiler options are asked for at every call.
+    """A jitted function whose compiler options are evaluated at every call.
 
-    As with `jax.jit`, it can be called and lowered, but if there are options, not traced within
-    another jitted function.
+    Like a function of `jax.jit`, it can be called and lowered. If there are options, it cannot be
+    traced within another jitted function.
     """
 
     def __init__(
@@ -23,7 +23,13 @@ class PlatformJit:
         compiler_options: Callable[[], dict[str, str] | None],
         **options: Any,
     ):
-        """Takes what tells the compiler's options, and options of `jax.jit`."""
+        """Wraps a function.
+
+        Args:
+          function: the function to jit.
+          compiler_options: returns the compiler's options for the present device, or None.
+          options: of `jax.jit`.
+        """
         functools.update_wrapper(self, function)
         self._function, self._compiler_options, self._options = function, compiler_options, options
         self._made: dict[tuple[tuple[str, str], ...], Any] = {}
@@ -35,12 +41,12 @@ class PlatformJit:
         return self._jitted().lower(*args, **kwargs)
 
     def compiled(self) -> int:
-        """How many programs calls have made."""
+        """The number of programs compiled by calls."""
         return sum(jitted._cache_size() for jitted in self._made.values())
 
     def _jitted(self) -> Any:
-        asked = self._compiler_options()
-        key = tuple(sorted((asked or {}).items()))
+        options = self._compiler_options()
+        key = tuple(sorted((options or {}).items()))
         if key not in self._made:
-            self._made[key] = jax.jit(self._function, compiler_options=asked, **self._options)
+            self._made[key] = jax.jit(self._function, compiler_options=options, **self._options)
         return self._made[key]

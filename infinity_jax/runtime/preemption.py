@@ -1,4 +1,4 @@
-"""A notice that the machine will be taken away: SIGTERM, on any one of a run's processes."""
+"""Preemption: SIGTERM on any process of a run announces that its machine will be taken away."""
 
 import contextlib
 import signal
@@ -12,28 +12,28 @@ from jax.experimental import multihost_utils
 
 
 class Preempted(Exception):
-    """The run was asked to stop and has saved, all processes together; the message says so."""
+    """The run was asked to stop, and all its processes have saved together."""
 
 
 class Terminated(BaseException):
-    """SIGTERM came when nothing was left to save. Like KeyboardInterrupt, no `Exception`."""
+    """SIGTERM came after everything was saved. Like KeyboardInterrupt, it is no `Exception`."""
 
 
 class StopNotice:
     """Listens for SIGTERM while it is entered, as a context manager.
 
-    One process listens by itself. Of several, JAX's listener passes the notice on, so that all hear
-    of it at the same question.
+    A single process handles the signal itself. With several, JAX's listener passes the notice on,
+    so that `stops` returns True in all of them after the same step.
     """
 
     def __init__(self):
         self._noticed = False
-        self._questions = 0
+        self._calls = 0
         self._stopping_since = 0.0
         self._previous: Any = None
 
     def __enter__(self) -> 'StopNotice':
-        # Ours would replace JAX's listener; outside the main thread Python allows none.
+        # This handler would replace JAX's. Python allows handlers in the main thread only.
         alone = not jax.distributed.is_initialized()
         if alone and threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._notice)
@@ -47,18 +47,18 @@ class StopNotice:
         self._noticed = True
 
     def stops(self) -> bool:
-        """Whether to save and stop now; every process asks at the same places, after each step."""
-        self._questions += 1
+        """Whether to save and stop now. Every process calls it after each step."""
+        self._calls += 1
         if jax.distributed.is_initialized():
-            # All agree on the question after the last one that any of them has asked.
-            stops = multihost_utils.reached_preemption_sync_point(self._questions)
+            # All processes stop at the call after the last one that any of them has made.
+            stops = multihost_utils.reached_preemption_sync_point(self._calls)
         else:
             stops = self._noticed
         self._stopping_since = time.monotonic()
         return stops
 
     def stopped(self, step: int) -> Preempted:
-        """What to raise once the state after `step` is saved."""
+        """The exception to raise once the state after `step` is saved."""
         return Preempted(
             f'stopped by SIGTERM after step {step}, saved in '
             f'{time.monotonic() - self._stopping_since:.1f} s; the same command goes on from there'
@@ -67,7 +67,7 @@ class StopNotice:
 
 @contextlib.contextmanager
 def finishing() -> Iterator[None]:
-    """Training is over and saved: SIGTERM raises `Terminated` once Python has the word."""
+    """After training is saved: SIGTERM raises `Terminated` at the next Python instruction."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -82,5 +82,5 @@ def finishing() -> Iterator[None]:
     try:
         yield
     finally:
-        # JAX's listener, which is none of Python's, has nothing more to listen for.
+        # JAX's listener, which Python does not manage, is no longer needed.
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

@@ -1,6 +1,6 @@
-"""A process beside the trainer that outlives it, and says in one line how it died.
+"""A parent process of the trainer, which reports in one line how the trainer ended.
 
-When a process of a run dies, JAX aborts the others from C++, where no Python code can speak.
+When a process of a run dies, JAX aborts the others from C++, where no Python code can print.
 """
 
 import contextlib
@@ -12,15 +12,17 @@ import sys
 
 from infinity_jax.runtime.distributed import launcher
 
-PEER_DIED = 75  # exit code: nothing is wrong here, start again
-PARENT = 'INFINITY_JAX_SUPERVISOR'  # environment variable of the child: who watches it
-RESUME = 'start the same command again on every host: it goes on from what was saved last'
+PEER_DIED = 75  # exit code: another process failed; start this one again
+PARENT = (
+    'INFINITY_JAX_SUPERVISOR'  # environment variable of the child: process id of the supervisor
+)
+RESUME = 'start the same command again on every host: it goes on from the last checkpoint'
 
 
 def supervise() -> None:
-    """Runs this very command in a child and ends as it does; returns in the child.
+    """Runs this command in a child and ends with the child's exit code; returns in the child.
 
-    Returns at once where a run is one process: it needs nobody else.
+    Returns at once if the run is one process, which needs no supervisor.
     """
     parent = os.environ.pop(PARENT, None)
     if parent is not None:
@@ -31,36 +33,36 @@ def supervise() -> None:
     child = subprocess.Popen(
         [sys.executable, *sys.orig_argv[1:]],
         env={**os.environ, PARENT: str(os.getpid())},
-        process_group=0,  # so that signals come through us, once
+        process_group=0,  # signals reach the child once, through this process
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: child.send_signal(number))
     message, code = ending(child.wait())
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(child.pid, signal.SIGKILL)  # data workers that an abort left behind
+        os.killpg(child.pid, signal.SIGKILL)  # data workers that survived an abort
     if message:
         print(message, file=sys.stderr, flush=True)
     sys.exit(code)
 
 
 def ending(code: int) -> tuple[str, int]:
-    """A message and the exit code for how the trainer ended, a negative number being a signal."""
-    if code >= 0:  # it spoke for itself
+    """A message and an exit code for the trainer's return code; a negative one is a signal."""
+    if code >= 0:  # the trainer printed its own message
         return '', code
     if -code == signal.SIGABRT:
         return (
-            f'error: another process of this run died or did not start, as told above; {RESUME}',
+            f'error: another process of this run died or did not start, see above; {RESUME}',
             PEER_DIED,
         )
     name = signal.Signals(-code).name
-    hint = ', which the system does when memory runs out' if -code == signal.SIGKILL else ''
+    hint = ', which the system sends when memory runs out' if -code == signal.SIGKILL else ''
     return f'error: this process was ended by {name}{hint}; {RESUME}', 128 - code
 
 
 def _die_with(parent: int) -> None:
-    """Has the kernel kill this process when `parent` is killed, so that it holds no device."""
+    """Asks the kernel to kill this process when `parent` ends, so that it frees its devices."""
     if sys.platform.startswith('linux'):
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-    if os.getppid() != parent:  # it was killed before we asked
+    if os.getppid() != parent:  # it ended before the request
         sys.exit(PEER_DIED)

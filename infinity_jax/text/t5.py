@@ -15,10 +15,11 @@ NORM_EPSILON = 1e-6
 
 
 def position_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
-    """The bucket of every (query, key) pair, int32 (length, length), as in T5's encoder.
+    """The relative position bucket of every (query, key) pair, int32 (length, length).
 
-    Half the buckets are for keys behind the query and half for keys ahead. In each half, the first
-    half counts single steps and the rest grows logarithmically up to `max_distance`.
+    As in T5's encoder, half of the buckets are for keys before the query and half for keys after
+    it. In each half, the first half counts single positions, and the rest grows logarithmically
+    up to `max_distance`.
     """
     offset = np.arange(length)[None, :] - np.arange(length)[:, None]  # key minus query
     half = buckets // 2
@@ -63,7 +64,7 @@ class EncoderLayer(nn.Module):
     def __call__(self, x_BTE: Array, bias_BNTT: Array) -> tuple[Array, None]:
         """x_BTE: the float32 residual stream; bias_BNTT: position bias, hugely negative at padding.
 
-        Returns the new x_BTE and None, the pair that a scan wants.
+        Returns the new x_BTE and None, the pair that `nn.scan` expects.
         """
         c, dtype = self.config, self.dtype
         inner = c.num_heads * c.head_dim
@@ -77,7 +78,7 @@ class EncoderLayer(nn.Module):
             return x.reshape(batch, length, c.num_heads, c.head_dim)
 
         h_BTE = RMSNorm(name='attention_norm')(x_BTE).astype(dtype)
-        # Without a 1/sqrt(H) factor in attention, the query's start values carry it.
+        # Without a 1/sqrt(H) factor in attention, the query's initial values include it.
         q = heads(linear('query', inner, c.width * c.head_dim, ('embed', 'heads'))(h_BTE))
         k = heads(linear('key', inner, c.width, ('embed', 'heads'))(h_BTE))
         v = heads(linear('value', inner, c.width, ('embed', 'heads'))(h_BTE))
@@ -95,7 +96,7 @@ class EncoderLayer(nn.Module):
 
 
 class T5Encoder(nn.Module):
-    """Token ids to text features.
+    """The encoder: token ids to text features.
 
     Attributes:
       config: the dimensions.
@@ -111,11 +112,11 @@ class T5Encoder(nn.Module):
         """Encodes padded prompts.
 
         Args:
-          ids_BT: int32 token ids, end token included, padded with anything behind the lengths.
-          lengths_B: int32 true lengths. Tokens behind them are seen by none.
+          ids_BT: int32 token ids, end token included, with any padding after the lengths.
+          lengths_B: int32 true lengths. Later tokens are masked.
 
         Returns:
-          float32 (B, T, E). Rows behind the lengths are meaningless.
+          float32 (B, T, E). Rows after the lengths are meaningless.
         """
         c = self.config
         axes = nn.with_logical_partitioning
@@ -130,7 +131,7 @@ class T5Encoder(nn.Module):
             (c.buckets, c.num_heads),
         )
         length = ids_BT.shape[1]
-        # One table, held by the first block in the released weights, serves every layer.
+        # All layers share one table, which the first block has in the released weights.
         bias_TTN = bias_bN[position_buckets(length, c.buckets, c.max_distance)]
         seen_B11T = (jnp.arange(length)[None] < lengths_B[:, None])[:, None, None]
         bias_BNTT = jnp.where(

@@ -1,4 +1,4 @@
-"""Prompts to token ids, with the tokenizer of a Hugging Face folder."""
+"""Prompts to token ids, with the tokenizer of a Hugging Face folder or repository."""
 
 from pathlib import Path
 
@@ -6,6 +6,8 @@ import numpy as np
 import tokenizers
 
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.hub import local_folder
+from infinity_jax.text.pretrained import tokenizer_json
 
 TOKENIZER_FILES = (
     'tokenizer.json',
@@ -17,16 +19,30 @@ END_TOKEN = '</s>'
 
 
 class TextTokenizer:
-    """Cuts prompts into the ids of a Hugging Face tokenizer, always ending in the end token."""
+    """Splits prompts into the ids of a Hugging Face tokenizer, always ending in the end token.
+
+    Attributes:
+      files: contents of the tokenizer's files by name.
+      end_id: id of the end token.
+      vocab_size: number of tokens, added ones included.
+    """
 
     def __init__(self, files: dict[str, bytes], source: str = 'tokenizer.json'):
-        """files: contents of the folder's tokenizer files by name; source: for messages."""
+        """Reads `tokenizer.json`.
+
+        Args:
+          files: contents of the folder's tokenizer files by name.
+          source: name of the folder, for error messages.
+
+        Raises:
+          UserError: tokenizer.json is missing, malformed or has no end token.
+        """
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(files['tokenizer.json'].decode())
         except KeyError:
             raise UserError(
-                f'{source}: no tokenizer.json; make one with transformers: '
-                'AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)'
+                f'{source}: no tokenizer.json and no spiece.model; copy the files of the T5 '
+                'tokenizer there, or name another folder or repository'
             ) from None
         except Exception as error:  # the library raises bare Exception on a malformed file
             raise UserError(f'{source}: tokenizer.json is not a tokenizer ({error})') from None
@@ -41,18 +57,28 @@ class TextTokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> 'TextTokenizer':
-        """Reads the tokenizer of a Hugging Face folder."""
-        folder = Path(folder)
-        files = {n: (folder / n).read_bytes() for n in TOKENIZER_FILES if (folder / n).is_file()}
+        """Reads the tokenizer of a Hugging Face folder.
+
+        Args:
+          folder: a folder, or org/name of a repository, of which only the tokenizer is downloaded.
+            With `spiece.model` alone, transformers converts it; `files` then has the result.
+
+        Raises:
+          UserError: there is no such folder or repository, or no readable tokenizer in it.
+        """
+        local = local_folder(folder, files=(*TOKENIZER_FILES, 'config.json'))
+        files = {n: (local / n).read_bytes() for n in TOKENIZER_FILES if (local / n).is_file()}
+        if 'spiece.model' in files and 'tokenizer.json' not in files:
+            files['tokenizer.json'] = tokenizer_json(local)
         return cls(files, str(folder))
 
     def save(self, folder: str | Path) -> None:
-        """Writes the tokenizer's files into `folder`, byte for byte as they were read."""
+        """Writes the tokenizer's files into `folder`, with the bytes that were read."""
         for name, content in self.files.items():
             (Path(folder) / name).write_bytes(content)
 
     def token_counts(self, prompts: list[str]) -> list[int]:
-        """Tokens of each prompt, the end token included, before any cut."""
+        """Number of tokens of each prompt, the end token included, before truncation."""
         encodings = self._tokenizer.encode_batch(list(prompts))
         ends = [e.ids[-1:] == [self.end_id] for e in encodings]
         return [len(e.ids) + (not end) for e, end in zip(encodings, ends, strict=True)]
@@ -64,11 +90,14 @@ class TextTokenizer:
 
         Args:
           prompts: none of them blank.
-          max_length: longer prompts are cut to this many tokens, the last being the end token.
-          pad_to: columns of the result; None takes the longest prompt.
+          max_length: longer prompts are truncated to this many tokens, the end token included.
+          pad_to: number of columns T of the result; None takes the longest prompt.
 
         Returns:
-          ids_BT int32, zero behind each prompt's end, and lengths_B int32, end token included.
+          ids_BT int32, zero after each prompt's end, and lengths_B int32, end token included.
+
+        Raises:
+          UserError: a prompt is blank, or longer than `pad_to`.
         """
         blank = [i for i, prompt in enumerate(prompts) if not prompt.strip()]
         if blank or not prompts:

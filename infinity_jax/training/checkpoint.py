@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from infinity_jax.errors import UserError
+from infinity_jax.errors import UserError, first_line
 from infinity_jax.training.run_folder import CHECKPOINTS
 
 
@@ -86,9 +86,8 @@ class Checkpoints:
             raise self._failure(error) from None
 
     def _failure(self, error: Exception) -> UserError:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         full = 'No space left on device'  # the writer names its innermost file around that
-        reason = full if full in str(error) else lines[0][:300]
+        reason = full if full in str(error) else first_line(error, 300)
         good = 'none yet' if self.latest_step is None else f'step {self.latest_step}, unharmed'
         return UserError(
             f'could not save a checkpoint in {self.folder}: {reason}; the last good one '
@@ -117,7 +116,7 @@ class Checkpoints:
         except UserError:
             raise
         except (OSError, ValueError, KeyError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            reason = first_line(error, 300)
             raise UserError(
                 f'checkpoint {self.folder / str(step)} cannot be read: {reason}; delete that '
                 'folder to go on from the one before it'
@@ -198,5 +197,5 @@ def load_weights(run_dir: str | os.PathLike, step: int | None, which: str) -> An
     except UserError:
         raise
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        reason = first_line(error, 300)
         raise UserError(f'checkpoint {path} cannot be read: {reason}; name another one') from error

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from infinity_jax.runtime.atomic_write import atomic_file
+
 FILE_NAME = 'metrics.jsonl'
 
 
@@ -184,9 +186,8 @@ def _drop_lines(path: pathlib.Path, step: int, heldout_step: int) -> None:
                 kept.append(line + '\n')
         except (json.JSONDecodeError, KeyError):
             continue
-    partial = path.with_suffix('.partial')
-    partial.write_text(''.join(kept), encoding='utf-8')
-    partial.replace(path)
+    with atomic_file(path) as temporary:
+        temporary.write_text(''.join(kept), encoding='utf-8')
 
 
 WINDOW = 100  # last losses that make the level

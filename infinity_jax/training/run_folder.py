@@ -11,6 +11,7 @@ import jax
 
 from infinity_jax.config import STORED, current_name
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.atomic_write import atomic_file
 
 CHECKPOINTS = 'checkpoints'  # folder in a run folder; a folder a step in it
 # Paths on the machine that it ran on.
@@ -36,11 +37,9 @@ def write_description(config: Any, run_dir: pathlib.Path) -> None:
     if jax.process_index() != 0:
         return
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
         for name, content in (('config', dataclasses.asdict(config)), ('versions', versions)):
-            partial = run_dir / f'{name}.json.partial'
-            partial.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-            os.replace(partial, run_dir / f'{name}.json')
+            with atomic_file(run_dir / f'{name}.json') as temporary:
+                temporary.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
     except OSError as error:
         raise UserError(
             f'config.run_dir {run_dir}: {error.strerror}; make it writable or name another place'

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from infinity_jax.config import from_mapping
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.atomic_write import atomic_file
 from infinity_jax.transformer.lora import LoraConfig, merge
 from infinity_jax.weights.model_folder import load_model, save_model
 
@@ -29,10 +29,9 @@ def save_adapter(path: Path, adapters: Any, config: LoraConfig) -> None:
     arrays = {n: np.asarray(a) for n, a in flatten_dict(adapters, sep='.').items()}
     described = {'rank': config.rank, 'alpha': config.alpha, 'matrices': list(config.targets)}
     metadata = {'format': FORMAT, 'lora': json.dumps(described)}
-    partial = path.with_suffix('.partial')
     try:
-        safetensors.numpy.save_file(arrays, partial, metadata)
-        os.replace(partial, path)
+        with atomic_file(path) as temporary:
+            safetensors.numpy.save_file(arrays, temporary, metadata)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f'{path}: could not be saved ({error}); free space, then again') from None
 

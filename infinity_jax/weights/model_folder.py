@@ -13,8 +13,6 @@ interrupted save never harms the last good one.
 import contextlib
 import dataclasses
 import json
-import os
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -26,6 +24,7 @@ from jax.sharding import Mesh
 
 from infinity_jax.config import ModelConfigs, TokenizerConfig, TransformerConfig, from_mapping
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.weights.part_weights import (
@@ -101,20 +100,11 @@ def replacing(folder: Path) -> Iterator[Path]:
     Raises:
       UserError: no room, or not writable; an old folder is then untouched.
     """
-    temporary = folder.with_name(f'.{folder.name}.saving-{os.getpid()}')
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in temporary.rglob('*'):  # on disk before the rename, or a power cut loses both
-            if path.is_file():
-                with open(path, 'rb') as file:
-                    os.fsync(file.fileno())
-        _replace(folder, temporary)
+        with atomic_folder(folder) as temporary:
+            yield temporary
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f'{folder}: could not be saved ({error}); the old one is kept') from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _weights(loaded: LoadedModel) -> list[tuple[str, Any, Params]]:
@@ -141,20 +131,6 @@ def write_description(folder: Path, configs: ModelConfigs) -> None:
     described['extra'] = dict(configs.extra)
     text = json.dumps(described, indent=2)
     (folder / 'config.json').write_text(text + '\n', encoding='utf-8')
-
-
-def _backup(folder: Path) -> Path:
-    return folder.with_name(f'.{folder.name}.previous')
-
-
-def _replace(folder: Path, new: Path) -> None:
-    """Renames `new` to `folder`; at every moment the old or the new one is whole on disk."""
-    backup = _backup(folder)
-    if folder.exists():
-        shutil.rmtree(backup, ignore_errors=True)
-        os.rename(folder, backup)
-    os.rename(new, folder)
-    shutil.rmtree(backup, ignore_errors=True)
 
 
 def read_configs(folder: str | Path) -> ModelConfigs:
@@ -214,7 +190,7 @@ def load_model(
             _, weights['text_params'] = load_encoder(text_folder, dtype, mesh)
         except UserError as error:
             problems.append(str(error))
-        if (text_folder / 'tokenizer.json').is_file():
+        if any((text_folder / name).is_file() for name in ('tokenizer.json', 'spiece.model')):
             weights['text_tokenizer'] = TextTokenizer.from_folder(text_folder)
     if problems:
         raise UserError(f'{folder}: ' + '; '.join(problems))
@@ -224,7 +200,8 @@ def load_model(
 def present(folder: str | Path) -> Path:
     """The folder itself, or its backup where a save was cut off between its two renames."""
     folder = Path(folder)
-    return _backup(folder) if not folder.exists() and _backup(folder).exists() else folder
+    previous = previous_folder(folder)
+    return previous if not folder.exists() and previous.exists() else folder
 
 
 def read_description(folder: str | Path) -> tuple[Path, dict[str, Any]]:

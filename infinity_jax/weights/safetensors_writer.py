@@ -1,7 +1,7 @@
-"""Writes weight files tensor by tensor, so that memory holds one tensor and never a whole file.
+"""Writes weight files tensor by tensor, so that memory holds one tensor instead of a whole file.
 
-The safetensors library writes from a dictionary of everything at once; the format itself is a JSON
-header and the raw bytes, and lets every tensor, or a part of it, be put in its place on its own.
+The safetensors library writes from a dictionary of all tensors. The format itself is a JSON header
+and the raw bytes, so every tensor, or a part of it, can be written to its place separately.
 """
 
 import json
@@ -14,12 +14,12 @@ import numpy as np
 
 from infinity_jax.weights.weight_files import SAFETENSORS_DTYPES
 
-SHARD_BYTES = 5 * 10**9  # files above this are cut
+SHARD_BYTES = 5 * 10**9  # files above this are split
 _CODES = {np.dtype(dtype): code for code, dtype in SAFETENSORS_DTYPES.items()}
 
 
 class Spec(NamedTuple):
-    """What is known of a tensor before its values."""
+    """Shape and dtype of a tensor."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -30,12 +30,12 @@ class Spec(NamedTuple):
 
 
 def raw_bytes(array: np.ndarray) -> memoryview:
-    """The bytes of an array in row-major order, copied only where it is not contiguous."""
+    """The bytes of an array in row-major order, copied only if it is not contiguous."""
     return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
 
 class SafetensorsWriter:
-    """One safetensors file, filled in any order; a context manager.
+    """Writes one safetensors file, tensors in any order; a context manager.
 
     Args:
       path: overwritten.
@@ -66,7 +66,7 @@ class SafetensorsWriter:
         self._file.truncate(self._data + end)
 
     def write(self, name: str, array: np.ndarray, layer: int | None = None) -> None:
-        """Puts a tensor, or one layer of a stacked one, in its place."""
+        """Writes a tensor, or one layer of a stacked tensor, to its place."""
         spec = self._specs[name]
         shape = spec.shape if layer is None else spec.shape[1:]
         assert array.shape == shape and array.dtype == spec.dtype, (name, array.shape, array.dtype)
@@ -84,15 +84,15 @@ class SafetensorsWriter:
 
 
 class ShardWriter:
-    """`STEM.safetensors`, or, above `limit` bytes, numbered shards with an index.
+    """Writes `STEM.safetensors` or, above `limit` bytes, numbered shards with an index.
 
     Args:
-      folder: where the files go.
+      folder: of the files.
       stem: of their names.
       specs: tensor name -> shape and dtype, in the order in which they fill shards.
-      limit: bytes a shard; a larger tensor has a shard of its own.
-      index: name of the index file; '' writes STEM.safetensors.index.json, and that only where
-        there are several shards.
+      limit: bytes per shard; a larger tensor has its own shard.
+      index: name of the index file; '' writes STEM.safetensors.index.json, and only if there are
+        several shards.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class ShardWriter:
             write_index(folder / (index or f'{stem}.safetensors.index.json'), specs, weight_map)
 
     def write(self, name: str, array: np.ndarray, layer: int | None = None) -> None:
-        """Puts a tensor, or one layer of a stacked one, in its shard."""
+        """Writes a tensor, or one layer of a stacked tensor, to its shard."""
         self._writer[name].write(name, array, layer)
 
     def __enter__(self) -> Self:
@@ -127,7 +127,7 @@ class ShardWriter:
 
 
 def group_by_size(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """Names in order, cut into runs of at most `limit` bytes; at least one run."""
+    """Splits names, in order, into groups of at most `limit` bytes; at least one group."""
     groups: list[list[str]] = [[]]
     used = 0
     for name, size in sizes.items():
@@ -140,7 +140,7 @@ def group_by_size(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
 
 
 def shard_names(name: str, count: int) -> list[str]:
-    """'x.ending' itself for one shard, else 'x-00001-of-00002.ending' and so on."""
+    """File names of shards: 'x.ending' for one, else 'x-00001-of-00002.ending' and so on."""
     if count == 1:
         return [name]
     path = Path(name)
@@ -148,7 +148,7 @@ def shard_names(name: str, count: int) -> list[str]:
 
 
 def write_index(path: Path, specs: Mapping[str, Spec], weight_map: Mapping[str, str]) -> None:
-    """The index that Hugging Face's loaders read."""
+    """Writes the index of shards, as Hugging Face's loaders read it."""
     total = sum(spec.nbytes for spec in specs.values())
     content = {'metadata': {'total_size': total}, 'weight_map': dict(weight_map)}
     path.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')

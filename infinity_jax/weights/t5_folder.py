@@ -1,8 +1,9 @@
-"""T5 encoders as ordinary Hugging Face folders: read, placed, written and copied."""
+"""T5 encoders as Hugging Face folders: reads them onto devices, writes and copies them."""
 
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from jax.sharding import Mesh
 
 from infinity_jax.config import TextConfig
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.hub import local_folder
 from infinity_jax.sharding import read_placed, shardings_of
+from infinity_jax.text.pretrained import complete_config
 from infinity_jax.text.t5 import T5Encoder
 from infinity_jax.weights.safetensors_writer import ShardWriter, Spec
 from infinity_jax.weights.weight_files import (
@@ -28,7 +31,7 @@ from infinity_jax.weights.weight_files import (
 
 Params = dict[str, Any]
 
-# Hugging Face's field -> ours. The released fields keep their names when saved.
+# Hugging Face's field -> ours.
 CONFIG_FIELDS = {
     'vocab_size': 'vocab_size',
     'd_model': 'width',
@@ -39,6 +42,14 @@ CONFIG_FIELDS = {
     'relative_attention_num_buckets': 'buckets',
     'relative_attention_max_distance': 'max_distance',
 }
+# Hugging Face's field -> the value that `text/t5.py` implements.
+REQUIRED_FIELDS = {
+    'model_type': 't5',
+    'feed_forward_proj': 'gated-gelu',
+    'layer_norm_epsilon': 1e-6,
+}
+# T5's values of fields that the released T5 v1.1 folders leave out.
+DEFAULTS = {'relative_attention_max_distance': 128, 'layer_norm_epsilon': 1e-6}
 EMBEDDING_NAMES = ('shared.weight', 'encoder.embed_tokens.weight')  # two names of one matrix
 # Torch's name -> our path, of what all layers share.
 WHOLE_NAMES = {
@@ -62,7 +73,7 @@ LAYER_NAMES = {
 
 @functools.cache
 def encoder_shapes(config: TextConfig, boxed: bool = False) -> Params:
-    """The encoder's parameter tree as `ShapeDtypeStruct`s; boxed ones know their axes."""
+    """The encoder's parameter tree as `ShapeDtypeStruct`s; boxed ones carry their axis names."""
     ids = jax.ShapeDtypeStruct((1, 1), np.int32)
     lengths = jax.ShapeDtypeStruct((1,), np.int32)
     shapes = jax.eval_shape(T5Encoder(config).init, jax.random.key(0), ids, lengths)['params']
@@ -70,32 +81,63 @@ def encoder_shapes(config: TextConfig, boxed: bool = False) -> Params:
 
 
 def read_text_config(folder: str | Path) -> TextConfig:
-    """Reads `config.json` of a T5 v1.1 model; other architectures are refused."""
-    path = Path(folder) / 'config.json'
-    fields = read_json(path)
-    kind = fields.get('model_type')
-    activation = fields.get('feed_forward_proj')
-    if kind != 't5' or activation != 'gated-gelu':
+    """Reads `config.json` of a T5 v1.1 model.
+
+    Args:
+      folder: a folder, or org/name of a repository, of which only `config.json` is downloaded.
+
+    Raises:
+      UserError: there is no such folder or repository, or the model has another architecture.
+    """
+    folder = local_folder(folder, files=('config.json',))
+    path = folder / 'config.json'
+    fields = {**DEFAULTS, **read_json(path)}
+    _check_fields(path, fields, {'model_type': REQUIRED_FIELDS['model_type']})
+    if not {*REQUIRED_FIELDS, *CONFIG_FIELDS} <= fields.keys():
+        fields = complete_config(folder)
+    _check_fields(path, fields, REQUIRED_FIELDS)
+    wrong = [
+        f'{name} is {fields[name]!r}'
+        for name in CONFIG_FIELDS
+        if type(fields[name]) is not int or fields[name] < 1
+    ]
+    if wrong:
+        raise UserError(f'{path}: {", ".join(wrong)}; wanted whole numbers from 1 on')
+    config = TextConfig(**{ours: fields[name] for name, ours in CONFIG_FIELDS.items()})
+    # Half of the buckets serve each direction; the second half of these grow logarithmically.
+    if config.buckets < 4 or config.max_distance <= config.buckets // 4:
         raise UserError(
-            f'{path}: model_type {kind!r} with feed_forward_proj {activation!r}; wanted '
-            "'t5' with 'gated-gelu' (T5 v1.1, Flan-T5)"
+            f'{path}: relative_attention_num_buckets is {config.buckets} and '
+            f'relative_attention_max_distance {config.max_distance}; wanted at least 4, and more '
+            'than a quarter of the buckets'
         )
-    epsilon = fields.get('layer_norm_epsilon', 1e-6)
-    if epsilon != 1e-6:
-        raise UserError(f'{path}: layer_norm_epsilon is {epsilon}; only 1e-6 is known')
-    fields = {'relative_attention_max_distance': 128, **fields}
-    missing = [name for name in CONFIG_FIELDS if name not in fields]
-    wrong = [n for n in CONFIG_FIELDS if n in fields and not isinstance(fields[n], int)]
-    if missing or wrong:
-        raise UserError(f'{path}: lacks {missing}, not whole numbers {wrong}; complete it')
-    return TextConfig(**{ours: fields[name] for name, ours in CONFIG_FIELDS.items()})
+    return config
+
+
+def _check_fields(path: Path, fields: Mapping[str, Any], required: Mapping[str, Any]) -> None:
+    wrong = [
+        f'{name} is {fields.get(name)!r}, wanted {value!r}'
+        for name, value in required.items()
+        if fields.get(name) != value
+    ]
+    if wrong:
+        raise UserError(f'{path}: {"; ".join(wrong)}: name a T5 v1.1 encoder, such as a Flan-T5')
+
+
+def _weights_folder(name: str | Path) -> Path:
+    """The folder of a model's weights; of a repository, safetensors are preferred."""
+    folder = local_folder(name, files=('config.json', '*.safetensors', '*.safetensors.index.json'))
+    if Path(name).exists() or any(folder.glob('*.safetensors')):
+        return folder
+    return local_folder(name, files=('config.json', 'pytorch_model*.bin*'))
 
 
 def open_encoder(folder: str | Path) -> tuple[TextConfig, dict[str, LazyTensor]]:
-    """The encoder of a T5 v1.1 folder, unread; a decoder beside it is passed over.
+    """Opens the encoder of a T5 v1.1 model without reading its tensors; ignores a decoder.
 
     Args:
-      folder: config.json and model.safetensors, or shards with an index, or pytorch_model.bin.
+      folder: with config.json and model.safetensors, or shards with an index, or
+        pytorch_model.bin; or org/name of a repository with such files.
 
     Returns:
       the dimensions, and the tensors by their torch names; of the two names that the embedding
@@ -104,8 +146,8 @@ def open_encoder(folder: str | Path) -> tuple[TextConfig, dict[str, LazyTensor]]
     Raises:
       UserError: with every missing, unknown and misshapen name at once.
     """
-    folder = Path(folder)
     config = read_text_config(folder)
+    folder = _weights_folder(folder)
     found = {
         name: tensor
         for name, tensor in open_weights(folder).items()
@@ -134,7 +176,7 @@ def _torch_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
 def load_encoder(
     folder: str | Path, dtype: Any = np.float32, mesh: Mesh | None = None
 ) -> tuple[TextConfig, Params]:
-    """Loads the encoder of a T5 v1.1 folder; a decoder beside it is skipped, never read.
+    """Loads the encoder of a T5 v1.1 model; a decoder is not read.
 
     Args:
       folder: as `open_encoder` takes it.
@@ -161,7 +203,7 @@ def load_encoder(
         kind = np.dtype(dtype or np.result_type(*{layer.dtype for layer in layers}))
 
         def read(index: Index) -> np.ndarray:
-            """Torch's (out, in) of each layer that the index asks for, transposed."""
+            """Torch's (out, in) of each layer of the index, transposed."""
             first, *rest = index or (slice(None),)
             chosen = layers[first]
             for i, layer in enumerate(chosen):
@@ -198,7 +240,7 @@ def copy_encoder(source: str | Path, folder: Path, dtype: Any = None) -> TextCon
 
     Args:
       source: as `open_encoder` takes it.
-      folder: made anew.
+      folder: the target, created if needed.
       dtype: of the copy; None keeps the source's.
     """
     config, tensors = open_encoder(source)
@@ -210,7 +252,7 @@ def copy_encoder(source: str | Path, folder: Path, dtype: Any = None) -> TextCon
 
 
 def _encoder_writer(folder: Path, config: TextConfig, specs: dict[str, Spec]) -> ShardWriter:
-    """Makes the folder with its config.json and hands out the writer of its weights."""
+    """Creates the folder with its config.json and returns the writer of its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     fields = dataclasses.asdict(config)
     described = {

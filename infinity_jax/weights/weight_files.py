@@ -1,7 +1,7 @@
-"""Opens weight files of any usual kind as one mapping from names to tensors still on disk.
+"""Opens weight files of the usual formats as a mapping from names to tensors on disk.
 
-Knows `.safetensors`, what torch saves (`.pth`, `.pt`, `.bin`), and folders of either, with or
-without an index. Nothing is loaded before a tensor's `read()`.
+Reads `.safetensors`, files of `torch.save` (`.pth`, `.pt`, `.bin`), and folders of either, with or
+without an index. Values are loaded by a tensor's `read()`.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ SINGLE_NAMES = ('model.safetensors', 'pytorch_model.bin')
 
 
 class LazyTensor(Protocol):
-    """What every reader gives: shape and dtype at once, the values on `read()`.
+    """The interface of all readers: shape and dtype are known, values are loaded by `read()`.
 
-    `read(index)` takes only that part of the tensor from the disk.
+    `read(index)` loads only that part of the tensor.
     """
 
     @property
@@ -65,16 +65,16 @@ class SafeTensor:
 
 
 def open_safetensors(path: Path) -> dict[str, SafeTensor]:
-    """The tensors of one safetensors file, unread."""
+    """The tensors of one safetensors file, without their values."""
     tensors = {}
     try:
         with safetensors.safe_open(path, framework='numpy') as file:
             for name in file.keys():
                 part = file.get_slice(name)
-                kind = part.get_dtype()
-                if kind not in SAFETENSORS_DTYPES:
-                    raise UserError(f'{path}: {name} is of type {kind}; wanted float or integer')
-                dtype = np.dtype(SAFETENSORS_DTYPES[kind])
+                code = part.get_dtype()
+                if code not in SAFETENSORS_DTYPES:
+                    raise UserError(f'{path}: {name} is of type {code}; wanted float or integer')
+                dtype = np.dtype(SAFETENSORS_DTYPES[code])
                 tensors[name] = SafeTensor(path, name, tuple(part.get_shape()), dtype)
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
@@ -87,10 +87,10 @@ def open_weights(path: str | Path) -> dict[str, Any]:
     """Opens a weight file or folder.
 
     Returns:
-      name -> LazyTensor. For a torch file that nests its state dict, the nested dict as it is.
+      name -> LazyTensor. For a torch file that nests its state dict, the nested dict.
 
     Raises:
-      UserError: nothing there that can be read, or shards missing or at odds with their index.
+      UserError: no readable weights, or shards that are missing or differ from their index.
     """
     path = Path(path)
     if path.is_dir():
@@ -104,7 +104,7 @@ def open_weights(path: str | Path) -> dict[str, Any]:
 
 
 def _open_folder(folder: Path) -> dict[str, Any]:
-    """A folder by its index, else by its one weight file, else by all its safetensors."""
+    """Opens a folder by its index, else its single weight file, else all its safetensors."""
     for name in INDEX_NAMES:
         if (folder / name).is_file():
             return open_shards(folder / name)
@@ -122,7 +122,7 @@ def _open_folder(folder: Path) -> dict[str, Any]:
 
 
 def open_shards(index: Path) -> dict[str, Any]:
-    """The tensors that an index lists, each from the shard beside it that it names."""
+    """The tensors that an index lists, from the shards in its folder."""
     folder = index.parent
     weight_map = read_json(index).get('weight_map')
     if not isinstance(weight_map, dict):
@@ -151,7 +151,7 @@ def open_shards(index: Path) -> dict[str, Any]:
 def name_problems(
     wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
 ) -> list[str]:
-    """All that differs between two name -> shape tables, in words; empty when they agree."""
+    """The differences between two name -> shape tables, one string per name."""
     problems = [f'missing {n} {tuple(s)}' for n, s in wanted.items() if n not in found]
     problems += [f'unknown {n} {tuple(s)}' for n, s in found.items() if n not in wanted]
     problems += [
@@ -167,7 +167,11 @@ def is_tensor(value: Any) -> bool:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Parses a JSON object, or says in one line what is wrong with the file."""
+    """Parses a file with a JSON object.
+
+    Raises:
+      UserError: no such file, or no JSON object in it.
+    """
     try:
         found = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:

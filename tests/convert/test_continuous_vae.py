@@ -117,7 +117,7 @@ def test_kernels_come_through_and_what_does_not_is_said(tmp_path, capsys, names)
     lines = said.splitlines()
     assert any(line.endswith('took the mean, 6 of 12 channels') for line in lines)
     assert any(line.endswith('decoder.up.1.attn.0, encoder.mid.attn_1') for line in lines)
-    assert any(line.endswith('passed over loss (1 tensors)') for line in lines)
+    assert any(line.endswith('skipped loss (1 tensors)') for line in lines)
     assert 'quant_conv' not in said
 
 
@@ -172,7 +172,7 @@ def test_the_same_autoencoder_in_other_places(tmp_path, where):
     assert set(tensors) == set(wanted)
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(tensor.read(), wanted[name].read())
-    assert lines[0] == 'passed over model (1 tensors), bn (1 tensors)'
+    assert lines[0] == 'skipped model (1 tensors), bn (1 tensors)'
 
 
 def test_a_folded_bias_is_exact_away_from_the_border(tmp_path):

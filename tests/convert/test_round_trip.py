@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 
+import huggingface_hub
 import jax
 import ml_dtypes
 import numpy as np
@@ -13,6 +14,7 @@ import safetensors.numpy
 from helpers import tiny
 from helpers.models import model_of
 from helpers.paths import GOLDEN, VOCABULARY
+from helpers.sentencepiece_model import write_sentencepiece
 from helpers.torch_files import write_pth
 
 from infinity_jax.cli import main
@@ -218,6 +220,21 @@ def test_a_whole_encoder_decoder_folder_is_imported_without_its_decoder(tmp_path
     assert loaded.text_tokenizer is not None
     stored = open_weights(tmp_path / 'm' / 'text_encoder')
     assert not any(name.startswith('decoder') for name in stored)
+
+
+def test_a_repository_with_a_sentencepiece_model_is_imported(tmp_path, monkeypatch):
+    folder = text_folder(tmp_path)
+    (folder / 'tokenizer.json').unlink()
+    model = write_sentencepiece(folder)
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda name, **_: str(folder))
+    from_torch(tmp_path / 'm', text_encoder='google/flan-t5-xl')
+    loaded = load_model(tmp_path / 'm')
+    jax.tree.map(np.testing.assert_array_equal, loaded.text_params, load_encoder(folder)[1])
+    ids_BT, _ = loaded.text_tokenizer(['a red apple'], 16)
+    assert ids_BT.tolist() == [[*model.encode('a red apple'), 1]]
+    to_torch_files(tmp_path / 'm', tmp_path / 'exported')
+    exported = {p.name for p in (tmp_path / 'exported' / 'text_encoder').iterdir()}
+    assert {'spiece.model', 'tokenizer.json'} <= exported
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path):

@@ -10,7 +10,7 @@ from infinity_jax.runtime.host_memory import available_bytes
 
 CODE = """
 import sys
-from infinity_jax.host_memory import restart_with_tuned_allocator
+from infinity_jax.runtime.host_memory import restart_with_tuned_allocator
 if {keep}:
     restart_with_tuned_allocator()
 import resource

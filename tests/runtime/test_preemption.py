@@ -89,8 +89,8 @@ def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(tmp_path):
     # Workers change nothing about the order; only a saved position wants as many as before.
     again, whole = train(run_dir, **workers), train(tmp_path / 'whole')
     for process in (again, whole):
-        told = process.communicate(timeout=300)[1]
-        assert process.returncode == 0, told
+        stderr = process.communicate(timeout=300)[1]
+        assert process.returncode == 0, stderr
     assert losses(run_dir) == losses(tmp_path / 'whole')
     assert sorted(losses(run_dir)) == list(range(1, FLAGS['steps'] + 1))
 

@@ -19,7 +19,7 @@ SEVERAL = {
 }
 CODE = """
 import os, signal, sys, time
-from infinity_jax.supervisor import supervise
+from infinity_jax.runtime.supervisor import supervise
 supervise()
 print(os.getpid(), os.getppid(), flush=True)
 {}
@@ -49,12 +49,12 @@ def start(code, environment=SEVERAL):
         ('os.kill(os.getpid(), signal.SIGKILL)', 137, 'error: this process was ended by'),
     ],
 )
-def test_the_end_of_the_trainer_is_told(code, exit_code, message):
+def test_the_end_of_the_trainer_is_reported(code, exit_code, message):
     process, own, parent = start(code)
     assert own != process.pid == parent
-    told = process.communicate(timeout=60)[1]
+    stderr = process.communicate(timeout=60)[1]
     assert process.returncode == exit_code
-    assert told.startswith(message) and len(told.splitlines()) == (1 if message else 0)
+    assert stderr.startswith(message) and len(stderr.splitlines()) == (1 if message else 0)
 
 
 def test_a_run_of_one_process_is_not_supervised():

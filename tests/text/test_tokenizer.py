@@ -1,4 +1,4 @@
-"""Tokenising prompts."""
+"""Tokenizing prompts."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_tokenizer_files_survive_saving(tokenizer, tmp_path):
 
 
 def test_folder_without_tokenizer_is_refused(tmp_path):
-    with pytest.raises(UserError, match='no tokenizer.json'):
+    with pytest.raises(UserError, match='no tokenizer.json and no spiece.model'):
         TextTokenizer.from_folder(tmp_path)
     (tmp_path / 'tokenizer.json').write_text('{}')
     with pytest.raises(UserError, match='not a tokenizer'):

@@ -163,7 +163,7 @@ def test_cut_off_between_the_renames_keeps_a_model(model, tmp_path, monkeypatch)
             raise KeyboardInterrupt
         rename(source, target)
 
-    monkeypatch.setattr(model_folder.os, 'rename', die_at_second)
+    monkeypatch.setattr(os, 'rename', die_at_second)
     with pytest.raises(KeyboardInterrupt):
         save_model(tmp_path / 'm', make_model(seed=1))
     monkeypatch.undo()

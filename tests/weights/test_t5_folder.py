@@ -1,8 +1,11 @@
 """Encoder folders: read, written, copied."""
 
+import dataclasses
+import fnmatch
 import json
 import shutil
 
+import huggingface_hub
 import jax
 import numpy as np
 import pytest
@@ -10,7 +13,9 @@ import safetensors.numpy
 from helpers import paths
 
 from infinity_jax.errors import UserError
-from infinity_jax.weights.t5_folder import load_encoder, save_encoder
+from infinity_jax.weights.safetensors_writer import Spec
+from infinity_jax.weights.t5_folder import load_encoder, read_text_config, save_encoder
+from infinity_jax.weights.torch_file.writer import TorchWriter
 
 GOLDEN = paths.GOLDEN / 't5_tiny'
 
@@ -69,12 +74,93 @@ def test_all_wrong_weights_are_named_at_once(tmp_path):
     assert 'unknown encoder.surprise' in message and '\n' not in message
 
 
-def test_other_architectures_are_refused(tmp_path):
+def write_fields(folder, fields):
+    (folder / 'config.json').write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'model_type': 'bert'}, "model_type is 'bert', wanted 't5'"),
+        ({'model_type': 'umt5'}, "model_type is 'umt5', wanted 't5'"),
+        ({'feed_forward_proj': 'relu'}, "feed_forward_proj is 'relu', wanted 'gated-gelu'"),
+        ({'layer_norm_epsilon': 1e-5}, 'layer_norm_epsilon is 1e-05, wanted 1e-06'),
+        ({'d_ff': 1.5, 'd_kv': 0}, 'd_kv is 0, d_ff is 1.5; wanted whole numbers from 1 on'),
+        ({'relative_attention_num_buckets': 2}, 'relative_attention_num_buckets is 2'),
+        ({'relative_attention_max_distance': 8}, 'relative_attention_max_distance 8; wanted'),
+    ],
+)
+def test_other_architectures_are_refused(tmp_path, changes, message):
+    write_fields(tmp_path, json.loads((GOLDEN / 'config.json').read_text()) | changes)
+    with pytest.raises(UserError, match=message) as caught:
+        read_text_config(tmp_path)
+    assert str(caught.value).startswith(f'{tmp_path}/config.json: ')
+    assert '\n' not in str(caught.value)
+
+
+def test_absent_fields_have_the_defaults_of_t5(tmp_path):
     fields = json.loads((GOLDEN / 'config.json').read_text())
-    (tmp_path / 'config.json').write_text(json.dumps(fields | {'feed_forward_proj': 'relu'}))
-    with pytest.raises(UserError, match="'relu'"):
-        load_encoder(tmp_path)
-    del fields['d_kv']
-    (tmp_path / 'config.json').write_text(json.dumps(fields))
-    with pytest.raises(UserError, match='d_kv'):
-        load_encoder(tmp_path)
+    wanted = dataclasses.replace(read_text_config(GOLDEN), head_dim=64)  # T5Config's d_kv
+    for name in ('d_kv', 'relative_attention_max_distance', 'layer_norm_epsilon'):
+        del fields[name]
+    write_fields(tmp_path, fields)
+    assert read_text_config(tmp_path) == wanted
+    del fields['feed_forward_proj']
+    write_fields(tmp_path, fields)
+    with pytest.raises(UserError, match="feed_forward_proj is 'relu', wanted 'gated-gelu'"):
+        read_text_config(tmp_path)
+    write_fields(tmp_path, {'vocab_size': 8})
+    with pytest.raises(UserError, match="model_type is None, wanted 't5'"):
+        read_text_config(tmp_path)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A faked hub with one repository; returns its files and the downloads asked for."""
+    files, snapshot, asked = tmp_path / 'files', tmp_path / 'snapshot', []
+
+    def download(name, allow_patterns, **options):
+        asked.append(name)
+        snapshot.mkdir(exist_ok=True)
+        for path in files.iterdir():
+            if any(fnmatch.fnmatch(path.name, pattern) for pattern in allow_patterns):
+                shutil.copy(path, snapshot)
+                asked.append(path.name)
+        return str(snapshot)
+
+    files.mkdir()
+    shutil.copy(GOLDEN / 'config.json', files)
+    (files / 'tf_model.h5').write_bytes(b'never read')
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', download)
+    return files, asked
+
+
+def test_a_repository_with_safetensors(repository):
+    files, asked = repository
+    shutil.copy(GOLDEN / 'model.safetensors', files)
+    (files / 'pytorch_model.bin').write_bytes(b'never read')
+    config, params = load_encoder('google/flan-t5-xl')
+    wanted_config, wanted = load_encoder(GOLDEN)
+    assert config == wanted_config
+    same(params, wanted)
+    assert set(asked) == {'google/flan-t5-xl', 'config.json', 'model.safetensors'}
+
+
+def test_a_repository_with_torch_files_alone(repository):
+    files, asked = repository
+    tensors = safetensors.numpy.load_file(GOLDEN / 'model.safetensors')
+    specs = {name: Spec(t.shape, t.dtype) for name, t in tensors.items()}
+    with TorchWriter(files / 'pytorch_model.bin', specs) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
+    same(load_encoder('google/t5-v1_1-xl')[1], load_encoder(GOLDEN)[1])
+    assert 'pytorch_model.bin' in asked and 'tf_model.h5' not in asked
+
+
+def test_a_repository_of_another_architecture_is_refused_before_its_weights_come(repository):
+    files, asked = repository
+    write_fields(files, {'model_type': 'bert'})
+    shutil.copy(GOLDEN / 'model.safetensors', files)
+    with pytest.raises(UserError, match="model_type is 'bert'"):
+        load_encoder('org/bert')
+    assert asked == ['org/bert', 'config.json']

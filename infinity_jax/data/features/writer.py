@@ -3,9 +3,7 @@
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
-import uuid
 import zlib
 
 import numpy as np
@@ -15,7 +13,8 @@ from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.features.reader import INFO, TABLE, FeatureInfo, read_info
 from infinity_jax.data.index import Index
 from infinity_jax.data.records import Source
-from infinity_jax.errors import UserError
+from infinity_jax.errors import UserError, first_line
+from infinity_jax.runtime.atomic_write import atomic_file, flush_and_rename
 
 OPTIONS = 'group_size:1,uncompressed'  # one record per chunk; features hardly compress
 
@@ -79,9 +78,7 @@ class ShardWriter:
         self._write(np.array(rows, TABLE).tobytes())
         try:
             self._writer.close()
-            with open(self._partial, 'rb') as file:  # on disk before it counts as there
-                os.fsync(file.fileno())
-            os.replace(self._partial, self._path)
+            flush_and_rename(self._partial, self._path)
         except (OSError, RuntimeError) as error:
             raise self._failure(error) from None
 
@@ -93,7 +90,7 @@ class ShardWriter:
         self._position += 1
 
     def _failure(self, error: Exception) -> UserError:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         return UserError(
             f'shard {self._path} cannot be written: {reason}; free space and start the same '
             'command again: complete shards are kept'
@@ -124,11 +121,8 @@ def claim_folder(folder: pathlib.Path, info: FeatureInfo) -> None:
             f'{new[name]!r}; name another folder with --out'
         )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # A name of its own: hosts that share the folder may have the same process id.
-        partial = folder / f'{INFO}.{uuid.uuid4().hex}.partial'
         text = json.dumps(dataclasses.asdict(info), indent=2)
-        partial.write_text(text + '\n', encoding='utf-8')
-        os.replace(partial, folder / INFO)
+        with atomic_file(folder / INFO) as temporary:
+            temporary.write_text(text + '\n', encoding='utf-8')
     except OSError as error:
         raise UserError(f'{folder} cannot be written: {error}; choose another --out') from None

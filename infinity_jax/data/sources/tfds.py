@@ -11,7 +11,7 @@ from typing import Any
 from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.records import BrokenRecord, RawRecord, RecordLocation
-from infinity_jax.errors import UserError
+from infinity_jax.errors import UserError, first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +66,8 @@ class TfdsSource:
     def read(self, location: RecordLocation) -> RawRecord:
         try:
             example = self._examples()[location[0]]
-        except RuntimeError as error:  # damaged bytes or a truncated file
-            raise BrokenRecord(_line(error)) from None
+        except RuntimeError as error:  # damaged bytes, a file cut off
+            raise BrokenRecord(first_line(error)) from None
         try:
             texts: Any = functools.reduce(operator.getitem, self.text_field.split('/'), example)
             texts = [texts] if isinstance(texts, bytes) else texts
@@ -93,7 +93,7 @@ def _builder(path: str, dataset: str) -> Any:
         return tfds.builder_from_directory(path)
     except Exception as error:  # of many kinds; each means that it is not there
         raise UserError(
-            f'TFDS data set {dataset} in {path}: {_line(error)}; name a folder that holds '
+            f'TFDS data set {dataset} in {path}: {first_line(error)}; name a folder that holds '
             'dataset_info.json, or its data_dir and name'
         ) from None
 
@@ -108,11 +108,6 @@ def _examples(path: str, dataset: str, split: str, image_field: str) -> Any:
         return _builder(path, dataset).as_data_source(split, decoders=decoders)
     except Exception as error:
         raise UserError(
-            f'TFDS data set {dataset} in {path}: {_line(error)}; prepare it with '
+            f'TFDS data set {dataset} in {path}: {first_line(error)}; prepare it with '
             "file_format='array_record', which can be read at random"
         ) from None
-
-
-def _line(error: Exception) -> str:
-    """What an error says first."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.inference.resolution import choose_schedule
     from infinity_jax.inference.text_encoder import padded_length
     from infinity_jax.inference.warmup import calls_of, mode_of
-    from infinity_jax.weights.hub import local_folder
+    from infinity_jax.runtime.hub import local_folder
     from infinity_jax.weights.model_folder import DEMO_FOLDER, read_configs
 
     folder = local_folder(args.checkpoint or DEMO_FOLDER, args.revision)

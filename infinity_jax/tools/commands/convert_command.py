@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='the tokenizer that it was trained with; alone also a continuous autoencoder, to '
         'start training one from',
     )
-    start.add_argument('--text-encoder', metavar='DIR', help='Hugging Face folder of a Flan-T5')
+    start.add_argument(
+        '--text-encoder', metavar='DIR', help='Hugging Face folder or repository of a Flan-T5'
+    )
     start.add_argument(
         '--ema', action='store_true', help="transformer's moving average in a training checkpoint"
     )

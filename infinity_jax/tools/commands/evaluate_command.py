@@ -68,8 +68,8 @@ def _path(text: str) -> str:
 
 def run_demo(args: argparse.Namespace) -> None:
     """Prints the matcher's table."""
+    from infinity_jax.runtime.hub import local_folder
     from infinity_jax.training.transformer.demo_evaluation import evaluate_demo
-    from infinity_jax.weights.hub import local_folder
     from infinity_jax.weights.model_folder import DEMO_FOLDER
 
     evaluate_demo(

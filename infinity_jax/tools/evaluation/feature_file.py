@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 
-from infinity_jax.errors import UserError
+from infinity_jax.errors import UserError, in_one_line
 from infinity_jax.tools.evaluation.image_metrics import frechet_distance
 
 ARRAYS = ('originals', 'reconstructions')
@@ -88,7 +88,7 @@ def _read(path: str | os.PathLike) -> list[np.ndarray]:
     except UserError:  # which is a ValueError too
         raise
     except UNREADABLE as error:
-        reason = ' '.join(str(error).split()) or type(error).__name__
+        reason = in_one_line(error)
         raise UserError(f'--features {path}: {what} cannot be read ({reason}); {WANTED}') from None
 
 

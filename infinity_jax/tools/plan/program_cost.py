@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from infinity_jax.errors import UserError
+from infinity_jax.errors import UserError, first_line
 from infinity_jax.runtime.compile_cache import without_compile_cache
 from infinity_jax.tools.plan.collectives import CollectiveTotal, collectives_of, totals
 from infinity_jax.tools.plan.hlo_text import HloProgram
@@ -137,6 +137,6 @@ def read_too_large(message: str) -> int:
     found = next((x for pattern in _TOO_LARGE if (x := pattern.search(message))), None)
     if found is None:
         raise UserError(
-            f'the program does not compile: {message.splitlines()[0]}; try another mesh or topology'
+            f'the program does not compile: {first_line(message)}; try another mesh or topology'
         )
     return int(float(found[1]) * _UNITS[found[2]])

@@ -1,4 +1,4 @@
-"""Named TPU slices whose programs are compiled without owning one, and how fast their chips are."""
+"""Named TPU slices, for which programs can be compiled without owning one."""
 
 import dataclasses
 import importlib.util
@@ -9,43 +9,15 @@ from typing import Any
 
 import jax
 
-from infinity_jax.errors import UserError
-from infinity_jax.runtime.accelerators import GIB, PEAKS, DevicePeak
+from infinity_jax.errors import UserError, first_line
+from infinity_jax.runtime.accelerators import PEAKS, DevicePeak, TpuChip
 
 # libtpu would ask the cloud's metadata server about a TPU that is not there, and would let one
 # process at a time load it.
 ENVIRONMENT = {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}
 HOST_CHIPS = (2, 2, 1)  # libtpu's default share of a host; a smaller slice has to say otherwise
 RING = 16  # chips along an axis of v5e and v6e from which its ends are joined; below, a line
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What `device_peaks` does not say of a TPU chip.
-
-    Attributes:
-      axes: of the torus that chips form.
-      hbm_bandwidth: bytes/s.
-      link_bandwidth: bytes/s of one link in one direction; there are two links an axis.
-      flops_per_cycle: bfloat16, of all matrix units of the chip; gives the clock rate.
-      usable_bytes: of its memory, what the compiler lets a program have.
-    """
-
-    axes: int
-    hbm_bandwidth: float
-    link_bandwidth: float
-    flops_per_cycle: int
-    usable_bytes: int
-
-
-# Memory and links: Cloud TPU's pages of each version, the inter-chip bandwidth divided over the
-# links. Matrix units: 4 of 128² on v5e, 8 on v5p, 4 of 256² on v6e. Usable bytes: as libtpu 0.0.42
-# says when it refuses a program. v4 is missing since libtpu compiles for its cores, not its chips.
-CHIPS: dict[str, Chip] = {
-    'v5e': Chip(2, 819e9, 50e9, 2 * 4 * 128**2, int(15.75 * GIB)),
-    'v5p': Chip(3, 2765e9, 100e9, 2 * 8 * 128**2, int(95.74 * GIB)),
-    'v6e': Chip(2, 1638e9, 100e9, 2 * 4 * 256**2, int(31.25 * GIB)),
-}
+CHIPS = {name: peak.tpu for name, peak in PEAKS.items() if peak.tpu}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +40,7 @@ class Topology:
         return PEAKS[self.chip]
 
     @property
-    def speed(self) -> Chip:
+    def speed(self) -> TpuChip:
         return CHIPS[self.chip]
 
     @property
@@ -134,7 +106,7 @@ def devices_of(topology: Topology) -> list[Any]:
     try:
         found = topologies.get_topology_desc(platform='tpu', topology_name=topology.name, **options)
     except jax.errors.JaxRuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f'--topology {topology.name}: libtpu refuses it ({reason}); name a slice that exists'
         ) from None

@@ -15,7 +15,7 @@ from infinity_jax.transformer.remat import check_remat
 class TextTraining:
     """The text encoder: a frozen one from a folder, or a new one trained along."""
 
-    folder: str = ''  # Hugging Face folder of encoder or vocabulary; '': the demo's vocabulary
+    folder: str = ''  # Hugging Face folder or org/name, of encoder or vocabulary; '': the demo's
     encoder: TextConfig | None = None  # sizes of a new encoder; None: the folder's, with weights
     train: bool = False  # along with the transformer
 

@@ -60,7 +60,7 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> LoadedModel:
 
 
 def _check_parts(
-    config: T2IConfig, configs: ModelConfigs, vocab_size: int, text_folder: pathlib.Path
+    config: T2IConfig, configs: ModelConfigs, vocab_size: int, text_folder: str | pathlib.Path
 ) -> None:
     """Raises `UserError` with all reasons why the parts do not fit the run or each other."""
     check_schedule(config.transformer, configs.schedule)
@@ -105,5 +105,6 @@ def read_text(config: T2IConfig) -> dict[str, Any]:
     return load_encoder(_text_folder(config))[1]
 
 
-def _text_folder(config: T2IConfig) -> pathlib.Path:
-    return pathlib.Path(config.text.folder or DEMO_FOLDER / 'text_encoder')
+def _text_folder(config: T2IConfig) -> str | pathlib.Path:
+    """The folder or repository of the text encoder."""
+    return config.text.folder or DEMO_FOLDER / 'text_encoder'

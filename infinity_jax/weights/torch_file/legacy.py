@@ -22,7 +22,7 @@ COUNT_BYTES = 8
 
 @dataclasses.dataclass(frozen=True)
 class _Run(Storage):
-    """A storage somewhere behind the pickles."""
+    """A storage after the pickles."""
 
     file: '_File'
     key: str
@@ -34,7 +34,7 @@ class _Run(Storage):
 
 
 class _File:
-    """The storages that the content names, and where they start, known once all is unpickled."""
+    """The storages of the content. Their positions are known once all pickles are read."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -51,7 +51,7 @@ class _File:
         return found
 
     def locate(self, stream: BinaryIO, keys: list[str]) -> None:
-        """Finds the elements of every storage, from where the stream stands; reads none."""
+        """Finds the position of every storage after the stream's position, without its elements."""
         if sorted(keys) != sorted(self.storages):
             raise UserError(
                 f'{self.path}: lists {len(keys)} storages, which are not the {len(self.storages)} '
@@ -77,7 +77,7 @@ class _File:
 
 
 def read_legacy(path: Path) -> Any:
-    """The object that torch saved, its tensors unread; see `torch_pickle.read_torch_file`.
+    """The object that torch saved, with unread tensors; see `reader.read_torch_file`.
 
     Raises:
       UserError: another magic number or version, or storages that are cut short or disagree.
@@ -101,7 +101,7 @@ def read_legacy(path: Path) -> Any:
                 f'{path}: version {str(version)[:20]} of the layout before torch 1.6; wanted '
                 f'{VERSION}: load it in torch and save it again'
             )
-        load()  # sizes of C types, of no use
+        load()  # sizes of C types, unused
         content = load()
         file.locate(stream, load())
     return content

@@ -1,7 +1,7 @@
-"""Reads PyTorch `.pth` files without torch and without running anything that they contain.
+"""Reads PyTorch `.pth` files without torch and without executing their content.
 
 Since torch 1.6 a `.pth` file is a zip with a pickle that describes the tensors and one member per
-storage. `torch_legacy` has the layout before that.
+storage. `legacy` reads the layout before that.
 """
 
 import dataclasses
@@ -64,11 +64,11 @@ class _Archive:
 
 
 def read_torch_file(path: str | Path) -> Any:
-    """The object that torch saved: nested dicts and lists with `TorchTensor` leaves, unread.
+    """The object that torch saved: nested dicts and lists with unread `TorchTensor` leaves.
 
     Raises:
-      UserError: the file is absent, cut short, saved on a big-endian machine, or its pickle asks
-        for anything but tensors and containers.
+      UserError: the file is absent, truncated or saved on a big-endian machine, or its pickle
+        refers to more than tensors and containers.
     """
     path = Path(path)
     try:

@@ -1,7 +1,7 @@
-"""Unpickles what torch saved, without torch and without running anything that a file contains.
+"""Unpickles files of torch without torch and without executing their content.
 
-The unpickler here knows the few names that plain state dicts need and refuses every other. Tensors
-stay on disk; the modules of the two file layouts say where their elements stand.
+The unpickler accepts the few names that plain state dicts need and refuses all others. Tensors
+stay on disk; `reader` and `legacy`, for the two file layouts, provide their elements.
 """
 
 import abc
@@ -33,7 +33,7 @@ STORAGE_DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Storage(abc.ABC):
-    """A flat run of elements inside the file."""
+    """A flat sequence of elements inside the file."""
 
     path: Path
     dtype: np.dtype
@@ -41,7 +41,7 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def elements(self) -> np.ndarray:
-        """All of them: a view of the mapped file, or a copy if they are compressed there."""
+        """All elements: a view of the mapped file, or a copy if they are compressed."""
 
     def __setstate__(self, state: Any) -> None:
         raise ValueError('it changes a storage that it has named')
@@ -49,7 +49,7 @@ class Storage(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class TorchTensor:
-    """A tensor that is still on disk. `read()` gives it as a numpy array of its own."""
+    """A tensor on disk. `read()` returns it as a new numpy array."""
 
     storage: Storage
     offset: int
@@ -61,7 +61,7 @@ class TorchTensor:
         return self.storage.dtype
 
     def check_bounds(self, elements: int) -> None:
-        """Raises `UserError` where it reaches outside a storage of so many elements."""
+        """Raises `UserError` if the tensor exceeds a storage of `elements` elements."""
         if 0 in self.shape:
             return
         pairs = zip(self.shape, self.strides, strict=True)
@@ -73,7 +73,7 @@ class TorchTensor:
             )
 
     def read(self, index: tuple[int | slice, ...] = ()) -> np.ndarray:
-        """Reads this tensor alone, or a part of it, contiguous and in row-major order."""
+        """Reads this tensor, or a part of it, as a contiguous array in row-major order."""
         flat = self.storage.elements()
         self.check_bounds(flat.size)  # as_strided checks nothing
         size = self.dtype.itemsize
@@ -86,18 +86,18 @@ class TorchTensor:
         return np.array(view[index], order='C')
 
     def __setstate__(self, state: Any) -> None:
-        """Takes what torch before 0.4 says of a parameter, nothing of which is the tensor's."""
+        """Accepts and ignores the state of a parameter in files of torch before 0.4."""
         if not (isinstance(state, tuple) and len(state) == 3):
             raise ValueError('it changes a tensor that it has built')
 
 
 class Unpickler(pickle.Unpickler):
-    """Builds containers, numbers and `TorchTensor`s; any other name is refused, not looked up.
+    """Builds containers, numbers and `TorchTensor`s; refuses other names without looking them up.
 
     Args:
-      file: at the start of a pickle; after `load()` just behind it.
+      file: at the start of a pickle; after `load()`, at its end.
       path: of that file, for errors.
-      storage: gives the storage of a key, a dtype and a number of elements.
+      storage: (key, dtype, number of elements) -> storage.
     """
 
     def __init__(
@@ -112,7 +112,7 @@ class Unpickler(pickle.Unpickler):
             return collections.OrderedDict
         if (module, name) == ('torch', 'Size'):
             return tuple
-        # Without v2 in files of torch before 0.4, which tells no gradients and hooks.
+        # Files of torch before 0.4 use the name without v2, which has no gradients and hooks.
         if module == 'torch._utils' and name in ('_rebuild_tensor', '_rebuild_tensor_v2'):
             return self._tensor
         if (module, name) in (
@@ -128,7 +128,7 @@ class Unpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, key: Any) -> Storage:
-        # The sixth part says of what other storage this one is a view; torch no longer makes such.
+        # The sixth item names the storage that this one is a view of; torch no longer writes it.
         if not (isinstance(key, tuple) and key[:1] == ('storage',) and key[5:] in ((), (None,))):
             raise UserError(f'{self.path}: unknown persistent id {str(key)[:60]}; wanted a storage')
         _, tag, name, _, size = key[:5]

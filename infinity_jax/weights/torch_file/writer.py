@@ -1,7 +1,7 @@
 """Writes PyTorch `.pth` files without torch, tensor by tensor.
 
-The file is a zip: a pickle that rebuilds the tensors, written by hand since pickling by name would
-import torch, and one uncompressed member per tensor.
+The file is a zip with a pickle that rebuilds the tensors and one uncompressed member per tensor.
+The pickle is written by hand, since the pickle module would import torch.
 """
 
 import pickle
@@ -21,11 +21,11 @@ _STORAGES = {np.dtype(dtype): name for name, dtype in STORAGE_DTYPES.items()}
 
 
 class TorchWriter:
-    """One `.pth` file that `torch.load(weights_only=True)` reads; a context manager.
+    """Writes a `.pth` file that `torch.load(weights_only=True)` reads; a context manager.
 
     Args:
       path: overwritten.
-      specs: tensor name -> shape and dtype, all to be written before the end.
+      specs: tensor name -> shape and dtype; all must be written before the end.
       under: keys of the dictionaries around the state dict, outermost first.
     """
 
@@ -38,7 +38,7 @@ class TorchWriter:
         self._add('byteorder', b'little')
 
     def write(self, name: str, array: np.ndarray) -> None:
-        """Writes one tensor; each exactly once."""
+        """Writes a tensor. Each must be written exactly once."""
         spec = self._specs.pop(name)
         assert array.shape == spec.shape and array.dtype == spec.dtype, (name, array.shape)
         self._add(self._member[name], raw_bytes(array))

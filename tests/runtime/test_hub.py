@@ -10,7 +10,7 @@ import huggingface_hub.constants
 import pytest
 
 from infinity_jax.errors import UserError
-from infinity_jax.weights.hub import local_folder
+from infinity_jax.runtime.hub import local_folder
 
 COMMIT = '0123456789abcdef0123456789abcdef01234567'
 
@@ -54,7 +54,7 @@ def test_what_is_in_the_cache_needs_no_network(cache, offline, revision):
 
 
 def test_the_environment_decides_about_network_and_cache(cache):
-    code = 'from infinity_jax.weights.hub import local_folder; print(local_folder("org/name"))'
+    code = 'from infinity_jax.runtime.hub import local_folder; print(local_folder("org/name"))'
     environment = {**os.environ, 'HF_HUB_OFFLINE': '1', 'HF_HUB_CACHE': str(cache)}
     run = subprocess.run(
         [sys.executable, '-c', code], env=environment, capture_output=True, text=True, check=True

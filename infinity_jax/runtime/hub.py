@@ -1,0 +1,67 @@
+"""Model folders by name: a local folder, or a repository on the Hugging Face hub."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from infinity_jax.errors import UserError, in_one_line
+from infinity_jax.runtime.atomic_write import previous_folder
+
+REPOSITORY = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
+FILES = ('*.json', '*.safetensors', '*.model')  # the files of a model folder
+
+
+def local_folder(
+    name: str | Path,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    files: Sequence[str] = FILES,
+) -> Path:
+    """The folder of a model on this machine; a repository is downloaded first.
+
+    An existing folder has priority. The hub's environment variables apply: HF_HUB_OFFLINE (use the
+    cache only), HF_TOKEN, HF_HOME.
+
+    Args:
+      name: a folder, or org/name on the hub.
+      revision: branch, tag or commit of the repository; None: its main branch.
+      cache_dir: where downloads are kept; None: the hub's usual place.
+      files: patterns of the files to download.
+
+    Raises:
+      UserError: there is no such folder, and it cannot be downloaded.
+    """
+    folder = Path(name)
+    # A save that was cut off between its two renames leaves the last good model in the second one.
+    for candidate in (folder, previous_folder(folder)):
+        if candidate.exists():
+            return candidate
+    if isinstance(name, Path) or not REPOSITORY.fullmatch(name):
+        raise UserError(
+            f'{name}: no such folder; wanted a model folder, or org/name of a Hugging Face '
+            'repository'
+        )
+    return _download(name, revision, cache_dir, files)
+
+
+def _download(
+    name: str, revision: str | None, cache_dir: str | Path | None, files: Sequence[str]
+) -> Path:
+    # Imported when needed: most models are local.
+    from huggingface_hub import constants, snapshot_download
+
+    tried = f'{name}: no such folder, and no repository with revision {revision or "main"}'
+    try:
+        folder = snapshot_download(
+            name, revision=revision, cache_dir=cache_dir, allow_patterns=list(files)
+        )
+    # The hub's client raises errors of its own, of its HTTP library and of the system.
+    except Exception as error:
+        reason = in_one_line(error, 300)
+        advice = 'check the name, the network and HF_TOKEN'
+        if constants.HF_HUB_OFFLINE:
+            advice = 'unset HF_HUB_OFFLINE to download it'
+        raise UserError(
+            f'{tried} ({type(error).__name__}: {reason}); {advice}, or name a local folder'
+        ) from None
+    return Path(folder)

@@ -1,0 +1,109 @@
+"""Files and folders that appear whole or not at all."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from infinity_jax.runtime.atomic_write import atomic_file, atomic_folder, previous_folder
+
+
+def test_a_file_appears_when_it_is_whole(tmp_path):
+    path = tmp_path / 'new' / 'a.txt'
+    with atomic_file(path) as temporary:
+        temporary.write_text('one')
+        assert not path.exists() and temporary.parent == path.parent
+    assert path.read_text() == 'one'
+    with atomic_file(path) as temporary:
+        temporary.write_text('two')
+        assert path.read_text() == 'one'
+    assert path.read_text() == 'two' and os.listdir(path.parent) == ['a.txt']
+
+
+@pytest.mark.parametrize('written', [False, True])
+def test_an_error_leaves_the_old_file_alone(tmp_path, written):
+    path = tmp_path / 'a.txt'
+    path.write_text('old')
+    with pytest.raises(OSError, match='full'), atomic_file(path) as temporary:
+        if written:
+            temporary.write_text('ne')
+        raise OSError('full')
+    assert path.read_text() == 'old' and os.listdir(tmp_path) == ['a.txt']
+
+
+def test_a_process_killed_while_it_writes_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / 'a.txt'
+    path.write_text('old')
+    code = (
+        'import os, signal, sys\n'
+        'from infinity_jax.runtime.atomic_write import atomic_file\n'
+        'with atomic_file(sys.argv[1]) as temporary:\n'
+        '    temporary.write_text("ne")\n'
+        '    os.kill(os.getpid(), signal.SIGKILL)\n'
+    )
+    assert subprocess.run([sys.executable, '-c', code, path]).returncode == -signal.SIGKILL
+    assert path.read_text() == 'old'
+
+
+def fill(folder: pathlib.Path, text: str, **options) -> None:
+    with atomic_folder(folder, **options) as temporary:
+        (temporary / 'inner').mkdir()
+        (temporary / 'inner' / 'a.txt').write_text(text)
+
+
+def test_a_folder_replaces_the_old_one(tmp_path):
+    folder = tmp_path / 'new' / 'model'
+    fill(folder, 'one')
+    (folder / 'surplus').touch()
+    fill(folder, 'two')
+    assert (folder / 'inner' / 'a.txt').read_text() == 'two'
+    assert os.listdir(folder) == ['inner'] and os.listdir(folder.parent) == ['model']
+
+
+def test_an_error_leaves_the_old_folder_alone(tmp_path):
+    fill(tmp_path / 'model', 'one')
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / 'model'):
+        raise RuntimeError
+    assert (tmp_path / 'model' / 'inner' / 'a.txt').read_text() == 'one'
+    assert os.listdir(tmp_path) == ['model']
+
+
+def test_a_stop_between_the_renames_keeps_the_old_folder(tmp_path, monkeypatch):
+    folder, rename = tmp_path / 'model', os.rename
+    fill(folder, 'one')
+
+    def stop_at_second(source, target):
+        if pathlib.Path(target) == folder:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, 'rename', stop_at_second)
+    with pytest.raises(KeyboardInterrupt):
+        fill(folder, 'two')
+    monkeypatch.undo()
+    assert not folder.exists()
+    assert (previous_folder(folder) / 'inner' / 'a.txt').read_text() == 'one'
+    fill(folder, 'three')
+    assert os.listdir(tmp_path) == ['model']
+
+
+def test_of_two_processes_that_make_the_same_folder_the_first_wins(tmp_path):
+    folder = tmp_path / 'index'
+    with atomic_folder(folder, keep_existing=True) as temporary:
+        (temporary / 'a.txt').write_text('second')
+        fill(folder, 'first', keep_existing=True)
+    assert (folder / 'inner' / 'a.txt').read_text() == 'first'
+    assert os.listdir(tmp_path) == ['index']
+
+
+def test_a_folder_that_cannot_be_renamed_is_an_error(tmp_path, monkeypatch):
+    def refuse(source, target):
+        raise OSError('full')
+
+    monkeypatch.setattr(os, 'rename', refuse)
+    with pytest.raises(OSError, match='full'):
+        fill(tmp_path / 'index', 'one', keep_existing=True)
+    assert not os.listdir(tmp_path)
