@@ -1,7 +1,8 @@
-"""The console command `infinity-jax`. Heavy imports wait until a subcommand needs them."""
+"""The console command `infinity-jax`; a subcommand imports its heavy modules when it runs."""
 
 import argparse
 import os
+import re
 import sys
 from typing import NoReturn
 
@@ -14,13 +15,20 @@ from infinity_jax.tools.commands import (
     generate_command,
     plan_command,
 )
-from infinity_jax.tools.commands.config_flags import split_overrides
 from infinity_jax.tools.commands.data_command import add_data
-from infinity_jax.tools.commands.sampling_flags import add_sampling_flags
+
+DESCRIPTION = 'Infinity: bitwise autoregressive text-to-image models in JAX.'
+EXAMPLES = """\
+examples:
+  infinity-jax generate "a red apple" --out apple.png
+  infinity-jax generate "a red fox" --checkpoint models/infinity_2b --aspect-ratio 16:9
+  infinity-jax train --config=configs/t2i.py:demo --config.run_dir=runs/demo
+  infinity-jax COMMAND --help
+"""
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """Says what is wrong with a flag in one line, without the usage of all of them."""
+    """Reports a wrong flag in one line, without the usage of all flags."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f'error: {message}; {self.prog} --help lists the flags\n')
@@ -29,40 +37,53 @@ class OneLineParser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """All subcommands and their flags."""
     parser = OneLineParser(
-        prog='infinity-jax', description='Bitwise autoregressive text-to-image generation.'
+        prog='infinity-jax',
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+    commands = parser.add_subparsers(
+        dest='command', required=True, title='commands', metavar='COMMAND'
+    )
     add = lambda name, text: commands.add_parser(name, help=text, description=text)
-    _add_generate(add('generate', 'Draw images from prompts.'))
-    compiling = add('compile', "Store a model's compiled programs beside it, for quick starts.")
-    compile_command.add_flags(compiling)
-    compiling.set_defaults(run=compile_command.run)
-    _add_check(add('check', 'Compare every stage with reference arrays in a folder.'))
-    bench_command.add_flags(add('bench', 'Measure speed beside the limits of the device.'))
-    evaluate_command.add_kinds(add('evaluate', 'Measure how well a model draws.'))
-    convert_command.add_arguments(
-        add('convert', 'Read and write PyTorch files, merge LoRA adapters.')
+    generate_command.add_flags(add('generate', 'Generate images from prompts.'))
+    train = add('train', 'Train a transformer or a tokenizer from a config file.')
+    train.add_argument(
+        'flags',
+        nargs=argparse.REMAINDER,
+        metavar='--config=FILE[:VARIANT] --config.FIELD=VALUE …',
+        help='config file, such as configs/t2i.py:demo, and the fields to change in it; the same '
+        'as python -m infinity_jax.main',
     )
-    add_data(add('data', 'Look at the data of a run.'))
-    plan_command.add_flags(add('plan', 'What a run would take on a TPU slice, without one.'))
-    train = add('train', 'Train what a config file says; same as python -m infinity_jax.main.')
-    train.add_argument('flags', nargs=argparse.REMAINDER, help='--config=FILE --config.FIELD=VALUE')
+    evaluate_command.add_kinds(add('evaluate', 'Measure the quality of a model.'))
+    add_data(add('data', 'Inspect, time or precompute the training data of a config file.'))
+    convert_command.add_arguments(
+        add('convert', 'Convert from and to PyTorch weights; merge LoRA adapters.')
+    )
+    compile_command.add_flags(
+        add('compile', 'Store compiled programs in a model folder, so that generate starts faster.')
+    )
+    bench_command.add_flags(
+        add('bench', 'Measure speed, and compare it with the matrix products alone.')
+    )
+    plan_command.add_flags(
+        add('plan', 'Estimate memory and time of a run on a TPU slice, without a TPU.')
+    )
+    _add_check(add('check', 'Compare every stage of a model with reference arrays.'))
     return parser
 
 
-def _add_generate(parser: argparse.ArgumentParser) -> None:
-    generate_command.add_flags(parser)
-    add_sampling_flags(parser)
-    parser.set_defaults(run=generate_command.run)
-
-
 def _add_check(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('folder', help='model or text encoder beside its reference arrays')
+    parser.add_argument(
+        'folder',
+        metavar='DIR',
+        help='folder of a model or a text encoder, with its reference arrays in arrays.npz',
+    )
     parser.set_defaults(run=run_check)
 
 
 def run_check(args: argparse.Namespace) -> None:
-    """Prints the table; exits with 1 where a stage is off."""
+    """Prints a table; exits with 1 if a stage differs from its reference."""
     from infinity_jax.tools.parity.check import check_folder
 
     sys.exit(check_folder(args.folder))
@@ -76,17 +97,28 @@ def _take_overrides(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _end_unread() -> None:
-    """Ends quietly if it is stdout whose reader, such as head, has seen enough and left."""
+    """Exits quietly if the reader of stdout, such as head, has closed it."""
     try:
-        print(flush=True)  # what broke before is gone from its buffer
+        print(flush=True)  # the buffer no longer holds the failed output
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
 
 
+def with_negative_values(argv: list[str]) -> list[str]:
+    """Writes '--flag -1:2' as '--flag=-1:2', since argparse reads '-1:2' alone as a flag."""
+    joined: list[str] = []
+    for argument in argv:
+        if re.match(r'-\d', argument) and joined and re.fullmatch(r'--[\w-]+', joined[-1]):
+            joined[-1] += f'={argument}'
+        else:
+            joined.append(argument)
+    return joined
+
+
 def main(argv: list[str] | None = None) -> None:
-    """Entry point. Errors of the user become one line and exit code 2."""
-    typed = argv is None  # by a user, so that this process is ours to restart
+    """Entry point. A `UserError` becomes one line and exit code 2."""
+    typed = argv is None  # run from a shell, so this process may be restarted
     argv = sys.argv[1:] if typed else argv
     if argv[:1] == ['train'] and argv[1:] not in (['-h'], ['--help']):
         if typed:
@@ -98,12 +130,13 @@ def main(argv: list[str] | None = None) -> None:
         from infinity_jax.main import run as train
 
         train(['infinity-jax train', *argv[1:]])
-    if typed and argv[:2] == ['data', 'precompute']:  # may be one of several processes, too
+    if typed and argv[:2] == ['data', 'precompute']:  # may be one of several processes as well
         from infinity_jax.runtime.supervisor import supervise
 
         supervise()
-    argv, overrides = split_overrides(argv)
-    args = build_parser().parse_args(argv)
+    overrides = [argument for argument in argv if argument.startswith('--config.')]
+    argv = [argument for argument in argv if argument not in overrides]
+    args = build_parser().parse_args(with_negative_values(argv))
     try:
         if overrides:
             _take_overrides(args, overrides)

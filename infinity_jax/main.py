@@ -1,4 +1,4 @@
-"""Trains what a config file says: python -m infinity_jax.main --config=configs/t2i.py"""
+"""Trains from a config file: python -m infinity_jax.main --config=configs/t2i.py"""
 
 import importlib
 from collections.abc import Mapping
@@ -25,8 +25,8 @@ def train(fields: Mapping[str, Any]) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Trains; everything but the flags is in the config file."""
-    del argv  # parse_flags refused anything that is not a flag
+    """Trains with the configuration that the flags name."""
+    del argv  # parse_flags refuses anything that is not a flag
     logging.set_verbosity(logging.WARNING)
     join_processes()
     use_compile_cache()
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
 
 
 def run(argv: list[str] | None = None) -> None:
-    """Trains; errors of the user and other endings become one line and an exit code."""
+    """Trains; a `UserError` and other endings become one line and an exit code."""
     with one_line_endings():
         app.run(main, argv=argv, flags_parser=parse_flags)
 

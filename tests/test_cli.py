@@ -1,5 +1,6 @@
 """The console command: arguments, files, metadata and one-line errors; no model is run."""
 
+import argparse
 import subprocess
 import sys
 import time
@@ -15,13 +16,25 @@ from infinity_jax.errors import UserError
 from infinity_jax.images import save_png
 from infinity_jax.inference import pipeline as pipeline_module
 from infinity_jax.inference.pipeline import GeneratedImages
+from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.runtime import supervisor
-from infinity_jax.scales import ScaleSchedule
+from infinity_jax.scales import ScaleSchedule, nearest_ratio
 from infinity_jax.tools.commands import generate_command
+
+# What `generate` prints for the schedule of `FakePipeline` if a ratio or a size is asked for.
+IMAGE_SIZE = (
+    'image size: 16 x 16 pixels (width x height), released for height/width 0.500 and budget '
+    '0.06M\n'
+)
+TALL = ('x', '--height', '64', '--width', '32')
+# Flags whose help text names no default: others of their group decide, or nothing is meant.
+NO_DEFAULT = {
+    'help', 'prompts_file', 'height_over_width', 'height', 'width', 'lpips_heads', 'set',
+}  # fmt: skip
 
 
 class FakePipeline:
-    """Draws flat grey and remembers what it was asked."""
+    """Generates flat grey images and records its arguments."""
 
     asked = {}
     schedule = ScaleSchedule.for_image(0.5, '0.06M')
@@ -67,17 +80,102 @@ def test_one_image_with_its_settings_inside(fake, tmp_path):
 
 def test_size_model_and_dtype_reach_the_pipeline(fake, tmp_path, capsys):
     out = ['--out', str(tmp_path / 'x.png')]
-    wide = ['--ratio', '0.5', '--budget', '1M', '--dtype', 'bfloat16', '--max-batch', '3']
-    hub = ['--checkpoint', 'org/name', '--revision', 'v1', '--num', '20']
+    wide = ['--height-over-width', '0.5', '--budget', '1M', '--dtype', 'bfloat16']
+    hub = ['--checkpoint', 'org/name', '--revision', 'v1', '--num', '20', '--max-batch', '3']
     cli.main(['generate', 'x', *wide, *hub, *out])
     wanted = {'folder': 'org/name', 'revision': 'v1', 'ratio': '0.5', 'budget': '1M', 'size': None}
     assert fake.asked.items() >= {**wanted, 'dtype': 'bfloat16', 'max_batch': 3}.items()
-    assert capsys.readouterr().err.startswith('time: ')
+    assert capsys.readouterr().err.startswith(f'{IMAGE_SIZE}time: ')
     cli.main(['generate', 'x', '--height', '300', '--width', '500', *out])
     assert fake.asked['size'] == (300, 500)
-    said = capsys.readouterr()
-    assert said.err.startswith('drawing 16 x 16 pixels: ratio 0.500, budget 0.06M\ntime: ')
-    assert said.out == f'{tmp_path / "x.png"}\n'
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f'{IMAGE_SIZE}time: ')
+    assert printed.out == f'{tmp_path / "x.png"}\n'
+    cli.main(['generate', 'x', *out])
+    assert capsys.readouterr().err.startswith('time: ')
+
+
+def test_an_aspect_ratio_is_width_to_height(fake, tmp_path, capsys):
+    out = ['--out', str(tmp_path / 'x.png')]
+    for text, ratio, nearest in (
+        ('16:9', 9 / 16, '0.571'),
+        ('3:2', 2 / 3, '0.666'),
+        ('1:1', 1, '1.000'),
+        ('2.39:1', 1 / 2.39, '0.400'),
+    ):
+        cli.main(['generate', 'x', '--aspect-ratio', text, *out])
+        assert fake.asked['ratio'] == pytest.approx(ratio) and fake.asked['size'] is None
+        assert nearest_ratio(fake.asked['ratio']) == nearest
+        assert capsys.readouterr().err.startswith(IMAGE_SIZE)
+
+
+def test_the_former_name_of_the_ratio_works_and_prints_the_new_one(fake, tmp_path, capsys):
+    cli.main(['generate', 'x', '--ratio', '0.5', '--out', str(tmp_path / 'x.png')])
+    warning, size, *_ = capsys.readouterr().err.splitlines()
+    assert warning.startswith('warning: --ratio is now called --height-over-width;')
+    assert f'{size}\n' == IMAGE_SIZE and fake.asked['ratio'] == '0.5'
+    with pytest.raises(SystemExit):
+        cli.main(['generate', '--help'])
+    printed = capsys.readouterr().out
+    assert '--ratio' not in printed and '--aspect-ratio WIDTH:HEIGHT' in printed
+
+
+def test_bench_takes_an_aspect_ratio_and_prints_the_image_size(monkeypatch, capsys):
+    from infinity_jax.tools.bench import train as bench_train
+
+    class Reached(Exception):
+        pass
+
+    def bench(workload, **options):
+        raise Reached(workload.ratio)
+
+    monkeypatch.setattr(bench_train, 'bench_train', bench)
+    line = 'image size: {} pixels (width x height), released for height/width {} and budget 1M\n'
+    for flags, ratio, printed in (
+        (['--aspect-ratio', '16:9'], '0.571', line.format('1344 x 768', '0.571')),
+        (['--height-over-width', '1.4'], '1.333', line.format('864 x 1152', '1.333')),
+        ([], '1.000', ''),
+    ):
+        with pytest.raises(Reached, match=ratio):
+            cli.main(['bench', 'train', '--budget', '1M', *flags])
+        assert capsys.readouterr().err == printed
+
+
+def test_help_names_the_defaults_of_sampling(capsys):
+    for command in ('generate', 'compile'):
+        with pytest.raises(SystemExit):
+            cli.main([command, '--help'])
+        printed = ' '.join(capsys.readouterr().out.split())
+        defaults = SamplingConfig()
+        for flag, default in (
+            ('--cfg G', defaults.guidance[0]),
+            ('--cfg-layer N', defaults.guidance_layer),
+            ('--tau T', defaults.temperature[0]),
+            ('--top-k K', defaults.top_k),
+            ('--top-p P', defaults.top_p),
+        ):
+            text = printed.split(f' {flag} ')[-1].split(' --')[0]
+            assert f'(default: {default})' in text, flag
+
+
+def parsers(parser, name='infinity-jax'):
+    """(name, parser) of a parser and all of its subcommands."""
+    yield name, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command, child in action.choices.items():
+                yield from parsers(child, f'{name} {command}')
+
+
+def test_every_flag_has_a_help_text_and_every_optional_one_its_default():
+    for name, parser in parsers(cli.build_parser()):
+        for action in parser._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                continue
+            assert action.help, f'{name} {action.dest}'
+            if action.option_strings and not action.required and action.help != argparse.SUPPRESS:
+                has_default = 'default: ' in action.help or action.dest in NO_DEFAULT
+                assert has_default, f'{name} {action.dest}'
 
 
 def test_a_warning_is_one_line(fake, tmp_path, capsys):
@@ -85,7 +183,7 @@ def test_a_warning_is_one_line(fake, tmp_path, capsys):
     assert capsys.readouterr().err.startswith('warning: 1 of 1 prompts is cut\ntime: ')
 
 
-def test_a_place_that_cannot_be_written_is_found_before_drawing(fake, tmp_path, capsys):
+def test_a_place_that_cannot_be_written_is_found_before_generation(fake, tmp_path, capsys):
     (tmp_path / 'file').write_text('')
     fake.asked = {}
     with pytest.raises(SystemExit) as caught:
@@ -110,7 +208,7 @@ def test_data_and_loss_read_a_config_file(monkeypatch, tmp_path):
     assert asked == [
         ('t2i', {'count': 3, 'out': 'x.png'}), ('tokenizer', 5), ('here', {'num_batches': 2}),
     ]  # fmt: skip
-    (tmp_path / 'other.py').write_text('get_config = lambda: type("", (), {"task": "x"})')
+    (tmp_path / 'other.py').write_text('get_config = lambda: {"task": "x"}')
     for config in ('nosuch.py', f'{configs}/t2i.py:huge', f'{tmp_path}/other.py'):
         with pytest.raises(SystemExit):
             cli.main(['data', 'inspect', config])
@@ -148,8 +246,8 @@ def test_a_config_file_is_changed_as_in_training(monkeypatch, capsys):
     ):
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments)
-        told = capsys.readouterr().err
-        assert caught.value.code == 2 and message in told and told.count('\n') == 1
+        error = capsys.readouterr().err
+        assert caught.value.code == 2 and message in error and error.count('\n') == 1
 
 
 def test_several_prompts_and_a_file(fake, tmp_path):
@@ -180,9 +278,26 @@ def test_several_prompts_and_a_file(fake, tmp_path):
         (['generate', 'x', '--seed', '-1'], "--seed: '-1' is not a seed"),
         (['evaluate', 'demo', '--seed', 'x'], "--seed: 'x' is not a seed"),
         (['generate', 'x', '--height', '64'], 'only one of --height and --width'),
-        (['generate', 'x', '--height', '64', '--width', '64', '--ratio', '1'], 'not both'),
-        (['generate', 'x', '--ratio', '1.0'], 'tokens of this model have 8'),
-        (['generate', 'x', '--ratio', '1', '--budget', 'no'], "unknown pixel budget 'no'"),
+        (['generate', *TALL, '--height-over-width', '1'], 'not both'),
+        (['generate', *TALL, '--aspect-ratio', '1:1'], 'not both'),
+        (['generate', *TALL, '--budget', '1M'], 'not both'),
+        (['generate', 'x', '--height-over-width', '1.0'], 'tokens of this model have 8'),
+        (['generate', 'x', '--aspect-ratio', '1:1'], 'tokens of this model have 8'),
+        (['generate', 'x', '--aspect-ratio', '1:1', '--budget', 'no'], "pixel budget 'no'"),
+        (['generate', 'x', '--height-over-width', '1:2'], "unknown ratio '1:2'"),
+        (
+            ['generate', 'x', '--aspect-ratio', '1:1', '--height-over-width', '1'],
+            '--aspect-ratio and --height-over-width are both given',
+        ),
+        (
+            ['generate', 'x', '--aspect-ratio', '16x9'],
+            "'16x9' is not an aspect ratio; wanted",
+        ),
+        (['compile', '--aspect-ratio', '0:1'], "'0:1' is not an aspect ratio; wanted"),
+        (['bench', 'train', '--aspect-ratio', '-1:2'], "'-1:2' is not an aspect ratio; wanted"),
+        (['generate', 'x', '--aspect-ratio=-1:2'], "'-1:2' is not an aspect ratio; wanted"),
+        (['generate', 'x', '--aspect-ratio', '1:'], "'1:' is not an aspect ratio; wanted"),
+        (['generate', 'x', '--aspect-ratio', 'nan:1'], "'nan:1' is not an aspect ratio; wanted"),
         (['generate', 'x', '--dtype', 'int8'], "invalid choice: 'int8'"),
         (['generate', 'x', '--checkpoint', '/nowhere'], '/nowhere: no such folder'),
         (['evaluate', 'demo', '--checkpoint', '/nowhere'], '/nowhere: no such folder'),
@@ -209,7 +324,7 @@ def test_errors_are_one_line_and_exit_two(arguments, message, capsys, monkeypatc
     assert error.startswith('error: ') and message in error and error.count('\n') == 1
 
 
-def test_a_image_that_cannot_be_written(tmp_path):
+def test_an_image_that_cannot_be_written(tmp_path):
     (tmp_path / 'file').write_text('')
     image = Image.new('RGB', (4, 4))
     with pytest.raises(UserError, match='cannot write'):
@@ -221,7 +336,8 @@ def test_help_needs_no_heavy_import():
         'import sys\n'
         'from infinity_jax import cli\n'
         'cli.build_parser().format_help()\n'
-        "print([m for m in ('jax', 'flax', 'numpy', 'orbax') if m in sys.modules])"
+        "heavy = ('jax', 'flax', 'numpy', 'orbax', 'ml_collections', 'absl')\n"
+        'print([name for name in heavy if name in sys.modules])'
     )
     command = [sys.executable, '-c', code]
     output = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -240,7 +356,7 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path):
 def test_the_first_image_and_the_steady_time_are_told_apart(monkeypatch):
     monkeypatch.setattr(generate_command, 'STARTED', time.perf_counter() - 10)
     one = generate_command.timing((2.0,), 1)
-    assert one == 'time: 10.00 s to the first image, 2.00 s of it drawing'
+    assert one == 'time: 10.00 s to the first image, 2.00 s of it generating'
     several = generate_command.timing((2.0, 1.0, 1.0), 12)
     assert several.startswith('time: 8.00 s to the first image, 2.00 s')
-    assert several.endswith('then 0.250 s an image')
+    assert several.endswith('then 0.250 s per image')

@@ -276,7 +276,7 @@ def test_command_line(tmp_path, capsys):
     assert set(index['weight_map']) == set(open_transformer(transformer))
     with pytest.raises(SystemExit):
         main(['convert', 'to-torch', '--checkpoint', 'x', '--out', 'y', '--shard-size', 'big'])
-    assert "'big' is no size" in capsys.readouterr().err
+    assert "'big' is not a size" in capsys.readouterr().err
 
 
 def test_sizes_and_settings():
@@ -352,7 +352,7 @@ def test_chunks_are_counted_from_one(tmp_path, capsys):
     for chunks in ('0', '-2'):
         with pytest.raises(SystemExit):
             main(['convert', 'to-torch', '--checkpoint', 'x', '--out', 'y', '--chunks', chunks])
-        assert 'not a number from 1 on' in capsys.readouterr().err
+        assert 'not a whole number of 1 or more' in capsys.readouterr().err
 
 
 def test_the_text_encoder_goes_along_in_the_dtype_asked_for(tmp_path):

@@ -19,7 +19,7 @@ from infinity_jax.inference.generator import goes_layerwise
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.scale_steps import Mode, Text
 from infinity_jax.inference.warmup import Request, calls_for
-from infinity_jax.tools.commands.model_flags import quantization_of
+from infinity_jax.tools.commands.generation_flags import quantization_of
 from infinity_jax.transformer.model import Transformer
 
 

@@ -1,1 +1,1 @@
-"""Speed beside the limits of the device."""
+"""Speed of models, and the limits of the device."""

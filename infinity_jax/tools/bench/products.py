@@ -1,6 +1,7 @@
-"""The matrix products and convolutions of a program, found in its trace and run bare.
+"""The matrix products and convolutions of a program, found in its trace and run alone.
 
-A stage cannot be faster than they are: the same shapes in the same order, and nothing between.
+They have the same shapes and order as in the program, with nothing in between: a stage cannot be
+faster.
 """
 
 import dataclasses
@@ -12,21 +13,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-POOL_BYTES = 512 * 2**20  # of distinct weights: more than caches hold, so that all come from memory
+POOL_BYTES = (
+    512 * 2**20
+)  # of distinct weights: more than caches hold, so that all are read from memory
 Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Product:
-    """One product: its shapes and what else decides how it runs.
+    """A matrix product or convolution: its shapes, dtypes and options.
 
     Attributes:
-      left, right: operand shapes; of a matrix product (batch, M, K) and (batch, K, N), without the
-        batch where it is one; of a convolution as traced.
+      left, right: operand shapes; of a matrix product (batch, M, K) and (batch, K, N), without a
+        batch of 1; of a convolution as traced.
       dtypes: of left and right operand.
       options: keyword arguments of the jax function that runs it, as sorted pairs.
-      convolution: which of the two it is.
-      flops: 2 a multiply-add.
+      convolution: whether it is one; else a matrix product.
+      flops: 2 per multiply-add.
     """
 
     left: Shape
@@ -38,7 +41,7 @@ class Product:
 
     @property
     def own_right(self) -> bool:
-        """Whether the right operand is a weight, other memory each time; else an activation."""
+        """Whether the right operand is a weight, in other memory each time; else an activation."""
         return self.convolution or len(self.right) == 2
 
     def __call__(self, left: jax.Array, right: jax.Array) -> jax.Array:
@@ -52,7 +55,7 @@ class Product:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Products that follow each other, as often as a loop runs them."""
+    """Consecutive products, and how often a loop runs them."""
 
     products: tuple[Product, ...]
     times: int
@@ -65,7 +68,7 @@ class Group:
 def products_of(function: Callable[..., Any], *args: Any) -> tuple[Group, ...]:
     """Groups of products, in order, that `function` runs on arguments of these shapes.
 
-    Attention by a kernel (splash, cuDNN) has none: its time counts as time between products.
+    Attention kernels (splash, cuDNN) have none: their time counts as time between products.
     """
     return tuple(_groups(jax.make_jaxpr(function)(*args).jaxpr))
 
@@ -75,7 +78,7 @@ def total_flops(groups: tuple[Group, ...]) -> int:
 
 
 def _groups(jaxpr: Any) -> Iterator[Group]:
-    """Straight code becomes one group, a loop's body one that runs as often as the loop does."""
+    """Straight code becomes one group; the body of a loop becomes another, with its iterations."""
     straight: list[Product] = []
     platforms: tuple = ()
     for eqn in jaxpr.eqns:
@@ -86,7 +89,9 @@ def _groups(jaxpr: Any) -> Iterator[Group]:
             straight.append(_convolution(eqn))
         elif name == 'platform_index':
             platforms = eqn.params['platforms']
-        elif name != 'pallas_call':  # a kernel's products are of blocks, most of which it may skip
+        elif (
+            name != 'pallas_call'
+        ):  # the products of a kernel are of blocks, most of which it may skip
             inner = _inner(eqn, platforms)
             times = eqn.params['length'] if name == 'scan' else 1
             for group in (g for body in inner for g in _groups(body)):
@@ -102,7 +107,7 @@ def _groups(jaxpr: Any) -> Iterator[Group]:
 
 
 def _inner(eqn: Any, platforms: tuple) -> list[Any]:
-    """The jaxprs that an equation runs: of branches by platform the one that runs here."""
+    """The jaxprs that an equation runs; of branches by platform, the one of this platform."""
     if eqn.primitive.name == 'cond' and platforms:
         here = jax.default_backend()
         chosen = [i for i, names in enumerate(platforms) if names is None or here in names]
@@ -110,7 +115,9 @@ def _inner(eqn: Any, platforms: tuple) -> list[Any]:
     values = [v for value in eqn.params.values() for v in _as_list(value)]
     inner = [getattr(v, 'jaxpr', v) for v in values if hasattr(v, 'eqns') or hasattr(v, 'jaxpr')]
     if eqn.primitive.name in ('cond', 'while') and any(list(_groups(body)) for body in inner):
-        raise ValueError(f'products in a {eqn.primitive.name}, which runs nobody knows how often')
+        raise ValueError(
+            f'products in a {eqn.primitive.name}, whose number of runs the trace does not show'
+        )
     return inner
 
 
@@ -153,7 +160,7 @@ def _convolution(eqn: Any) -> Product:
 
 
 class BareProducts:
-    """Runs groups of products on random arrays; call it, and wait for what it returns."""
+    """Runs groups of products on random arrays; a call returns an array to wait for."""
 
     def __init__(self, groups: tuple[Group, ...]):
         self._operands = _Operands()
@@ -167,7 +174,7 @@ class BareProducts:
         return done
 
     def _arrays(self, group: Group) -> list[tuple[list[jax.Array], list[jax.Array]]]:
-        """Operands of each repetition: activations are the same arrays, weights others."""
+        """Operands of each repetition: the same activations, other weights."""
         lefts = [self._operands.shared(p.left, p.dtypes[0], 'left') for p in group.products]
         repeats = []
         for _ in range(group.times):
@@ -182,12 +189,12 @@ class BareProducts:
 
 
 def _runner(products: tuple[Product, ...]) -> Callable[..., jax.Array]:
-    """A program of these products. One number of each result is read, so that none is left out."""
+    """A program of these products. It reads a number of each result, so that none is left out."""
 
     def run(done, zero, lefts, rights):
         for product, left, right in zip(products, lefts, rights, strict=True):
             out = product(left, right)
-            # At a place unknown to the compiler, or it would compute that number alone.
+            # The index is unknown to the compiler, which else would compute that number alone.
             one = jax.lax.dynamic_slice(out, (zero,) * out.ndim, (1,) * out.ndim)
             done = done + one.reshape(()).astype(jnp.float32)
         return done
@@ -196,7 +203,7 @@ def _runner(products: tuple[Product, ...]) -> Callable[..., jax.Array]:
 
 
 class _Operands:
-    """Random arrays by shape: shared ones, and as many others as fill the pool."""
+    """Random arrays by shape: shared ones, and a pool of distinct ones."""
 
     def __init__(self):
         self._block = np.random.default_rng(0).standard_normal(2**20, dtype=np.float32)
@@ -212,7 +219,7 @@ class _Operands:
         return self._shared[key]
 
     def own(self, shape: Shape, dtype: str) -> jax.Array:
-        """An array that was not used lately."""
+        """An array of the pool that was not used recently."""
         pool = self._pool.setdefault((shape, dtype), [])
         taken = self._taken.get((shape, dtype), 0)
         self._taken[shape, dtype] = taken + 1

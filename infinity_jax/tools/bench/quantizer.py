@@ -1,10 +1,10 @@
-"""Memory that quantizer and entropy penalty take in training, by number of bits.
+"""Memory of the quantizer and its entropy penalty in training, by number of bits.
 
     python -m infinity_jax.tools.bench.quantizer
 
-Beside it the entropy term of lookup-free quantization (LFQ, arXiv 2310.05737), which compares every
-position with a table of all 2^d codes and exists only here. Programs are compiled, not run: the
-figures are the compiler's, for the device that JAX finds.
+For comparison it has the entropy term of lookup-free quantization (LFQ, arXiv 2310.05737), which
+compares every position with a table of all 2^d codes; nothing else in the package uses that term.
+Programs are compiled, not run: the figures are the compiler's, for the device that JAX finds.
 """
 
 import functools
@@ -23,18 +23,18 @@ from infinity_jax.training.tokenizer.losses import (
 
 BITS = (16, 18, 20, 32, 64)
 LARGEST_TABLE = 20  # bits; beyond, the table's probabilities are counted instead of compiled
-PICTURES = 4
+IMAGES = 4
 
 
 def bitwise_loss(features_Bhwd: jax.Array, grids: tuple[Grid, ...]) -> jax.Array:
-    """What the trainer adds to the losses on pixels, and the sum that the decoder reads."""
+    """The penalties that training adds to the losses on pixels, plus the sum that is decoded."""
     quantized = quantize(features_Bhwd, grids)
     penalty = entropy_penalty(quantized.normalised) + commitment(quantized.normalised)
     return penalty + jnp.sum(quantized.total_Bhwd)
 
 
 def table_entropies(z_Bhwd: jax.Array) -> EntropyTerms:
-    """LFQ: both entropies of a softmax over the distances of z to all 2^d codes, in nats."""
+    """Both entropies of LFQ: of a softmax over the distances of z to all 2^d codes, in nats."""
     d = z_Bhwd.shape[-1]
     bits = jnp.arange(2**d, dtype=jnp.int32)[:, None] >> jnp.arange(d, dtype=jnp.int32)[None]
     codes_Vd = jnp.where(bits & 1, 1.0, -1.0) / d**0.5
@@ -47,7 +47,7 @@ def table_entropies(z_Bhwd: jax.Array) -> EntropyTerms:
 
 
 def table_loss(features_Bhwd: jax.Array, grids: tuple[Grid, ...]) -> jax.Array:
-    """As `bitwise_loss` with the entropy term of LFQ, on each scale by itself."""
+    """`bitwise_loss` with the entropy term of LFQ, computed for each scale separately."""
     quantized = quantize(features_Bhwd, grids)
     terms = [table_entropies(z) for z in quantized.normalised]
     penalty = sum(t.per_sample - t.codebook for t in terms) / (INVERSE_TEMPERATURE * len(grids))
@@ -64,13 +64,13 @@ def compiled_bytes(loss, bits: int, grids: tuple[Grid, ...], images: int) -> int
 def rows(
     bits: tuple[int, ...] = BITS,
     grids: tuple[Grid, ...] = ScaleSchedule.for_image(1.0, '0.06M').grids,
-    images: int = PICTURES,
+    images: int = IMAGES,
     largest_table: int = LARGEST_TABLE,
 ) -> list[tuple[int, int, int, bool]]:
     """(d, bytes here, bytes with a table, whether the latter were compiled) of each d.
 
-    Where they were not, they are those of the probabilities alone: one float32 a code and position
-    of the finest scale.
+    Where they were not, they are the bytes of the probabilities alone: one float32 per code and
+    position of the finest scale.
     """
     table = []
     for d in bits:
@@ -84,7 +84,7 @@ def rows(
 
 def main() -> None:
     """Prints the table in Markdown."""
-    print(f'{PICTURES} images of 256², 7 scales, {jax.devices()[0].device_kind}')
+    print(f'{IMAGES} images of 256², 7 scales, {jax.devices()[0].device_kind}')
     print('| d | bitwise, MB | full code table, GB |\n|---|---|---|')
     for d, ours, full, small in rows():
         mark = '' if small else ' (counted)'

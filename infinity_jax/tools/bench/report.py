@@ -1,4 +1,4 @@
-"""What a bench run found, as a table, JSON and a plot."""
+"""The results of a bench run as a table, JSON and a plot."""
 
 import dataclasses
 import json
@@ -9,8 +9,14 @@ from typing import Any
 import jax
 
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tools.bench.generate import Workload
 from infinity_jax.tools.bench.stage import Measured
+from infinity_jax.tools.bench.workload import Workload
+
+LEGEND = (
+    'seconds: median of the rounds; bare: the matrix products of the stage alone; of bare: their '
+    'share of the time; by CPU: of the processor time; of peak: FLOP/s over those of the '
+    'large product; first: the first call'
+)
 
 
 def report_of(what: str, workload: Workload, measured: Measured) -> dict[str, Any]:
@@ -29,23 +35,24 @@ def report_of(what: str, workload: Workload, measured: Measured) -> dict[str, An
         'stages': stages,
         'seconds': seconds,
         'first_seconds': sum(stage['first_seconds'] for stage in stages.values()),
-        'pictures_per_second': workload.batch / seconds,
+        'images_per_second': workload.batch / seconds,
+        'pictures_per_second': workload.batch / seconds,  # the former name
         'peak_flops': measured.peak_flops,
         'peak_memory': measured.peak_memory,
     }
-    of_tokens = stages.get('transformer', stages.get('train'))
-    if of_tokens:
-        report['tokens_per_second'] = workload.batch * tokens / of_tokens['seconds']
+    of_transformer = stages.get('transformer', stages.get('train'))
+    if of_transformer:
+        report['tokens_per_second'] = workload.batch * tokens / of_transformer['seconds']
     return report
 
 
 def table(report: dict[str, Any]) -> str:
-    """The figures as text, one row a stage."""
+    """The figures as text, one row per stage."""
     lines = [
         f'{report["what"]}: {report["device"]}, jax {report["jax"]}; the large product ran at '
         f'{report["peak_flops"] / 1e9:.0f} GFLOP/s',
         f'{"stage":<12}{"seconds":>9}{"fastest":>9}{"slowest":>9}{"bare":>9}{"of bare":>9}'
-        f'{"by cpu":>9}{"of peak":>9}{"first":>9}',
+        f'{"by CPU":>9}{"of peak":>9}{"first":>9}',
     ]
     for name, stage in report['stages'].items():
         fastest, slowest = stage['spread_seconds']
@@ -55,22 +62,24 @@ def table(report: dict[str, Any]) -> str:
             f'{stage["fraction_of_bare_cpu"]:>9.1%}{stage["fraction_of_peak"]:>9.1%}'
             f'{stage["first_seconds"]:>9.2f}'
         )
-    rate = f'{report["pictures_per_second"]:.3g} images/s'
+    rate = f'{report["images_per_second"]:.3g} images/s'
     if 'tokens_per_second' in report:
         rate += f', {report["tokens_per_second"]:.4g} tokens/s'
     lines.append(
         f'all stages {report["seconds"]:.3f} s, {rate}; first call of all '
         f'{report["first_seconds"]:.2f} s; peak memory {report["peak_memory"] / 1e9:.2f} GB'
     )
+    lines.append(LEGEND)
     return '\n'.join(lines)
 
 
 def write_json(path: str, report: dict[str, Any]) -> None:
+    """Writes all figures."""
     pathlib.Path(path).write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
 
 
 def write_plot(path: str, report: dict[str, Any]) -> None:
-    """Bars of each stage's time beside that of its bare products."""
+    """Draws the time of each stage and of its bare products as bars."""
     import matplotlib
 
     matplotlib.use('Agg')

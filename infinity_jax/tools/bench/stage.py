@@ -1,33 +1,65 @@
-"""Measures stages of a program against two limits that are measured beside them.
+"""Times the stages of a program and two limits of each.
 
-The limits: the stage's own products run bare (`bench_products`), and the device's best large
-product. All take turns, so that their ratios stand where a machine is not idle.
+The limits are the stage's matrix products alone (`products`), and one large product, which shows
+the peak of the device. Stage and limits run in turns, so that other load on the machine slows all
+of them alike and the ratios stay valid.
 """
 
 import dataclasses
 import resource
+import statistics
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from infinity_jax.tools.bench.products import BareProducts, Group, products_of, total_flops
-from infinity_jax.tools.bench.timing import Timing, take_turns, timed
 
-LARGE_EDGE = {'cpu': 2048, 'gpu': 8192, 'tpu': 8192}  # of the square matrices of the large product
+LARGE_EDGE = {'cpu': 2048, 'gpu': 8192, 'tpu': 8192}  # rows of the matrices of the large product
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds per call of a function.
+
+    Attributes:
+      first: the first call, including compiling or loading its programs.
+      wall: each later call.
+      cpu: processor time of each later call, all threads together.
+    """
+
+    first: float
+    wall: tuple[float, ...]
+    cpu: tuple[float, ...]
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.wall)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The fastest and the slowest call."""
+        return min(self.wall), max(self.wall)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Of the fastest call; comparable on a shared CPU, where wall times are not."""
+        return min(self.cpu)
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """A part of a program to be measured.
+    """A part of a program that is measured.
 
     Attributes:
       name: in tables and JSON.
-      run: runs it once; returns arrays to wait for.
-      groups: its products.
+      run: runs the stage once; returns arrays to wait for.
+      groups: its matrix products and convolutions.
     """
 
     name: str
@@ -36,16 +68,17 @@ class Stage:
 
     @classmethod
     def of(cls, name: str, run: Callable[..., Any], plain: Callable[..., Any], *args) -> 'Stage':
-        """A stage that calls `run(*args)`; the products are those that `plain(*args)` traces to."""
+        """A stage that calls `run(*args)`, with the products in the trace of `plain(*args)`."""
         return cls(name, lambda: run(*args), products_of(plain, *args))
 
 
 @dataclasses.dataclass(frozen=True)
 class StageResult:
-    """What was measured of a stage.
+    """The measurements of a stage.
 
     Attributes:
-      real, bare: the stage and its bare products.
+      real: the stage.
+      bare: its products alone.
       flops: of those products.
       peak_flops: FLOP/s of the large product.
     """
@@ -90,13 +123,14 @@ class Measured:
 def measure(
     stages: list[Stage], *, repeats: int, warmup: int, dtype: str, profile: str | None = None
 ) -> Measured:
-    """Measures stages one after the other, each in turns with its bare products.
+    """Measures the stages one after another, each in turns with its bare products.
 
     Args:
       stages: in the order of the program.
-      repeats, warmup: rounds of each stage.
+      repeats: rounds that count, of each stage.
+      warmup: rounds before them.
       dtype: of the large product.
-      profile: a folder for a trace of one more run of each stage.
+      profile: folder for a trace of one more run of each stage; None: no trace.
     """
     firsts = {stage.name: timed(stage.run)[0] for stage in stages}
     peak_bytes = peak_memory()  # before the bare products' operands
@@ -122,7 +156,7 @@ def measure(
 
 
 def large_product(dtype: str) -> tuple[Callable[[], jax.Array], int]:
-    """A product of two large square matrices, and its FLOP."""
+    """A function that multiplies two large square matrices, and the FLOP of a call."""
     edge = LARGE_EDGE.get(jax.default_backend(), LARGE_EDGE['gpu'])
     block = np.random.default_rng(0).standard_normal((edge, edge), dtype=np.float32)
     square = jnp.asarray(block, dtype)
@@ -132,9 +166,42 @@ def large_product(dtype: str) -> tuple[Callable[[], jax.Array], int]:
 
 
 def peak_memory() -> int:
-    """Bytes at the peak so far: of the first device, or of this process where that is the CPU."""
+    """Peak bytes in use so far: of the first device, or of this process on a CPU."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if 'peak_bytes_in_use' in stats:
         return stats['peak_bytes_in_use']
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage if sys.platform == 'darwin' else 1024 * usage
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, float]:
+    """Wall and processor seconds until the result of a call is ready."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    jax.block_until_ready(function())
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def take_turns(
+    functions: Mapping[str, Callable[[], Any]], repeats: int, warmup: int, name: str
+) -> dict[str, Timing]:
+    """Times each function `repeats` times; every round runs all of them once.
+
+    Args:
+      functions: name -> function that returns arrays to wait for.
+      repeats: rounds that count.
+      warmup: rounds before them, after the first call of each function.
+      name: of the progress bar.
+    """
+    first = {name: timed(function)[0] for name, function in functions.items()}
+    rounds = [
+        {name: timed(function) for name, function in functions.items()}
+        for _ in tqdm(range(warmup + repeats), name, unit='round', leave=False)
+    ][warmup:]
+    return {
+        name: Timing(
+            first[name],
+            tuple(each[name][0] for each in rounds),
+            tuple(each[name][1] for each in rounds),
+        )
+        for name in functions
+    }

@@ -12,23 +12,23 @@ from infinity_jax.data.config import DataConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.tools.bench.generate import Workload
-from infinity_jax.tools.bench.models import preset, random_features, random_params
 from infinity_jax.tools.bench.products import products_of
 from infinity_jax.tools.bench.stage import Measured, Stage, measure
+from infinity_jax.tools.bench.workload import Workload, preset, random_features, random_params
 from infinity_jax.training.optimizer import OptimizerConfig, make_optimizer, new_state
 from infinity_jax.training.transformer.config import T2IConfig, TextTraining
 from infinity_jax.training.transformer.step import Models, train_step
 from infinity_jax.transformer.model import Transformer, transformer_shapes
 
-STEPS = 1000  # of the run that this step would be one of; only schedules ask
+STEPS = 1000  # of the run; only its schedules use the number
 LEARNING_RATE = 6e-5
 
 
 def bench_train(workload: Workload, **options: Any) -> Measured:
-    """Measures `train.train_step` from stored image and text features on one device.
+    """Measures `train_step` from stored image and text features on one device.
 
-    Steps follow each other as in training, the state donated; `options` are those of `measure`.
+    Each step continues from the state of the previous one, which is donated as in training;
+    `options` are those of `measure`.
     """
     config, tokenizer = preset(workload.preset, workload.precision)
     run_config = T2IConfig(

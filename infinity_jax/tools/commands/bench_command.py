@@ -1,50 +1,107 @@
-"""The command `infinity-jax bench`: how fast this device draws or trains, beside its limits."""
+"""The command `infinity-jax bench`: speed of generation and training, and the device's limits."""
 
 import argparse
+import sys
 
-from infinity_jax.errors import UserError
+from infinity_jax.tools.commands.flag_types import check_positive
+from infinity_jax.tools.commands.generation_flags import (
+    BUDGETS,
+    add_ratio_flags,
+    image_size_line,
+    ratio_of,
+)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `bench`."""
     parser.add_argument(
-        'what', choices=['generate', 'tokenizer', 'train'], help='which program is measured'
-    )
-    parser.add_argument('--preset', default='125m', help='sizes; the weights are random')
-    parser.add_argument('--ratio', default='1.000', metavar='R', help='height/width')
-    parser.add_argument('--budget', default='0.06M', metavar='M', help='0.06M, 0.25M, 0.60M or 1M')
-    parser.add_argument('--batch', type=int, default=1, metavar='N', help='images at once')
-    parser.add_argument('--precision', choices=['float32', 'bfloat16'], default='bfloat16')
-    parser.add_argument('--guidance', type=float, default=3.0, help='1 leaves it out')
-    parser.add_argument(
-        '--text-length', type=int, default=512, metavar='T', help='tokens of padded prompts'
+        'what',
+        choices=['generate', 'tokenizer', 'train'],
+        help='generate: text encoder, transformer and decoder; tokenizer: encoder and decoder; '
+        'train: a training step of the transformer',
     )
     parser.add_argument(
-        '--no-text-encoder', action='store_true', help='leave out Flan-T5-XL (generate)'
+        '--preset',
+        default='125m',
+        metavar='NAME',
+        help='size of the transformer, with random weights (default: %(default)s)',
     )
-    parser.add_argument('--repeats', type=int, default=5, help='rounds that count')
-    parser.add_argument('--warmup', type=int, default=1, help='rounds before them')
-    parser.add_argument('--json', metavar='FILE', help='all figures')
-    parser.add_argument('--plot', metavar='PNG', help='bars of stages and their bare products')
-    parser.add_argument('--profile', metavar='DIR', help='trace of one more run of each stage')
+    add_ratio_flags(parser, default='1:1')
+    parser.add_argument(
+        '--budget', default='0.06M', metavar='M', help=f'pixels: {BUDGETS} (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--batch', type=int, default=1, metavar='N', help='images per call (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--precision',
+        choices=['float32', 'bfloat16'],
+        default='bfloat16',
+        help='of the products in transformer and text encoder (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--guidance',
+        type=float,
+        default=3.0,
+        metavar='G',
+        help='scale of classifier-free guidance; 1 switches it off (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--text-length',
+        type=int,
+        default=512,
+        metavar='TOKENS',
+        help='length that prompts are padded to (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--no-text-encoder',
+        action='store_true',
+        help='generate: leave out Flan-T5-XL (default: it is measured)',
+    )
+    parser.add_argument(
+        '--repeats',
+        type=int,
+        default=5,
+        metavar='N',
+        help='rounds that count (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--warmup',
+        type=int,
+        default=1,
+        metavar='N',
+        help='rounds before those that count (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--json', metavar='FILE', help='write all figures to this file (default: not written)'
+    )
+    parser.add_argument(
+        '--plot',
+        metavar='PNG',
+        help='draw a bar chart of the stages and their bare products (default: not drawn)',
+    )
+    parser.add_argument(
+        '--profile',
+        metavar='DIR',
+        help='write a profiler trace of one more run of each stage (default: not written)',
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measures, writes what was asked for, and prints a table."""
-    for name in ('batch', 'repeats', 'text_length'):
-        if getattr(args, name) < 1:
-            flag = name.replace('_', '-')
-            raise UserError(f'--{flag} is {getattr(args, name)}; wanted 1 or more')
+    """Measures, writes the files that flags name, and prints a table."""
+    check_positive(args, 'batch', 'repeats', 'text_length')
+    ratio = ratio_of(args)
+    from infinity_jax.scales import ScaleSchedule, nearest_ratio
     from infinity_jax.tools.bench import report as bench_report
-    from infinity_jax.tools.bench.generate import Workload, bench_generate
-    from infinity_jax.tools.bench.tokenizer import bench_tokenizer
+    from infinity_jax.tools.bench.inference import bench_generate, bench_tokenizer
     from infinity_jax.tools.bench.train import bench_train
+    from infinity_jax.tools.bench.workload import Workload
 
     benches = {'generate': bench_generate, 'tokenizer': bench_tokenizer, 'train': bench_train}
     workload = Workload(
         preset=args.preset,
-        ratio=args.ratio,
+        ratio=nearest_ratio(1.0 if ratio is None else ratio),
         budget=args.budget,
         batch=args.batch,
         precision=args.precision,
@@ -52,6 +109,9 @@ def run(args: argparse.Namespace) -> None:
         text_length=args.text_length,
         text_encoder=not args.no_text_encoder,
     )
+    if ratio is not None:
+        schedule = ScaleSchedule.for_image(workload.ratio, workload.budget)
+        print(image_size_line(schedule.image_size(), schedule), file=sys.stderr)
     measured = benches[args.what](
         workload, repeats=args.repeats, warmup=args.warmup, profile=args.profile
     )

@@ -1,45 +1,73 @@
-"""The command `infinity-jax compile`: stores the programs of `generate` beside a checkpoint."""
+"""The command `infinity-jax compile`: stores compiled programs in a model folder."""
 
 import argparse
 import dataclasses
+import sys
 import time
 
-from infinity_jax.errors import UserError
-from infinity_jax.tools.commands.model_flags import (
+from infinity_jax.tools.commands.flag_types import check_positive
+from infinity_jax.tools.commands.generation_flags import (
+    add_image_size_flags,
     add_model_flags,
-    add_saving_flags,
+    add_quantization_flags,
+    add_sampling_flags,
+    image_size_line,
     image_size_of,
     quantization_of,
+    ratio_of,
+    sampling_of,
 )
-from infinity_jax.tools.commands.sampling_flags import add_sampling_flags, sampling_of
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Of `generate`, the flags that change the program."""
-    add_model_flags(parser)
-    add_saving_flags(parser)
-    add_sampling_flags(parser)
-    parser.add_argument('--num', type=int, default=1, help='images per prompt')
-    parser.add_argument('--prompts', type=int, default=1, metavar='N', help='how many at once')
+    """The flags of `generate` that change its programs."""
     parser.add_argument(
-        '--max-batch', type=int, metavar='N', help='images at once, at most; default: 16'
+        '--prompts',
+        type=int,
+        default=1,
+        metavar='N',
+        help='prompts per call (default: %(default)s)',
     )
-    parser.add_argument('--text-length', type=int, metavar='N', help='for calls with --text-length')
-    parser.add_argument('--negative', action='store_true', help='for calls with --negative')
+    parser.add_argument(
+        '--num',
+        type=int,
+        default=1,
+        metavar='N',
+        help='images per prompt (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--max-batch',
+        type=int,
+        metavar='N',
+        help='images generated at the same time, at most (default: 16)',
+    )
+    parser.add_argument(
+        '--text-length',
+        type=int,
+        metavar='TOKENS',
+        help='the --text-length of later calls (default: all that the model reads)',
+    )
+    parser.add_argument(
+        '--negative', action='store_true', help='later calls have a negative prompt (default: no)'
+    )
+    add_model_flags(parser)
+    add_image_size_flags(parser)
+    add_sampling_flags(parser)
+    add_quantization_flags(parser)
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compiles text encoder and drawing for one batch size and prints where they lie.
+    """Compiles the programs for one batch size, stores them and prints their paths.
 
-    On a CPU a large model is drawn by many small programs; of it only the encoder's is stored.
+    On a CPU a large model generates layer by layer, by many small programs; of such a model only
+    the text encoder's program is stored.
     """
-    for name in ('num', 'prompts', 'max_batch'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f'--{name.replace("_", "-")} is {value}; wanted 1 or more')
+    check_positive(args, 'num', 'prompts', 'max_batch')
+    ratio, size = ratio_of(args), image_size_of(args)
     from infinity_jax.inference.executables import Programs
     from infinity_jax.inference.pipeline import MAX_BATCH, check_complete
-    from infinity_jax.inference.resolution import choose_schedule
+    from infinity_jax.inference.resolution import choose_schedule, token_stride
     from infinity_jax.inference.text_encoder import padded_length
     from infinity_jax.inference.warmup import calls_of, mode_of
     from infinity_jax.runtime.hub import local_folder
@@ -55,10 +83,13 @@ def run(args: argparse.Namespace) -> None:
         configs.transformer,
         configs.tokenizer,
         configs.schedule,
-        ratio=args.ratio,
+        ratio=ratio,
         budget=args.budget,
-        size=image_size_of(args),
+        size=size,
     )
+    if ratio is not None or size is not None:
+        stride = token_stride(configs.transformer, configs.tokenizer)
+        print(image_size_line(schedule.image_size(stride), schedule), file=sys.stderr)
     length = padded_length(configs.transformer, args.text_length)
     mode = mode_of(sampling_of(args), quantization_of(args))
     negative = args.negative and mode.guided
@@ -68,5 +99,5 @@ def run(args: argparse.Namespace) -> None:
     for call in calls:
         start = time.perf_counter()
         path = programs.store(*call)
-        size = path.stat().st_size / 1e6
-        print(f'{path}: {size:.1f} MB in {time.perf_counter() - start:.1f} s')
+        megabytes = path.stat().st_size / 1e6
+        print(f'{path}: {megabytes:.1f} MB in {time.perf_counter() - start:.1f} s')

@@ -1,4 +1,4 @@
-"""--config=FILE:ARG and --config.FIELD=VALUE, with one-line errors."""
+"""The flags --config=FILE:VARIANT and --config.FIELD=VALUE, with one-line errors."""
 
 import difflib
 import pathlib
@@ -16,7 +16,7 @@ CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, such as c
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """Parses the command line, for `absl.app.run`; returns what is not a flag.
+    """Parses the command line, for `absl.app.run`; returns the arguments that are no flags.
 
     Raises:
       UserError: no such file or variant, an unknown field (the nearest known one is suggested), a
@@ -34,18 +34,12 @@ def parse_flags(argv: list[str]) -> list[str]:
     return rest
 
 
-def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """A command line without its --config.FIELD=VALUE, and these."""
-    overrides = [argument for argument in argv if argument.startswith('--config.')]
-    return [argument for argument in argv if argument not in overrides], overrides
-
-
 def read_config_file(spec: str | None, overrides: Sequence[str] = ()) -> ConfigDict:
-    """The configuration of FILE or FILE:ARG as training would read it.
+    """Reads a configuration as training does.
 
     Args:
-      spec: the file, and perhaps a variant.
-      overrides: --config.FIELD=VALUE, each in one piece.
+      spec: FILE or FILE:VARIANT.
+      overrides: --config.FIELD=VALUE, one string each.
 
     Raises:
       UserError: no such file or variant, or what `parse_flags` raises for overrides.
@@ -56,7 +50,7 @@ def read_config_file(spec: str | None, overrides: Sequence[str] = ()) -> ConfigD
     try:
         config = _config_of(spec)
     except (KeyError, ValueError) as error:
-        raise UserError(f'{spec}: {error}; name a variant that the file knows') from None
+        raise UserError(f'{spec}: {error}; name a variant that the file defines') from None
     if not overrides:
         return config
     overrides = [_with_current_names(argument, spec) for argument in overrides]
@@ -67,7 +61,7 @@ def read_config_file(spec: str | None, overrides: Sequence[str] = ()) -> ConfigD
 
 
 def _parsed(values: flags.FlagValues, argv: list[str], file: str | None) -> list[str]:
-    """Has absl parse a command line, its errors in one line each; returns what is not a flag."""
+    """Parses a command line with absl, errors in one line; returns what `parse_flags` does."""
     try:
         return values(argv)
     except (AttributeError, KeyError):
@@ -78,7 +72,7 @@ def _parsed(values: flags.FlagValues, argv: list[str], file: str | None) -> list
 
 
 def _with_current_names(argument: str, spec: str) -> str:
-    """A flag whose fields are called as the config file calls them, where they were renamed."""
+    """A flag with renamed fields replaced by the names that the config file uses."""
     if not argument.lstrip('-').startswith('config.'):
         return argument
     name, equals, value = argument.partition('=')

@@ -1,4 +1,4 @@
-"""`infinity-jax convert`: flags of PyTorch files in and out, and of merging adapters."""
+"""The command `infinity-jax convert`: PyTorch weights in and out, LoRA adapters merged."""
 
 import argparse
 import json
@@ -11,73 +11,136 @@ UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The directions and their flags."""
-    directions = parser.add_subparsers(dest='direction', required=True, metavar='DIRECTION')
-    text = 'Released PyTorch weights to a model folder.'
-    start = directions.add_parser('from-torch', help=text, description=text)
-    start.add_argument('--transformer', metavar='PATH', help='.pth, .safetensors or shard folder')
-    start.add_argument(
+    """The directions, each with its flags."""
+    directions = parser.add_subparsers(
+        dest='direction', required=True, title='directions', metavar='DIRECTION'
+    )
+    add = lambda name, text: directions.add_parser(name, help=text, description=text)
+    start = add('from-torch', 'Write a model folder from released PyTorch weights.')
+    back = add('to-torch', 'Write PyTorch weights from a model folder or a training checkpoint.')
+    merge = add('merge-lora', 'Merge LoRA adapters into the model folder they were trained on.')
+    _add_from_torch(start)
+    _add_to_torch(back)
+    _add_merge_lora(merge)
+    for each, dtype in (
+        (start, "each tensor's own"),
+        (back, 'as stored or imported'),
+        (merge, 'float32'),
+    ):
+        each.add_argument('--out', required=True, metavar='DIR', help='folder to write')
+        each.add_argument(
+            '--dtype',
+            metavar='D',
+            help=f'of the written weights: float32, bfloat16 or float16 (default: {dtype})',
+        )
+
+
+def _add_from_torch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--transformer',
+        metavar='PATH',
+        help='.pth or .safetensors file, or folder of shards (default: none)',
+    )
+    parser.add_argument(
         '--tokenizer',
         metavar='PATH',
-        help='the tokenizer that it was trained with; alone also a continuous autoencoder, to '
-        'start training one from',
+        help='the tokenizer that the transformer was trained with; without --transformer also a '
+        'continuous autoencoder, as initialisation of a tokenizer (default: none)',
     )
-    start.add_argument(
-        '--text-encoder', metavar='DIR', help='Hugging Face folder or repository of a Flan-T5'
+    parser.add_argument(
+        '--text-encoder',
+        metavar='DIR',
+        help='Hugging Face folder or repository of a Flan-T5 (default: none)',
     )
-    start.add_argument(
-        '--ema', action='store_true', help="transformer's moving average in a training checkpoint"
+    parser.add_argument(
+        '--ema',
+        action='store_true',
+        help="of a training checkpoint, the transformer's moving average (default: its parameters)",
     )
-    start.add_argument(
-        '--token-stride', type=int, default=16, metavar='PIXELS', help='of a transformer token'
+    parser.add_argument(
+        '--token-stride',
+        type=int,
+        default=16,
+        metavar='PIXELS',
+        help='edge of the square of pixels per transformer token (default: %(default)s)',
     )
-    start.add_argument(
+    parser.add_argument(
         '--grids',
         type=grids,
         metavar='1,2,4x3,…',
-        help='token grids of a model with its own; default: the released ones',
+        help='token grids, height x width, of a model with its own (default: the released ones)',
     )
-    start.add_argument(
+    parser.add_argument(
         '--set',
         action='append',
         default=[],
         metavar='PART.FIELD=VALUE',
-        help='a dimension that shapes cannot show: tokenizer.norm_groups=4',
+        help='a dimension that the shapes do not show, such as tokenizer.norm_groups=4; may be '
+        'given several times',
     )
-    start.set_defaults(run=run_from_torch)
-    text = 'A model folder or training checkpoint to PyTorch weights.'
-    back = directions.add_parser('to-torch', help=text, description=text)
-    back.add_argument('--checkpoint', required=True, metavar='DIR', help='model or run folder')
-    back.add_argument('--ema', action='store_true', help='moving average of a run')
-    back.add_argument('--format', default='pth', choices=['pth', 'safetensors'])
-    back.add_argument('--shard-size', type=size, metavar='5GB', help='of safetensors files')
-    back.add_argument('--chunks', type=count, metavar='N', help="of the blocks' names")
-    back.add_argument(
-        '--scale-axis', type=int, choices=[1, 2], help='where scale_mul_1H11 has the heads'
+    parser.set_defaults(run=run_from_torch)
+
+
+def _add_to_torch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('--checkpoint', required=True, metavar='DIR', help='model or run folder')
+    parser.add_argument(
+        '--ema',
+        action='store_true',
+        help='of a run folder, the moving average (default: its parameters)',
     )
-    back.set_defaults(run=run_to_torch)
-    text = 'LoRA adapters of a run, merged into the model folder that they were trained on.'
-    lora = directions.add_parser('merge-lora', help=text, description=text)
-    lora.add_argument('--checkpoint', required=True, metavar='DIR', help='that model folder')
-    lora.add_argument('--adapter', required=True, metavar='FILE', help='adapter.safetensors')
-    lora.set_defaults(run=run_merge_lora)
-    for each in (start, back, lora):
-        each.add_argument('--out', required=True, metavar='DIR')
-        each.add_argument('--dtype', metavar='D', help='float32, bfloat16 or float16')
+    parser.add_argument(
+        '--format',
+        default='pth',
+        choices=['pth', 'safetensors'],
+        help='of the written files (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--shard-size',
+        type=size,
+        metavar='SIZE',
+        help='largest safetensors file, such as 800MB (default: 5GB)',
+    )
+    parser.add_argument(
+        '--chunks',
+        type=count,
+        metavar='N',
+        help="number of chunks in the names of the transformer's blocks (default: as imported, "
+        'else 1)',
+    )
+    parser.add_argument(
+        '--scale-axis',
+        type=int,
+        choices=[1, 2],
+        help='axis of the heads in scale_mul_1H11 (default: as imported, else 1)',
+    )
+    parser.set_defaults(run=run_to_torch)
+
+
+def _add_merge_lora(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--checkpoint',
+        required=True,
+        metavar='DIR',
+        help='model folder that the adapters were trained on',
+    )
+    parser.add_argument(
+        '--adapter', required=True, metavar='FILE', help='adapter.safetensors of the run'
+    )
+    parser.set_defaults(run=run_merge_lora)
 
 
 def size(text: str) -> int:
     """'5GB' in bytes."""
     match = re.fullmatch(r'(\d+(?:\.\d+)?)\s*([KMG]B)?', text.strip().upper())
     if not match:
-        raise argparse.ArgumentTypeError(f'{text!r} is no size; wanted one such as 5GB or 800MB')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a size; wanted one such as 5GB or 800MB')
     return int(float(match[1]) * UNITS[match[2] or ''])
 
 
 def count(text: str) -> int:
-    """A whole number from 1 on."""
+    """A whole number, 1 or more."""
     if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f'{text!r} is not a number from 1 on')
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number of 1 or more')
     return int(text)
 
 
@@ -86,13 +149,13 @@ def grids(text: str) -> list[tuple[int, int]]:
     found = [re.fullmatch(r'(\d+)(?:x(\d+))?', part.strip()) for part in text.split(',')]
     if not all(found):
         raise argparse.ArgumentTypeError(
-            f'{text!r} is no list of grids; wanted one such as 1,2,4x3'
+            f'{text!r} is not a list of grids; wanted one such as 1,2,4x3'
         )
     return [(int(match[1]), int(match[2] or match[1])) for match in found]
 
 
 def overrides(settings: list[str]) -> dict[str, Any]:
-    """'part.field=value' to field -> value; numbers, lists and true or false as in JSON."""
+    """'part.field=value' to field -> value; values as in JSON, else text."""
     found = {}
     for setting in settings:
         name, equals, value = setting.partition('=')
@@ -106,7 +169,7 @@ def overrides(settings: list[str]) -> dict[str, Any]:
 
 
 def run_from_torch(args: argparse.Namespace) -> None:
-    """Imports, and says what was found."""
+    """Imports weights; prints the configurations that their shapes show."""
     from infinity_jax.convert.importing import from_torch
 
     configs = from_torch(
@@ -127,7 +190,7 @@ def run_from_torch(args: argparse.Namespace) -> None:
 
 
 def run_to_torch(args: argparse.Namespace) -> None:
-    """Exports, and lists the files."""
+    """Exports weights; prints the paths of the files."""
     from infinity_jax.convert.exporting import to_torch_files
     from infinity_jax.weights.safetensors_writer import SHARD_BYTES
 
@@ -146,7 +209,7 @@ def run_to_torch(args: argparse.Namespace) -> None:
 
 
 def run_merge_lora(args: argparse.Namespace) -> None:
-    """Merges, and says where the model is."""
+    """Merges adapters; prints the folder of the merged model."""
     from pathlib import Path
 
     from infinity_jax.convert.importing import check_target

@@ -1,4 +1,4 @@
-"""Arguments of `infinity-jax data …`; the work is done elsewhere."""
+"""The command `infinity-jax data`: inspects, times and precomputes the data of a run."""
 
 import argparse
 import dataclasses
@@ -8,35 +8,94 @@ from infinity_jax.errors import UserError
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
-    """The commands that look at a run's data."""
-    commands = parser.add_subparsers(dest='data_command', required=True, metavar='COMMAND')
-    inspect = commands.add_parser('inspect', help='buckets, captions, broken records, images')
-    inspect.add_argument('--out', default='data.png', help='PNG file of the first images')
-    inspect.add_argument('--count', type=int, default=64, help='images read and shown')
+    """The commands that read a run's data, each with its flags."""
+    commands = parser.add_subparsers(
+        dest='data_command', required=True, title='commands', metavar='COMMAND'
+    )
+    add = lambda name, text: commands.add_parser(name, help=text, description=text)
+    inspect = add('inspect', 'Print buckets, captions and broken records; show some images.')
+    inspect.add_argument(
+        '--out',
+        default='data.png',
+        metavar='PNG',
+        help='contact sheet of the first images (default: %(default)s)',
+    )
+    inspect.add_argument(
+        '--count',
+        type=int,
+        default=64,
+        metavar='N',
+        help='images that are read and shown (default: %(default)s)',
+    )
     inspect.set_defaults(run=run_inspect)
-    speed = commands.add_parser('speed', help='how fast images are read and cut')
-    speed.add_argument('--batches', type=int, default=30, help='batches that are timed')
+    speed = add('speed', 'Measure how many images per second are read, resized and cropped.')
+    speed.add_argument(
+        '--batches',
+        type=int,
+        default=30,
+        metavar='N',
+        help='batches that are timed (default: %(default)s)',
+    )
     speed.set_defaults(run=run_speed)
-    store = commands.add_parser(
-        'precompute', help='run the frozen tokenizer and text encoder once, store their features'
+    store = add(
+        'precompute', 'Run the frozen tokenizer and text encoder once and store their features.'
     )
-    store.add_argument('--out', required=True, metavar='DIR', help='a folder for each source in it')
-    store.add_argument(
-        '--split', default='train', choices=('train', 'held_out'), help='whose sources'
-    )
-    store.add_argument('--dtype', default='float32', help='of tokenizer features (float32)')
-    store.add_argument('--text', default='', help='captions with features: all, whole or none')
-    store.add_argument('--text-dtype', default='', help="of text features (the transformer's)")
-    store.add_argument('--shard-records', type=int, default=1024, help='images a file (1024)')
-    store.add_argument('--batch-per-device', type=int, default=8, help='images a call (8)')
-    store.set_defaults(run=run_precompute)
+    _add_precompute(store)
     for command in (inspect, speed, store):
         command.add_argument(
             'config',
-            metavar='FILE[:ARG]',
-            help='such as configs/t2i.py:demo; --config.FIELD=VALUE changes it as in training',
+            metavar='FILE[:VARIANT]',
+            help='config file, such as configs/t2i.py:demo; --config.FIELD=VALUE changes a field '
+            'as in training',
         )
         command.set_defaults(overrides=())
+
+
+def _add_precompute(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--out', required=True, metavar='DIR', help='gets a folder of features for each source'
+    )
+    parser.add_argument(
+        '--split',
+        default='train',
+        choices=('train', 'held_out'),
+        help='whose sources are read (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--dtype',
+        default='float32',
+        metavar='D',
+        help='of the stored tokenizer features: float32, bfloat16 or float16 (default: '
+        '%(default)s)',
+    )
+    parser.add_argument(
+        '--text',
+        default='',
+        metavar='WHICH',
+        help='captions whose text features are stored: all, whole or none (default: all, or none '
+        'if the text encoder is trained)',
+    )
+    parser.add_argument(
+        '--text-dtype',
+        default='',
+        metavar='D',
+        help="of the stored text features (default: the transformer's)",
+    )
+    parser.add_argument(
+        '--shard-records',
+        type=int,
+        default=1024,
+        metavar='N',
+        help='images per file (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--batch-per-device',
+        type=int,
+        default=8,
+        metavar='N',
+        help='images per call and device (default: %(default)s)',
+    )
+    parser.set_defaults(run=run_precompute)
 
 
 def run_config(args: argparse.Namespace) -> Any:

@@ -1,73 +1,137 @@
-"""The command `infinity-jax evaluate`: a demo's images, a model's loss, a tokenizer's."""
+"""The command `infinity-jax evaluate`: generated emoji, held-out loss, tokenizer fidelity."""
 
 import argparse
 
 from infinity_jax.errors import UserError
 from infinity_jax.tools.commands.data_command import run_config
-from infinity_jax.tools.commands.model_flags import add_saving_flags, quantization_of
-from infinity_jax.tools.commands.sampling_flags import add_sampling_flags, sampling_of
-
-CHECKPOINT = 'model folder; default: the demo'
+from infinity_jax.tools.commands.flag_types import path
+from infinity_jax.tools.commands.generation_flags import (
+    add_checkpoint_flag,
+    add_quantization_flags,
+    add_sampling_flags,
+    quantization_of,
+    sampling_of,
+)
 
 
 def add_kinds(parser: argparse.ArgumentParser) -> None:
-    """What can be measured, each with flags of its own."""
-    kinds = parser.add_subparsers(dest='what', required=True, metavar='WHAT')
+    """The kinds of evaluation, each with flags of its own."""
+    kinds = parser.add_subparsers(
+        dest='what', required=True, title='what to evaluate', metavar='WHAT'
+    )
     add = lambda name, text: kinds.add_parser(name, help=text, description=text)
-    _add_demo(add('demo', 'Emoji and backgrounds of drawn images, by the matcher.'))
-    _add_loss(add('loss', 'Loss and bit accuracy on held-out data, by scale.'))
-    _add_tokenizer(add('tokenizer', 'Fidelity of reconstructions and use of bits, by scale.'))
+    _add_demo(add('demo', 'How many generated emoji images show what their caption says.'))
+    _add_loss(add('loss', 'Loss and bit accuracy of a transformer on held-out data, by scale.'))
+    _add_tokenizer(
+        add('tokenizer', 'Fidelity of reconstructed images and use of the bits, by scale.')
+    )
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--count', type=int, default=500, help='captions of each kind of pairs')
-    parser.add_argument('--subset', help='starter, demo or all; default: what it was trained on')
-    parser.add_argument('--out', default='.', metavar='DIR', help='for the table and a sheet')
+    parser.add_argument(
+        '--count',
+        type=int,
+        default=500,
+        metavar='N',
+        help='captions of held-out pairs of emoji and background, and as many of pairs seen in '
+        'training (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--subset',
+        metavar='NAME',
+        help='emoji: starter, demo or all (default: those that the model was trained on)',
+    )
+    parser.add_argument(
+        '--out',
+        default='.',
+        metavar='DIR',
+        help='folder for the table and a contact sheet (default: the current one)',
+    )
+    add_checkpoint_flag(parser)
     add_sampling_flags(parser)
-    add_saving_flags(parser)
+    add_quantization_flags(parser)
     parser.set_defaults(run=run_demo)
 
 
 def _add_loss(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--checkpoint', metavar='DIR', help=CHECKPOINT)
+    parser.add_argument('--checkpoint', metavar='DIR', help='model folder (default: the demo)')
     parser.add_argument(
         '--config',
         required=True,
-        metavar='FILE[:ARG]',
-        help='whose held-out data is read; --config.FIELD=VALUE changes it as in training',
+        metavar='FILE[:VARIANT]',
+        help='config file whose held-out data is read; --config.FIELD=VALUE changes a field as in '
+        'training',
     )
-    parser.add_argument('--batches', type=int, default=16, help='held-out batches')
+    parser.add_argument(
+        '--batches',
+        type=int,
+        default=16,
+        metavar='N',
+        help='held-out batches (default: %(default)s)',
+    )
     parser.set_defaults(run=run_loss, overrides=())
 
 
 def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
-    def add(flag: str, metavar: str, help: str) -> None:
-        parser.add_argument(flag, type=_path, metavar=metavar, help=help)
-
-    add('--checkpoint', 'DIR', 'model folder, run folder or checkpoint of a run; default: the demo')
-    add('--data', 'DIR', 'a folder of images; default: held-out emoji')
     parser.add_argument(
-        '--subset', help='of the emoji: starter, demo or all; default: what it was trained on'
+        '--checkpoint',
+        type=path,
+        metavar='DIR',
+        help='model folder, run folder or checkpoint of a run (default: the demo)',
     )
-    parser.add_argument('--count', type=int, default=500, metavar='N', help='images (500)')
-    parser.add_argument('--size', type=int, default=0, metavar='N', help='pixels of an edge')
-    add('--vgg', 'FILE', "torchvision's VGG-16, for LPIPS")
-    add('--lpips-heads', 'FILE', 'heads of LPIPS')
-    add('--features', 'NPZ', 'originals and reconstructions (N, D), for the Fréchet distance')
-    add('--save', 'DIR', 'originals and reconstructions as PNGs, in DIR/gt and DIR/pred')
-    add('--out', 'DIR', 'for table, image strip and plot; default: evaluation in the run folder')
+    parser.add_argument(
+        '--data', type=path, metavar='DIR', help='folder of images (default: held-out emoji)'
+    )
+    parser.add_argument(
+        '--subset',
+        metavar='NAME',
+        help='emoji: starter, demo or all (default: those that the tokenizer was trained on)',
+    )
+    parser.add_argument(
+        '--count', type=int, default=500, metavar='N', help='images (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--size',
+        type=int,
+        default=0,
+        metavar='PIXELS',
+        help="edge of the square images (default: the tokenizer's own, else 256)",
+    )
+    parser.add_argument(
+        '--vgg',
+        type=path,
+        metavar='FILE',
+        help="torchvision's VGG-16 weights, for LPIPS; with --lpips-heads (default: not measured)",
+    )
+    parser.add_argument(
+        '--lpips-heads', type=path, metavar='FILE', help='weights of the LPIPS heads; with --vgg'
+    )
+    parser.add_argument(
+        '--features',
+        type=path,
+        metavar='NPZ',
+        help='arrays originals and reconstructions, (N, D) each, for the Fréchet distance '
+        '(default: not measured)',
+    )
+    parser.add_argument(
+        '--save',
+        type=path,
+        metavar='DIR',
+        help='write originals to DIR/gt and reconstructions to DIR/pred as PNG (default: not '
+        'written)',
+    )
+    parser.add_argument(
+        '--out',
+        type=path,
+        metavar='DIR',
+        help='folder for the table, an image strip and a plot (default: evaluation in the run '
+        'folder, or next to the model folder)',
+    )
     parser.set_defaults(run=run_tokenizer)
 
 
-def _path(text: str) -> str:
-    """An unset variable of a shell must not mean the current folder, or the default."""
-    if not text:
-        raise argparse.ArgumentTypeError("'' names nothing; name a path or leave the flag out")
-    return text
-
-
 def run_demo(args: argparse.Namespace) -> None:
-    """Prints the matcher's table."""
+    """Prints a table of the matcher's accuracies."""
     from infinity_jax.runtime.hub import local_folder
     from infinity_jax.training.transformer.demo_evaluation import evaluate_demo
     from infinity_jax.weights.model_folder import DEMO_FOLDER
@@ -84,7 +148,7 @@ def run_demo(args: argparse.Namespace) -> None:
 
 
 def run_loss(args: argparse.Namespace) -> None:
-    """Prints the loss table."""
+    """Prints loss and accuracy by scale."""
     from infinity_jax.tools.evaluation.loss import evaluate_loss
     from infinity_jax.weights.model_folder import DEMO_FOLDER
 
@@ -95,7 +159,7 @@ def run_loss(args: argparse.Namespace) -> None:
 
 
 def run_tokenizer(args: argparse.Namespace) -> None:
-    """Prints the tokenizer's table."""
+    """Prints the tokenizer's figures by scale."""
     from infinity_jax.tools.evaluation.tokenizer import EMOJI, evaluate_tokenizer
     from infinity_jax.weights.model_folder import DEMO_FOLDER
 

@@ -9,49 +9,73 @@ import warnings
 from collections.abc import Sequence
 
 from infinity_jax.errors import UserError
-from infinity_jax.tools.commands.model_flags import (
+from infinity_jax.tools.commands.flag_types import check_positive
+from infinity_jax.tools.commands.generation_flags import (
+    add_image_size_flags,
     add_model_flags,
-    add_saving_flags,
+    add_quantization_flags,
+    add_sampling_flags,
+    image_size_line,
     image_size_of,
     quantization_of,
+    ratio_of,
+    sampling_of,
 )
-from infinity_jax.tools.commands.sampling_flags import sampling_of
 
 STARTED = time.perf_counter()  # before the imports that take long
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of `generate` alone; those of drawing in general are the caller's."""
-    add_model_flags(parser)
-    add_saving_flags(parser)
-    parser.add_argument('prompts', nargs='*', help='what the images show')
-    parser.add_argument('--prompts-file', metavar='FILE', help='one prompt a line')
-    parser.add_argument('--num', type=int, default=1, help='images per prompt')
-    parser.add_argument('--negative', metavar='TEXT', help='what the images should not show')
+    """The flags of `generate`."""
     parser.add_argument(
-        '--out', default='image.png', help='PNG file; several images get a number each'
+        'prompts', nargs='*', metavar='PROMPT', help='text that describes the image'
     )
     parser.add_argument(
-        '--max-batch', type=int, metavar='N', help='images at once, at most; default: 16'
+        '--prompts-file', metavar='FILE', help='more prompts, one per line of a text file'
+    )
+    parser.add_argument(
+        '--negative', metavar='TEXT', help='what the images should not show (default: nothing)'
+    )
+    parser.add_argument(
+        '--num',
+        type=int,
+        default=1,
+        metavar='N',
+        help='images per prompt (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--out',
+        default='image.png',
+        metavar='PNG',
+        help='file; a number is added to its name for each of several images '
+        '(default: %(default)s)',
+    )
+    parser.add_argument(
+        '--max-batch',
+        type=int,
+        metavar='N',
+        help='images generated at the same time, at most (default: 16)',
     )
     parser.add_argument(
         '--text-length',
         type=int,
-        metavar='T',
-        help='tokens that prompts are padded to and cut at; default: all that the model reads',
+        metavar='TOKENS',
+        help='prompts are padded to it and cut at it (default: all that the model reads)',
     )
+    add_model_flags(parser)
+    add_image_size_flags(parser)
+    add_sampling_flags(parser)
+    add_quantization_flags(parser)
+    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Draws and writes PNGs that remember how they were made."""
+    """Generates images and writes PNG files whose metadata holds the settings."""
     prompts = read_prompts(args)
-    for name in ('num', 'max_batch'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f'--{name.replace("_", "-")} is {value}; wanted 1 or more')
-    size = image_size_of(args)
-    images = len(prompts) * args.num
-    paths = output_paths(args.out, images)
+    check_positive(args, 'num', 'max_batch')
+    ratio, size = ratio_of(args), image_size_of(args)
+    num_images = len(prompts) * args.num
+    paths = output_paths(args.out, num_images)
     from infinity_jax.images import check_writable, save_png
     from infinity_jax.inference.pipeline import MAX_BATCH, InfinityPipeline
     from infinity_jax.inference.warmup import Request
@@ -65,33 +89,32 @@ def run(args: argparse.Namespace) -> None:
             args.checkpoint or DEMO_FOLDER,
             revision=args.revision,
             dtype=args.dtype,
-            ratio=args.ratio,
+            ratio=ratio,
             budget=args.budget,
             size=size,
-            max_batch=min(images, args.max_batch or MAX_BATCH),
+            max_batch=min(num_images, args.max_batch or MAX_BATCH),
             quantization=quantization,
             text_length=args.text_length,
             request=Request(tuple(prompts), args.num, args.negative, sampling),
         )
-        ratio, budget = released_name(pipeline.schedule) or ('', '')
-        height, width = pipeline.image_size
-        if size is not None:
-            released = f': ratio {ratio}, budget {budget}' if ratio else ''
-            print(f'drawing {height} x {width} pixels{released}', file=sys.stderr)
-        drawn = pipeline(
+        if ratio is not None or size is not None:
+            print(image_size_line(pipeline.image_size, pipeline.schedule), file=sys.stderr)
+        generated = pipeline(
             prompts, num=args.num, seed=args.seed, negative=args.negative, sampling=sampling
         )
-        if drawn.batch_seconds:
-            print(timing(drawn.batch_seconds, images), file=sys.stderr)
-    for i, (path, image) in enumerate(zip(paths, drawn.images, strict=True)):
+        if generated.batch_seconds:
+            print(timing(generated.batch_seconds, num_images), file=sys.stderr)
+    height, width = pipeline.image_size
+    released_ratio, budget = released_name(pipeline.schedule) or ('', '')
+    for i, (path, image) in enumerate(zip(paths, generated.images, strict=True)):
         metadata = {
-            'prompt': drawn.prompts[i],
+            'prompt': generated.prompts[i],
             'negative': args.negative or '',
-            'seed': drawn.seeds[i][0],
-            'index': drawn.seeds[i][1],
+            'seed': generated.seeds[i][0],
+            'index': generated.seeds[i][1],
             'height': height,
             'width': width,
-            'ratio': ratio,
+            'ratio': released_ratio,
             'budget': budget,
             'guidance': ','.join(map(str, sampling.guidance)),
             'temperature': ','.join(map(str, sampling.temperature)),
@@ -110,14 +133,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def timing(batch_seconds: Sequence[float], images: int) -> str:
-    """One line: how long the first image took from the start, and each one after that."""
+    """One line: seconds from the start to the first image, and per image after it."""
     first, *later = batch_seconds
     since_start = time.perf_counter() - STARTED - sum(later)
-    line = f'time: {since_start:.2f} s to the first image, {first:.2f} s of it drawing'
+    line = f'time: {since_start:.2f} s to the first image, {first:.2f} s of it generating'
     if not later:
         return line
     batch = -(-images // len(batch_seconds))
-    return f'{line}; then {sum(later) / max(images - batch, 1):.3f} s an image'
+    return f'{line}; then {sum(later) / max(images - batch, 1):.3f} s per image'
 
 
 def read_prompts(args: argparse.Namespace) -> list[str]:
@@ -152,7 +175,7 @@ def output_paths(out: str, count: int) -> list[pathlib.Path]:
 
 @contextlib.contextmanager
 def plain_warnings():
-    """Shows warnings as the user's one line, without file and source."""
+    """Prints warnings as one line each, without file and source code."""
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: print(
             f'warning: {message}', file=sys.stderr

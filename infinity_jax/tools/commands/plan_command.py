@@ -1,4 +1,4 @@
-"""The command `infinity-jax plan`: what a run would take on a TPU slice, without owning one."""
+"""The command `infinity-jax plan`: memory and time of a run on a TPU slice, without owning one."""
 
 import argparse
 import dataclasses
@@ -9,47 +9,95 @@ from collections.abc import Sequence
 from typing import Any
 
 from infinity_jax.errors import UserError
+from infinity_jax.tools.commands.flag_types import check_positive
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """The run, the slice, and what to change of the run."""
+    """The flags of `plan`: the run, the slice, and changes to the run."""
     parser.add_argument(
-        'config', help='for instance configs/t2i.py:2b_1024; --config.FIELD=VALUE changes a field'
+        'config',
+        metavar='FILE[:VARIANT]',
+        help='config file, such as configs/t2i.py:2b_1024; --config.FIELD=VALUE changes a field '
+        'as in training',
     )
-    parser.add_argument('--topology', required=True, help='for instance v5e:16x16 or v5p:1x1x1')
     parser.add_argument(
-        '--generation', action='store_true', help='drawing images instead of training'
+        '--topology',
+        required=True,
+        metavar='CHIP:SHAPE',
+        help='TPU slice: chip and number of chips along each axis, such as v5e:16x16 or v5p:1x1x1',
     )
-    parser.add_argument('--num', type=int, default=1, help='generation: images a chip at once')
-    parser.add_argument('--at-once', type=int, metavar='N', help='images a chip works on together')
-    parser.add_argument('--accumulate', type=int, metavar='N', help='as config.accumulate_steps')
-    parser.add_argument('--remat', help='as config.remat')
     parser.add_argument(
-        '--from', dest='source', type=lambda source: {'pictures': 'images'}.get(source, source),
-        choices=['images', 'features'], default='images',
-        help='whether tokenizer and text encoder run in the step',
-    )  # fmt: skip
-    parser.add_argument(
-        '--quick', action='store_true', help='one compilation: no unrolled layers, no largest batch'
+        '--generation',
+        action='store_true',
+        help='plan the generation of images with guidance (default: training)',
     )
-    parser.add_argument('--json', metavar='FILE', help='write the figures there too')
+    parser.add_argument(
+        '--num',
+        type=int,
+        default=1,
+        metavar='N',
+        help='with --generation: images per chip and call (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--at-once',
+        type=int,
+        metavar='N',
+        help='training: images that a chip processes at the same time, which sets the batch size '
+        "(default: the config's batch size over chips and accumulate_steps)",
+    )
+    parser.add_argument(
+        '--accumulate',
+        type=int,
+        metavar='N',
+        help="replaces the config's accumulate_steps (default: the config's)",
+    )
+    parser.add_argument(
+        '--remat', metavar='NAME', help="replaces the config's remat (default: the config's)"
+    )
+    parser.add_argument(
+        '--from',
+        dest='source',
+        type=current_source,
+        choices=['images', 'features'],
+        default='images',
+        help='input of the training step: images, with tokenizer and text encoder in the step, or '
+        'their precomputed features (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--quick',
+        action='store_true',
+        help='compile one program only, without the estimates of the largest batch and of the '
+        'unrolled layers (default: all programs)',
+    )
+    parser.add_argument(
+        '--json', metavar='FILE', help='write the figures to this file too (default: not written)'
+    )
     parser.set_defaults(run=run, overrides=())
 
 
+def current_source(text: str) -> str:
+    """A value of --from; 'pictures' is the former name of 'images'."""
+    if text != 'pictures':
+        return text
+    print(
+        'warning: --from pictures is now called --from images; the old name will be removed in '
+        'the next release',
+        file=sys.stderr,
+    )
+    return 'images'
+
+
 def run(args: argparse.Namespace) -> None:
-    """Prints the plan."""
+    """Prints the plan, and writes it as JSON if asked to."""
     from infinity_jax.tools.plan.topology import can_compile, devices_of, parse_topology, prepare
 
     topology = parse_topology(args.topology)
     prepare()
     from infinity_jax.sharding import MeshConfig, deviceless_mesh, make_mesh
 
-    for name in ('num', 'at_once', 'accumulate'):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise UserError(f'--{name.replace("_", "-")} is {value}; wanted 1 or more')
+    check_positive(args, 'num', 'at_once', 'accumulate')
     config = changed(_read(args.config, args.overrides), args, topology.num_chips)
-    # A preset's mesh is for training on the slice that it names; images are drawn on any.
+    # A preset's mesh is for training on the slice that it names; images are generated on any.
     own_mesh = not args.generation or any('.mesh.' in field for field in args.overrides)
     axes = config.mesh if own_mesh else MeshConfig(data=1, fsdp=-1)
     if can_compile():
@@ -64,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def changed(config: Any, args: argparse.Namespace, chips: int) -> Any:
-    """The run with what flags say; the batch follows `--at-once`, or `--accumulate` cuts it."""
+    """The run with the fields that flags replace; `--at-once` sets the batch size."""
     given = {'remat': args.remat, 'accumulate_steps': args.accumulate}
     options = {name: value for name, value in given.items() if value is not None}
     for name in options:
@@ -92,7 +140,7 @@ def _training(args, config, topology, mesh) -> tuple[list[str], dict[str, Any]]:
     planner = Planner(config, configured_parts(config), topology, mesh, args.source)
     if can_compile():
         full = not args.quick
-        plan = planner.training(layers=full, batch=full, say=_say)
+        plan = planner.training(layers=full, batch=full, progress=_progress)
     else:
         plan = TrainingPlan(planner.analysis())
     depth = config.transformer.depth
@@ -101,9 +149,13 @@ def _training(args, config, topology, mesh) -> tuple[list[str], dict[str, Any]]:
 
 def _generation(args, config, topology, mesh) -> tuple[list[str], dict[str, Any]]:
     from infinity_jax.tools.plan.abstract_step import configured_parts
-    from infinity_jax.tools.plan.generation import generation_json, generation_lines, plan_drawing
+    from infinity_jax.tools.plan.generation import (
+        generation_json,
+        generation_lines,
+        plan_generation,
+    )
 
-    plan = plan_drawing(configured_parts(config), topology, mesh, args.num, _say)
+    plan = plan_generation(configured_parts(config), topology, mesh, args.num, _progress)
     return generation_lines(plan, topology), generation_json(plan, topology)
 
 
@@ -111,11 +163,11 @@ def _tokenizer(args, config, topology, mesh) -> tuple[list[str], dict[str, Any]]
     from infinity_jax.tools.plan.report import training_json, training_lines
     from infinity_jax.tools.plan.tokenizer import plan_tokenizer
 
-    plan = plan_tokenizer(config, topology, mesh, _say)
+    plan = plan_tokenizer(config, topology, mesh, _progress)
     return training_lines(plan, topology), training_json(plan, topology)
 
 
-def _say(line: str) -> None:
+def _progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 

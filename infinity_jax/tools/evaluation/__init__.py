@@ -1,1 +1,1 @@
-"""How good a model is."""
+"""Measures of the quality of models."""

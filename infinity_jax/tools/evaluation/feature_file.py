@@ -1,4 +1,4 @@
-"""The Fréchet distance of features that the user's own network made, from an .npz file."""
+"""The Fréchet distance of features in an .npz file, computed by a network of the user's choice."""
 
 import dataclasses
 import os
@@ -18,13 +18,14 @@ UNREADABLE = (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.
 
 @dataclasses.dataclass(frozen=True)
 class FeatureDistance:
-    """A Fréchet distance and what it is of.
+    """A Fréchet distance and the features that it compares.
 
     Attributes:
-      distance: rFID where the features are Inception's.
+      distance: rFID if the features are Inception's.
       file: name of the file, without its folder.
-      originals, reconstructions: rows of each array.
-      width: numbers a row.
+      originals: rows of the array `originals`.
+      reconstructions: rows of the array `reconstructions`.
+      width: features per row.
     """
 
     distance: float
@@ -47,17 +48,17 @@ def features_distance(path: str | os.PathLike) -> FeatureDistance:
     widths = [array.shape[1] for array in sets]
     if widths[0] != widths[1]:
         raise UserError(
-            f'--features {path}: {ARRAYS[0]} has {widths[0]} numbers a row, {ARRAYS[1]} '
+            f'--features {path}: {ARRAYS[0]} has {widths[0]} numbers per row, {ARRAYS[1]} '
             f'{widths[1]}; wanted equal ones, of the same network'
         )
     try:
-        with np.errstate(over='ignore', invalid='ignore'):  # what comes of that is told below
+        with np.errstate(over='ignore', invalid='ignore'):  # overflow is reported below
             distance = frechet_distance(originals, reconstructions)
     except np.linalg.LinAlgError:
         largest = max(float(np.abs(array).max()) for array in sets)
         raise UserError(
             f'--features {path}: numbers up to {largest:.3g} have no finite covariance; wanted '
-            'features as a network makes them'
+            'features as a network computes them'
         ) from None
     return FeatureDistance(
         distance,
@@ -69,7 +70,7 @@ def features_distance(path: str | os.PathLike) -> FeatureDistance:
 
 
 def _read(path: str | os.PathLike) -> list[np.ndarray]:
-    what = 'the file'
+    part = 'the file'
     try:
         file = np.load(path, allow_pickle=False)
         if isinstance(file, np.ndarray):
@@ -82,14 +83,14 @@ def _read(path: str | os.PathLike) -> list[np.ndarray]:
                     f'{", ".join(file.files) or "nothing"}; {WANTED}'
                 )
             sets = []
-            for what in ARRAYS:
-                sets.append(file[what])
+            for part in ARRAYS:
+                sets.append(file[part])
             return sets
-    except UserError:  # which is a ValueError too
+    except UserError:  # it is a ValueError as well
         raise
     except UNREADABLE as error:
         reason = in_one_line(error)
-        raise UserError(f'--features {path}: {what} cannot be read ({reason}); {WANTED}') from None
+        raise UserError(f'--features {path}: {part} cannot be read ({reason}); {WANTED}') from None
 
 
 def _check(path: str | os.PathLike, name: str, array: np.ndarray) -> None:
@@ -102,5 +103,5 @@ def _check(path: str | os.PathLike, name: str, array: np.ndarray) -> None:
     if broken:
         raise UserError(
             f'{named} has NaN or infinity in {broken} of {len(array)} rows; wanted finite numbers: '
-            'make the features again'
+            'compute the features again'
         )

@@ -1,4 +1,4 @@
-"""Figures of merit of reconstructions: SSIM, edge energy, Fréchet distance of features (FID)."""
+"""Metrics of reconstructions: SSIM, edge energy and the Fréchet distance of features (FID)."""
 
 import functools
 
@@ -13,7 +13,7 @@ RANGE = 2.0  # of pixels in [-1, 1]
 
 @functools.lru_cache(maxsize=32)
 def _window_matrix(size: int) -> np.ndarray:
-    """(size − 10, size): a weighted mean over each window that lies wholly inside."""
+    """(size − 10, size): the weighted mean over each window inside the image."""
     offsets = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-0.5 * np.square(offsets / SIGMA))
     matrix = np.zeros((size - WINDOW + 1, size), np.float32)
@@ -48,7 +48,7 @@ def ssim(pixels_BYX3: jax.Array, target_BYX3: jax.Array) -> jax.Array:
 
 
 def edge_energy(pixels_BYX3: jax.Array) -> jax.Array:
-    """(B,) mean squared difference of neighbouring pixels, down plus across: what blur takes away.
+    """(B,) mean squared difference of neighbouring pixels, down plus across; blur lowers it.
 
     Args:
       pixels_BYX3: in [-1, 1]; clamped.

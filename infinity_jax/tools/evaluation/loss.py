@@ -25,19 +25,19 @@ from infinity_jax.weights.model_folder import load_model
 def evaluate_loss(
     folder: str | os.PathLike, config: T2IConfig, *, num_batches: int
 ) -> dict[str, Any]:
-    """Prints loss and accuracy, over all scales and by scale, in the way that training does.
+    """Prints loss and bit accuracy, over all scales and by scale, computed as in training.
 
     Args:
       folder: a complete model folder.
-      config: whose held-out data, batch size, self-correction and weights of scales are used;
-        sizes of networks are the model's own.
-      num_batches: held-out batches, the first ones.
+      config: a run; its held-out data, batch size, self-correction and weights of scales are
+        used, and the sizes of networks are the model's own.
+      num_batches: number of held-out batches, from the first on.
 
     Returns:
-      the means over images, by the names of the training log.
+      means over images, by their names in the training log.
 
     Raises:
-      UserError: the model is incomplete, or not made for images of `config.data`.
+      UserError: the model is incomplete, or its images have another size than `config.data`.
     """
     if num_batches < 1:
         raise UserError(f'--batches is {num_batches}; wanted 1 or more')
@@ -46,7 +46,7 @@ def evaluate_loss(
     configs = loaded.configs
     budget = BUDGET_OF_EDGE.get(config.data.image_size)
     if budget and (configs.schedule is None or released_name(configs.schedule)):
-        # A released model's folder names no grids, or those that it was last trained on.
+        # The folder of a released model names no grids, or the grids that it was last trained on.
         configs = dataclasses.replace(configs, schedule=ScaleSchedule.for_image(1.0, budget))
     parts = {'schedule': configs.schedule}
     parts |= {n: getattr(loaded, f'{n}_params') for n in ('transformer', 'tokenizer', 'text')}
@@ -57,10 +57,10 @@ def evaluate_loss(
     size = configs.schedule.image_size(stride)
     if size != (config.data.image_size,) * 2:
         raise UserError(
-            f'{folder} draws images of {size}, but data.image_size is '
+            f'{folder} generates images of {size}, but data.image_size is '
             f'{config.data.image_size}; name the config that the model was trained with'
         )
-    # Adapters of the run that is described are none of this model's.
+    # The adapters of the run are not part of this model.
     config = dataclasses.replace(config, transformer=configs.transformer, lora=LoraConfig())
     check_features(config, loaded)
     models = make_models(config, configs)
@@ -80,18 +80,18 @@ def evaluate_loss(
         text_length=configs.transformer.text_length,
     )
     evaluate = in_mesh(mesh, step)
-    found = [
+    metrics = [
         jax.device_get(evaluate(params, frozen, put_batch(batch, mesh), jnp.int32(i)))
         for i, batch in enumerate(batches)
     ]
-    means = jax.tree.map(lambda *values: np.mean(values, axis=0), *found)
+    means = jax.tree.map(lambda *values: np.mean(values, axis=0), *metrics)
     grids = models.schedules[0].grids
     print(table(means, grids, num_batches * config.batch_size))
     return means
 
 
 def table(means: dict[str, Any], grids: tuple[tuple[int, int], ...], images: int) -> str:
-    """The figures as text; `majority` is what guessing each bit's commoner value would give."""
+    """The figures as text; `majority` is the accuracy of guessing the more frequent value."""
     lines = [
         f'{images} held-out images',
         f'{"grid":>10}{"loss":>10}{"accuracy":>10}{"majority":>10}',

@@ -1,11 +1,11 @@
-"""How well a tokenizer codes images: fidelity, use of its bits, and what each scale adds."""
+"""Quality of a tokenizer: fidelity of reconstructions, use of its bits, and gain of each scale."""
 
 import dataclasses
 import functools
 import os
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,14 +34,14 @@ from infinity_jax.training.tokenizer.lpips import MIN_EDGE, lpips
 from infinity_jax.training.tokenizer.lpips_files import load_lpips
 from infinity_jax.weights.model_folder import LoadedModel
 
-# Of a code's 1/√d: a smaller residual counts as near zero, as in FoundationVision/Infinity's
-# infinity/models/bsq_vae/multiscale_bsq.py, `residual_norm_per_scale`.
+# A residual below 0.05/√d, where codes are ±1/√d, counts as near zero, as in FoundationVision/
+# Infinity, infinity/models/bsq_vae/multiscale_bsq.py, `residual_norm_per_scale`.
 NEAR_ZERO = 0.05
-BATCH_PIXELS = 2**18  # of images coded in one call: 64 of 64², one of 512² or larger
+BATCH_PIXELS = 2**18  # per call: 64 images of 64², 1 of 512² or larger
 STRIP_IMAGES = 8
 EMOJI = 'emoji'
 
-Keep = Callable[[int, np.ndarray, np.ndarray], None]  # number of the first, originals, decoded
+SavePairs = Callable[[int, np.ndarray, np.ndarray], None]  # (first number, originals, decoded)
 
 
 def evaluate_tokenizer(
@@ -57,22 +57,23 @@ def evaluate_tokenizer(
     save: str | os.PathLike = '',
     out: str | os.PathLike = '',
 ) -> dict[str, Any]:
-    """Codes images and measures what comes back; prints a table and writes the report's files.
+    """Encodes and decodes images, compares them, prints a table and writes a report.
 
     Args:
       checkpoint: model folder with a tokenizer; or a run folder, its `checkpoints`, or one of them.
       data: 'emoji' for held-out pairs of the embedded set, or a folder of images, which are
         resized to cover the size and cut at the centre.
-      subset: of the emoji: starter, demo or all; '': what the tokenizer was trained on.
-      count: images; fewer where a folder holds fewer.
-      size: pixels of an edge, for a tokenizer that names no schedule of its own; 0: 256.
-      vgg, heads: weights of LPIPS, see `lpips_files`; '': not measured.
+      subset: of the emoji: starter, demo or all; '': those that the tokenizer was trained on.
+      count: images; fewer if the folder has fewer.
+      size: edge in pixels, for a tokenizer that names no schedule of its own; 0: 256.
+      vgg: weights of VGG-16 for LPIPS, see `lpips_files`; '': not measured.
+      heads: weights of the LPIPS heads; together with `vgg`.
       features: .npz with `originals` and `reconstructions` (N, D), made by a network of the user's
         choice; their Fréchet distance is the rFID if it is Inception. '': not measured.
-      save: folder for the images as they were coded and their reconstructions, PNGs of equal
-        names in `gt` and `pred`; '': not kept.
+      save: folder for originals and reconstructions, PNGs of equal names in `gt` and `pred`; '':
+        not written.
       out: folder for tokenizer.json, tokenizer_strip.png, tokenizer_bits.png; '': `evaluation` in
-        the run folder, or beside a model folder.
+        the run folder, or next to a model folder.
 
     Raises:
       UserError: model, images or weights are missing or do not fit, or a folder is unwritable.
@@ -97,19 +98,19 @@ def evaluate_tokenizer(
     else:
         images = folder_images(data, count, edge)
     distance = features_distance(features) if features else None
-    perceptual = load_lpips(vgg, heads) if vgg else None
+    lpips_params = load_lpips(vgg, heads) if vgg else None
     check_writable(out / JSON)
     if save:
         claim_pairs(pathlib.Path(save))
-    keep = functools.partial(save_pairs, pathlib.Path(save)) if save else None
-    sums, strip = measure(loaded, grids, perceptual, images, keep)
+    saving = functools.partial(save_pairs, pathlib.Path(save)) if save else None
+    means, strip = measure(loaded, grids, lpips_params, images, saving)
     results = {
         'images': images.count,
         'data': data if data == EMOJI else 'folder',
         'subset': subset or None,
         'size': edge,
         'bits': loaded.configs.tokenizer.bits,
-        **figures(sums, grids),
+        **figures(means, grids),
         'frechet': dataclasses.asdict(distance) if distance else None,
     }
     write_report(out, results, strip)
@@ -137,16 +138,49 @@ def coding(source: TokenizerCheckpoint, size: int) -> tuple[tuple[Grid, ...], in
     height, width = (n * stride for n in grids[-1])
     if height != width or size not in (0, height):
         raise UserError(
-            f'{source.name}: codes images of {height} x {width} pixels; wanted squares, and '
+            f'{source.name}: encodes images of {height} x {width} pixels; wanted squares, and '
             f'--size {size or height} to be theirs'
         )
     return grids, height
 
 
-def code_batch(
-    params: Any, perceptual: Any, pixels: jax.Array, *, config: TokenizerConfig, grids: Any
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """Means over one batch, and (K, B, Y, X, 3) uint8, decoded after 1 to K scales."""
+class Means(NamedTuple):
+    """Means over images; after K scales unless stated otherwise.
+
+    Attributes:
+      psnr_K: decibels, of the reconstruction after 1 to K scales.
+      ssim: structural similarity.
+      edges: edge energy of the reconstructions.
+      original_edges: edge energy of the originals.
+      ones_Kd: share of ones of each bit of each scale.
+      near_zero_K: share of residuals near zero, see `NEAR_ZERO`.
+      lpips: None without its weights.
+    """
+
+    psnr_K: jax.Array | np.ndarray
+    ssim: jax.Array | np.ndarray
+    edges: jax.Array | np.ndarray
+    original_edges: jax.Array | np.ndarray
+    ones_Kd: jax.Array | np.ndarray
+    near_zero_K: jax.Array | np.ndarray
+    lpips: jax.Array | np.ndarray | None = None
+
+
+def evaluate_batch(
+    params: Any, lpips_params: Any, pixels: jax.Array, *, config: TokenizerConfig, grids: Any
+) -> tuple[Means, jax.Array]:
+    """Means over a batch, and its reconstructions.
+
+    Args:
+      params: of the tokenizer.
+      lpips_params: weights of LPIPS, or None.
+      pixels: uint8 (B, Y, X, 3).
+      config: of the tokenizer.
+      grids: of the codes.
+
+    Returns:
+      (means, uint8 (K, B, Y, X, 3) decoded after 1 to K scales).
+    """
     model, target = Autoencoder(config), from_uint8(pixels)
     features = model.apply({'params': params}, target, method=Autoencoder.encode)
     quantized = quantize(features, grids)
@@ -156,81 +190,90 @@ def code_batch(
         near.append(jnp.mean(small.astype(jnp.float32)))
         total = accumulate(total, code)
         decoded.append(model.apply({'params': params}, total, method=Autoencoder.decode))
-    means = {
-        'psnr_K': jnp.stack([psnr(pixels, target) for pixels in decoded]),
-        'ssim': jnp.mean(ssim(decoded[-1], target)),
-        'edges': jnp.mean(edge_energy(decoded[-1])),
-        'original_edges': jnp.mean(edge_energy(target)),
-        'ones_Kd': jnp.stack(
+    means = Means(
+        psnr_K=jnp.stack([psnr(pixels, target) for pixels in decoded]),
+        ssim=jnp.mean(ssim(decoded[-1], target)),
+        edges=jnp.mean(edge_energy(decoded[-1])),
+        original_edges=jnp.mean(edge_energy(target)),
+        ones_Kd=jnp.stack(
             [jnp.mean(bits.astype(jnp.float32), axis=(0, 1, 2)) for bits in quantized.bits]
         ),
-        'near_zero_K': jnp.stack(near),
-    }
-    if perceptual is not None:
+        near_zero_K=jnp.stack(near),
+    )
+    if lpips_params is not None:
         clamped = jnp.clip(decoded[-1], -1.0, 1.0)
-        means['lpips'] = jnp.mean(lpips(perceptual, clamped, target))
+        means = means._replace(lpips=jnp.mean(lpips(lpips_params, clamped, target)))
     return means, jnp.stack([to_uint8(pixels) for pixels in decoded])
 
 
 def measure(
     loaded: LoadedModel,
     grids: tuple[Grid, ...],
-    perceptual: Any,
+    lpips_params: Any,
     images: ImageSet,
-    keep: Keep | None = None,
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Means over all images, and (n, 1 + K, Y, X, 3): originals beside what scales make.
+    save: SavePairs | None = None,
+) -> tuple[Means, np.ndarray]:
+    """Evaluates all images, with a batch at a time in memory.
 
-    One batch is held at a time; `keep` is called with each, uint8 (B, Y, X, 3).
+    Args:
+      loaded: the tokenizer.
+      grids: of the codes.
+      lpips_params: weights of LPIPS, or None.
+      images: the originals.
+      save: called with each batch, uint8 (B, Y, X, 3).
+
+    Returns:
+      (means over all images, uint8 (n, 1 + K, Y, X, 3) of the first n originals, each followed by
+      its reconstructions after 1 to K scales).
     """
     config = loaded.configs.tokenizer
-    run = jax.jit(functools.partial(code_batch, config=config, grids=grids))
+    run = jax.jit(functools.partial(evaluate_batch, config=config, grids=grids))
     at_once = max(1, BATCH_PIXELS // images.size**2)
-    sums: dict[str, np.ndarray] = {}
+    sums: Means | None = None
     strips: list[np.ndarray] = []
     done = 0
     with tqdm(
         total=images.count, desc='coding', unit=' images', dynamic_ncols=True, disable=None
     ) as bar:
         for batch in images.batches(at_once):
-            means, decoded = run(loaded.tokenizer_params, perceptual, batch)
-            for name, value in means.items():
-                sums[name] = sums.get(name, 0) + np.asarray(value, np.float64) * len(batch)
+            means, decoded = run(loaded.tokenizer_params, lpips_params, batch)
+            weighted = jax.tree.map(lambda x, n=len(batch): np.asarray(x, np.float64) * n, means)
+            sums = weighted if sums is None else jax.tree.map(np.add, sums, weighted)
             if len(strips) < STRIP_IMAGES:
                 rows = np.concatenate([batch[None], decoded]).swapaxes(0, 1)
                 strips += list(rows[: STRIP_IMAGES - len(strips)])
-            if keep is not None:
-                keep(done, batch, np.asarray(decoded[-1]))
+            if save is not None:
+                save(done, batch, np.asarray(decoded[-1]))
             done += len(batch)
             bar.update(len(batch))
-    return {name: value / images.count for name, value in sums.items()}, np.stack(strips)
+    return jax.tree.map(lambda value: value / images.count, sums), np.stack(strips)
 
 
-def figures(sums: dict[str, np.ndarray], grids: tuple[Grid, ...]) -> dict[str, Any]:
-    """Means of `measure` as plain numbers: over all, and by scale."""
+def figures(means: Means, grids: tuple[Grid, ...]) -> dict[str, Any]:
+    """Means of `measure` as plain numbers: over all scales, and by scale."""
     return {
         'grids': [list(grid) for grid in grids],
-        'psnr': float(sums['psnr_K'][-1]),
-        'ssim': float(sums['ssim']),
-        'edge_energy': float(sums['edges'] / np.maximum(sums['original_edges'], 1e-12)),
-        'lpips': float(sums['lpips']) if 'lpips' in sums else None,
+        'psnr': float(means.psnr_K[-1]),
+        'ssim': float(means.ssim),
+        'edge_energy': float(means.edges / np.maximum(means.original_edges, 1e-12)),
+        'lpips': None if means.lpips is None else float(means.lpips),
         'scales': [
-            scale_figures(grid, sums['ones_Kd'][k], sums['near_zero_K'][k], sums['psnr_K'][k])
+            scale_figures(grid, means.ones_Kd[k], means.near_zero_K[k], means.psnr_K[k])
             for k, grid in enumerate(grids)
         ],
-        'ones': np.round(sums['ones_Kd'], 5).tolist(),
+        'ones': np.round(means.ones_Kd, 5).tolist(),
     }
 
 
 def scale_figures(grid: Grid, ones_d: np.ndarray, near_zero: float, ratio: float) -> dict[str, Any]:
-    """One scale's row of the table; pooled over scales, a coarse bit could stay constant unseen."""
+    """Figures of a scale; pooled over scales they would hide a coarse bit that is constant."""
     p = np.clip(ones_d, 1e-12, 1 - 1e-12)
     entropy_d = -p * np.log2(p) - (1 - p) * np.log2(1 - p)
     return {
         'grid': list(grid),
         'psnr': float(ratio),  # after this and all coarser scales
-        'bit_entropy': float(entropy_d.mean()),  # in bits; 1: each bit is set half of the time
-        'least_used': float(ones_d.min()),  # share of ones of the bit that is set most rarely
+        'bit_entropy': float(entropy_d.mean()),  # in bits; 1: each bit is 1 in half of the cases
+        'least_used': float(ones_d.min()),  # share of ones of the least frequent bit
         'most_used': float(ones_d.max()),
         'balanced': float(np.mean((ones_d >= BALANCED[0]) & (ones_d <= BALANCED[1]))),  # bits
         'near_zero': float(near_zero),  # share of residuals below 0.05/√d

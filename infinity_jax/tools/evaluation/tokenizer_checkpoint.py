@@ -1,4 +1,4 @@
-"""The tokenizer that a model folder, a run folder or one checkpoint of a run holds."""
+"""Reads the tokenizer of a model folder, a run folder or a checkpoint of a run."""
 
 import dataclasses
 import os
@@ -15,18 +15,18 @@ from infinity_jax.training.tokenizer.config import TokenizerRunConfig
 from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model
 from infinity_jax.weights.weight_files import read_json
 
-MODEL = 'model'  # where a finished run leaves its model
+MODEL = 'model'  # where a finished run writes its model
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerCheckpoint:
-    """A tokenizer and where it comes from.
+    """A tokenizer and its origin.
 
     Attributes:
-      name: as it was given, for messages.
-      loaded: its configuration, weights, schedule and the recipe of its run.
-      folded: whether its schedule has token grids of half the code grids.
-      results: folder for an evaluation's files, if no other one is named.
+      name: of the checkpoint, as given, for messages.
+      loaded: its configuration, weights, schedule and the configuration of its run.
+      folded: whether the token grids of its schedule are half as large as the code grids.
+      results: default folder for the files of an evaluation.
     """
 
     name: str
@@ -36,13 +36,13 @@ class TokenizerCheckpoint:
 
 
 def open_checkpoint(checkpoint: str | os.PathLike) -> TokenizerCheckpoint:
-    """Reads a tokenizer; of a run the averaged weights, of its newest checkpoint or a named one.
+    """Reads a tokenizer; of a run, the averaged weights of the newest checkpoint or a named one.
 
     Args:
-      checkpoint: a model folder; a run folder, its `checkpoints`, or one step of them.
+      checkpoint: a model folder; a run folder, its `checkpoints`, or a step of them.
 
     Raises:
-      UserError: there is none, or it holds no tokenizer.
+      UserError: it does not exist, or has no tokenizer.
     """
     name = os.fspath(checkpoint)
     if not name:
@@ -56,7 +56,7 @@ def open_checkpoint(checkpoint: str | os.PathLike) -> TokenizerCheckpoint:
         folder /= MODEL
     loaded = load_model(folder, parts=('tokenizer',))
     if loaded.tokenizer_params is None:
-        raise UserError(f'{name}: holds no tokenizer; name the model folder of one')
+        raise UserError(f'{name}: has no tokenizer; name the model folder of one')
     return TokenizerCheckpoint(name, loaded, loaded.configs.spatial_patchify, _results_of(folder))
 
 
@@ -65,7 +65,7 @@ def _of_run(run_dir: pathlib.Path, step: int | None) -> LoadedModel:
     if fields.get('task') != 'tokenizer':
         raise UserError(
             f'{run_dir}: a run of task {fields.get("task")!r}; wanted one of task tokenizer, or '
-            f'the model folder that it leaves, {run_dir / MODEL}'
+            f'its model folder, {run_dir / MODEL}'
         )
     config = from_mapping(TokenizerRunConfig, fields, stored=True)
     configs = ModelConfigs(
@@ -78,7 +78,7 @@ def _of_run(run_dir: pathlib.Path, step: int | None) -> LoadedModel:
 
 
 def _results_of(folder: pathlib.Path) -> pathlib.Path:
-    if folder == DEMO_FOLDER:  # an installed package is no place for results
+    if folder == DEMO_FOLDER:  # results do not belong into an installed package
         return pathlib.Path('evaluation')
     if folder.name == MODEL:
         return folder.with_name('evaluation')

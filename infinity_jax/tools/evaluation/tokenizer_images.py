@@ -1,4 +1,4 @@
-"""Images that a tokenizer is measured on, read as they are asked for; and pairs as PNGs."""
+"""Images for the evaluation of a tokenizer, and PNG pairs of originals and reconstructions."""
 
 import dataclasses
 import pathlib
@@ -20,10 +20,10 @@ PAIR = ('gt', 'pred')  # folders of originals and reconstructions
 
 @dataclasses.dataclass(frozen=True)
 class ImageSet:
-    """Square images of which none is held.
+    """Square images, each read when it is needed.
 
     Attributes:
-      count: how many.
+      count: number of images.
       size: pixels of an edge.
       read: number from 0 on -> uint8 (size, size, 3).
     """
@@ -40,7 +40,7 @@ class ImageSet:
 
 
 def emoji_images(subset: str, count: int, size: int) -> ImageSet:
-    """Renders of held-out pairs of the embedded emoji, always the same ones.
+    """Renders of held-out pairs of the embedded emoji; the same ones in every call.
 
     Raises:
       UserError: there is no such subset.
@@ -60,7 +60,7 @@ def folder_images(data: str, count: int, size: int) -> ImageSet:
         raise UserError(f"--data {data!r}: no such folder; wanted 'emoji' or a folder of images")
     paths = image_paths(folder)[:count]
     if not paths:
-        raise UserError(f'--data {data}: no images there ({", ".join(ENDINGS)})')
+        raise UserError(f'--data {data}: no images in it ({", ".join(ENDINGS)})')
     return ImageSet(len(paths), size, lambda number: _open_square(paths[number], size))
 
 
@@ -68,20 +68,20 @@ def _open_square(path: pathlib.Path, size: int) -> np.ndarray:
     try:
         return decode(path.open('rb'), (size, size))  # as in training
     except (OSError, BrokenRecord) as error:
-        raise UserError(f'{path}: not a readable image ({error}); mend or remove it') from None
+        raise UserError(f'{path}: not a readable image ({error}); repair or remove it') from None
 
 
 def claim_pairs(folder: pathlib.Path) -> None:
-    """Makes the two folders of `save_pairs`.
+    """Creates the two folders of `save_pairs`.
 
     Raises:
-      UserError: one cannot be written, or holds files: features would then be of those, too.
+      UserError: a folder cannot be written, or has files, which would be mixed with the new ones.
     """
     for name in PAIR:
         check_writable(folder / name / 'x.png')
         if any((folder / name).iterdir()):
             raise UserError(
-                f'--save {folder}: {folder / name} holds files; name a new folder or empty this one'
+                f'--save {folder}: {folder / name} has files in it; name a new folder or empty it'
             )
 
 

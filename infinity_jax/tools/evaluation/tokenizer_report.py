@@ -1,4 +1,4 @@
-"""What `evaluate tokenizer` leaves: table, JSON, an image strip and a plot of the bits."""
+"""The report of `evaluate tokenizer`: table, JSON, image strip and a plot of the bits."""
 
 import json
 import pathlib
@@ -14,11 +14,11 @@ BALANCED = (0.35, 0.65)  # shares of ones between which a bit counts as used
 
 
 def write_report(out: pathlib.Path, results: dict[str, Any], strip: np.ndarray) -> None:
-    """Writes tokenizer.json, tokenizer_strip.png and tokenizer_bits.png; prints table and place.
+    """Writes tokenizer.json, tokenizer_strip.png and tokenizer_bits.png; prints the table.
 
     Args:
       results: as `evaluate_tokenizer` returns them.
-      strip: uint8 (n, 1 + K, Y, X, 3), each row an original and what 1 to K scales make of it.
+      strip: uint8 (n, 1 + K, Y, X, 3), originals and their reconstructions from 1 to K scales.
 
     Raises:
       UserError: the folder cannot be written.
@@ -38,13 +38,13 @@ def write_report(out: pathlib.Path, results: dict[str, Any], strip: np.ndarray) 
 
 
 def table(results: dict[str, Any]) -> str:
-    """The figures as text: one line over all, one of features if there are any, a row a scale."""
+    """The figures as text: the totals, the Fréchet distance if there is one, a row per scale."""
     parts = [f'PSNR {results["psnr"]:.2f} dB', f'SSIM {results["ssim"]:.4f}']
     parts.append(f"edge energy {results['edge_energy']:.3f} of the originals'")
     if results['lpips'] is not None:
         parts.append(f'LPIPS {results["lpips"]:.4f}')
     lines = [
-        f'{results["images"]} images of {results["size"]}², {results["bits"]} bits a code: '
+        f'{results["images"]} images of {results["size"]}², {results["bits"]} bits per code: '
         + ', '.join(parts),
         *([features_line(results)] if results['frechet'] else []),
         f'{"grid":>8}{"PSNR":>8}{"bit entropy":>13}{"ones":>16}{"balanced":>10}{"near zero":>11}',
@@ -60,7 +60,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def features_line(results: dict[str, Any]) -> str:
-    """The Fréchet distance, what it is of, and whether that can be the images of the table."""
+    """The Fréchet distance, and a warning if its features are not of the images of the table."""
     found, images = results['frechet'], results['images']
     rows = found['originals'], found['reconstructions']
     line = (
@@ -71,7 +71,7 @@ def features_line(results: dict[str, Any]) -> str:
 
 
 def plot_bits(results: dict[str, Any], path: pathlib.Path) -> None:
-    """PSNR by number of scales; how often each bit is 1, by scale; entropy and near zeros."""
+    """Plots PSNR by number of scales, and by scale the use of bits, entropy and near zeros."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,8 +1,8 @@
-"""Compares this implementation with arrays that the released one left: `infinity-jax check DIR`.
+"""Compares this implementation with arrays that the released one wrote: `infinity-jax check DIR`.
 
 A folder holds `meta.json` (dimensions, schedule, guidance), `arrays.npz`, and the weights as
 `infinity*` and `vae*` (.pth, .safetensors, or a folder of shards); or it is a T5 folder with
-`arrays.npz`. Every stage is fed the reference's own inputs, so that errors do not pile up.
+`arrays.npz`. The inputs of every stage are the reference's own, so that errors do not accumulate.
 """
 
 from collections.abc import Iterator
@@ -18,22 +18,22 @@ from infinity_jax.tools.parity.stages import model_rows
 from infinity_jax.weights.t5_folder import load_encoder
 
 MAX_T5_ERROR = 2e-6
-MAX_MARGIN = 1e-5  # a wrong bit may only be one that was as good as undecided
+MAX_MARGIN = 1e-5  # a bit may differ only if its two values were almost equally likely
 MAX_GREY_LEVELS = 1
 
 
 def check_folder(folder: str | Path) -> int:
-    """Runs every check that the folder has arrays for and prints a table.
+    """Runs every check for which the folder has arrays, and prints a table.
 
     Returns:
       0 if all of them hold, else 1.
 
     Raises:
-      UserError: the folder lacks its parts, or its weights do not have the dimensions it states.
+      UserError: the folder lacks a part, or its weights have other dimensions than its meta.json.
     """
     folder = Path(folder)
     if not (folder / 'arrays.npz').is_file():
-        raise UserError(f'{folder}: no arrays.npz there; wanted a folder of reference arrays')
+        raise UserError(f'{folder}: no arrays.npz in it; wanted a folder of reference arrays')
     passed = True
     print(f'{"stage":<34}{"error":>10}  {"wrong bits":>18}  {"margin":>9}  verdict')
     with jax.default_matmul_precision('highest'):
@@ -46,10 +46,10 @@ def check_folder(folder: str | Path) -> int:
 
 
 def judge(row: Row) -> str:
-    """'ok', 'FAILED' or 'skipped' for one line of the table."""
+    """The verdict on a row: 'ok', 'FAILED' or 'skipped'."""
     if row.skipped:
         return 'skipped'
-    # Where the reference's own rounding nears the limit, both sides must be that near to float64.
+    # If the reference's own rounding is near the limit, both must be within the limit of float64.
     near = row.exact is not None and max(row.exact) <= row.limit
     good = [
         row.error is None or row.error <= row.limit or near,  # a NaN fails
@@ -78,7 +78,7 @@ def _rows(folder: Path) -> Iterator[Row]:
     elif (folder / 'config.json').is_file():
         yield from t5_rows(folder)
     else:
-        raise UserError(f'{folder}: neither meta.json (a model) nor config.json (T5) is there')
+        raise UserError(f'{folder}: neither meta.json (a model) nor config.json (T5) is in it')
 
 
 def t5_rows(folder: Path) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""Reference folders for `check`, and how far one array is from another."""
+"""Reference folders for `check`, and the distance between arrays."""
 
 import dataclasses
 import zipfile
@@ -22,21 +22,21 @@ MAX_ERROR = 2e-5  # max|a−b| / max|b|
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of the table: a stage and how far it is from the reference."""
+    """A row of the table: a stage and its distance from the reference."""
 
     stage: str
     error: float | None = None  # max|a−b| / max|b|
     wrong_bits: int | None = None
     bits: int = 0
-    margin: float = 0.0  # the largest among the wrong bits
+    margin: float = 0.0  # largest |l₁ − l₀| or residual among the wrong bits
     grey_levels: int | None = None  # largest difference of an 8-bit image
-    skipped: str = ''  # why there was nothing to compare
-    exact: tuple[float, float] | None = None  # errors of ours and of theirs against float64 sums
+    skipped: str = ''  # why the stage was not compared
+    exact: tuple[float, float] | None = None  # errors of ours and of the reference against float64
     limit: float = MAX_ERROR
 
 
 class ReferenceArrays(dict[str, np.ndarray]):
-    """Arrays by name; one that a check cannot do without and that is absent is a `UserError`."""
+    """Arrays by name; a missing one is a `UserError`."""
 
     def __missing__(self, name: str):
         raise UserError(f'arrays.npz lacks {name}, which the checks start from; copy it again')
@@ -44,7 +44,7 @@ class ReferenceArrays(dict[str, np.ndarray]):
 
 @dataclasses.dataclass
 class Reference:
-    """A reference folder: arrays, description, our copy of the model, schedule of the image."""
+    """A reference folder: arrays, meta.json, the imported model and the schedule of the image."""
 
     arrays: ReferenceArrays
     meta: dict[str, Any]
@@ -61,7 +61,7 @@ class Reference:
         return np.moveaxis(array.reshape(*array.shape[:2], *array.shape[-2:]), 1, -1)
 
     def scales(self, prefix: str) -> list[np.ndarray] | None:
-        """Bits or flips of all scales, (B, h, w, d) bool; None unless the first is there."""
+        """Bits or flips of all scales, (B, h, w, d) bool; None if the first is missing."""
         if f'{prefix}_00' not in self.arrays:
             return None
         names = sorted(n for n in self.arrays if n.startswith(f'{prefix}_'))
@@ -75,16 +75,17 @@ class Reference:
         return Text(jnp.asarray(np.stack(padded)), jnp.asarray(lengths))
 
     def thin_image(self, pixels: np.ndarray) -> np.ndarray:
-        """Every n-th row and column, where a cut-down folder keeps only those."""
+        """Every n-th row and column, if the folder has only those."""
         stride = self.meta.get('picture_stride', 1)
         return pixels[:, ::stride, ::stride]
 
     def thin_tokens(self, x_BLD: np.ndarray) -> np.ndarray:
+        """Every n-th token, if the folder has only those."""
         return x_BLD[:, :: self.meta.get('token_stride', 1)]
 
 
 def reference_schedule(meta: dict[str, Any]) -> ScaleSchedule:
-    """The image's grids; RoPE positions refer to the ratio's 13-scale grid if it is released."""
+    """The grids of the image; RoPE positions of released grids refer to the 13-scale one."""
     grids = tuple((h, w) for h, w in meta['schedule'])
     full = RATIOS[nearest_ratio(meta['h_div_w'])]
     if full[: len(grids)] == grids:
@@ -93,7 +94,7 @@ def reference_schedule(meta: dict[str, Any]) -> ScaleSchedule:
 
 
 def relative_error(ours: Any, theirs: np.ndarray) -> float:
-    """max|a−b| / max|b| where the reference is finite: top-k leaves −inf in it."""
+    """max|a−b| / max|b| over finite elements of the reference; top-k makes others −inf."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     if ours.shape != theirs.shape:
         return np.inf
@@ -128,7 +129,7 @@ def load_arrays(folder: Path) -> ReferenceArrays:
 
 
 def load_reference(folder: str | Path) -> Reference:
-    """Reads a model folder: arrays, and weights in float32 from whatever format they are in."""
+    """Reads a reference folder of a model; its weights in any format, computed in float32."""
     folder = Path(folder)
     meta = read_json(folder / 'meta.json')
     loaded = load_torch_pair(_weights(folder, 'infinity'), _weights(folder, 'vae'))
@@ -140,7 +141,7 @@ def load_reference(folder: str | Path) -> Reference:
 
 
 def _weights(folder: Path, stem: str) -> Path:
-    """The one weight file or folder of shards whose name starts with `stem`."""
+    """The only weight file or folder of shards whose name starts with `stem`."""
     found = [
         p
         for p in sorted(folder.glob(f'{stem}*'))
@@ -155,7 +156,7 @@ def _weights(folder: Path, stem: str) -> Path:
 
 
 def _compare_dimensions(folder: Path, meta: dict[str, Any], configs: ModelConfigs) -> None:
-    """Raises if the weights are of other dimensions than `meta.json` says."""
+    """Raises a `UserError` if the dimensions of the weights differ from `meta.json`."""
     transformer, tokenizer = configs.transformer, configs.tokenizer
     widths = [tokenizer.base_channels * m for m in tokenizer.channel_multipliers]
     stated, stated_tokenizer = meta['transformer'], meta['tokenizer']

@@ -1,4 +1,4 @@
-"""The stages that `check` compares, each fed the reference's own inputs.
+"""The stages that `check` compares, each with the reference's own inputs.
 
 Reference layouts are PyTorch's: images and features (B, C, H, W), bits (B, 1, h, w, d).
 """
@@ -34,7 +34,7 @@ from infinity_jax.transformer.rope import rope_table
 
 
 def model_rows(ref: Reference) -> Iterator[Row]:
-    """All stages, from the encoder to the drawn image."""
+    """All stages, from the encoder to the generated image."""
     yield from tokenizer_rows(ref)
     yield from self_correction_rows(ref)
     yield from forward_rows(ref)
@@ -47,23 +47,23 @@ def model_rows(ref: Reference) -> Iterator[Row]:
 
 
 def _stage(ref: Reference, stage: str, name: str, compute: Callable[[], Any]) -> Row:
-    """A row for one plain array, or a note that the folder does not hold it."""
+    """The row of an array, or a note that the folder does not have it."""
     if name not in ref.arrays:
         return Row(stage, skipped=f'no {name}')
     return Row(stage, relative_error(compute(), ref.arrays[name]))
 
 
 def _residuals(features_Bhwd: Any, grids, accumulated: Sequence[np.ndarray]) -> list[jax.Array]:
-    """The normalised residual of each scale on top of the given bits of earlier scales."""
+    """The normalised residual of each scale, given the bits of the coarser scales."""
 
-    def directions(features, accumulated):
-        total, found = jnp.zeros_like(features), []
+    def normalised(features, accumulated):
+        total, residuals = jnp.zeros_like(features), []
         for grid, bits in zip(grids, accumulated, strict=True):
-            found.append(normalised_residual(features, total, grid))
+            residuals.append(normalised_residual(features, total, grid))
             total = accumulate(total, codes_from_bits(bits))
-        return found
+        return residuals
 
-    return jax.jit(directions)(features_Bhwd, tuple(accumulated))
+    return jax.jit(normalised)(features_Bhwd, tuple(accumulated))
 
 
 def tokenizer_rows(ref: Reference) -> Iterator[Row]:
@@ -79,15 +79,15 @@ def tokenizer_rows(ref: Reference) -> Iterator[Row]:
     bits, grids = ref.scales('bits'), ref.code_grids
     ours = jax.jit(lambda x: quantize(x, grids))(features)
     forced = _residuals(features, grids, bits)
-    # After a scale that differs, later residuals rightly differ too: go on from the reference's.
+    # After a scale that differs, later residuals must differ too: continue from the reference's.
     agrees = [True]
     for mine, theirs in zip(ours.bits, bits, strict=True):
         agrees.append(agrees[-1] and np.array_equal(mine, theirs))
-    directions = [
+    residuals = [
         own if same else other
         for own, other, same in zip(ours.normalised, forced, agrees[:-1], strict=True)
     ]
-    yield bit_row('tokenizer bits', [np.asarray(z) > 0 for z in directions], bits, directions)
+    yield bit_row('tokenizer bits', [np.asarray(z) > 0 for z in residuals], bits, residuals)
 
     total = total_from_bits(tuple(jnp.asarray(b) for b in bits))
     if 'quantized' in ref.arrays:
@@ -110,12 +110,12 @@ def tokenizer_rows(ref: Reference) -> Iterator[Row]:
 
 
 def reconstruction_row(ref: Reference, total_Bhwd: jax.Array) -> Row:
-    """The decoder, then clamped as the reference is.
+    """The decoder, clamped as the reference is.
 
-    Random weights drive the decoder far beyond ±1, where clamping leaves its rounding large beside
-    the little range that remains: the reference itself may be near the limit. Beyond it float64
-    convolutions give a second opinion: ours must be near them before clamping, and they near the
-    reference.
+    The outputs of a decoder with random weights are far beyond ±1. Its rounding is then large
+    relative to the clamped range, and the reference itself may be near the limit. An error above
+    the limit passes if float64 convolutions agree with both: with ours before clamping, and with
+    the reference after it.
     """
     theirs = ref.features('reconstruction')
 
@@ -187,7 +187,7 @@ def forward_rows(ref: Reference) -> Iterator[Row]:
     logits = np.asarray(trace.logits)
     flat = logits.reshape(*logits.shape[:2], -1)
     yield _stage(ref, 'logits', 'fwd_logits', lambda: ref.thin_tokens(flat))
-    # The reference's own logits, unless a cut-down folder holds only some of them.
+    # The reference's own logits, unless the folder has only some of them.
     if arrays['fwd_logits'].shape == flat.shape:
         logits = arrays['fwd_logits'].reshape(logits.shape)
     targets = jnp.asarray(arrays['bsc_targets'])
@@ -204,7 +204,7 @@ def forward_rows(ref: Reference) -> Iterator[Row]:
 
 
 def _rope_row(ref: Reference) -> Row:
-    """Positions on the ratio's full grid, of as many tokens as the reference lists."""
+    """Positions on the full grid of the ratio, for as many tokens as the reference has."""
     if 'rope_cos_sin' not in ref.arrays:
         return Row('rotary positions', skipped='no rope_cos_sin')
     theirs = ref.arrays['rope_cos_sin']
@@ -235,7 +235,7 @@ def generation_rows(
     model = Transformer(config)
     keys = jax.random.split(jax.random.key(0), len(bits[0]))
 
-    def draw(variables, text, negative, forced, numbers):
+    def generate(variables, text, negative, forced, numbers):
         return generate_bits(
             model,
             variables,
@@ -246,13 +246,13 @@ def generation_rows(
             negative=negative,
             guided=any(g != 1 for g in settings['cfg']),
             guidance_layer=settings['cfg_insertion_layer'][0],
-            top_k=0,  # greedy bits are taken below, from logits that are still whole
+            top_k=0,  # greedy bits are taken below, from unfiltered logits
             top_p=1.0,
             forced_bits=forced,
             keep_logits=True,
         )
 
-    drawn = jax.jit(draw)(
+    generated = jax.jit(generate)(
         {'params': ref.loaded.transformer_params},
         text,
         negative,
@@ -260,15 +260,15 @@ def generation_rows(
         controls(sampling, schedule),
     )
     errors, greedy, margins = [], [], []
-    for scale, (logits, (h, w)) in enumerate(zip(drawn.logits, schedule.grids, strict=True)):
+    for scale, (logits, (h, w)) in enumerate(zip(generated.logits, schedule.grids, strict=True)):
         name = f'{prefix}_logits_{scale:02}'
         if name in ref.arrays:
             pairs = np.asarray(logits).reshape(len(keys), -1, 2)
             errors.append(relative_error(pairs, ref.arrays[name]))
         chosen = sample_bits(keys, keep_likely(logits, settings.get('top_k', 1), 1.0))
-        for found, values in ((greedy, chosen), (margins, logits[..., 1] - logits[..., 0])):
+        for out, values in ((greedy, chosen), (margins, logits[..., 1] - logits[..., 0])):
             values = np.asarray(values).reshape(len(keys), h, w, -1)
-            found.append(np.asarray(depth_to_space(values)) if config.spatial_patchify else values)
+            out.append(np.asarray(depth_to_space(values)) if config.spatial_patchify else values)
     if errors:
         yield Row(f'{stage}: logits ({len(errors)} scales)', max(errors))
     if len(errors) < len(schedule):
@@ -281,7 +281,7 @@ def generation_rows(
         return
     autoencoder = Autoencoder(ref.loaded.configs.tokenizer)
     pixels = jax.jit(lambda v, x: to_uint8(autoencoder.apply(v, x, method='decode')))(
-        {'params': ref.loaded.tokenizer_params}, drawn.total_Bhwd
+        {'params': ref.loaded.tokenizer_params}, generated.total_Bhwd
     )
     image_bgr = ref.thin_image(np.asarray(pixels))[..., ::-1].astype(np.int64)
     difference = np.abs(image_bgr - ref.arrays[name].astype(np.int64)).max()

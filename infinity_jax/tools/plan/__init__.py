@@ -1,1 +1,1 @@
-"""What a run would take on accelerators that one need not own."""
+"""Memory and time of a run on accelerators, estimated without them."""

@@ -1,8 +1,7 @@
-"""A run's training step from its configuration alone: shapes with shardings instead of arrays."""
+"""The training step of a run from its configuration alone: shapes instead of arrays."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -15,6 +14,7 @@ from infinity_jax.data.batch import Batch
 from infinity_jax.errors import UserError
 from infinity_jax.scales import BUDGET_OF_EDGE
 from infinity_jax.sharding import batch_sharding, in_mesh, shardings_of
+from infinity_jax.tools.plan.program_cost import AbstractProgram
 from infinity_jax.training import loop
 from infinity_jax.training.accumulate import check_parts
 from infinity_jax.training.transformer.config import T2IConfig, run_schedule
@@ -23,26 +23,12 @@ from infinity_jax.weights.model_folder import DEMO_FOLDER, read_configs
 from infinity_jax.weights.placement import placed_shapes, shardings_on
 from infinity_jax.weights.t5_folder import read_text_config
 
-SOURCES = ('images', 'features')
-
-
-class AbstractStep(NamedTuple):
-    """What `lower` needs.
-
-    Attributes:
-      lower: (state, frozen, batch) -> the lowered step, under its mesh.
-      arguments: these, as ShapeDtypeStructs with shardings.
-    """
-
-    lower: Callable[..., Any]
-    arguments: tuple[Any, ...]
-
 
 def configured_parts(config: T2IConfig) -> ModelConfigs:
-    """The configurations of a run's parts, no weights read and no folder needed.
+    """The configurations of the parts of a run; reads no weights.
 
-    A tokenizer or text encoder whose folder the configuration does not name is the demo's in a
-    run of the demo's kind, else the released architecture and T5-XL.
+    Where the run names no folder of a tokenizer or a text encoder, images of a released size get
+    the released tokenizer and T5-XL, others the parts of the demo.
 
     Raises:
       UserError: the parts do not fit each other, or a named folder is missing.
@@ -74,16 +60,16 @@ def abstract_step(
     mesh: Mesh,
     source: str = 'images',
     unrolled: bool = False,
-) -> AbstractStep:
-    """The step that `train.make_task` would jit on this mesh.
+) -> AbstractProgram:
+    """The training step that `make_task` would jit on this mesh.
 
     Args:
-      config: its batch is over all devices of the mesh.
-      loaded: configurations, see `configured_parts`; of several ratios the square is taken.
+      config: the run; its batch size counts the images on all devices of the mesh.
+      configs: see `configured_parts`; of several ratios, the square one is used.
       mesh: of devices that need not exist.
-      source: 'images' runs the frozen tokenizer and text encoder in the step, 'features' reads
-        what they gave from the batch.
-      unrolled: the layers, instead of a loop over them.
+      source: 'images' runs the frozen tokenizer and text encoder in the step, 'features' has
+        their precomputed features in the batch.
+      unrolled: whether the layers are unrolled instead of scanned.
 
     Raises:
       UserError: the batch does not split over the mesh.
@@ -100,11 +86,11 @@ def abstract_step(
         _batch(config, configs, mesh, source),
     )
     step = jit_step(models, config, shardings, mesh)
-    return AbstractStep(in_mesh(mesh, step.lower), arguments)
+    return AbstractProgram(in_mesh(mesh, step.lower), arguments)
 
 
 def _frozen(config: T2IConfig, configs: ModelConfigs, mesh: Mesh, source: str) -> dict[str, Any]:
-    """As `train_parts.place_frozen` would place them."""
+    """The frozen weights, with the shardings of `place_frozen`."""
     frozen = {}
     if source == 'images':
         frozen['tokenizer'] = _on_mesh(configs.tokenizer, 'float32', mesh)

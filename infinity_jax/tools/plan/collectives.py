@@ -1,4 +1,4 @@
-"""What the chips of a compiled program send each other, read from its HLO text."""
+"""The collectives of a compiled program, read from its HLO text."""
 
 import dataclasses
 import math
@@ -22,16 +22,16 @@ _PAIRS = re.compile(r'source_target_pairs=\{\{(\d+),(\d+)\}')
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One collective operation.
+    """A collective operation.
 
     Attributes:
       kind: of `KINDS`.
-      size: bytes of the whole buffer that a group shares: an all-gather's output, a
-        reduce-scatter's input, what an all-reduce, all-to-all or permute handles.
-      group: partition ids of the first group; empty: all.
-      overlapped: other work of the program runs meanwhile.
-      computation: that executes it.
-      times: how often a step runs it.
+      size: bytes of the whole buffer that a group shares: the output of an all-gather, the input
+        of a reduce-scatter, the operand of an all-reduce, all-to-all or permute.
+      group: partition ids of the first group; empty: all partitions.
+      overlapped: whether other work of the program runs at the same time.
+      computation: name of the computation that executes it.
+      times: runs per step.
     """
 
     kind: str
@@ -44,7 +44,7 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class CollectiveTotal:
-    """All of one kind in a step: how many run, and bytes as in `Collective.size`, a chip."""
+    """The collectives of one kind: runs per step, and bytes per chip as in `Collective.size`."""
 
     count: int
     bytes: int
@@ -53,8 +53,8 @@ class CollectiveTotal:
 def collectives_of(program: HloProgram) -> list[Collective]:
     """The collectives that a program executes.
 
-    On TPU an asynchronous one shows up in several fusions, under one channel: it is counted where
-    it starts.
+    On TPU an asynchronous collective occurs in several fusions, under the same channel: it is
+    counted where it starts.
     """
     found = [(e, i) for e in program.executed() for i in _inside(program, e.instruction)]
     started = {_channel(i) for e, i in found if _has(program, e.instruction, START)} - {None}
@@ -70,18 +70,18 @@ def collectives_of(program: HloProgram) -> list[Collective]:
 
 
 def totals(collectives: list[Collective]) -> dict[str, CollectiveTotal]:
-    """Count and bytes by kind, largest first."""
+    """Runs and bytes by kind, most bytes first."""
     sums: dict[str, list[int]] = {}
-    for one in collectives:
-        total = sums.setdefault(one.kind, [0, 0])
-        total[0] += one.times
-        total[1] += one.times * one.size
+    for collective in collectives:
+        total = sums.setdefault(collective.kind, [0, 0])
+        total[0] += collective.times
+        total[1] += collective.times * collective.size
     largest = sorted(sums, key=lambda kind: -sums[kind][1])
     return {kind: CollectiveTotal(*sums[kind]) for kind in largest}
 
 
 def _inside(program: HloProgram, outer: Instruction) -> Iterator[Instruction]:
-    """`outer`, if it is a collective, or those in the computation that it fuses."""
+    """`outer` if it is a collective, else the collectives in the computation that it fuses."""
     if outer.opcode.removesuffix('-start') in KINDS:
         yield outer
     elif outer.opcode == 'fusion':
@@ -107,7 +107,7 @@ def _collective(
 ) -> Collective:
     kind, starting = inner.opcode.removesuffix('-start'), inner.opcode.endswith('-start')
     sizes = sorted(num_bytes(*array) for array in inner.arrays if array[1])
-    if starting and kind != 'all-reduce':  # a tuple of operands and results; the larger ones count
+    if starting and kind != 'all-reduce':  # a tuple of operands and results; the larger half counts
         sizes = sizes[len(sizes) // 2 :]
     size, group = sum(sizes), _group(inner)
     if kind == 'reduce-scatter' and not starting:
@@ -119,7 +119,7 @@ def _collective(
 
 
 def _group(instruction: Instruction) -> tuple[int, ...]:
-    """Partition ids of the first group; of a permute, the first pair."""
+    """Partition ids of the first group, or of the first pair of a permute."""
     text = instruction.rest
     if found := _MESH_GROUPS.search(text):
         sizes = {n: int(s) for n, s in re.findall(r"'([\w.]+)'=(\d+)", found[1])}

@@ -1,93 +1,170 @@
-"""What drawing images would take on a TPU slice."""
+"""Memory and time of generating images on a TPU slice."""
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from jax.sharding import Mesh
+import jax
+from jax.sharding import Mesh, NamedSharding
 
 from infinity_jax.config import ModelConfigs
-from infinity_jax.tools.plan.abstract_generation import generation_calls
-from infinity_jax.tools.plan.program_cost import ProgramCost, compile_program
+from infinity_jax.inference.scale_steps import Mode
+from infinity_jax.inference.warmup import calls_of
+from infinity_jax.sharding import batch_sharding, in_mesh, replicated
+from infinity_jax.tools.plan.kernel_flops import all_visible, splash_flops
+from infinity_jax.tools.plan.program_cost import AbstractProgram, ProgramCost, compile_program
 from infinity_jax.tools.plan.report import METHOD, NO_COMPILER, cost_json, cost_lines, time_line
-from infinity_jax.tools.plan.splash_flops import all_visible, splash_flops
 from infinity_jax.tools.plan.topology import Topology, can_compile
 from infinity_jax.tools.plan.training import coordinates_of
-from infinity_jax.training import flops
+from infinity_jax.training import flops, loop
+from infinity_jax.weights.placement import decoder_params, shardings_on
+
+TEXT_ENCODER, GENERATION = 'text encoder', 'generation'
+FORMER_NAME = 'drawing'  # of GENERATION in JSON files, kept for one release
 
 
 @dataclasses.dataclass(frozen=True)
-class DrawingPlan:
-    """Drawing one batch.
+class PlannedProgram:
+    """A program of generation.
+
+    Attributes:
+      flops: of all chips.
+      cost: of the compiled program; None without libtpu.
+    """
+
+    flops: float
+    cost: ProgramCost | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationPlan:
+    """The generation of a batch of images.
 
     Attributes:
       images: on all chips.
-      flops: by program, of all chips.
-      costs: by program; empty without libtpu.
+      programs: by name, `TEXT_ENCODER` and `GENERATION`.
     """
 
     images: int
-    flops: dict[str, float]
-    costs: dict[str, ProgramCost]
+    programs: dict[str, PlannedProgram]
 
 
-def plan_drawing(
-    configs: ModelConfigs, topology: Topology, mesh: Mesh, num: int, say: Callable[[str], None]
-) -> DrawingPlan:
-    """Compiles text encoder and drawing for `num` images a chip, with guidance."""
+def plan_generation(
+    configs: ModelConfigs, topology: Topology, mesh: Mesh, num: int, progress: Callable[[str], None]
+) -> GenerationPlan:
+    """Compiles the programs of guided generation.
+
+    Args:
+      configs: of the model.
+      topology: the slice.
+      mesh: of its devices, or of stand-ins if nothing is compiled.
+      num: images per chip.
+      progress: called with a line before each compilation.
+    """
     images = num * topology.num_chips
     parts = (configs.transformer, configs.tokenizer, configs.text)
     length = configs.transformer.text_length
     counted = flops.generation(*parts, configs.schedule, images, length)
-    work = {
-        'text encoder': counted.text_encoder,
-        'drawing': counted.transformer + counted.tokenizer,
+    programs = {
+        TEXT_ENCODER: PlannedProgram(counted.text_encoder),
+        GENERATION: PlannedProgram(counted.transformer + counted.tokenizer),
     }
-    costs = {}
     if can_compile():
-        for name, call in generation_calls(configs, mesh, images).items():
-            say(f'compiling: {name}')
-            costs[name] = compile_program(
-                *call, topology, coordinates_of(mesh), splash_flops(all_visible)
+        abstract = generation_programs(configs, mesh, images)
+        for name, program in zip(programs, abstract, strict=True):
+            progress(f'compiling: {name}')
+            cost = compile_program(
+                *program, topology, coordinates_of(mesh), splash_flops(all_visible)
             )
-    return DrawingPlan(images, work, costs)
+            programs[name] = dataclasses.replace(programs[name], cost=cost)
+    return GenerationPlan(images, programs)
 
 
-def share_of_peak(plan: DrawingPlan, name: str, topology: Topology) -> float:
-    """FLOP of a program over what the chips could do in its estimated time."""
-    possible = plan.costs[name].time.total * topology.num_chips * topology.peak.bf16_flops
-    return plan.flops[name] / possible
+def share_of_peak(program: PlannedProgram, seconds: float, topology: Topology) -> float:
+    """FLOP of a program over the FLOP that all chips can do in that time."""
+    return program.flops / (seconds * topology.num_chips * topology.peak.bf16_flops)
 
 
-def generation_lines(plan: DrawingPlan, topology: Topology) -> list[str]:
-    """The report, a line each."""
+def generation_lines(plan: GenerationPlan, topology: Topology) -> list[str]:
+    """The lines of the report."""
     peak = topology.num_chips * topology.peak.bf16_flops
     lines = [f'{topology.name}: {plan.images} images at once, with guidance']
-    for name, work in plan.flops.items():
+    for name, program in plan.programs.items():
+        work, cost = program.flops, program.cost
         lines.append(f'{name}: {work / 1e12:,.1f} TFLOP, {work / peak:.3f} s at the peak')
-        if name in plan.costs:
-            cost = plan.costs[name]
+        if cost is not None:
             lines += cost_lines(cost, topology)
             if cost.time is not None:
+                share = share_of_peak(program, cost.time.total, topology)
                 lines.append(time_line('all loops counted', cost.time))
-                lines.append(f'    share of peak   {share_of_peak(plan, name, topology):.1%}')
-    return [*lines, METHOD if plan.costs else NO_COMPILER]
+                lines.append(f'    share of peak   {share:.1%}')
+    return [*lines, _method(plan)]
 
 
-def generation_json(plan: DrawingPlan, topology: Topology) -> dict[str, Any]:
-    """The same as plain data; bytes and seconds."""
+def generation_json(plan: GenerationPlan, topology: Topology) -> dict[str, Any]:
+    """The report as plain data; bytes and seconds."""
     programs = {}
-    for name, work in plan.flops.items():
-        programs[name] = {'flops': work}
-        if name in plan.costs:
-            cost = plan.costs[name]
+    for name, program in plan.programs.items():
+        programs[name] = {'flops': program.flops}
+        cost = program.cost
+        if cost is not None:
             programs[name] |= cost_json(cost)
             if cost.time is not None:
-                programs[name]['seconds'] = cost.time.total
-                programs[name]['share_of_peak'] = share_of_peak(plan, name, topology)
+                seconds = cost.time.total
+                programs[name]['seconds'] = seconds
+                programs[name]['share_of_peak'] = share_of_peak(program, seconds, topology)
+    programs[FORMER_NAME] = programs[GENERATION]
     return {
         'topology': topology.name,
         'images': plan.images,
         'programs': programs,
-        'method': METHOD if plan.costs else NO_COMPILER,
+        'method': _method(plan),
     }
+
+
+def _method(plan: GenerationPlan) -> str:
+    return METHOD if plan.programs[GENERATION].cost is not None else NO_COMPILER
+
+
+def generation_programs(configs: ModelConfigs, mesh: Mesh, batch: int) -> list[AbstractProgram]:
+    """The text encoder and the generation of a batch, guided, texts padded to the full length.
+
+    Args:
+      configs: of the model.
+      mesh: images are split over data and fsdp, weights as in training.
+      batch: images on all devices.
+    """
+    length = configs.transformer.text_length
+    platform = mesh.devices.flat[0].platform
+    mode = Mode(guided=True)
+    calls = calls_of(configs, configs.schedule, mode, batch, 1, length, platform=platform)
+    parts = {
+        'params': configs.text,
+        'variables': configs.transformer,
+        'autoencoder_variables': configs.tokenizer,
+    }
+
+    def place(name: str, shapes: Any) -> Any:
+        if name in parts:
+            shardings = shardings_on(parts[name], mesh)
+            if name == 'autoencoder_variables':
+                shardings = decoder_params(shardings)
+            return loop.with_shardings(
+                shapes, {'params': shardings} if name != 'params' else shardings
+            )
+        sharding = replicated(mesh) if name == 'controls' else batch_sharding(mesh)
+        return jax.tree.map(lambda leaf: _placed(leaf, sharding), shapes)
+
+    def abstract(call: Any) -> AbstractProgram:
+        names = tuple(call.shapes)
+        lower = lambda *args: call.function.lower(
+            **call.static, **dict(zip(names, args, strict=True))
+        )
+        placed = tuple(place(name, call.shapes[name]) for name in names)
+        return AbstractProgram(in_mesh(mesh, lower), placed)
+
+    return [abstract(call) for call in calls]
+
+
+def _placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

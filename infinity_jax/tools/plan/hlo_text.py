@@ -1,6 +1,6 @@
-"""Compiled HLO text, read: what a program executes, and how often.
+"""Parser of compiled HLO text: the instructions that a program executes, and how often.
 
-A scanned body stands once in the text. Here it counts as often as its loop turns.
+The text has the body of a loop once. Here the body counts by the number of iterations.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ INSIDE = ('call', 'async-start', 'while', 'conditional')  # opcodes that execute
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line: %name = shape opcode(operands), attributes."""
+    """A line of HLO text: %name = shape opcode(operands), attributes."""
 
     name: str
     shape: str
@@ -32,7 +32,7 @@ class Instruction:
 
     @property
     def arrays(self) -> list[tuple[str, tuple[int, ...]]]:
-        """(dtype, dimensions) of the result, or of each member of a tuple."""
+        """(dtype, dimensions) of the result, or of each element of a tuple."""
         return arrays_of(self.shape)
 
     @property
@@ -42,7 +42,7 @@ class Instruction:
 
     @property
     def callees(self) -> list[str]:
-        """Names of computations that it calls, a loop's condition left out."""
+        """Names of the computations that it calls, except the condition of a loop."""
         found = []
         for several, one in _CALLEES.findall(self.rest):
             found += [name.strip().lstrip('%') for name in several.split(',')] if several else [one]
@@ -51,10 +51,11 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Executed:
-    """An instruction of a computation that runs, not inside a fusion.
+    """An executed instruction; those inside a fusion are left out.
 
     Attributes:
-      times: how often a step runs it.
+      computation: name of the computation that has it.
+      times: runs per step.
     """
 
     instruction: Instruction
@@ -66,7 +67,7 @@ class HloProgram:
     """The computations of a compiled module.
 
     Attributes:
-      unknown_loops: loops whose number of turns the text does not tell; they count once.
+      unknown_loops: loops that count once because the text lacks their number of iterations.
     """
 
     def __init__(self, text: str):
@@ -84,15 +85,15 @@ class HloProgram:
                 lines = None
             elif found := _INSTRUCTION.match(line):
                 lines.append(_parse(found[1], found[2]))
-            elif lines:  # what kernels say of themselves goes over several lines
+            elif lines:  # the attributes of a kernel continue on the next lines
                 lines[-1] = dataclasses.replace(lines[-1], rest=lines[-1].rest + line)
 
     def executed(self) -> Iterator[Executed]:
-        """Everything that runs, with how often; the inside of fusions is left out."""
+        """The executed instructions; those inside fusions are left out."""
         yield from self._walk(self.entry, 1)
 
-    def turns(self, loop: Instruction) -> int:
-        """How often a `while` turns: as the compiler knows, or by the bound in its condition."""
+    def iterations(self, loop: Instruction) -> int:
+        """Iterations of a `while`: as the compiler states, else the bound in its condition."""
         known = _TRIPS.search(loop.rest)
         if known:
             return int(known[1])
@@ -108,14 +109,14 @@ class HloProgram:
         for instruction in self.computations[name]:
             yield Executed(instruction, name, times)
             if instruction.opcode in INSIDE:
-                turns = self.turns(instruction) if instruction.opcode == 'while' else 1
+                iterations = self.iterations(instruction) if instruction.opcode == 'while' else 1
                 for callee in instruction.callees:
-                    yield from self._walk(callee, times * turns)
+                    yield from self._walk(callee, times * iterations)
 
     def _bound(self, condition: str) -> int | None:
         """The only integer constant that a condition, or a fusion in it, compares with.
 
-        Scans count from zero in steps of one, which makes it their number of turns.
+        Scans count from 0 in steps of 1, so it is their number of iterations.
         """
         lines = list(self.computations[condition])
         for instruction in self.computations[condition]:
@@ -128,7 +129,7 @@ class HloProgram:
 
 
 def arrays_of(shape: str) -> list[tuple[str, tuple[int, ...]]]:
-    """(dtype, dimensions) of every array in a shape's text."""
+    """(dtype, dimensions) of every array in the text of a shape."""
     return [
         (dtype, tuple(int(n) for n in dims.split(',') if n))
         for dtype, dims in _ARRAY.findall(shape)
@@ -136,13 +137,13 @@ def arrays_of(shape: str) -> list[tuple[str, tuple[int, ...]]]:
 
 
 def num_bytes(dtype: str, dims: tuple[int, ...]) -> int:
-    """Size of an array without padding."""
+    """Bytes of an array without padding."""
     bits = 8 if dtype == 'pred' else int(re.search(r'\d+', dtype)[0])
     return math.ceil(math.prod(dims) * bits / 8)
 
 
 def _parse(name: str, text: str) -> Instruction:
-    """The parts of what stands behind `%name = `; a tuple's shape is in parentheses."""
+    """Splits the text after `%name = `; the shape of a tuple is in parentheses."""
     end = _closing(text) if text.startswith('(') else text.index(' ')
     shape, text = text[:end], text[end:].lstrip()
     opcode, _, rest = text.partition('(')
@@ -150,7 +151,7 @@ def _parse(name: str, text: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis that `text` starts with is closed: the index behind it."""
+    """Index after the parenthesis that closes the one at the start of `text`."""
     depth = 0
     for i, letter in enumerate(text):
         depth += (letter == '(') - (letter == ')')

@@ -1,11 +1,11 @@
-"""A program compiled for a TPU slice: its memory, its traffic and its time."""
+"""A program compiled for a TPU slice: its memory, collectives and time."""
 
 import dataclasses
 import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -13,13 +13,8 @@ from infinity_jax.errors import UserError, first_line
 from infinity_jax.runtime.compile_cache import without_compile_cache
 from infinity_jax.tools.plan.collectives import CollectiveTotal, collectives_of, totals
 from infinity_jax.tools.plan.hlo_text import HloProgram
-from infinity_jax.tools.plan.program_time import (
-    KERNEL,
-    KernelFlops,
-    ProgramTime,
-    estimate_time,
-    kernel_name,
-)
+from infinity_jax.tools.plan.kernel_flops import KERNEL, KernelFlops, kernel_name
+from infinity_jax.tools.plan.program_time import ProgramTime, estimate_time
 from infinity_jax.tools.plan.topology import Topology
 
 _TOO_LARGE = (
@@ -29,14 +24,27 @@ _TOO_LARGE = (
 _UNITS = {'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
 
 
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes a chip while a program runs.
+class AbstractProgram(NamedTuple):
+    """A program that can be lowered without arrays.
 
     Attributes:
-      arguments, outputs: parameters, batch, results.
-      aliased: outputs that lie where donated arguments did, counted in both.
-      temporaries: everything in between, at its worst moment.
+      lower: arguments -> `jax.stages.Lowered`.
+      arguments: ShapeDtypeStructs with shardings.
+    """
+
+    lower: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes per chip while a program runs.
+
+    Attributes:
+      arguments: parameters, state and batch.
+      outputs: results.
+      aliased: outputs in the buffers of donated arguments, counted in both.
+      temporaries: intermediate arrays, at the peak.
       code: the program itself.
     """
 
@@ -53,15 +61,15 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramCost:
-    """What the compiler made of a program.
+    """The cost of a compiled program.
 
     Attributes:
-      memory: None where it does not fit; `needed` then is what it would take.
-      needed: bytes a chip.
-      collectives: by kind, a step.
-      kernels: Pallas kernels by name, runs a step.
-      time: all loops counted; None where it does not fit.
-      unknown_loops: loops that count once, since their number of turns is not in the text.
+      memory: None if the program does not fit.
+      needed: bytes per chip, whether it fits or not.
+      collectives: by kind, per step.
+      kernels: runs of Pallas kernels per step, by name.
+      time: all loops counted; None if the program does not fit.
+      unknown_loops: loops that count once because the text lacks their number of iterations.
       compile_seconds: wall time.
     """
 
@@ -81,24 +89,24 @@ def compile_program(
     coordinates: Sequence[Sequence[int]],
     kernel_flops: KernelFlops,
 ) -> ProgramCost:
-    """Lowers and compiles, and reads what came out.
+    """Lowers and compiles a program, and reads its cost from the compiled text.
 
     Args:
-      lower: arguments -> `jax.stages.Lowered`.
-      arguments: shapes with shardings.
-      topology: what the shardings' devices are.
+      lower: see `AbstractProgram`.
+      arguments: see `AbstractProgram`.
+      topology: the slice of the shardings' devices.
       coordinates: see `estimate_time`.
       kernel_flops: see `estimate_time`.
     """
     start = time.monotonic()
     lowered = lower(*arguments)
     try:
-        with without_compile_cache():  # nothing here could load a slice's program from it
+        with without_compile_cache():  # no backend here can load a program of a slice
             compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         needed = read_too_large(str(error))
         return ProgramCost(None, needed, {}, {}, None, (), time.monotonic() - start)
-    took = time.monotonic() - start
+    seconds = time.monotonic() - start
     program = HloProgram(compiled.as_text())
     memory = memory_of(compiled)
     kernels: Counter[str] = Counter()
@@ -112,7 +120,7 @@ def compile_program(
         kernels=dict(kernels),
         time=estimate_time(program, topology, coordinates, kernel_flops),
         unknown_loops=tuple(program.unknown_loops),
-        compile_seconds=took,
+        compile_seconds=seconds,
     )
 
 
@@ -129,10 +137,10 @@ def memory_of(compiled: Any) -> Memory:
 
 
 def read_too_large(message: str) -> int:
-    """Bytes that a program would use, from the compiler's refusal of a program that does not fit.
+    """Bytes that a program would use, from the compiler's message that it does not fit.
 
     Raises:
-      UserError: it is another refusal.
+      UserError: it is another message.
     """
     found = next((x for pattern in _TOO_LARGE if (x := pattern.search(message))), None)
     if found is None:

@@ -1,39 +1,37 @@
 """How long a compiled TPU program takes, estimated from its HLO text.
 
-The TPU compiler writes its own estimate, in cycles, beside nearly every operation that computes.
-Kernels written by hand have none, and collectives neither: for those this is a roofline.
+The TPU compiler writes its own estimate, in cycles, next to nearly every operation that computes.
+Pallas kernels and collectives have none; their time is a roofline estimate.
 """
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from infinity_jax.tools.plan.collectives import Collective, collectives_of
 from infinity_jax.tools.plan.hlo_text import HloProgram, Instruction, num_bytes
+from infinity_jax.tools.plan.kernel_flops import KERNEL, Arrays, KernelFlops, kernel_name
 from infinity_jax.tools.plan.topology import Topology
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-KERNEL = 'custom_call_target="tpu_custom_call"'
-# What reads and writes memory even if the compiler gives no estimate of it.
+# Opcodes that read and write memory even if the compiler gives no estimate for them.
 MOVES = (
     'copy', 'transpose', 'reshape', 'concatenate', 'pad', 'slice', 'broadcast', 'dynamic-slice',
     'dynamic-update-slice', 'reduce', 'scatter', 'gather', 'sort', 'convert', 'fusion',
 )  # fmt: skip
-PARTS = ('slice', 'dynamic-slice', 'gather')  # of which the result's size alone counts
-Arrays = list[tuple[str, tuple[int, ...]]]
-KernelFlops = Callable[[str, Arrays], float]
+PARTS = ('slice', 'dynamic-slice', 'gather')  # only the size of the result counts
 
 
 @dataclasses.dataclass(frozen=True)
 class ProgramTime:
-    """Seconds of one call on one chip.
+    """Seconds per call on one chip.
 
     Attributes:
-      estimated: operations, by the compiler's cycles.
+      estimated: operations, by the cycles that the compiler states.
       kernels: Pallas kernels, FLOP at the chip's peak.
       moved: operations without an estimate, bytes at the bandwidth of the memory.
       exposed: collectives that the chip waits for.
-      hidden: collectives behind which other work goes on.
+      hidden: collectives that run at the same time as other work.
     """
 
     estimated: float = 0.0
@@ -63,9 +61,9 @@ def estimate_time(
     coordinates: Sequence[Sequence[int]],
     kernel_flops: KernelFlops,
 ) -> ProgramTime:
-    """The time of a program, all loops counted as often as they turn.
+    """The time of a program, every loop counted by its number of iterations.
 
-    Overlapped collectives cost what they take longer than the other work of their computation.
+    Overlapped collectives count by the time that they exceed the other work of their computation.
 
     Args:
       program: the compiled text.
@@ -85,10 +83,10 @@ def estimate_time(
         work[executed.computation] = work.get(executed.computation, ProgramTime()) + spent
     waiting: dict[str, float] = {}
     exposed = hidden = 0.0
-    for one in collectives_of(program):
-        seconds = one.times * collective_seconds(one, topology, coordinates)
-        if one.overlapped:
-            waiting[one.computation] = waiting.get(one.computation, 0.0) + seconds
+    for collective in collectives_of(program):
+        seconds = collective.times * collective_seconds(collective, topology, coordinates)
+        if collective.overlapped:
+            waiting[collective.computation] = waiting.get(collective.computation, 0.0) + seconds
         else:
             exposed += seconds
     for computation, seconds in waiting.items():
@@ -99,10 +97,10 @@ def estimate_time(
 
 
 def collective_seconds(
-    one: Collective, topology: Topology, coordinates: Sequence[Sequence[int]]
+    collective: Collective, topology: Topology, coordinates: Sequence[Sequence[int]]
 ) -> float:
-    """Time of one run: rings over all torus axes that the group spans, at full bandwidth."""
-    group = one.group or range(len(coordinates))
+    """Seconds per run: rings over all torus axes that the group spans, at full bandwidth."""
+    group = collective.group or range(len(coordinates))
     places = [coordinates[i] for i in group]
     spanned = [a for a in range(topology.speed.axes) if len({place[a] for place in places}) > 1]
     if not spanned:
@@ -110,13 +108,15 @@ def collective_seconds(
     share = (len(places) - 1) / len(places)
     lengths = {axis: len({place[axis] for place in places}) for axis in spanned}
     bandwidth = sum(topology.ring_bandwidth(axis, length) for axis, length in lengths.items())
-    if one.kind == 'all-reduce':
-        return 2 * share * one.size / bandwidth
-    if 'all-to-all' in one.kind:
-        return share * one.size / 4 / bandwidth  # on average a quarter of the ring, both ways
-    if one.kind == 'collective-permute':
-        return one.size / topology.speed.link_bandwidth
-    return share * one.size / bandwidth
+    if collective.kind == 'all-reduce':
+        return 2 * share * collective.size / bandwidth
+    if 'all-to-all' in collective.kind:
+        return (
+            share * collective.size / 4 / bandwidth
+        )  # on average a quarter of the ring, both ways
+    if collective.kind == 'collective-permute':
+        return collective.size / topology.speed.link_bandwidth
+    return share * collective.size / bandwidth
 
 
 def _operation_time(
@@ -125,7 +125,7 @@ def _operation_time(
     topology: Topology,
     kernel_flops: KernelFlops,
 ) -> ProgramTime:
-    """One run of an operation; `shapes` are the results of all lines of its computation."""
+    """The time of an operation; `shapes` has the results of all lines of its computation."""
     cycles = _CYCLES.search(instruction.rest)
     if cycles:
         return ProgramTime(estimated=int(cycles[1]) / topology.clock)
@@ -142,8 +142,8 @@ def _operation_time(
 def moved_bytes(instruction: Instruction, shapes: dict[str, Arrays]) -> int:
     """Bytes that an operation reads and writes; see `_operation_time`.
 
-    What takes a part out of an array reads no more than that part. What puts one in writes no more:
-    the array stays where it is, or else the text has a copy of it before.
+    An operation that takes a part of an array reads that part only. One that replaces a part writes
+    that part only: the array is updated in place, or the text has a separate copy before it.
     """
     size = lambda arrays: sum(num_bytes(*array) for array in arrays)
     if instruction.opcode in PARTS:
@@ -152,8 +152,3 @@ def moved_bytes(instruction: Instruction, shapes: dict[str, Arrays]) -> int:
         return 2 * size(shapes.get(instruction.operands[1], ()))
     operands = [array for name in instruction.operands for array in shapes.get(name, ())]
     return size((*operands, *instruction.arrays))
-
-
-def kernel_name(instruction: Instruction) -> str:
-    """The name that a Pallas kernel was given; the compiler adds a number."""
-    return re.sub(r'\.\d+$', '', instruction.name)

@@ -1,4 +1,4 @@
-"""A plan as text, and as JSON."""
+"""A plan as text and as JSON."""
 
 import dataclasses
 from typing import Any
@@ -22,17 +22,17 @@ METHOD = (
 
 
 def training_lines(plan: TrainingPlan, topology: Topology, depth: int = 0) -> list[str]:
-    """The report of a training step, a line each; `depth` is the transformer's."""
+    """The lines of the report of a training step; `depth` is the transformer's."""
     analysis = plan.analysis
     peak = topology.num_chips * topology.peak.bf16_flops
     lines = [
         f'{topology.name}: {topology.num_chips} chips of {topology.peak.hbm_bytes / GIB:.0f} GiB '
         f'and {topology.peak.bf16_flops / 1e12:.0f} TFLOP/s (bfloat16)',
         f'trained parameters  {analysis.parameters / 1e9:.3f} B; with average and optimizer state '
-        f'{analysis.state_bytes / GIB:.2f} GiB a chip',
-        f'arithmetic a step   {analysis.model_flops / 1e12:,.1f} TFLOP for {analysis.images} '
+        f'{analysis.state_bytes / GIB:.2f} GiB per chip',
+        f'arithmetic per step {analysis.model_flops / 1e12:,.1f} TFLOP for {analysis.images} '
         f'images, frozen networks {analysis.frozen_flops / 1e12:,.1f} more',
-        f'at the peak         {analysis.model_flops / peak:.3g} s a step without the frozen ones',
+        f'at the peak         {analysis.model_flops / peak:.3g} s per step without the frozen ones',
     ]
     if plan.cost is None:
         return [*lines, NO_COMPILER]
@@ -40,7 +40,7 @@ def training_lines(plan: TrainingPlan, topology: Topology, depth: int = 0) -> li
     if plan.largest is not None:
         points = ', '.join(f'{n}: {size / GIB:.2f} GiB' for n, size in plan.measured)
         lines.append(
-            f'largest batch       {plan.largest} images a chip at once, on the line through '
+            f'largest batch       {plan.largest} images at once per chip, on the line through '
             f'two compiled programs ({points})'
         )
     for name, time in estimates(plan, depth).items():
@@ -50,7 +50,7 @@ def training_lines(plan: TrainingPlan, topology: Topology, depth: int = 0) -> li
 
 
 def estimates(plan: TrainingPlan, depth: int) -> dict[str, ProgramTime]:
-    """Estimated times of a step, by how they were made."""
+    """Estimated times of a step by the name of their method."""
     times = {}
     if plan.unrolled is not None:
         times['T2 + (depth - 2)(T3 - T2)'] = extrapolate(plan.unrolled, depth)
@@ -64,25 +64,26 @@ def cost_lines(cost: ProgramCost, topology: Topology) -> list[str]:
     limit = topology.speed.usable_bytes
     if cost.memory is None:
         return [
-            f'memory              {cost.needed / GIB:.2f} GiB a chip: does not fit into '
+            f'memory              {cost.needed / GIB:.2f} GiB per chip: does not fit into '
             f'{limit / GIB:.2f} GiB'
         ]
     memory = cost.memory
     lines = [
-        f'memory              {memory.total / GIB:.2f} GiB a chip of {limit / GIB:.2f} GiB: '
+        f'memory              {memory.total / GIB:.2f} GiB per chip of {limit / GIB:.2f} GiB: '
         f'arguments {memory.arguments / GIB:.2f}, outputs {memory.outputs / GIB:.2f} less '
-        f'{memory.aliased / GIB:.2f} that share their place, temporaries '
+        f'{memory.aliased / GIB:.2f} in donated buffers, temporaries '
         f'{memory.temporaries / GIB:.2f}, code {memory.code / GIB:.2f}',
         f'compiled in         {cost.compile_seconds:.0f} s',
     ]
     for kind, total in cost.collectives.items():
         lines.append(
-            f'{kind:<19} {total.count} a step, {total.bytes / GIB:.2f} GiB of buffers a chip'
+            f'{kind:<19} {total.count} per step, {total.bytes / GIB:.2f} GiB of buffers per chip'
         )
     for name, count in cost.kernels.items():
-        lines.append(f'kernel              {name}: {count} a step')
+        lines.append(f'kernel              {name}: {count} per step')
     if cost.unknown_loops:
-        lines.append(f'loops counted once  {", ".join(cost.unknown_loops)}: turns not in the text')
+        loops = ', '.join(cost.unknown_loops)
+        lines.append(f'loops counted once  {loops}: the text lacks their number of iterations')
     return lines
 
 
@@ -96,7 +97,7 @@ def time_line(name: str, time: ProgramTime) -> str:
 
 
 def training_json(plan: TrainingPlan, topology: Topology, depth: int = 0) -> dict[str, Any]:
-    """The same as plain data; bytes and seconds."""
+    """The report as plain data; bytes and seconds."""
     times = {
         name: {
             **dataclasses.asdict(time),

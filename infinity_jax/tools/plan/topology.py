@@ -1,4 +1,4 @@
-"""Named TPU slices, for which programs can be compiled without owning one."""
+"""TPU slices by name, the speed of their chips, and devices to compile for without a TPU."""
 
 import dataclasses
 import importlib.util
@@ -12,17 +12,17 @@ import jax
 from infinity_jax.errors import UserError, first_line
 from infinity_jax.runtime.accelerators import PEAKS, DevicePeak, TpuChip
 
-# libtpu would ask the cloud's metadata server about a TPU that is not there, and would let one
-# process at a time load it.
+# Without these, libtpu asks the cloud's metadata server about a TPU that does not exist, and only
+# one process at a time can load it.
 ENVIRONMENT = {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': 'true'}
-HOST_CHIPS = (2, 2, 1)  # libtpu's default share of a host; a smaller slice has to say otherwise
-RING = 16  # chips along an axis of v5e and v6e from which its ends are joined; below, a line
+HOST_CHIPS = (2, 2, 1)  # of a host by libtpu's default; other slices pass their own bounds
+RING = 16  # from so many chips on, an axis of v5e and v6e is a ring; below, a line
 CHIPS = {name: peak.tpu for name, peak in PEAKS.items() if peak.tpu}
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """A slice: so many chips of one kind along each axis of their torus."""
+    """A slice: the chip, and the number of chips along each axis of the torus."""
 
     chip: str
     shape: tuple[int, ...]
@@ -51,17 +51,17 @@ class Topology:
     def ring_bandwidth(self, axis: int, length: int) -> float:
         """Bytes/s that a chip receives in a collective along one axis, both directions together.
 
-        `length` chips of it take part; only all of them form a ring.
+        `length` chips of the axis take part; only all of them form a ring.
         """
         joined = length == self.shape[axis] and (self.speed.axes == 3 or length >= RING)
         return self.speed.link_bandwidth * (2 if joined else 1)
 
 
 def parse_topology(text: str) -> Topology:
-    """'v5e:16x16' and its like.
+    """Parses a name such as 'v5e:16x16'.
 
     Raises:
-      UserError: unknown chip, or a shape that its torus does not have.
+      UserError: unknown chip, or a shape with another number of axes.
     """
     match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', text)
     if not match:
@@ -80,22 +80,22 @@ def parse_topology(text: str) -> Topology:
 
 
 def can_compile() -> bool:
-    """Whether libtpu, which holds the compiler, is installed."""
+    """Whether libtpu, which contains the compiler, is installed."""
     return importlib.util.find_spec('libtpu') is not None
 
 
 def prepare() -> None:
-    """Settings for compiling without a TPU; before jax starts a backend."""
+    """Sets up compiling without a TPU; call it before jax starts a backend."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     jax.config.update('jax_platforms', 'cpu')
 
 
 def devices_of(topology: Topology) -> list[Any]:
-    """The slice's chips as devices to compile for; nothing can run on them.
+    """The chips of a slice as devices to compile for; nothing can run on them.
 
     Raises:
-      UserError: libtpu knows no such slice.
+      UserError: libtpu does not support the slice.
     """
     from jax.experimental import topologies
 

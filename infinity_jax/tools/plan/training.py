@@ -1,34 +1,34 @@
-"""What a run would take on a TPU slice: arithmetic by hand, memory and time by its compiler."""
+"""Memory and time of a training step on a TPU slice, by formulas and by its compiler."""
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from infinity_jax.config import ModelConfigs
 from infinity_jax.tools.plan.abstract_step import abstract_step
+from infinity_jax.tools.plan.kernel_flops import training_flops
 from infinity_jax.tools.plan.program_cost import ProgramCost, compile_program
 from infinity_jax.tools.plan.program_time import ProgramTime
-from infinity_jax.tools.plan.splash_flops import training_flops
 from infinity_jax.tools.plan.topology import Topology
 from infinity_jax.training import flops
 from infinity_jax.training.transformer.config import T2IConfig
 
-SHALLOW = (2, 3)  # layers of the unrolled programs whose difference is the time of one
+SHALLOW = (2, 3)  # layers of two unrolled programs, whose difference is the time of a layer
 
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """What follows from configurations alone.
+    """Figures that follow from configurations alone.
 
     Attributes:
       parameters: of the trained networks.
-      state_bytes: parameters, their average and optimizer state, a chip.
-      model_flops: a step of all chips, as `flops.training_step` counts.
-      frozen_flops: of the networks in the step that are not trained.
-      images: a step.
+      state_bytes: parameters, their average and optimizer state, per chip.
+      model_flops: per step on all chips, see `flops.training_step`.
+      frozen_flops: per step, of the networks that are not trained.
+      images: per step.
     """
 
     parameters: int
@@ -38,23 +38,30 @@ class Analysis:
     images: int
 
 
+class BatchMemory(NamedTuple):
+    """Memory of a training step with a number of images at once, both per chip."""
+
+    images: int
+    bytes: int
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingPlan:
     """A training step on a slice.
 
     Attributes:
       cost: of the whole program; None without libtpu.
-      unrolled: times of the programs with `SHALLOW` layers; None where they were not compiled.
-      largest: images a chip at once that fit, from a line through two compiled programs; None
-        where it was not looked for.
-      measured: (images a chip at once, bytes) of these two programs.
+      unrolled: times of the programs with `SHALLOW` layers; None if they were not compiled.
+      largest: images at once per chip that fit, from a line through two compiled programs; None
+        if that was not asked for.
+      measured: memory of these two programs.
     """
 
     analysis: Analysis
     cost: ProgramCost | None = None
     unrolled: tuple[ProgramTime, ProgramTime] | None = None
     largest: int | None = None
-    measured: tuple[tuple[int, int], ...] = ()
+    measured: tuple[BatchMemory, ...] = ()
 
 
 def analyse(config: T2IConfig, configs: ModelConfigs, step: Any, source: str) -> Analysis:
@@ -72,7 +79,7 @@ def analyse(config: T2IConfig, configs: ModelConfigs, step: Any, source: str) ->
 
 
 def sizes_of(state: Any) -> tuple[int, int]:
-    """(parameters, bytes a chip) of an abstract training state."""
+    """(parameters, bytes per chip) of an abstract training state."""
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     shards = (
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -89,12 +96,12 @@ def extrapolate(shallow: tuple[ProgramTime, ProgramTime], depth: int) -> Program
 
 
 def mfu(analysis: Analysis, seconds: float, topology: Topology) -> float:
-    """Model FLOP over what all chips could do in that time, in bfloat16."""
+    """Model FLOP over the bfloat16 FLOP that all chips can do in that time."""
     return analysis.model_flops / (seconds * topology.num_chips * topology.peak.bf16_flops)
 
 
-def largest_batch(measured: tuple[tuple[int, int], ...], limit: int) -> int:
-    """Images a chip at once whose memory, on the line through two programs, is in the limit."""
+def largest_batch(measured: tuple[BatchMemory, ...], limit: int) -> int:
+    """Images at once per chip whose memory, on the line through two programs, is in the limit."""
     (few, small), (many, large) = measured
     slope = (large - small) / (many - few)
     if slope <= 0:
@@ -103,18 +110,18 @@ def largest_batch(measured: tuple[tuple[int, int], ...], limit: int) -> int:
 
 
 def images_at_once(config: T2IConfig, chips: int) -> int:
-    """Images that a chip works on together."""
+    """Images that a chip processes at the same time."""
     return config.batch_size // (chips * config.accumulate_steps)
 
 
 class Planner:
-    """Compiles variants of one run's step for one slice.
+    """Compiles variants of the training step of a run for a slice.
 
     Args:
       config: the run.
-      loaded: its parts' configurations.
+      configs: of its parts.
       topology: the slice.
-      mesh: of its devices, or of stand-ins where nothing is compiled.
+      mesh: of its devices, or of stand-ins if nothing is compiled.
       source: 'images' or 'features', see `abstract_step`.
     """
 
@@ -125,11 +132,12 @@ class Planner:
         self.topology, self.mesh = topology, mesh
 
     def analysis(self) -> Analysis:
+        """The figures that need no compiler."""
         step = abstract_step(self.config, self.configs, self.mesh, self.source)
         return analyse(self.config, self.configs, step, self.source)
 
     def cost(self, *, depth: int = 0, at_once: int = 0, unrolled: bool = False) -> ProgramCost:
-        """The compiled step, perhaps of another depth or batch."""
+        """The cost of the step; `depth` and `at_once` replace layers and images per chip."""
         config, configs = self.config, self.configs
         if depth:
             transformer = dataclasses.replace(config.transformer, depth=depth)
@@ -140,34 +148,36 @@ class Planner:
             config = dataclasses.replace(config, batch_size=batch)
         step = abstract_step(config, configs, self.mesh, self.source, unrolled)
         return compile_program(
-            step.lower, step.arguments, self.topology, coordinates_of(self.mesh),
+            *step, self.topology, coordinates_of(self.mesh),
             training_flops(configs.schedule),
         )  # fmt: skip
 
-    def training(self, *, layers: bool = True, batch: bool = True, say=print) -> TrainingPlan:
+    def training(self, *, layers: bool = True, batch: bool = True, progress=print) -> TrainingPlan:
         """The whole plan.
 
         Args:
-          layers: compile the unrolled programs too.
-          batch: look for the largest batch, with one program more.
-          say: called with a line before each compilation.
+          layers: whether to compile the unrolled programs as well.
+          batch: whether to estimate the largest batch, by another program.
+          progress: called with a line before each compilation.
         """
         plan = TrainingPlan(self.analysis())
-        now = images_at_once(self.config, self.topology.num_chips)
-        say('compiling the training step')
+        images = images_at_once(self.config, self.topology.num_chips)
+        progress('compiling the training step')
         cost = self.cost()
         plan = dataclasses.replace(plan, cost=cost)
         if batch:
-            other = now // 2 if now > 1 else 2
-            say(f'compiling it with {other} instead of {now} images a chip at once')
+            other = images // 2 if images > 1 else 2
+            progress(f'compiling it with {other} instead of {images} images per chip')
             second = self.cost(at_once=other)
-            measured = tuple(sorted([(now, cost.needed), (other, second.needed)]))
+            measured = tuple(
+                sorted([BatchMemory(images, cost.needed), BatchMemory(other, second.needed)])
+            )
             largest = largest_batch(measured, self.topology.speed.usable_bytes)
             plan = dataclasses.replace(plan, measured=measured, largest=largest)
         if layers and cost.memory is not None:
             times = []
             for depth in SHALLOW:
-                say(f'compiling {depth} layers without a loop')
+                progress(f'compiling {depth} layers without a loop')
                 times.append(self.cost(depth=depth, unrolled=True).time)
             if None not in times:
                 plan = dataclasses.replace(plan, unrolled=tuple(times))
@@ -175,5 +185,5 @@ class Planner:
 
 
 def coordinates_of(mesh: Mesh) -> list[tuple[int, ...]]:
-    """Where each partition's chip is in the torus."""
+    """The coordinates in the torus of the chip of each partition."""
     return [tuple(getattr(device, 'coords', (device.id,))) for device in mesh.devices.flat]

@@ -29,19 +29,19 @@ def test_distance_and_what_it_is_of(tmp_path):
         ({'originals': ROWS[:1]}, 'originals is of shape (1, 4); wanted'),
         ({'reconstructions': ROWS[0]}, 'reconstructions is of shape (4,); wanted'),
         ({'reconstructions': ROWS[:, :0]}, 'reconstructions is of shape (20, 0); wanted'),
-        ({'originals': ROWS[:, :3]}, 'originals has 3 numbers a row, reconstructions 4; wanted'),
+        ({'originals': ROWS[:, :3]}, 'originals has 3 numbers per row, reconstructions 4; wanted'),
     ],
 )
 def test_wrong_arrays_are_one_line(arrays, message, tmp_path):
     np.savez(tmp_path / 'f.npz', **{'originals': ROWS, 'reconstructions': ROWS} | arrays)
-    told(tmp_path / 'f.npz', message)
+    check_error(tmp_path / 'f.npz', message)
 
 
 def test_absent_arrays_are_one_line(tmp_path):
     np.savez(tmp_path / 'f.npz', originals=ROWS)
-    told(tmp_path / 'f.npz', 'no reconstructions, but originals; wanted .npz with originals and')
+    check_error(tmp_path / 'f.npz', 'no reconstructions, but originals; wanted .npz with originals')
     np.savez(tmp_path / 'f.npz', gt=ROWS)
-    told(tmp_path / 'f.npz', 'no originals and no reconstructions, but gt; wanted')
+    check_error(tmp_path / 'f.npz', 'no originals and no reconstructions, but gt; wanted')
 
 
 def test_files_that_are_none_are_one_line(tmp_path):
@@ -57,12 +57,12 @@ def test_files_that_are_none_are_one_line(tmp_path):
         ('text.npz', b'1 2 3\n', 'the file cannot be read ('),
     ):
         (tmp_path / name).write_bytes(content)
-        told(tmp_path / name, message)
-    told(tmp_path / 'one.npy', 'one array, of shape (20, 4); wanted .npz')
-    told(tmp_path / 'absent.npz', 'the file cannot be read ([Errno 2] No such file')
+        check_error(tmp_path / name, message)
+    check_error(tmp_path / 'one.npy', 'one array, of shape (20, 4); wanted .npz')
+    check_error(tmp_path / 'absent.npz', 'the file cannot be read ([Errno 2] No such file')
 
 
-def told(path, message):
+def check_error(path, message):
     with pytest.raises(UserError) as caught:
         features_distance(path)
     line = str(caught.value)

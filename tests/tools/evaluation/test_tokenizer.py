@@ -1,4 +1,4 @@
-"""The tokenizer's evaluation on random weights: figures by hand, files left, errors in one line."""
+"""Evaluation of a tokenizer with random weights: figures, files, one-line errors."""
 
 import dataclasses
 import json
@@ -82,12 +82,12 @@ def test_leaves_table_strip_and_plot(folder, tmp_path, capsys):
     assert Image.open(out / 'tokenizer_bits.png').width > 500
     said = capsys.readouterr().out
     assert 'PSNR' in said and '4x4' in said and f'{out}: tokenizer.json' in said
-    assert results['subset'] == 'starter'  # what it was trained on
+    assert results['subset'] == 'starter'  # of its training
 
 
 def test_figures_equal_a_plain_computation(loaded):
     held_out = emoji_images('starter', 5, 16)
-    sums, strip = measure(loaded, GRIDS, None, held_out)
+    means, strip = measure(loaded, GRIDS, None, held_out)
     (images,) = held_out.batches(5)
     target = from_uint8(jnp.asarray(images))
     model, variables = Autoencoder(TOKENIZER), {'params': PARAMS}
@@ -95,18 +95,18 @@ def test_figures_equal_a_plain_computation(loaded):
     bits = quantize(features, GRIDS).bits
     for k in range(3):
         ones = np.asarray(bits[k]).reshape(-1, 4).mean(0)
-        np.testing.assert_allclose(sums['ones_Kd'][k], ones, atol=1e-6)
+        np.testing.assert_allclose(means.ones_Kd[k], ones, atol=1e-6)
     blank = tuple(jnp.zeros((5, *grid, 4), bool) for grid in GRIDS[2:])
     # Zeros stand for codes of −1/√d: taken away again, the first two scales are left.
     two = total_from_bits((*bits[:2], *blank)) + 0.5
     decoded = model.apply(variables, two, method=Autoencoder.decode)
-    assert sums['psnr_K'][1] == pytest.approx(float(psnr(decoded, target)), rel=1e-4)
+    assert means.psnr_K[1] == pytest.approx(float(psnr(decoded, target)), rel=1e-4)
     near = np.mean(np.abs(np.asarray(features - two)) < NEAR_ZERO / 2)
-    assert sums['near_zero_K'][2] == pytest.approx(near, abs=2e-3)
+    assert means.near_zero_K[2] == pytest.approx(near, abs=2e-3)
     assert strip.shape == (5, 4, 16, 16, 3) and (strip[:, 0] == images).all()
     last = model.apply(variables, total_from_bits(bits), method=Autoencoder.decode)
     ratio = float(edge_energy(last).mean() / edge_energy(target).mean())
-    assert figures(sums, GRIDS)['edge_energy'] == pytest.approx(ratio, rel=1e-4)
+    assert figures(means, GRIDS)['edge_energy'] == pytest.approx(ratio, rel=1e-4)
 
 
 def test_scale_figures_by_hand():
@@ -136,7 +136,7 @@ def test_images_stream_and_the_bar_counts_them(loaded, monkeypatch):
             bars.append((options, self))
 
         def update(self, n=1):
-            self.told = getattr(self, 'told', 0) + n
+            self.counted = getattr(self, 'counted', 0) + n
 
     def keep(start, originals, reconstructions):
         held.append(weakref.ref(originals))
@@ -146,12 +146,12 @@ def test_images_stream_and_the_bar_counts_them(loaded, monkeypatch):
     whole, _ = measure(loaded, GRIDS, None, noise(22))
     monkeypatch.setattr(evaluation, 'BATCH_PIXELS', 4 * 16**2)
     monkeypatch.setattr(evaluation, 'tqdm', Bar)
-    sums, strip = measure(loaded, GRIDS, None, noise(22), keep)
+    means, strip = measure(loaded, GRIDS, None, noise(22), keep)
     assert max(most) <= 2 and len(held) == 6 and len(strip) == 8
     ((options, bar),) = bars
-    assert options['total'] == bar.told == 22 and 'images' in options['unit']
-    for name, value in whole.items():  # the last batch, of 2, counts as 2
-        np.testing.assert_allclose(sums[name], value, rtol=1e-4)
+    assert options['total'] == bar.counted == 22 and 'images' in options['unit']
+    for found, value in zip(jax.tree.leaves(means), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(found, value, rtol=1e-4)  # the last batch, of 2, counts as 2
 
 
 def test_lpips_is_that_of_the_files(folder, tmp_path, monkeypatch):
@@ -182,7 +182,7 @@ def test_saves_pairs_of_images_as_they_were_coded(folder, tmp_path, monkeypatch,
     assert str(tmp_path / 'pairs') in said
     results = json.loads((tmp_path / 'run' / 'evaluation' / 'tokenizer.json').read_text())
     assert results['subset'] == 'demo' and str(tmp_path / 'run' / 'evaluation') in said
-    with pytest.raises(UserError, match='gt holds files; name a new folder'):
+    with pytest.raises(UserError, match='gt has files in it; name a new folder'):
         evaluate_tokenizer(folder, save=tmp_path / 'pairs', out=tmp_path)
 
 
@@ -219,7 +219,7 @@ def test_errors_are_one_line(folder, tmp_path):
         ({'data': ''}, "--data '': no such folder"),
         ({'subset': 'nonsense'}, "subset 'nonsense' is unknown"),
         ({'subset': 'demo', 'data': str(tmp_path)}, '--subset demo: is of --data emoji'),
-        ({'data': str(folder)}, 'no images there'),
+        ({'data': str(folder)}, 'no images in it'),
         ({'data': str(tmp_path / 'broken')}, 'not a readable image'),
         ({'size': 64}, 'codes images of 16 x 16'),
         ({'vgg': 'vgg16.pth'}, 'wants both'),

@@ -41,7 +41,7 @@ def test_passes(folder, capsys):
     assert check_folder(folder) == 0
     printed = capsys.readouterr().out
     assert printed.endswith('passed\n') and 'FAILED' not in printed
-    assert 'skipped: no var_input' in printed  # the cut-down folders say what they lack
+    assert 'skipped: no var_input' in printed  # the cut-down folders name the missing arrays
     for stage in ('encoder features', 'logits', 'generation: bits', 'generation: image'):
         assert any(line.startswith(stage) and ' ok' in line for line in printed.splitlines())
     if folder == A:
@@ -51,7 +51,7 @@ def test_passes(folder, capsys):
 
 
 def test_bfloat16_is_near(references):
-    """Drawing with the blocks in bfloat16; docs/speed.md has its errors on other weights."""
+    """Generation with the blocks in bfloat16; docs/speed.md has its errors on other weights."""
     loaded = references[A].loaded
     config = dataclasses.replace(loaded.configs.transformer, dtype='bfloat16')
     half = dataclasses.replace(references[A], loaded=changed(loaded, transformer_config=config))

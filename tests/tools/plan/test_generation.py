@@ -1,4 +1,4 @@
-"""The command `plan`: arithmetic of estimates, and what it says without a compiler for TPUs."""
+"""The command `plan`: arithmetic of estimates, and its output without a compiler for TPUs."""
 
 import importlib.util
 import json
@@ -9,9 +9,9 @@ import pytest
 from infinity_jax import cli
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tools.plan import topology
+from infinity_jax.tools.plan.kernel_flops import training_flops
 from infinity_jax.tools.plan.program_cost import Memory, read_too_large
 from infinity_jax.tools.plan.program_time import ProgramTime
-from infinity_jax.tools.plan.splash_flops import training_flops
 from infinity_jax.tools.plan.topology import parse_topology
 from infinity_jax.tools.plan.training import Analysis, extrapolate, largest_batch, mfu
 
@@ -72,7 +72,7 @@ def test_analytic_numbers_alone(without_libtpu, tmp_path, capsys):
     file = tmp_path / 'plan.json'
     cli.main(['plan', f'{CONFIG}:2b_1024', '--topology', 'v5e:16x16', '--json', str(file)])
     out = capsys.readouterr().out
-    assert 'libtpu is not installed' in out and 'GiB a chip' in out
+    assert 'libtpu is not installed' in out and 'GiB per chip' in out
     figures = json.loads(file.read_text())
     assert figures['program'] is None and not figures['estimates']
     assert figures['parameters'] == pytest.approx(2.205e9, rel=1e-3)
@@ -83,11 +83,11 @@ def test_analytic_numbers_alone(without_libtpu, tmp_path, capsys):
 def test_generation_without_libtpu(without_libtpu, capsys):
     cli.main(['plan', f'{CONFIG}:2b_256', '--topology', 'v5e:1x1', '--generation'])
     out = capsys.readouterr().out
-    assert 'drawing: ' in out and 'libtpu is not installed' in out
+    assert 'generation: ' in out and 'libtpu is not installed' in out
 
 
 @pytest.mark.parametrize(
-    'flags, says',
+    'flags, message',
     [
         (['--topology', 'v5e:16'], 'v5e slices have 2 axes'),
         (['--topology', 'h100:8'], 'unknown chip'),
@@ -100,12 +100,12 @@ def test_generation_without_libtpu(without_libtpu, capsys):
         (['--topology', 'v5e:4x4', '--remat', 'half'], "remat is 'half'"),
     ],
 )
-def test_wrong_flags_are_one_line(without_libtpu, capsys, flags, says):
+def test_wrong_flags_are_one_line(without_libtpu, capsys, flags, message):
     with pytest.raises(SystemExit) as caught:
         cli.main(['plan', f'{CONFIG}:2b_256', *flags])
     assert caught.value.code == 2
     error = capsys.readouterr().err
-    assert says in error and len(error.splitlines()) == 1
+    assert message in error and len(error.splitlines()) == 1
 
 
 @pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='libtpu compiles')

@@ -6,8 +6,8 @@ from helpers.tpu_program import TEXT
 
 from infinity_jax.tools.plan.collectives import Collective
 from infinity_jax.tools.plan.hlo_text import HloProgram
+from infinity_jax.tools.plan.kernel_flops import splash_flops
 from infinity_jax.tools.plan.program_time import ProgramTime, collective_seconds, estimate_time
-from infinity_jax.tools.plan.splash_flops import splash_flops
 from infinity_jax.tools.plan.topology import parse_topology
 
 SLICE = parse_topology('v5e:4x4')

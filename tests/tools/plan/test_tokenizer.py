@@ -12,7 +12,7 @@ from infinity_jax.config import TokenizerConfig
 from infinity_jax.data.config import DataConfig
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.tokenizer.autoencoder import tokenizer_shapes
-from infinity_jax.tools.plan import abstract_tokenizer, tokenizer
+from infinity_jax.tools.plan import tokenizer
 from infinity_jax.tools.plan.topology import parse_topology
 from infinity_jax.training import flops
 from infinity_jax.training.batches import put_batch
@@ -45,7 +45,7 @@ CONFIG = TokenizerRunConfig(
 def narrow_vgg(tmp_path, monkeypatch):
     """Fields that name files of a VGG-16 with four channels."""
     blocks = tuple((4,) * len(widths) for widths in lpips.BLOCKS)
-    for module in (lpips, lpips_files, abstract_tokenizer):
+    for module in (lpips, lpips_files, tokenizer):
         monkeypatch.setattr(module, 'BLOCKS', blocks)
     heads = {lpips_files.HEAD_NAME.format(i): np.ones((1, 4, 1, 1), np.float32) for i in range(5)}
     safetensors.numpy.save_file(vgg_tensors.__wrapped__(), tmp_path / 'vgg.safetensors')
@@ -66,7 +66,7 @@ def test_the_step_of_the_plan_is_the_step_of_training(narrow_vgg, monkeypatch):
         **narrow_vgg,
     )
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), jax.devices())
-    planned = abstract_tokenizer.abstract_tokenizer_step(config, mesh)
+    planned = tokenizer.abstract_tokenizer_step(config, mesh)
     jit_step = train_tokenizer.jit_step
 
     def lowered_instead(*args):

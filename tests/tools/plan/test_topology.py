@@ -15,15 +15,15 @@ def test_a_name_is_read():
 
 
 @pytest.mark.parametrize(
-    'name, says',
+    'name, message',
     [
         ('v5e', 'wanted CHIP:SHAPE'), ('v5e:', 'wanted CHIP:SHAPE'),
         ('v9:2x2', 'known: v5e, v5p, v6e'), ('v5e:4x4x4', 'v5e slices have 2 axes'),
         ('v5p:4x4', 'v5p slices have 3 axes'), ('v5e:0x4', '1 or more'),
     ],
 )  # fmt: skip
-def test_a_wrong_name_is_one_line(name, says):
-    with pytest.raises(UserError, match=says) as caught:
+def test_a_wrong_name_is_one_line(name, message):
+    with pytest.raises(UserError, match=message) as caught:
         parse_topology(name)
     assert '\n' not in str(caught.value)
 

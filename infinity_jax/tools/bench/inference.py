@@ -1,12 +1,12 @@
-"""The stages of drawing, for `infinity-jax bench generate`: text, transformer, decoder."""
+"""The stages of generation and of the tokenizer, for `infinity-jax bench`."""
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from infinity_jax.config import TextConfig
+from infinity_jax.inference import generate
 from infinity_jax.inference.generate import generate_bits
 from infinity_jax.inference.generator import Generator
 from infinity_jax.inference.sampling import SamplingConfig
@@ -15,46 +15,23 @@ from infinity_jax.inference.text_encoder import encode
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder, tokenizer_shapes
+from infinity_jax.tokenizer.quantizer import quantize
 from infinity_jax.tokenizer.tiled_decoder import decode
-from infinity_jax.tools.bench.models import preset, random_features, random_params
 from infinity_jax.tools.bench.stage import Measured, Stage, measure
+from infinity_jax.tools.bench.workload import Workload, preset, random_features, random_params
 from infinity_jax.transformer.model import Transformer, transformer_shapes
 from infinity_jax.weights.t5_folder import encoder_shapes
 
 
-@dataclasses.dataclass(frozen=True)
-class Workload:
-    """What is drawn.
-
-    Attributes:
-      preset: of the transformer.
-      ratio, budget: of the images.
-      batch: images at once, of different prompts.
-      precision: of the products in blocks and text encoder; the tokenizer runs in float32.
-      guidance: 1 leaves out the unconditional half.
-      text_length: tokens that prompts are padded to.
-      text_encoder: whether Flan-T5-XL is measured as well.
-    """
-
-    preset: str
-    ratio: str
-    budget: str
-    batch: int
-    precision: str
-    guidance: float
-    text_length: int
-    text_encoder: bool = True
-
-
 def bench_generate(workload: Workload, **options: Any) -> Measured:
-    """Measures the stages; `options` are those of `measure`."""
+    """Measures text encoder, transformer and decoder; `options` are those of `measure`."""
     stages = text_stage(workload) if workload.text_encoder else []
     stages += generation_stages(workload)
     return measure(stages, dtype=workload.precision, **options)
 
 
 def text_stage(workload: Workload) -> list[Stage]:
-    """Token ids to features by an encoder of the size of Flan-T5-XL."""
+    """The stage from token ids to text features, by an encoder of the size of Flan-T5-XL."""
     config = TextConfig()
     encoder = T5Encoder(config, jnp.dtype(workload.precision))
     params = random_params(encoder_shapes, config, workload.precision)
@@ -68,13 +45,13 @@ def text_stage(workload: Workload) -> list[Stage]:
 
 
 def generation_stages(workload: Workload) -> list[Stage]:
-    """Text features to accumulated codes, and these to images, each as drawing runs them."""
+    """The stages from text features to accumulated codes and from codes to images."""
     config, tokenizer = preset(workload.preset, workload.precision)
     schedule = ScaleSchedule.for_image(workload.ratio, workload.budget)
     model, autoencoder = Transformer(config), Autoencoder(tokenizer)
     params = random_params(transformer_shapes, config, workload.precision)
     decoder = random_params(tokenizer_shapes, tokenizer)
-    drawing = Generator(model, autoencoder, params, decoder)
+    generator = Generator(model, autoencoder, params, decoder)
     batch = workload.batch
     shape = (batch, workload.text_length, config.text_channels)
     text = Text(random_features(shape), jnp.full((batch,), workload.text_length, jnp.int32))
@@ -83,7 +60,7 @@ def generation_stages(workload: Workload) -> list[Stage]:
     mode = Mode(guided=workload.guidance != 1)
 
     def run(keys_B, text, numbers):
-        return drawing.codes(keys_B, text, numbers, schedule, mode=mode)
+        return generator.codes(keys_B, text, numbers, schedule, mode=mode)
 
     def plain(keys_B, text, numbers):
         return generate_bits(
@@ -104,5 +81,35 @@ def generation_stages(workload: Workload) -> list[Stage]:
 
     return [
         Stage.of('transformer', run, plain, keys_B, text, numbers),
-        Stage.of('decoder', drawing.decode, plain_decode, total_Bhwd),
+        Stage.of('decoder', generator.decode, plain_decode, total_Bhwd),
     ]
+
+
+def bench_tokenizer(workload: Workload, **options: Any) -> Measured:
+    """Measures encoder (images to bits) and decoder; `options` are those of `measure`."""
+    config, tokenizer = preset(workload.preset, workload.precision)
+    schedule = ScaleSchedule.for_image(workload.ratio, workload.budget)
+    grids = schedule.code_grids(config.spatial_patchify)
+    autoencoder = Autoencoder(tokenizer)
+    variables = {'params': random_params(tokenizer_shapes, tokenizer)}
+    h, w = grids[-1]
+    stride = tokenizer.stride
+    pixels_BYX3 = random_features((workload.batch, h * stride, w * stride, 3))
+    total_Bhwd = random_features((workload.batch, h, w, config.bits))
+
+    @jax.jit
+    def encode(variables, pixels_BYX3):
+        features = autoencoder.apply(variables, pixels_BYX3, method=Autoencoder.encode)
+        return quantize(features, grids).bits
+
+    def run_decoder(variables, total_Bhwd):
+        return generate.decode(autoencoder, variables, total_Bhwd)
+
+    def plain_decoder(variables, total_Bhwd):
+        return decode(autoencoder, variables, total_Bhwd)
+
+    stages = [
+        Stage.of('encoder', encode, encode, variables, pixels_BYX3),
+        Stage.of('decoder', run_decoder, plain_decoder, variables, total_Bhwd),
+    ]
+    return measure(stages, dtype='float32', **options)

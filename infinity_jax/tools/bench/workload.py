@@ -1,4 +1,4 @@
-"""Models with random weights, as large as the presets, for measuring speed."""
+"""The workload of `infinity-jax bench`: a preset with random weights, and image size and batch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,8 +16,33 @@ from infinity_jax.weights.placement import device_dtype
 BLOCK = np.random.default_rng(0).standard_normal(2**20, dtype=np.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """The model and the images of a measurement.
+
+    Attributes:
+      preset: of the transformer.
+      ratio: height / width of the images.
+      budget: pixels of the images.
+      batch: images per call, of different prompts.
+      precision: of the products in blocks and text encoder; the tokenizer runs in float32.
+      guidance: 1 leaves out the unconditional half.
+      text_length: tokens that prompts are padded to.
+      text_encoder: whether Flan-T5-XL is measured as well.
+    """
+
+    preset: str
+    ratio: str
+    budget: str
+    batch: int
+    precision: str
+    guidance: float
+    text_length: int
+    text_encoder: bool = True
+
+
 def preset(name: str, precision: str) -> tuple[TransformerConfig, TokenizerConfig]:
-    """A preset's transformer, and the released tokenizer that it goes with.
+    """The transformer of a preset, and the released tokenizer of its code bits.
 
     Raises:
       UserError: no such preset.
@@ -31,10 +56,10 @@ def preset(name: str, precision: str) -> tuple[TransformerConfig, TokenizerConfi
 def random_params(
     shapes: Callable[[Any], Any], config: Any, product_dtype: str = 'float32'
 ) -> dict[str, Any]:
-    """Parameters on the device, in the dtypes that drawing has them in.
+    """Parameters on the device, in the dtypes of generation.
 
-    Signals pass them at about their size, as in a trained model, so that no number overflows or
-    becomes denormal, which would change the speed.
+    They keep the size of signals, as trained ones do, so that no number overflows or becomes
+    denormal, which would change the speed.
     """
 
     def fill(path: tuple[str, ...], leaf: Any) -> jax.Array:
@@ -44,7 +69,7 @@ def random_params(
         return jnp.asarray(scaled, device_dtype(path, product_dtype))
 
     def stacked(path: tuple[str, ...], leaf: Any) -> jax.Array:
-        # A stack of layers is no part of a kernel's fan-in.
+        # The stacked axis of layers does not count in a kernel's fan-in.
         inner = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
         return jnp.broadcast_to(fill(path, inner)[None], leaf.shape)
 
@@ -57,5 +82,5 @@ def random_params(
 
 
 def random_features(shape: tuple[int, ...]) -> jax.Array:
-    """Numbers of a standard normal distribution, float32."""
+    """Standard normal numbers, float32."""
     return jnp.asarray(np.resize(BLOCK, shape))

@@ -1,26 +1,37 @@
-"""Arithmetic of splash attention's kernels, what they compute again included."""
+"""FLOP of Pallas kernels, of which a compiled program states none: those of splash attention."""
 
 import functools
 import math
+import re
 from collections.abc import Callable
 
 import numpy as np
 
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tools.plan.program_time import Arrays, KernelFlops
+from infinity_jax.tools.plan.hlo_text import Instruction
 from infinity_jax.transformer.splash import block_of, gradient_block
 
-# Matrix products of (queries, keys, width) in each kernel, and in the one for all gradients.
+KERNEL = 'custom_call_target="tpu_custom_call"'  # marks a Pallas kernel in HLO text
+Arrays = list[tuple[str, tuple[int, ...]]]
+KernelFlops = Callable[[str, Arrays], float]  # (name, dtypes and shapes of the operands) -> FLOP
+
+# Matrix products of (queries, keys, width) in each kernel, recomputation included, and in
+# the kernel for all gradients.
 PRODUCTS = {'_fwd': 2, '_dq': 3, '_dkv': 4}
 ONE_GRADIENT_KERNEL = 5
 
 
+def kernel_name(instruction: Instruction) -> str:
+    """The name that a Pallas kernel was given; the compiler adds a number."""
+    return re.sub(r'\.\d+$', '', instruction.name)
+
+
 def splash_flops(visible: Callable[[int, int, int], float]) -> KernelFlops:
-    """Counts the FLOP of splash attention's kernels; others count none.
+    """Counts the FLOP of splash attention's kernels; other kernels count zero.
 
     Args:
-      visible: (queries, keys, columns of a block) of self-attention without padding -> share of
-        its blocks that the kernel does not skip.
+      visible: (queries, keys, columns per block) of self-attention without padding -> share of the
+        blocks that the kernel does not skip.
     """
 
     def count(name: str, operands: Arrays) -> float:
@@ -39,7 +50,7 @@ def splash_flops(visible: Callable[[int, int, int], float]) -> KernelFlops:
 
 
 def all_visible(queries: int, keys: int, columns: int) -> float:
-    """Of generation: a scale sees all keys that there are."""
+    """The share in generation, where a scale attends to all cached keys."""
     return 1.0
 
 

@@ -1,0 +1,75 @@
+"""Types and checks of flags that several commands share."""
+
+import argparse
+import math
+import re
+import sys
+from typing import Any
+
+from infinity_jax.errors import UserError
+
+
+class RenamedFlag(argparse.Action):
+    """A former name of a flag: hidden from the help, it sets the new flag and prints one line."""
+
+    def __init__(self, option_strings: list[str], dest: str, current: str, **options: Any):
+        super().__init__(option_strings, dest, help=argparse.SUPPRESS, **options)
+        self.current = current
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        print(
+            f'warning: {option_string} is now called {self.current}; the old name will be removed '
+            'in the next release',
+            file=sys.stderr,
+        )
+        setattr(namespace, self.dest, values)
+
+
+def aspect_ratio(text: str) -> float:
+    """'16:9', width:height, as height / width."""
+    match = re.fullmatch(r'(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)', text, re.ASCII)
+    width, height = (float(part) for part in match.groups()) if match else (0.0, 0.0)
+    if not (0 < width < math.inf and 0 < height < math.inf):
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not an aspect ratio; wanted WIDTH:HEIGHT, two positive numbers such as '
+            '16:9, 1:1 or 3:2'
+        )
+    return height / width
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """'3' or '1,2,3' as numbers."""
+    try:
+        return tuple(float(part) for part in text.split(','))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is neither a number nor a list of them; write 3 or 1,2,3,3'
+        ) from None
+
+
+def path(text: str) -> str:
+    """A path. An unset variable of a shell must not mean the current folder, or the default."""
+    if not text:
+        raise argparse.ArgumentTypeError("'' names nothing; name a path or leave the flag out")
+    return text
+
+
+def seed_number(text: str) -> int:
+    """A seed: jax keys would silently take a larger one modulo 2^32."""
+    if not (text.isascii() and text.isdigit() and int(text) < 2**32):
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a seed; write a whole number from 0 to {2**32 - 1}'
+        )
+    return int(text)
+
+
+def check_positive(args: argparse.Namespace, *names: str) -> None:
+    """Checks flags that count something; those that are not given pass.
+
+    Raises:
+      UserError: one is below 1.
+    """
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f'--{name.replace("_", "-")} is {value}; wanted 1 or more')
