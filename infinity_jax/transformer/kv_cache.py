@@ -41,10 +41,10 @@ class KeyValueCache(NamedTuple):
         shape = (config.depth, batch, config.num_heads, tokens, config.head_dim)
         zeros = jnp.zeros(shape, jnp.int8 if int8 else jnp.dtype(config.dtype))
         zeros = constrain(zeros, *AXES)
-        if int8:
-            scales = constrain(jnp.zeros(shape[:-1]), *AXES[:-1])
-            zeros = Int8(zeros, scales)
-        return cls(zeros, zeros)
+        if not int8:
+            return cls(zeros, zeros)
+        empty = Int8(zeros, constrain(jnp.zeros(shape[:-1]), *AXES[:-1]))
+        return cls(empty, empty)
 
     @property
     def tokens(self) -> int:
