@@ -9,7 +9,6 @@ the shares of the buckets.
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import grain
 import jax

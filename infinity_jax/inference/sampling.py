@@ -112,9 +112,10 @@ class SamplingConfig:
         Raises:
           UserError: more scales are unguided than the schedule has.
         """
+        guidance = self.guidance if isinstance(self.guidance, tuple) else (self.guidance,)
         return GenerationSettings(
             schedule,
-            guided=any(g != 1 for g in self.guidance),
+            guided=any(g != 1 for g in guidance),
             guidance_layer=self.guidance_layer,
             top_k=self.top_k,
             top_p=self.top_p,

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from infinity_jax.config import QuantizationConfig
+from infinity_jax.config import QuantizationConfig, required
 from infinity_jax.emoji.artwork import subset as emoji_subset
 from infinity_jax.emoji.image_spec import caption
 from infinity_jax.emoji.matcher import evaluation_specs, match
@@ -33,8 +33,8 @@ def reconstruct(
     loaded: LoadedModel, schedule: ScaleSchedule, images: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Images, uint8 (N, Y, X, 3), through the tokenizer and back; and their mean PSNR in dB."""
-    model = Autoencoder(loaded.configs.tokenizer)
-    grids = schedule.code_grids(loaded.configs.transformer.spatial_patchify)
+    model = Autoencoder(required(loaded.configs.tokenizer, 'tokenizer'))
+    grids = schedule.code_grids(loaded.configs.spatial_patchify)
 
     @jax.jit
     def run(params, pixels):
@@ -86,8 +86,8 @@ def evaluate_demo(
     pipeline = InfinityPipeline(place_model(loaded, quantization), max_batch=min(count, BATCH))
     subset = subset or loaded.configs.extra.get('run', {}).get('data', {}).get('subset', 'all')
     candidates = [each.name for each in emoji_subset(subset)]
-    code_grids = pipeline.schedule.code_grids(loaded.configs.transformer.spatial_patchify)
-    size = code_grids[-1][0] * loaded.configs.tokenizer.stride
+    code_grids = pipeline.schedule.code_grids(loaded.configs.spatial_patchify)
+    size = code_grids[-1][0] * required(loaded.configs.tokenizer, 'tokenizer').stride
     results: dict[str, Any] = {
         'model': str(folder),
         'subset': subset,
