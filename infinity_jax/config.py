@@ -309,7 +309,8 @@ def from_mapping(
     Raises:
       UserError: a field is unknown (the nearest known name is suggested), missing or mistyped.
     """
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]  # T is one
+    # No public type stands for "a dataclass".
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     prefix = f'{where}.' if where else ''
     values = {}

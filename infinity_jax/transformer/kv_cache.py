@@ -63,7 +63,7 @@ class KeyValueCache(NamedTuple):
             def of_layer(x):
                 # One slice for all axes: indexing the layer first would copy all of its tokens.
                 sizes = (1, rows, x.shape[2], end, *x.shape[4:])
-                origin = (layer, *(0 for _ in sizes[1:]))
+                origin: list[Any] = [layer, *(0 for _ in sizes[1:])]
                 return jax.lax.dynamic_slice(x, origin, sizes)[0]
 
             prefix = jax.tree.map(of_layer, stored)
@@ -79,7 +79,7 @@ class KeyValueCache(NamedTuple):
                 new = Int8.of(new)
 
             def update(old, x):
-                origin = (layer, 0, 0, start, *(0 for _ in x.shape[3:]))
+                origin: list[Any] = [layer, 0, 0, start, *(0 for _ in x.shape[3:])]
                 return _in_given_layout(jax.lax.dynamic_update_slice(old, x[None], origin))
 
             return jax.tree.map(update, stored, new)

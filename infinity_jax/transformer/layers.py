@@ -25,7 +25,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 VECTOR: Callable[..., Callable[..., Any]] = functools.partial(
     nn.with_logical_partitioning, names=('vector',)
 )
-# The same with the logical axes of a matrix.
+# Wraps an initializer of several axes, whose logical names are its second argument.
 MATRIX: Callable[..., Callable[..., Any]] = nn.with_logical_partitioning
 LAYER_NORM_EPSILON = 1e-6
 STATISTICS = 'statistics'  # checkpoint name of means and inverse deviations: two numbers per token
@@ -91,10 +91,10 @@ class Linear(nn.Module):
         product = functools.partial(_contract, axes=contract, preferred_element_type=sum_dtype)
         x = x.astype(self.dtype)
         y = tiled_product(product, x, kernel) if tiled else product(x, kernel)
-        vectors = [jnp.expand_dims(vector, range(y.ndim - 1)) for vector in vectors]
+        rows = [jnp.expand_dims(vector, range(y.ndim - 1)) for vector in vectors]
         if self._is_int8():
-            y = (y * vectors[0]).astype(self.dtype)
-        return y + vectors[-1].astype(self.dtype) if self.use_bias else y
+            y = (y * rows[0]).astype(self.dtype)
+        return y + rows[-1].astype(self.dtype) if self.use_bias else y
 
 
 def _contract(x: jax.Array, kernel: jax.Array, *, axes: int, **options: Any) -> jax.Array:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -40,9 +40,10 @@ def reconstruct(
     def run(params, pixels):
         target = from_uint8(pixels)
         features = model.apply({'params': params}, target, method=Autoencoder.encode)
-        total = quantize(features, grids).total_Bhwd
+        total = quantize(cast(jax.Array, features), grids).total_Bhwd
         decoded = model.apply({'params': params}, total, method=Autoencoder.decode)
-        return to_uint8(decoded), psnr(decoded, target)
+        generated = cast(jax.Array, decoded)
+        return to_uint8(generated), psnr(generated, target)
 
     outputs, ratios = [], []
     for start in range(0, len(images), BATCH):
