@@ -21,7 +21,6 @@ from infinity_jax.training import flops, loop
 from infinity_jax.weights.placement import decoder_params, shardings_on
 
 TEXT_ENCODER, GENERATION = 'text encoder', 'generation'
-FORMER_NAME = 'drawing'  # of GENERATION in JSON files, kept for one release
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +116,6 @@ def generation_json(plan: GenerationPlan, topology: Topology) -> dict[str, Any]:
                 seconds = cost.time.total
                 programs[name]['seconds'] = seconds
                 programs[name]['share_of_peak'] = share_of_peak(program, seconds, topology)
-    programs[FORMER_NAME] = programs[GENERATION]
     return {
         'topology': topology.name,
         'images': plan.images,
