@@ -9,6 +9,7 @@ the shares of the buckets.
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import grain
 import jax
@@ -33,6 +34,14 @@ MIN_READ = 1000  # the broken share is taken of at least so many records
 # (captions, max_length, pad_to) -> ids_BT, lengths_B, as `text.TextTokenizer`
 TextTokenizer = Callable[[list[str], int, int], tuple[np.ndarray, np.ndarray]]
 BrokenRecords = list[tuple[str, str]]  # (name, reason) of each
+
+
+class RandomAccess(Protocol):
+    """A source of items by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -233,9 +242,7 @@ def start_reading(
     return iter(iterable)
 
 
-def endless(
-    source: grain.RandomAccessDataSource, seed: int, *, shuffle: bool = True
-) -> grain.MapDataset:
+def endless(source: RandomAccess, seed: int, *, shuffle: bool = True) -> grain.MapDataset:
     """The items of a random-access source, repeated without end.
 
     Every epoch has its own order; with `shuffle` False the order of the source.
