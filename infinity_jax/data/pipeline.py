@@ -306,10 +306,10 @@ def training_batches(
 
 def _examples(part: Part, size: tuple[int, int], data: DataConfig, seed: int) -> grain.MapDataset:
     """A part's examples, read and decoded when they are requested."""
-    if part.records is None or isinstance(
-        part.source, EmojiSource
-    ):  # rendered images; the source itself changes the order every epoch
+    # Rendered images: the source itself changes the order every epoch.
+    if isinstance(part.source, EmojiSource):
         return endless(part.source, seed, shuffle=False)
+    assert part.records is not None
     words = np.random.SeedSequence((seed, part.number, *size)).generate_state(1)
     order = endless(range(len(part.records)), int(words[0]))
     read = ReadRecord(part.source, part.records, size, data.short_captions, data.smallest_crop)
