@@ -1,4 +1,4 @@
-"""A model's weights, from its folder to the devices that draw."""
+"""Puts a model's weights on devices, in the dtypes and shardings that they have there."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ def device_dtype(path: tuple[str, ...], product_dtype: Any) -> np.dtype:
     """The dtype that a parameter has on the device, by its path in the tree.
 
     Kernels inside the stacked layers have the dtype of their products. All else is a float32
-    island (norms, modulation, condition, head, tokenizer), or too small to matter (biases).
+    island (norms, modulation, conditioning, head, tokenizer), or too small to matter (biases).
     """
     product = path[0] in STACKS and path[-1] == 'kernel'
     return jnp.dtype(product_dtype if product else jnp.float32)
@@ -38,7 +38,7 @@ def device_dtype(path: tuple[str, ...], product_dtype: Any) -> np.dtype:
 def quantize_params(
     params: Params, quantization: QuantizationConfig, mesh: Mesh | None = None
 ) -> Params:
-    """The transformer's parameters in as many bits as is wanted, before they are placed.
+    """The transformer's parameters, quantized as configured, before they are placed.
 
     Raises:
       UserError: 8 bits on several devices.
@@ -51,20 +51,20 @@ def quantize_params(
 
 
 def decoder_params(tokenizer: Params) -> Params:
-    """Of a tokenizer's tree, what drawing reads: the encoder would lie idle."""
+    """The decoder's part of a tokenizer's parameters; generation needs no encoder."""
     return {'decoder': tokenizer['decoder']}
 
 
 def place(params: Params, product_dtype: Any, config: Config, mesh: Mesh | None = None) -> Params:
     """Puts parameters on the default device, or onto the mesh by their logical axes.
 
-    Arrays that lie on the mesh already stay where they are. Of host arrays that no one else holds,
-    each is freed once it is on the device.
+    Arrays that are on the mesh already stay there. A host array without other references is freed
+    once it is on the device.
 
     Args:
       params: numpy or jax arrays.
       product_dtype: see `device_dtype`.
-      config: of the part that these are the parameters of.
+      config: of the part that has these parameters.
       mesh: None for a single device.
     """
     shardings = {} if mesh is None else flatten_dict(shardings_on(config, mesh))
@@ -98,19 +98,19 @@ def placed_shapes(
 
 
 def hold(params: Params, product_dtype: Any) -> Params:
-    """Parameters as `place` would have them on a device, but as numpy arrays on the host."""
+    """Parameters in the dtypes that `place` gives them, but as numpy arrays on the host."""
     flat = flatten_dict(params).items()
     cast = {path: np.asarray(a).astype(device_dtype(path, product_dtype)) for path, a in flat}
     return unflatten_dict(cast)
 
 
 def share_batch(rows: Any, mesh: Mesh | None) -> jax.Array:
-    """Rows of a batch on the default device, or split over the mesh."""
+    """Puts rows of a batch on the default device, or splits them over the mesh."""
     return jax.device_put(rows, None if mesh is None else batch_sharding(mesh))
 
 
 def shardings_on(config: Config, mesh: Mesh) -> Params:
-    """Where each parameter of a part lies, from its logical axes."""
+    """The sharding of each parameter of a part, from its logical axes."""
     return shardings_of(_shapes_of(config)(config, boxed=True), mesh)
 
 

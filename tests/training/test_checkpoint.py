@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from infinity_jax.errors import UserError
 from infinity_jax.sharding import make_mesh
 from infinity_jax.training.checkpoint import Checkpoints, load_weights
-from infinity_jax.training.init_from import check_start, starting_state
+from infinity_jax.training.init_from import check_shapes, starting_state
 from infinity_jax.training.loop import with_shardings
 
 
@@ -170,11 +170,11 @@ def test_folder_that_cannot_be_written(tmp_path):
 
 def test_weights_of_another_shape_are_no_start():
     wanted = {'a': jax.ShapeDtypeStruct((2, 3), jnp.float32)}
-    check_start('there', wanted, {'a': np.zeros((2, 3))})
+    check_shapes('there', wanted, {'a': np.zeros((2, 3))})
     with pytest.raises(UserError, match=r'config.init_from there: a is \(2, 4\)'):
-        check_start('there', wanted, {'a': np.zeros((2, 4))})
+        check_shapes('there', wanted, {'a': np.zeros((2, 4))})
     with pytest.raises(UserError, match='a is absent'):
-        check_start('there', wanted, None)
+        check_shapes('there', wanted, None)
 
 
 def test_a_checkpoint_that_holds_a_position_in_the_data_too_is_resumed(tmp_path):

@@ -5,7 +5,7 @@ import pytest
 
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.training.run_folder import changed_since, recipe, write_description
+from infinity_jax.training.run_folder import changed_since, config_without_paths, write_description
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Run:
 
 
 def test_a_recipe_holds_no_paths_but_keeps_sizes():
-    assert recipe(Run()) == {'steps': 3, 'sources': [{'weight': 2.0}]}
-    assert recipe(Run(tokenizer=TokenizerConfig()))['tokenizer']['bits'] == 32
+    assert config_without_paths(Run()) == {'steps': 3, 'sources': [{'weight': 2.0}]}
+    assert config_without_paths(Run(tokenizer=TokenizerConfig()))['tokenizer']['bits'] == 32
 
 
 def test_the_description_is_the_whole_configuration(tmp_path):
@@ -54,8 +54,8 @@ class Resumed(Run):
         ({}, ''),
         ({'run_dir': 'moved', 'data': Data(num_workers=3)}, ''),
         ({'steps': 5}, 'changed since this run was last started: steps 3 -> 5'),
-        ({'batch_size': 8}, 'batch_size 4 -> 8; the records to come are others'),
-        ({'data': Data(subset='all')}, "data.subset 'demo' -> 'all'; the records to come are"),
+        ({'batch_size': 8}, 'batch_size 4 -> 8; the coming data records differ'),
+        ({'data': Data(subset='all')}, "data.subset 'demo' -> 'all'; the coming data records"),
         (
             {'init_from': 'b', 'lora': {'rank': 2}},
             'the adapters so far were trained on',

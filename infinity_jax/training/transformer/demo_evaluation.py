@@ -1,4 +1,4 @@
-"""How well a demo model draws what it is asked for, by the matcher's judgement."""
+"""Evaluation of a demo model: the share of its images that the matcher recognises."""
 
 import dataclasses
 import json
@@ -24,8 +24,9 @@ from infinity_jax.tokenizer.quantizer import quantize
 from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model
 
 PAIRS = ('trained', 'held_out')
-SHEET_PICTURES = 32  # of each kind of pairs on the contact sheet
-BATCH = 50  # images reconstructed in one call
+GENERATED, FORMER_NAME = 'generated', 'drawn'  # the latter in JSON files, for one release
+SHEET_IMAGES = 32  # per kind of pairs, on the contact sheet
+BATCH = 50  # images per call
 
 
 def reconstruct(
@@ -62,19 +63,19 @@ def evaluate_demo(
     quantization: QuantizationConfig = QuantizationConfig(),
     out: str | os.PathLike = '.',
 ) -> dict[str, Any]:
-    """Draws captions of trained and of held-out pairs and counts what the matcher recognises.
+    """Generates images of trained and of held-out pairs and counts what the matcher recognises.
 
-    Three rows for each kind of pairs: the model's images, and for comparison what the matcher
-    makes of true renders and of their reconstructions. Prints a table; writes evaluation.json and
+    Each kind of pairs has three rows: the model's images and, for comparison, true renders and
+    their reconstructions. Prints a table; writes evaluation.json and
     a contact sheet, evaluation.png, into `out`.
 
     Args:
       folder: a complete model folder.
       count: captions of each kind.
-      subset: emoji asked for and to choose among; None: those the model was trained on.
-      seed: of captions and drawing.
+      subset: the emoji in captions, and the matcher's candidates; None: those of the training.
+      seed: of captions and sampling.
       sampling: guidance, temperature, top-k, top-p.
-      quantization: what is saved while drawing.
+      quantization: of weights and cache during generation.
       out: where the files go.
     """
     if count < 1:
@@ -102,19 +103,20 @@ def evaluate_demo(
         captions = [caption(spec) for spec in specs]
         renders = np.stack([render(spec, size) for spec in specs])
         reconstructions, ratio = reconstruct(loaded, pipeline.schedule, renders)
-        drawn = pipeline(captions, seed=seed, sampling=sampling).pixels
+        generated = pipeline(captions, seed=seed, sampling=sampling).pixels
         results[kind] = {'psnr': ratio}
-        rows = {'drawn': drawn, 'reconstructions': reconstructions, 'renders': renders}
+        rows = {GENERATED: generated, 'reconstructions': reconstructions, 'renders': renders}
         for row, images in rows.items():
             report = match(images, specs, candidates)
             results[kind][row] = {
                 'emoji': report.emoji_rate,
                 'background': report.background_rate,
             }
-            if row == 'drawn':
-                marks += (report.emoji_right & report.background_right)[:SHEET_PICTURES].tolist()
-        shown.append(drawn[:SHEET_PICTURES])
-        titles += captions[:SHEET_PICTURES]
+            if row == GENERATED:
+                marks += (report.emoji_right & report.background_right)[:SHEET_IMAGES].tolist()
+        results[kind][FORMER_NAME] = results[kind][GENERATED]
+        shown.append(generated[:SHEET_IMAGES])
+        titles += captions[:SHEET_IMAGES]
     save_png(out / 'evaluation.png', contact_sheet(np.concatenate(shown), titles, marks))
     (out / 'evaluation.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
     print(table(results))
@@ -122,13 +124,13 @@ def evaluate_demo(
 
 
 def table(results: dict[str, Any]) -> str:
-    """The figures as text, one row a kind of pairs and images."""
+    """The figures as text, one row per kind of pairs and of images."""
     lines = [
         f'{results["count"]} captions of each kind, {results["candidates"]} candidate emoji',
         f'{"pairs":10}{"images":18}{"emoji right":>12}{"background right":>18}{"PSNR":>10}',
     ]
     for kind in PAIRS:
-        for row in ('drawn', 'reconstructions', 'renders'):
+        for row in (GENERATED, 'reconstructions', 'renders'):
             rates = results[kind][row]
             decibel = f'{results[kind]["psnr"]:.1f} dB' if row == 'reconstructions' else ''
             lines.append(

@@ -302,7 +302,7 @@ def test_a_batch_is_trained_on_the_grids_of_its_shape(config, tmp_path):
         seen = []
 
         def step(params, frozen, batch, seen=seen):
-            flips = train_step.flips_of(jax.random.key(0), batch, models, config)
+            flips = train_step.batch_flips(jax.random.key(0), batch, models, config)
             inputs, targets = train_step.encode_and_corrupt(flips, frozen, batch, models)
             seen.append(targets.shape[1])
             return train_step.predict({**frozen, **params}, batch, inputs, models)
