@@ -67,7 +67,7 @@ def get_config(arg: str = 'full') -> ConfigDict:
         {
             'sources': (),  # your own images, see docs/data.md; (): emoji, as an example
             'subset': 'all',
-            'image_size': 1024,  # pixels; or 256, 512 or 768, also if the folder was trained at another size
+            'image_size': 1024,  # pixels; 256, 512 and 768 too, whichever the folder was trained at
             'ratios': ('all',),
             'num_workers': 4,
         }

@@ -78,9 +78,7 @@ AT_ONCE_95_GB = {'256': 64, '512': 16, '1024': 2}  # v5p
 REMAT = {name: 'queries' for name in ('2b_256', '2b_1024', '8b_1024')}  # compiled, and fit
 # 2.2b: its width, 16 · 130, splits over 2 chips only, and half of its state needs a v5p's memory.
 ON_V5P = ('2.2b', '4.7b', '8b', '20b')
-RENAMED_SIZES = {
-    '5b': '4.7b'
-}  # name in version 0.1 -> name; the old one is accepted until version 0.3
+RENAMED_SIZES = {'5b': '4.7b'}  # name in version 0.1, accepted until version 0.3 -> name
 VARIANTS = ('demo', 'shipped', *(f'{size}_{edge}' for size in SIZES for edge in STAGES))
 
 

@@ -175,7 +175,7 @@ def demo() -> ConfigDict:
 
 
 def demo_decoder() -> ConfigDict:
-    """A deeper decoder for the shipped tokenizer; its bits, and so its transformer, do not change."""
+    """A deeper decoder for the shipped tokenizer; its bits and its transformer do not change."""
     config = demo()
     config.run_dir = 'runs/tokenizer_demo_decoder'
     config.init_from = 'infinity_jax/demo'

@@ -118,6 +118,13 @@ def write_legacy_pth(path, content, magic=MAGIC, version=VERSION, keys=None, cou
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
+def arrays_of_every_dtype(*shape):
+    """Name -> random array, for each dtype that torch files have."""
+    rng = np.random.default_rng(0)
+    dtypes = ['float32', 'float64', 'float16', BFLOAT16, 'int64', 'bool']
+    return {str(dtype): (rng.standard_normal(shape) * 5).astype(dtype) for dtype in dtypes}
+
+
 def assert_reads(found, content):
     """Holds the tensors of a file, in order, to the arrays that were written."""
     assert list(found) == list(content)

@@ -1,4 +1,4 @@
-"""Save, restore, what wins at the start, and failures that leave the last good one alone."""
+"""Save, restore, the order of starts, and failures that leave the last good checkpoint alone."""
 
 import shutil
 
@@ -120,7 +120,7 @@ def test_a_failed_save_says_so_and_leaves_the_last_good_one(saved, monkeypatch):
     with pytest.raises(UserError, match='No space left on device.*step 2, unharmed') as caught:
         checkpoints.wait()
     assert '\n' not in str(caught.value)
-    checkpoints.close()  # says nothing a second time
+    checkpoints.close()  # does not report it again
     monkeypatch.setattr(checkpoints, '_checkpointer', working)
     restored = checkpoints.restore(2, abstract(state()))
     np.testing.assert_array_equal(restored['w'], 2.0)
@@ -154,8 +154,8 @@ def test_order_resume_then_init_from_then_scratch(saved, tmp_path_factory):
     assert starting_state(empty, None, **choices, **quiet) == 'scratch'
     full = Checkpoints(saved, keep=2)
     said = []
-    told = {'init_from': 'there', 'say': said.append}
-    resumed = starting_state(full, abstract(state()), **choices, **told)
+    reporting = {'init_from': 'there', 'say': said.append}
+    resumed = starting_state(full, abstract(state()), **choices, **reporting)
     assert len(said) == 1 and said[0].endswith('checkpoints/2, so not from config.init_from there')
     np.testing.assert_array_equal(resumed['w'], 2.0)
     empty.close()

@@ -1,3 +1,5 @@
+"""The description of a run: written, compared at a resume, stored in model folders."""
+
 import dataclasses
 import json
 
@@ -17,7 +19,7 @@ class Run:
     sources: tuple = ({'path': '/private', 'weight': 2.0},)
 
 
-def test_a_recipe_holds_no_paths_but_keeps_sizes():
+def test_a_model_folder_gets_the_configuration_without_paths():
     assert config_without_paths(Run()) == {'steps': 3, 'sources': [{'weight': 2.0}]}
     assert config_without_paths(Run(tokenizer=TokenizerConfig()))['tokenizer']['bits'] == 32
 
@@ -62,8 +64,8 @@ class Resumed(Run):
         ),
     ],
 )
-def test_a_resumed_run_tells_what_is_new_in_its_configuration(tmp_path, fields, line):
-    assert changed_since(Resumed(), tmp_path) == ''  # nothing is known
+def test_a_resumed_run_lists_the_changes_of_its_configuration(tmp_path, fields, line):
+    assert changed_since(Resumed(), tmp_path) == ''  # the first start
     write_description(Resumed(), tmp_path)
-    told = changed_since(Resumed(**fields), tmp_path)
-    assert line in told and bool(line) == bool(told) and '\n' not in told
+    printed = changed_since(Resumed(**fields), tmp_path)
+    assert line in printed and bool(line) == bool(printed) and '\n' not in printed

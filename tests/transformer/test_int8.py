@@ -17,7 +17,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.inference.generate import generate_bits
 from infinity_jax.inference.scale_steps import Text
 from infinity_jax.sharding import MeshConfig, make_mesh
-from infinity_jax.transformer.int8 import Int8, int8_shapes, quantize_kernels
+from infinity_jax.transformer.int8 import Int8, quantize_kernels
 from infinity_jax.transformer.kv_cache import KeyValueCache
 from infinity_jax.transformer.model import Transformer
 from infinity_jax.weights.placement import place, placed_shapes, quantize_params
@@ -75,7 +75,7 @@ def test_values_are_within_half_a_step_and_rows_of_zeros_stay():
     assert (np.asarray(stored.as_dtype(jnp.float32))[2, 3] == 0).all()
 
 
-def test_weights_in_8_bits_draw_almost_the_same_logits():
+def test_weights_in_8_bits_give_almost_the_same_logits():
     params = quantize_kernels(host_params())
     kernels = {p: leaf for p, leaf in flatten_dict(params).items() if leaf.dtype == np.int8}
     assert len(kernels) == 7 and all(path[0] == 'blocks' for path in kernels)
@@ -86,7 +86,7 @@ def test_weights_in_8_bits_draw_almost_the_same_logits():
     assert 1e-4 < error(forced(params, bits())) < 0.02
 
 
-def test_a_cache_in_8_bits_draws_almost_the_same_logits():
+def test_a_cache_in_8_bits_gives_almost_the_same_logits():
     assert 1e-5 < error(forced(host_params(), bits(), CACHE)) < 0.02
 
 
@@ -121,7 +121,6 @@ def test_shapes_are_known_before_the_weights(dtype):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), placed) == jax.tree.map(
         lambda x: (x.shape, x.dtype), shapes
     )
-    assert int8_shapes(placed_shapes(config, dtype)) == shapes
     assert quantize_params(placed, WEIGHTS) is placed  # done already
 
 
