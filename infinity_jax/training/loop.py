@@ -169,7 +169,7 @@ def _evaluate_and_sample(
     checkpoints: Checkpoints,
     notice: StopNotice,
 ) -> None:
-    """Does what is due after `step`; raises `Preempted` if SIGTERM came meanwhile."""
+    """Evaluates and samples as due after `step`; raises `Preempted` if SIGTERM came meanwhile."""
     for every, action in ((config.eval_every, _evaluate), (config.sample_every, _sample)):
         if step >= config.steps or step % every == 0:
             action(config, task, state, step, log)

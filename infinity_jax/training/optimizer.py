@@ -132,7 +132,7 @@ class TrainState:
     Attributes:
       step: steps taken, skipped ones included; int32.
       params: trained parameters, float32.
-      ema: their exponential moving average, which is what is exported.
+      ema: their exponential moving averages, which are exported.
       opt_state: optax state.
       skipped: steps whose loss or gradient was not finite; int32.
       bad_in_a_row: such steps since the last good one; int32.

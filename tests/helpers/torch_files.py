@@ -133,3 +133,14 @@ def assert_reads(found, content):
         read = found[name].read()
         assert read.dtype == array.dtype
         np.testing.assert_array_equal(read, array)
+
+
+def assert_same_files(tensors, others):
+    """Equal names, shapes, dtypes and bytes; `others` are tensors of a file or arrays."""
+    assert set(tensors) == set(others)
+    for name, tensor in tensors.items():
+        ours, theirs = (
+            x if isinstance(x, np.ndarray) else x.read() for x in (tensor, others[name])
+        )
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), name
+        assert ours.tobytes() == theirs.tobytes(), name

@@ -1,4 +1,4 @@
-"""Which parameters decay, the schedule, the clip, EMA, and steps that are not finite."""
+"""Weight decay, the schedule, the clip, averages, and steps that are not finite."""
 
 import flax.linen as nn
 import jax

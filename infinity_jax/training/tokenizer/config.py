@@ -23,7 +23,7 @@ class TokenizerLosses:
     commitment: float = 0.25
     entropy: float = 0.1
     inverse_temperature: float = INVERSE_TEMPERATURE  # β of the entropy term; see its docstring
-    perceptual: float = 0.0  # LPIPS; wants config.vgg_weights and config.lpips_heads
+    perceptual: float = 0.0  # LPIPS; needs config.vgg_weights and config.lpips_heads
     truncated: float = 0.0  # l1 and l2 of an image decoded after a random number of scales
 
     def __post_init__(self):
@@ -80,7 +80,7 @@ class TokenizerRunConfig(RunConfig):
     quantizer: QuantizerTraining = QuantizerTraining()
     adversarial: AdversarialConfig = AdversarialConfig()
     freeze_encoder: bool = False  # train the decoder alone: all bits stay as they are
-    vgg_weights: str = ''  # VGG-16 in torchvision's format; wants losses.perceptual above 0
+    vgg_weights: str = ''  # VGG-16 in torchvision's format; needs losses.perceptual above 0
     lpips_heads: str = ''  # lin0 to lin4 in the LPIPS package's format
     precision: str = 'highest'  # of products in training: 'highest', or 'default' (faster on GPU)
     dtype: str = 'float32'  # of convolutions in training; 'bfloat16' halves their memory

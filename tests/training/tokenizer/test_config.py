@@ -1,4 +1,4 @@
-"""What a tokenizer run must agree on, and the released schedule of every image shape."""
+"""The checks of a tokenizer run's configuration, and the released schedule of every image shape."""
 
 import dataclasses
 
