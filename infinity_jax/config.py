@@ -162,14 +162,22 @@ class QuantizationConfig:
 
     weights: str = 'full'  # 'int8': the blocks' kernels, one scale per output channel
     cache: str = 'full'  # 'int8': keys and values of earlier scales
-    unguided_scales: int = 0  # so many last scales run without the unconditional half
+    unguided_scales: dataclasses.InitVar[int] = 0  # now of SamplingConfig; read until version 0.3
 
-    def __post_init__(self):
+    former_unguided_scales: typing.ClassVar[int] = 0  # what the old keyword gave
+
+    def __post_init__(self, unguided_scales: int):
         for name in ('weights', 'cache'):
             if getattr(self, name) not in ('full', 'int8'):
                 raise UserError(f"{name} is {getattr(self, name)!r}; wanted 'full' or 'int8'")
-        if self.unguided_scales < 0:
-            raise UserError(f'unguided_scales is {self.unguided_scales}; wanted 0 or more')
+        if unguided_scales < 0:
+            raise UserError(f'unguided_scales is {unguided_scales}; wanted 0 or more')
+        if unguided_scales:
+            _print_once(
+                'QuantizationConfig(unguided_scales=...) is now SamplingConfig(unguided_scales=...)'
+                '; the old keyword works until version 0.3'
+            )
+            object.__setattr__(self, 'former_unguided_scales', unguided_scales)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,13 +270,15 @@ def current_name(name: str, known: Collection[str], where: str = '') -> str:
     if name in known or new not in known:
         return name
     if where != STORED:
-        _warn_renamed(f'{where}{name}', f'{where}{new}')
+        _print_once(
+            f'config field {where}{name} is now {where}{new}; the old name works until version 0.3'
+        )
     return new
 
 
 @functools.cache  # once per process
-def _warn_renamed(old: str, new: str) -> None:
-    print(f'config field {old} is now {new}; the old name works until version 0.3', file=sys.stderr)
+def _print_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def from_mapping(

@@ -1,4 +1,4 @@
-"""Evaluation of a demo model: the share of its images that the matcher recognises."""
+"""Evaluation of a demo model: the share of images in which the matcher sees the prompt."""
 
 import dataclasses
 import json
@@ -22,11 +22,12 @@ from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.quantizer import quantize
 from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model
+from infinity_jax.weights.placement import place_model
 
 PAIRS = ('trained', 'held_out')
 GENERATED, FORMER_NAME = 'generated', 'drawn'  # the latter in JSON files, for one release
 SHEET_IMAGES = 32  # per kind of pairs, on the contact sheet
-BATCH = 50  # images per call
+BATCH = 50  # images reconstructed in one call
 
 
 def reconstruct(
@@ -63,19 +64,19 @@ def evaluate_demo(
     quantization: QuantizationConfig = QuantizationConfig(),
     out: str | os.PathLike = '.',
 ) -> dict[str, Any]:
-    """Generates images of trained and of held-out pairs and counts what the matcher recognises.
+    """Generates images of trained and held-out captions and counts those the matcher recognises.
 
-    Each kind of pairs has three rows: the model's images and, for comparison, true renders and
-    their reconstructions. Prints a table; writes evaluation.json and
-    a contact sheet, evaluation.png, into `out`.
+    Three rows for each kind of pairs: the model's images and, for comparison, true renders and
+    their reconstructions. Prints a table; writes evaluation.json and a contact sheet,
+    evaluation.png, into `out`.
 
     Args:
       folder: a complete model folder.
       count: captions of each kind.
-      subset: the emoji in captions, and the matcher's candidates; None: those of the training.
-      seed: of captions and sampling.
+      subset: emoji of the captions and of the candidates; None: those the model was trained on.
+      seed: of captions and generation.
       sampling: guidance, temperature, top-k, top-p.
-      quantization: of weights and cache during generation.
+      quantization: the formats of weights and cache.
       out: where the files go.
     """
     if count < 1:
@@ -83,7 +84,7 @@ def evaluate_demo(
     out = pathlib.Path(out)
     check_writable(out / 'evaluation.png')
     loaded = load_model(folder)
-    pipeline = InfinityPipeline(loaded, max_batch=min(count, BATCH), quantization=quantization)
+    pipeline = InfinityPipeline(place_model(loaded, quantization), max_batch=min(count, BATCH))
     subset = subset or loaded.configs.extra.get('run', {}).get('data', {}).get('subset', 'all')
     candidates = [each.name for each in emoji_subset(subset)]
     code_grids = pipeline.schedule.code_grids(loaded.configs.transformer.spatial_patchify)
