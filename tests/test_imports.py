@@ -11,7 +11,7 @@ from helpers.paths import CONFIGS, REPOSITORY, TESTS
 
 PACKAGE = REPOSITORY / 'infinity_jax'
 
-# Folder (or module beside the folders) -> all that it may import. Each stands below those it names,
+# Folder (or module next to the folders) -> all that it may import. Each comes after those it names,
 # so that reading this from the top tells where a thing can live.
 FACTS = ('errors', 'scales', 'config')
 NETWORKS = ('text', 'tokenizer', 'transformer')

@@ -37,7 +37,7 @@ def bit_entropies(
     """Both entropies of one scale's L2-normalised residuals, at a cost linear in d.
 
     Probabilities stay logits throughout: −p·log p of a saturated sigmoid is 0·∞, which is NaN in a
-    plain formula (seen at d = 32). Float32, whose exponents saturate late.
+    plain formula (seen at d = 32). Float32: saturated probabilities need its range of exponents.
 
     Args:
       z_Bhwd: (..., d); all leading axes are positions to average over.

@@ -120,7 +120,7 @@ def outputs_and_gradients():
     def value_and_gradient(way, params):
         def score(params):
             outputs = way(params)
-            # Odd powers: gradients that do not vanish, whatever the sign.
+            # Odd powers: gradients that vanish for neither sign.
             return sum((leaf**3).sum() for leaf in jax.tree.leaves(outputs)), outputs
 
         gradient, outputs = jax.grad(score, has_aux=True)(params)
