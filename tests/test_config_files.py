@@ -2,10 +2,12 @@
 
 import dataclasses
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 from absl import flags
-from helpers.paths import CONFIGS
+from helpers.paths import CONFIGS, REPOSITORY
 
 from infinity_jax.config import from_mapping
 from infinity_jax.data.buckets import target_size
@@ -159,3 +161,35 @@ def test_bad_flags_are_one_line(arguments, message, monkeypatch):
     with pytest.raises(UserError, match=message) as caught:
         parsed(arguments, monkeypatch)
     assert '\n' not in str(caught.value)
+
+
+def test_fields_by_their_old_names_are_read_from_the_command_line(tmp_path):
+    old = {
+        'data.picture_size': 63,  # refused, which ends the run at once
+        'self_correction.per_picture': True,
+        'transformer.levels': 4,
+    }
+    flags = [f'--config.{name}={value}' for name, value in old.items()]
+    command = [sys.executable, '-m', 'infinity_jax.main', f'--config={CONFIGS / "t2i.py"}']
+    done = subprocess.run(
+        [*command, f'--config.run_dir={tmp_path}', *flags],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    lines = done.stderr.splitlines()
+    assert lines[:3] == [
+        f'config field {old} is now {new}; the old name works until version 0.3'
+        for old, new in (
+            ('data.picture_size', 'data.image_size'),
+            ('self_correction.per_picture', 'self_correction.per_image'),
+            ('transformer.levels', 'transformer.max_scales'),
+        )
+    ]
+    assert done.returncode == 2 and 'data.image_size is 63' in lines[-1]
+
+
+def test_the_old_variant_of_folders_of_images_says_its_new_name(capsys):
+    config = load('tokenizer').get_config('pictures')
+    assert config.run_dir == 'runs/tokenizer_pictures'
+    assert 'variant pictures is now images' in capsys.readouterr().err
