@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from infinity_jax.config import TransformerConfig, from_mapping, required
+from infinity_jax.config import DTYPES, TransformerConfig, from_mapping, required
 from infinity_jax.convert.importing import with_bar
 from infinity_jax.convert.names import Naming
 from infinity_jax.convert.plan import Plan, layer_of
@@ -21,7 +21,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.runtime.atomic_write import flush_and_rename
 from infinity_jax.text.tokenizer import TOKENIZER_FILES
 from infinity_jax.training.run_folder import run_named
-from infinity_jax.weights.model_folder import DTYPES, existing_folder, read_configs
+from infinity_jax.weights.model_folder import existing_folder, read_configs
 from infinity_jax.weights.part_weights import PartConfig, flat_shapes, open_part, part_shapes
 from infinity_jax.weights.safetensors_writer import SHARD_BYTES, ShardWriter, Spec
 from infinity_jax.weights.t5_folder import copy_encoder, save_encoder

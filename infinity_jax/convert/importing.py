@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from infinity_jax.config import ModelConfigs, TokenizerConfig, TransformerConfig
+from infinity_jax.config import DTYPES, ModelConfigs, TokenizerConfig, TransformerConfig
 from infinity_jax.convert.continuous_vae import is_continuous, read_continuous
 from infinity_jax.convert.dimensions import Tensors, read_tokenizer_config, read_transformer_config
 from infinity_jax.convert.plan import TOKEN_STRIDE, Plan, check_pair
@@ -18,7 +18,6 @@ from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.weights.model_folder import (
-    DTYPES,
     FORMAT,
     replacing,
     write_description,

@@ -1,7 +1,7 @@
 """Generation layer by layer on a CPU: the bits of `generate.generate_bits`, from unstacked weights.
 
 The host calls one small program per layer and scale, which costs it about 0.1 ms per call. See
-`layer_step` for what that saves and docs/speed.md for how much.
+`layer_step` for what that saves and docs/notebook/speed.md for how much.
 """
 
 import functools

@@ -13,7 +13,8 @@ class UpsampleConv(nn.Module):
     """Doubles both edges by repeating pixels, then convolves 3×3.
 
     On CPU it runs as four 2×2 convolutions of the small image, see `by_phase`. On one core that is
-    1.6 to 2.4 times as fast as `plain` at the sizes of the released decoder (docs/speed.md).
+    1.6 to 2.4 times as fast as `plain` at the sizes of the released decoder (see
+    docs/notebook/speed.md).
     """
 
     features: int

@@ -24,6 +24,7 @@ import safetensors
 from jax.sharding import Mesh
 
 from infinity_jax.config import (
+    DTYPES,
     ModelConfigs,
     TokenizerConfig,
     TransformerConfig,
@@ -47,7 +48,6 @@ from infinity_jax.weights.weight_files import name_problems, read_json
 FORMAT = 'infinity_jax'
 VERSION = 1
 PARTS = ('transformer', 'tokenizer', 'text_encoder')
-DTYPES = ('float32', 'bfloat16', 'float16')
 DEMO_FOLDER = Path(__file__).parent.parent / 'demo'  # the model that ships with the package
 
 
