@@ -171,9 +171,15 @@ def read_placed(
     """
     if sharding is None:
         return read(()).astype(dtype, copy=False)
-    return jax.make_array_from_callback(
-        shape, sharding, lambda index: read(index).astype(dtype, copy=False)
-    )
+    parts: dict[Any, np.ndarray] = {}  # copies on several devices are read once
+
+    def part(index: tuple) -> np.ndarray:
+        key = tuple(each.indices(size) for each, size in zip(index, shape, strict=True))
+        if key not in parts:
+            parts[key] = read(index).astype(dtype, copy=False)
+        return parts[key]
+
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 def in_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:

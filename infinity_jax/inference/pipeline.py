@@ -139,6 +139,7 @@ class InfinityPipeline:
         request: Request | None = None,
         quantization: QuantizationConfig = QuantizationConfig(),
         text_length: int | None = None,
+        verify: bool = True,
         **options: Any,
     ) -> 'InfinityPipeline':
         """Loads a model folder; without one, the demo that ships with the package.
@@ -157,11 +158,12 @@ class InfinityPipeline:
             are read.
           quantization: what is saved at some cost to the images.
           text_length: tokens that prompts are padded to and cut at; None: all the model reads.
+          verify: whether weights are compared with their hashes; see `load_model`.
           options: of the constructor.
 
         Raises:
-          UserError: no such model, an incomplete one, an image size that it cannot draw, or too
-            little memory.
+          UserError: no such model, a damaged or an incomplete one, an image size that it cannot
+            draw, or too little memory.
         """
         folder = local_folder(name, revision, cache_dir)
         configs = read_configs(folder)
@@ -182,7 +184,7 @@ class InfinityPipeline:
                 programs.prepare(*call)
 
         def load(part: str) -> LoadedModel:
-            return load_model(folder, None, (part,), devices, configs)
+            return load_model(folder, None, (part,), devices, configs, verify=verify)
 
         # Part by part, so that the host never holds two at once beside what is placed.
         params = quantize_params(load('transformer').transformer_params, quantization, devices)

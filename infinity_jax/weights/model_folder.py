@@ -6,7 +6,8 @@
     tokenizer.safetensors
     text_encoder/             a Hugging Face folder: config.json, model.safetensors, tokenizer.json
 
-Any part may be absent. A folder is written beside its target and renamed into place, so that an
+Any part may be absent. The safetensors have a hash of each tensor in their header, compared when
+they are read. A folder is written beside its target and renamed into place, so that an
 interrupted save never harms the last good one.
 """
 
@@ -163,6 +164,8 @@ def load_model(
     parts: Iterable[str] = PARTS,
     mesh: Mesh | None = None,
     configs: ModelConfigs | None = None,
+    *,
+    verify: bool = True,
 ) -> LoadedModel:
     """Reads a model folder.
 
@@ -172,10 +175,12 @@ def load_model(
       parts: which of transformer, tokenizer and text_encoder to read, where they are there.
       mesh: weights stream tensor by tensor into their shards on it; None returns numpy arrays.
       configs: of the folder, if they were read already.
+      verify: whether tensors are compared with their hashes, which older folders lack, and NaN,
+        infinity and kernels of zeros are refused.
 
     Raises:
       UserError: no such model, an unknown configuration field, or weights missing, unknown or
-        misshapen: all of these at once.
+        misshapen: all of these at once; or a damaged tensor.
     """
     folder = present(folder)
     configs = configs or read_configs(folder)
@@ -183,11 +188,13 @@ def load_model(
     weights: dict[str, Any] = {}
     for part, config in (('transformer', configs.transformer), ('tokenizer', configs.tokenizer)):
         if part in parts and config is not None:
-            weights[f'{part}_params'] = read_part(folder, part, config, problems, dtype, mesh)
+            weights[f'{part}_params'] = read_part(
+                folder, part, config, problems, dtype, mesh, verify
+            )
     text_folder = folder / 'text_encoder'
     if 'text_encoder' in parts and text_folder.is_dir():
         try:
-            _, weights['text_params'] = load_encoder(text_folder, dtype, mesh)
+            _, weights['text_params'] = load_encoder(text_folder, dtype, mesh, verify=verify)
         except UserError as error:
             problems.append(str(error))
         if any((text_folder / name).is_file() for name in ('tokenizer.json', 'spiece.model')):

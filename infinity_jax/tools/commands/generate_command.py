@@ -63,6 +63,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help='prompts are padded to it and cut at it (default: all that the model reads)',
     )
     add_model_flags(parser)
+    parser.add_argument(
+        '--no-verify',
+        action='store_false',
+        dest='verify',
+        help='do not compare the weights with their hashes and do not refuse NaN, infinity and '
+        'kernels of zeros; loads faster',
+    )
     add_image_size_flags(parser)
     add_sampling_flags(parser)
     add_quantization_flags(parser)
@@ -95,6 +102,7 @@ def run(args: argparse.Namespace) -> None:
             max_batch=min(num_images, args.max_batch or MAX_BATCH),
             quantization=quantization,
             text_length=args.text_length,
+            verify=args.verify,
             request=Request(tuple(prompts), args.num, args.negative, sampling),
         )
         if ratio is not None or size is not None:
