@@ -7,10 +7,12 @@ import dataclasses
 import functools
 import itertools
 import math
+import re
 
 import numpy as np
 
 from infinity_jax.errors import UserError
+from infinity_jax.ranges import Range
 
 STRIDE = 16  # pixels per token along an edge, in the released models
 SQUARE = '1.000'  # the ratio of square images, by its name in RATIOS
@@ -47,6 +49,10 @@ BUDGETS: dict[str, int] = {'0.06M': 7, '0.25M': 10, '0.60M': 12, '1M': 13}
 BUDGET_OF_EDGE = {STRIDE * RATIOS['1.000'][n - 1][0]: name for name, n in BUDGETS.items()}
 
 
+EDGE = Range(1, 4096)  # of a grid, in tokens
+MOST_SCALES = 256
+
+
 @dataclasses.dataclass(frozen=True)
 class ScaleSchedule:
     """The token grids of one image shape.
@@ -62,9 +68,16 @@ class ScaleSchedule:
 
     def __post_init__(self):
         grids = self.grids
-        pairs = all(len(grid) == 2 and min(grid) >= 1 for grid in (*grids, self.full_grid))
+        if len(grids) > MOST_SCALES:
+            raise UserError(f'scale schedule has {len(grids)} scales; wanted {MOST_SCALES} at most')
+        pairs = all(
+            len(grid) == 2 and all(map(EDGE.has, grid)) for grid in (*grids, self.full_grid)
+        )
         if not grids or not pairs:
-            raise UserError(f'scale schedule {grids} is not a list of grids (h, w), each 1 or more')
+            raise UserError(
+                f'scale schedule {grids} is not a list of grids (h, w), each 1 or more and '
+                f'{EDGE.high} at most, or its full grid {self.full_grid} is not one'
+            )
         for previous, grid in itertools.pairwise(grids):
             if grid[0] < previous[0] or grid[1] < previous[1]:
                 raise UserError(f'scale schedule {grids} shrinks at {grid}; list it coarse to fine')
@@ -156,6 +169,22 @@ def nearest_ratio(ratio: float | str) -> str:
             f'{", ".join(sorted(RATIOS))}'
         )
     return min(RATIOS, key=lambda name: abs(float(name) - value))
+
+
+def height_over_width_of(aspect_ratio: str) -> float:
+    """Height / width of an aspect ratio such as '16:9', which is width:height.
+
+    Raises:
+      UserError: no two positive numbers with a colon between them.
+    """
+    match = re.fullmatch(r'(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)', aspect_ratio, re.ASCII)
+    width, height = (float(part) for part in match.groups()) if match else (0.0, 0.0)
+    if not (0 < width < math.inf and 0 < height < math.inf):
+        raise UserError(
+            f'{aspect_ratio!r} is not an aspect ratio; wanted WIDTH:HEIGHT, two positive numbers '
+            'such as 16:9, 1:1 or 3:2'
+        )
+    return height / width
 
 
 def nearest_size(height: int, width: int) -> tuple[str, str]:

@@ -141,15 +141,23 @@ def read_configs(folder: str | Path) -> ModelConfigs:
       UserError: no model folder, an unknown field, or parts that do not fit each other.
     """
     folder, described = read_description(folder)
-    parts: dict[str, Any] = {'source': described.get('source', {})}
-    parts['extra'] = described.get('extra', {})
+    parts: dict[str, Any] = {}
+    for name in ('source', 'extra'):
+        parts[name] = described.get(name, {})
+        if not isinstance(parts[name], dict):
+            raise UserError(
+                f'{folder}/config.json: {name} is {parts[name]!r:.60}; wanted an object'
+            )
     for part, kind in (
         ('transformer', TransformerConfig),
         ('tokenizer', TokenizerConfig),
         ('schedule', ScaleSchedule),
     ):
         if described.get(part) is not None:
-            parts[part] = from_mapping(kind, described[part], part, stored=True)
+            try:
+                parts[part] = from_mapping(kind, described[part], part, stored=True)
+            except UserError as error:
+                raise UserError(f'{folder}/config.json: {error}') from None
     if (folder / 'text_encoder').is_dir():
         parts['text'] = read_text_config(folder / 'text_encoder')
     configs = ModelConfigs(**parts)

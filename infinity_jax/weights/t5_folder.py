@@ -103,15 +103,18 @@ def read_text_config(folder: str | Path) -> TextConfig:
     ]
     if wrong:
         raise UserError(f'{path}: {", ".join(wrong)}; wanted whole numbers from 1 on')
-    config = TextConfig(**{ours: fields[name] for name, ours in CONFIG_FIELDS.items()})
+    buckets, distance = (fields[f'relative_attention_{n}'] for n in ('num_buckets', 'max_distance'))
     # Half of the buckets serve each direction; the second half of these grow logarithmically.
-    if config.buckets < 4 or config.max_distance <= config.buckets // 4:
+    if buckets < 4 or distance <= buckets // 4:
         raise UserError(
-            f'{path}: relative_attention_num_buckets is {config.buckets} and '
-            f'relative_attention_max_distance {config.max_distance}; wanted at least 4, and more '
+            f'{path}: relative_attention_num_buckets is {buckets} and '
+            f'relative_attention_max_distance {distance}; wanted at least 4, and more '
             'than a quarter of the buckets'
         )
-    return config
+    try:
+        return TextConfig(**{ours: fields[name] for name, ours in CONFIG_FIELDS.items()})
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
 
 
 def _check_fields(path: Path, fields: Mapping[str, Any], required: Mapping[str, Any]) -> None:

@@ -257,7 +257,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f'{path}: not readable JSON ({error})') from None
     if not isinstance(found, dict):
         raise UserError(f'{path}: holds a JSON {type(found).__name__}; wanted an object')

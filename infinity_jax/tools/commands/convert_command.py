@@ -11,11 +11,11 @@ UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The directions, each with its flags."""
-    directions = parser.add_subparsers(
-        dest='direction', required=True, title='directions', metavar='DIRECTION'
+    """The conversions, each with its flags."""
+    conversions = parser.add_subparsers(
+        dest='conversion', required=True, title='conversions', metavar='CONVERSION'
     )
-    add = lambda name, text: directions.add_parser(name, help=text, description=text)
+    add = lambda name, text: conversions.add_parser(name, help=text, description=text)
     start = add('from-torch', 'Write a model folder from released PyTorch weights.')
     back = add('to-torch', 'Write PyTorch weights from a model folder or a training checkpoint.')
     merge = add('merge-lora', 'Merge LoRA adapters into the model folder they were trained on.')

@@ -14,7 +14,7 @@ import numpy as np
 from infinity_jax.images import to_uint8
 from infinity_jax.inference.generate import generate_bits
 from infinity_jax.inference.sampling import SamplingConfig, keep_likely, sample_bits
-from infinity_jax.inference.scale_steps import controls
+from infinity_jax.inference.scale_steps import GenerationInputs
 from infinity_jax.scales import RATIOS, ScaleSchedule, nearest_ratio
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.quantizer import (
@@ -230,34 +230,23 @@ def generation_rows(
     text = ref.text('text', int(max(lengths)))
     negative = ref.text(negative_name, int(max(lengths))) if negative_name else None
     sampling = SamplingConfig(
-        guidance=tuple(map(float, settings['cfg'])), temperature=tuple(map(float, settings['tau']))
+        guidance=tuple(map(float, settings['cfg'])),
+        temperature=tuple(map(float, settings['tau'])),
+        guidance_layer=settings['cfg_insertion_layer'][0],
+        top_k=0,  # greedy bits are taken below, from unfiltered logits
+        top_p=1.0,
     )
     model = Transformer(config)
     keys = jax.random.split(jax.random.key(0), len(bits[0]))
+    static = sampling.static(schedule)
 
-    def generate(variables, text, negative, forced, numbers):
-        return generate_bits(
-            model,
-            variables,
-            keys,
-            text,
-            numbers,
-            schedule,
-            negative=negative,
-            guided=any(g != 1 for g in settings['cfg']),
-            guidance_layer=settings['cfg_insertion_layer'][0],
-            top_k=0,  # greedy bits are taken below, from unfiltered logits
-            top_p=1.0,
-            forced_bits=forced,
-            keep_logits=True,
-        )
+    def generate(variables, inputs, forced):
+        return generate_bits(model, variables, inputs, static, forced_bits=forced, keep_logits=True)
 
     generated = jax.jit(generate)(
         {'params': ref.loaded.transformer_params},
-        text,
-        negative,
+        GenerationInputs(keys, text, sampling.traced(schedule), negative),
         tuple(jnp.asarray(b) for b in bits),
-        controls(sampling, schedule),
     )
     errors, greedy, margins = [], [], []
     for scale, (logits, (h, w)) in enumerate(zip(generated.logits, schedule.grids, strict=True)):
