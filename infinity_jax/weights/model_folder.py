@@ -153,7 +153,7 @@ def read_configs(folder: str | Path) -> ModelConfigs:
         ('tokenizer', TokenizerConfig),
         ('schedule', ScaleSchedule),
     ):
-        if described.get(part) is not None:
+        if part in described:
             try:
                 parts[part] = from_mapping(kind, described[part], part, stored=True)
             except UserError as error:
