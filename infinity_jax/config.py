@@ -191,11 +191,14 @@ class TextConfig:
     def __post_init__(self):
         check_ranges(self, 'text.encoder.', _TEXT_RANGES)
         # Half of the buckets serve each direction; the second half of these grow logarithmically.
-        if self.buckets % 2 or self.max_distance <= self.buckets // 4:
+        if self.buckets % 2:
             raise UserError(
-                f'config fields text.encoder.buckets {self.buckets} and max_distance '
-                f'{self.max_distance}: wanted an even number of buckets, and a distance above a '
-                'quarter of it'
+                f'config field text.encoder.buckets is {self.buckets}; wanted an even number'
+            )
+        if self.max_distance <= self.buckets // 4:
+            raise UserError(
+                f'config field text.encoder.max_distance is {self.max_distance}; wanted more than '
+                f'a quarter of the {self.buckets} buckets'
             )
 
 
