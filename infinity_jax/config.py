@@ -271,6 +271,20 @@ class ModelConfigs:
         return problems
 
 
+Part = TypeVar('Part')
+
+
+def required(part: Part | None, name: str) -> Part:
+    """A part of a model that its user cannot do without: a configuration, weights, a schedule.
+
+    Raises:
+      UserError: it is None; `name` says which part that is.
+    """
+    if part is None:
+        raise UserError(f'the model has no {name}; name a model folder that has all parts')
+    return part
+
+
 def released_tokenizer(transformer: TransformerConfig) -> TokenizerConfig:
     """The released tokenizer that a preset works with, at 16 pixels per token."""
     multipliers = (1, 2, 4, 4) if transformer.spatial_patchify else (1, 2, 4, 4, 4)
@@ -318,7 +332,7 @@ def current_name(name: str, known: Collection[str], where: str = '') -> str:
       where: dotted path with a dot at its end, for the warning on stderr; `STORED`: no warning.
     """
     new = RENAMED_FIELDS.get(name)
-    if name in known or new not in known:
+    if name in known or new is None or new not in known:
         return name
     if where != STORED:
         _print_once(
@@ -348,7 +362,8 @@ def from_mapping(
     """
     if not hasattr(fields, 'items'):
         raise UserError(f'config field {where} is {fields!r:.60}; wanted a group of fields')
-    known = {f.name: f for f in dataclasses.fields(cls)}
+    # No public type stands for "a dataclass".
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     prefix = f'{where}.' if where else ''
     values = {}
@@ -378,7 +393,7 @@ def _convert(hint: Any, value: Any, where: str, stored: bool) -> Any:
         if value is None and type(None) in options:
             return None
         hint = next(o for o in options if o is not type(None))
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not hasattr(value, 'items'):
             raise UserError(f'config field {where} is {value!r:.60}; wanted a group of fields')
         return from_mapping(hint, value, where, stored=stored)

@@ -80,7 +80,7 @@ def decode(stream: BinaryIO, size: tuple[int, int], crop: Crop | None = None) ->
     with _opened(stream) as (image, orientation):
         target = size if orientation > 4 else size[::-1]  # width and height as stored
         margin = DRAFT_MARGIN / (crop.edge if crop else 1)
-        image.draft('RGB', tuple(math.ceil(margin * n) for n in target))
+        image.draft('RGB', (math.ceil(margin * target[0]), math.ceil(margin * target[1])))
         box = _box(image.size, target, crop) if crop else _centre(image.size, target)
         image = _rgb(image).resize(target, Image.Resampling.LANCZOS, box)
         if orientation in _UPRIGHT:

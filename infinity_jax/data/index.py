@@ -99,8 +99,9 @@ def _digest(source: Source | FeatureSource) -> str:
 
 
 def _write(folder: pathlib.Path, source: Source | FeatureSource) -> None:
+    broken: list[tuple[str, str]] = []
     if isinstance(source, FeatureSource):  # the records were checked when they were made
-        table, broken = source.table(), []
+        table = source.table()
     else:
         table, broken = _scan(source)
     if not len(table.sizes):
@@ -113,7 +114,8 @@ def _write(folder: pathlib.Path, source: Source | FeatureSource) -> None:
 
 def _scan(source: Source) -> tuple[IndexTable, list[tuple[str, str]]]:
     """The table and the broken records; reads every record, but of images only the headers."""
-    chunks, broken = [], []
+    chunks: list[IndexTable] = []
+    broken: list[tuple[str, str]] = []
     progress = tqdm.tqdm(source.locations(), f'index of {source.name}', unit='', disable=None)
     locations = iter(progress)
     scan = functools.partial(_scan_record, source)

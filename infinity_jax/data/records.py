@@ -25,6 +25,11 @@ class RawRecord:
     captions: RecordCaptions | None  # None: its source has images alone
 
 
+def open_file(path: pathlib.Path) -> BinaryIO:
+    """Opens a file of bytes; a function so that it can be sent to worker processes."""
+    return path.open('rb')
+
+
 class IndexTable(NamedTuple):
     """What an index stores of each of N records."""
 

@@ -6,7 +6,7 @@ The host calls one small program per layer and scale, which costs it about 0.1 m
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,7 @@ def _advance(
 ) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
     """Bits of one scale, the codes with them, the next scale's tokens, and logits if kept."""
     conditioning = state.conditioning
+    assert state.x_BLD is not None
     bits, logits = sample_scale_bits(
         model, variables, conditioning, state.x_BLD, keys_B, numbers, settings, scale
     )
@@ -175,7 +176,8 @@ def unstack(blocks: Any, depth: int) -> tuple[Any, ...]:
 def layer_text(config: TransformerConfig, params: Any, context_BTD: jax.Array) -> KeysValues:
     """One layer's cross-attention keys and values of the text, heads first: (P, N, T, H)."""
     pair = Block(config).apply({'params': params}, context_BTD, method=Block.text_keys_values)
-    return tuple(x.transpose(0, 2, 1, 3) for x in pair)
+    keys, values = cast(KeysValues, pair)
+    return keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3)
 
 
 @functools.partial(

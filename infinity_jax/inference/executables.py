@@ -30,6 +30,7 @@ from jax.experimental import serialize_executable
 from infinity_jax.errors import UserError, in_one_line
 from infinity_jax.runtime.atomic_write import atomic_file
 from infinity_jax.runtime.compile_cache import user_cache_folder, without_compile_cache
+from infinity_jax.sharding import default_device
 
 FOLDER = 'compiled'  # inside the model folder
 ENDING = '.program'
@@ -159,10 +160,12 @@ class Executables:
         with without_compile_cache():
             compiled = function.lower(**static, **shapes).compile()
         payload = pickle.dumps(serialize_executable.serialize(compiled))
-        header = {'computes': described, 'surroundings': surroundings()}
+        header: dict[str, Any] = {'computes': described, 'surroundings': surroundings()}
         path = self._path(described)
         try:
-            header['signature'] = _signature(_secret(make=True), header, payload)
+            secret = _secret(make=True)
+            assert secret is not None
+            header['signature'] = _signature(secret, header, payload)
             with atomic_file(path) as temporary:
                 temporary.write_bytes(json.dumps(header).encode() + b'\n' + payload)
         except OSError as error:
@@ -170,6 +173,7 @@ class Executables:
         return path
 
     def _path(self, described: Description) -> pathlib.Path:
+        assert self._folder is not None, 'nothing is stored without a model folder'
         return self._folder / f'{described["function"]}-{_key(described)[:16]}{ENDING}'
 
     def _stored(self, described: Description) -> Callable[..., Any] | None:
@@ -190,8 +194,9 @@ class Executables:
                 given, _signature(secret, fields, payload)
             ):
                 raise ValueError('this user did not compile it here')
+            program, inputs, outputs = pickle.loads(payload)
             return serialize_executable.deserialize_and_load(
-                *pickle.loads(payload), execution_devices=[_device()]
+                program, inputs, outputs, execution_devices=[_device()]
             )
         # Files that were cut or changed, and any error of a runtime that cannot load a program.
         except Exception as error:
@@ -201,6 +206,7 @@ class Executables:
     def _explain(self, described: Description) -> None:
         """One line on how the stored program that is nearest to this call differs."""
         wanted = described | surroundings()
+        assert self._folder is not None
         nearest: Description | None = None
         for path in self._folder.glob(f'{described["function"]}-*{ENDING}'):
             other = _read_header(path)
@@ -235,7 +241,7 @@ def _warn(reason: str) -> None:
 
 def _device() -> jax.Device:
     """The device that programs without a mesh run on."""
-    device = jax.config.jax_default_device
+    device = default_device()
     return device if isinstance(device, jax.Device) else jax.local_devices()[0]
 
 

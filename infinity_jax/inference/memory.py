@@ -17,6 +17,7 @@ from infinity_jax.config import (
     TokenizerConfig,
     TransformerConfig,
     pixels_per_token,
+    required,
 )
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.host_memory import available_bytes
@@ -144,18 +145,23 @@ def plan_memory(
     Raises:
       UserError: not even one image fits.
     """
-    parts = (configs.transformer, configs.tokenizer, configs.text)
+    transformer = required(configs.transformer, 'transformer')
+    tokenizer = required(configs.tokenizer, 'tokenizer')
+    text = required(configs.text, 'text encoder')
+    schedule = required(configs.schedule, 'schedule')
     device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
     on_host = device.platform == 'cpu'  # all devices of a mesh then share one memory
     sizes = {} if on_host or mesh is None else dict(mesh.shape)
     shares = sizes.get('data', 1) * sizes.get('fsdp', 1)
     room = _room(device)
-    height, width = configs.schedule.image_size(pixels_per_token(*parts[:2]))
+    height, width = schedule.image_size(pixels_per_token(transformer, tokenizer))
     choices = (False,) if on_host or mesh is not None else (False, True)
     for batch in _halvings(max_batch, shares):
         share = estimate_memory(
-            *parts,
-            configs.schedule,
+            transformer,
+            tokenizer,
+            text,
+            schedule,
             -(-batch // shares),
             on_cpu=on_host,
             on_mesh=mesh is not None,
@@ -173,7 +179,8 @@ def plan_memory(
                 )
             if fits:
                 return MemoryPlan(batch, offload)
-    narrower = ', use --dtype bfloat16' if parts[0].dtype == 'float32' else ''
+    assert room is not None  # otherwise the first batch fits
+    narrower = ', use --dtype bfloat16' if transformer.dtype == 'float32' else ''
     weights = estimate.total(choices[-1]) - estimate.work
     advice = 'generate a smaller --budget' if weights < room else 'use a smaller model'
     raise UserError(

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from infinity_jax.config import QuantizationConfig, pixels_per_token
+from infinity_jax.config import QuantizationConfig, pixels_per_token, required
 from infinity_jax.errors import UserError
 from infinity_jax.inference.executables import Executables
 from infinity_jax.inference.generate import NetworkParams, Networks
@@ -122,11 +122,13 @@ class InfinityPipeline:
         self._schedule = configs.schedule
         self._rewrite = rewrite_prompt or (lambda prompt: prompt)
         self._max_batch = max_batch
-        self._stride = pixels_per_token(configs.transformer, configs.tokenizer)
+        transformer = required(configs.transformer, 'transformer')
+        tokenizer = required(configs.tokenizer, 'tokenizer')
+        self._stride = pixels_per_token(transformer, tokenizer)
         self._quantization = model.quantization
         self._prompt_encoder = PromptEncoder(model, text_length, executables)
         self._generator = Generator(
-            Networks(Transformer(configs.transformer), Autoencoder(configs.tokenizer)),
+            Networks(Transformer(transformer), Autoencoder(tokenizer)),
             NetworkParams(model.transformer_params, model.tokenizer_params),
             model.mesh,
             int8_cache=model.quantization.cache == 'int8',
@@ -175,8 +177,10 @@ class InfinityPipeline:
         folder = local_folder(name, revision, cache_dir)
         configs = read_configs(folder)
         check_complete(configs, ('transformer', 'tokenizer', 'text'))
+        transformer = required(configs.transformer, 'transformer')
+        tokenizer = required(configs.tokenizer, 'tokenizer')
         if dtype is not None:
-            transformer = dataclasses.replace(configs.transformer, dtype=dtype)
+            transformer = dataclasses.replace(transformer, dtype=dtype)
             configs = dataclasses.replace(configs, transformer=transformer)
         configs = dataclasses.replace(configs, schedule=choose_schedule(configs, **size))
         devices = None if mesh is None else make_mesh(mesh)
@@ -193,17 +197,24 @@ class InfinityPipeline:
 
         # Part by part, so that the host never holds two parts at once.
         params = place_transformer(
-            load('transformer').transformer_params, configs.transformer, quantization, devices
+            required(load('transformer').transformer_params, 'transformer'),
+            transformer,
+            quantization,
+            devices,
         )
-        decoder = place_decoder(load('tokenizer').tokenizer_params, configs.tokenizer, devices)
+        decoder = place_decoder(
+            required(load('tokenizer').tokenizer_params, 'tokenizer'), tokenizer, devices
+        )
         text = load('text_encoder')
         check_complete(text, ('text_params', 'text_tokenizer'))
         model = PlacedModel(
             configs,
             params,
             decoder,
-            place_text_encoder(text.text_params, configs, devices, plan.offload_text),
-            text.text_tokenizer,
+            place_text_encoder(
+                required(text.text_params, 'text encoder'), configs, devices, plan.offload_text
+            ),
+            required(text.text_tokenizer, 'vocabulary'),
             quantization,
             devices,
             plan.offload_text,
@@ -304,8 +315,8 @@ class InfinityPipeline:
             keys_B = image_keys(np.uint32(seed), indices_B)
             inputs = GenerationInputs(keys_B, text, numbers, negative_text)
             pixels = self._generator(inputs, settings)
-            pixels = np.asarray(pixels if self._mesh is None else to_host(pixels, self._mesh))
-            yield pixels[: len(prompts) - start]
+            on_host = pixels if self._mesh is None else to_host(pixels, self._mesh)
+            yield np.asarray(on_host)[: len(prompts) - start]
 
     def _batch_size(self, images: int) -> int:
         """Images per program call: a multiple of the mesh's shares of a batch."""

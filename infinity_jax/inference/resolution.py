@@ -3,7 +3,7 @@
 import functools
 import sys
 
-from infinity_jax.config import ModelConfigs, TransformerConfig, pixels_per_token
+from infinity_jax.config import ModelConfigs, TransformerConfig, pixels_per_token, required
 from infinity_jax.errors import UserError
 from infinity_jax.scales import (
     STRIDE,
@@ -42,7 +42,8 @@ def choose_schedule(
       UserError: a shape that the model cannot generate, or two shapes at once.
     """
     own = configs.schedule
-    stride = pixels_per_token(configs.transformer, configs.tokenizer)
+    transformer = required(configs.transformer, 'transformer')
+    stride = pixels_per_token(transformer, required(configs.tokenizer, 'tokenizer'))
     if ratio is not None:
         _print_renamed()
     ratios = {
@@ -66,7 +67,7 @@ def choose_schedule(
     schedule = ScaleSchedule.for_image(
         own_ratio if ratio is None else ratio, own_budget if budget is None else budget
     )
-    problem = _misfit(configs.transformer, stride, schedule)
+    problem = _misfit(transformer, stride, schedule)
     if problem and own is not None:
         height, width = own.image_size(stride)
         problem += f'; leave out the size: this model generates {height} x {width} on its own grids'

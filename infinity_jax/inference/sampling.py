@@ -83,7 +83,7 @@ class SamplingConfig:
     def __post_init__(self):
         for name in ('guidance', 'temperature'):
             values = getattr(self, name)
-            values = (values,) if isinstance(values, int | float) else tuple(values)
+            values = _per_scale(values)
             if not values or not all(math.isfinite(value) for value in values):
                 raise UserError(f'{name} is {values}; wanted a finite number, or one per scale')
             object.__setattr__(self, name, values)
@@ -98,7 +98,7 @@ class SamplingConfig:
             raise UserError(f'top_k is {self.top_k}; a bit has two values: 0 (off), 1 or 2')
         if self.unguided_scales < 0:
             raise UserError(f'unguided_scales is {self.unguided_scales}; wanted 0 or more')
-        if any(not t > 0 for t in self.temperature):
+        if any(not t > 0 for t in _per_scale(self.temperature)):
             raise UserError(
                 f'temperature is {self.temperature}; it must be positive. For greedy sampling '
                 'set top_k to 1'
@@ -114,7 +114,7 @@ class SamplingConfig:
         """
         return GenerationSettings(
             schedule,
-            guided=any(g != 1 for g in self.guidance),
+            guided=any(g != 1 for g in _per_scale(self.guidance)),
             guidance_layer=self.guidance_layer,
             top_k=self.top_k,
             top_p=self.top_p,
@@ -168,3 +168,8 @@ def sample_bits(keys_B: jax.Array, logits: jax.Array) -> jax.Array:
     margin = logits[..., 1] - logits[..., 0]
     uniform = jax.vmap(lambda key: jax.random.uniform(key, margin.shape[1:]))(keys_B)
     return uniform < jax.nn.sigmoid(margin)
+
+
+def _per_scale(values: float | tuple[float, ...]) -> tuple[float, ...]:
+    """A number alone as a tuple of one."""
+    return (values,) if isinstance(values, int | float) else tuple(values)

@@ -4,7 +4,7 @@ Two callers run them and generate the same bits: `generate` in one compiled prog
 in several.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -63,9 +63,10 @@ def embed_prompts(
             features = model.apply(
                 variables, text.features_BTE, method=Transformer.unconditional_text
             )
-            negative = Text(features, text.lengths_B)
+            negative = Text(cast(jax.Array, features), text.lengths_B)
         text = Text(*(jnp.concatenate(pair) for pair in zip(text, negative, strict=True)))
-    return model.apply(variables, *text, tiled=True, method=Transformer.encode_text)
+    conditioning = model.apply(variables, *text, tiled=True, method=Transformer.encode_text)
+    return cast(Conditioning, conditioning)
 
 
 def for_images(conditioning: Conditioning, images: int, guided: bool) -> Conditioning:
@@ -111,7 +112,8 @@ def embed_scale_inputs(
         tokens = flatten_tokens(next_input(total_Bhwd, grid), patchify)
         if settings.guided_at(scale):
             tokens = jnp.concatenate([tokens, tokens])
-    return model.apply(variables, conditioning, tokens, scale, method=Transformer.embed_scale)
+    x_BLD = model.apply(variables, conditioning, tokens, scale, method=Transformer.embed_scale)
+    return cast(jax.Array, x_BLD)
 
 
 def hidden_guidance(
@@ -148,8 +150,8 @@ def sample_scale_bits(
     if not guide_logits:  # guidance on hidden states leaves both halves equal: read the first
         conditioning = conditioning._replace(pooled_BD=conditioning.pooled_BD[:batch])
         x_BLD = x_BLD[:batch]
-    logits = model.apply(variables, x_BLD, conditioning, tiled=True, method=Transformer.logits)
-    logits = logits / numbers.temperature_K[scale]
+    computed = model.apply(variables, x_BLD, conditioning, tiled=True, method=Transformer.logits)
+    logits = cast(jax.Array, computed) / numbers.temperature_K[scale]
     if guide_logits:
         guidance = numbers.guidance_K[scale]
         conditional, unconditional = jnp.split(logits, 2)

@@ -3,12 +3,12 @@
 import functools
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
-from infinity_jax.config import TransformerConfig
+from infinity_jax.config import TransformerConfig, required
 from infinity_jax.errors import UserError
 from infinity_jax.inference.executables import Executables, call_jitted
 from infinity_jax.inference.scale_steps import Text
@@ -22,7 +22,7 @@ Pair = tuple[Text, Text | None]  # prompts and the negative text, padded to the 
 @functools.partial(jax.jit, static_argnames='encoder')
 def encode(encoder: T5Encoder, params: Any, ids_BT: jax.Array, lengths_B: jax.Array) -> jax.Array:
     """Padded token ids to text features (B, T, E); compiled once per shape and encoder."""
-    return encoder.apply({'params': params}, ids_BT, lengths_B)
+    return cast(jax.Array, encoder.apply({'params': params}, ids_BT, lengths_B))
 
 
 def padded_length(config: TransformerConfig, text_length: int | None) -> int:
@@ -65,13 +65,14 @@ class PromptEncoder:
         Raises:
           UserError: more tokens than the model reads, or none.
         """
-        config = model.configs.transformer
+        config = required(model.configs.transformer, 'transformer')
         self._limit = padded_length(config, text_length)
         self._mesh = model.mesh
         self._executables = executables or Executables()
         self._tokenizer = model.text_tokenizer
         # In the transformer's dtype as in training, so that samples there and here agree.
-        self._encoder = T5Encoder(model.configs.text, jnp.dtype(config.dtype))
+        text_config = required(model.configs.text, 'text encoder')
+        self._encoder = T5Encoder(text_config, jnp.dtype(config.dtype))
         self._params, self._offload = model.text_params, model.offload_text
 
     def __call__(self, batches: Iterable[Sequence[str]], negative: str | None) -> Iterable[Pair]:

@@ -2,13 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from infinity_jax.config import ModelConfigs, QuantizationConfig
+from infinity_jax.config import ModelConfigs, QuantizationConfig, required
 from infinity_jax.inference.generate import NetworkParams, Networks, generate_images
 from infinity_jax.inference.generator import goes_layerwise
 from infinity_jax.inference.sampling import GenerationSettings, SamplingConfig, SamplingNumbers
@@ -21,10 +20,18 @@ from infinity_jax.transformer.model import Transformer
 from infinity_jax.weights.placement import decoder_params, placed_shapes
 
 
+class Jitted(Protocol):
+    """A function that can be called and lowered, of `jax.jit` or a `PlatformJit`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered: ...
+
+
 class Call(NamedTuple):
     """A call of a jitted function: its static arguments, and shapes instead of the others."""
 
-    function: Callable[..., Any]
+    function: Jitted
     static: dict[str, Any]
     shapes: dict[str, Any]
 
@@ -64,9 +71,9 @@ def calls_for(
 ) -> list[Call]:
     """The calls of the first batch of a request; see `calls_of`."""
     images = min(len(request.prompts) * request.num, max_batch)
-    settings = request.sampling.static(configs.schedule, quantization)
+    settings = request.sampling.static(required(configs.schedule, 'schedule'), quantization)
     negative = request.negative is not None and settings.guided
-    length = padded_length(configs.transformer, text_length)
+    length = padded_length(required(configs.transformer, 'transformer'), text_length)
     batch = BatchShape(images, request.num, length, negative)
     return calls_of(configs, settings, batch, quantization)
 
@@ -89,9 +96,11 @@ def calls_of(
       quantization: the format of the weights.
       platform: of the device; None: of the default one.
     """
-    config = configs.transformer
+    config = required(configs.transformer, 'transformer')
+    tokenizer = required(configs.tokenizer, 'tokenizer')
+    text_config = required(configs.text, 'text encoder')
 
-    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    def array(shape: tuple[int, ...], dtype: Any) -> Any:  # it stands for a jax.Array
         return jax.ShapeDtypeStruct(shape, dtype)
 
     texts = batch.images // math.gcd(batch.num, batch.images)
@@ -101,9 +110,9 @@ def calls_of(
     )
     encoding = Call(
         encode,
-        {'encoder': T5Encoder(configs.text, jnp.dtype(config.dtype))},
+        {'encoder': T5Encoder(text_config, jnp.dtype(config.dtype))},
         {
-            'params': placed_shapes(configs.text, config.dtype),
+            'params': placed_shapes(text_config, config.dtype),
             'ids_BT': array((texts, batch.text_length), jnp.int32),
             'lengths_B': text.lengths_B,
         },
@@ -113,11 +122,11 @@ def calls_of(
     if on_cpu and goes_layerwise(params, settings.int8_cache):
         return [encoding]
     numbers = array((len(settings.schedule),), jnp.float32)
-    decoder = decoder_params(placed_shapes(configs.tokenizer, 'float32'))
+    decoder = decoder_params(placed_shapes(tokenizer, 'float32'))
     generation = Call(
         generate_images,
         {
-            'networks': Networks(Transformer(config), Autoencoder(configs.tokenizer)),
+            'networks': Networks(Transformer(config), Autoencoder(tokenizer)),
             'settings': settings,
         },
         {

@@ -1,5 +1,6 @@
 """Prompts to token ids, with the tokenizer of a Hugging Face folder or repository."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ class TextTokenizer:
         for name, content in self.files.items():
             (Path(folder) / name).write_bytes(content)
 
-    def token_counts(self, prompts: list[str]) -> list[int]:
+    def token_counts(self, prompts: Sequence[str]) -> list[int]:
         """Number of tokens of each prompt, the end token included, before truncation."""
         encodings = self._tokenizer.encode_batch(list(prompts))
         ends = [e.ids[-1:] == [self.end_id] for e in encodings]

@@ -60,6 +60,7 @@ def splash_attend(
     # split a mask without partial blocks.
     shards = 1 if ends_L is None else parts
     rows = filled // parts * shards
+    mask: FullMask | PrefixMask
     if ends_L is None and filled_keys == keys:
         mask = FullMask((rows, keys))
     else:

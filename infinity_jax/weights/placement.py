@@ -16,6 +16,7 @@ from infinity_jax.config import (
     TextConfig,
     TokenizerConfig,
     TransformerConfig,
+    required,
 )
 from infinity_jax.errors import UserError
 from infinity_jax.sharding import batch_sharding, shardings_of
@@ -75,12 +76,18 @@ def place_model(
         loaded, ('transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer')
     )
     configs = loaded.configs
+    transformer = required(configs.transformer, 'transformer')
+    tokenizer = required(configs.tokenizer, 'tokenizer')
     return PlacedModel(
         configs,
-        place_transformer(loaded.transformer_params, configs.transformer, quantization, mesh),
-        place_decoder(loaded.tokenizer_params, configs.tokenizer, mesh),
-        place_text_encoder(loaded.text_params, configs, mesh, offload_text),
-        loaded.text_tokenizer,
+        place_transformer(
+            required(loaded.transformer_params, 'transformer'), transformer, quantization, mesh
+        ),
+        place_decoder(required(loaded.tokenizer_params, 'tokenizer'), tokenizer, mesh),
+        place_text_encoder(
+            required(loaded.text_params, 'text encoder'), configs, mesh, offload_text
+        ),
+        required(loaded.text_tokenizer, 'vocabulary'),
         quantization,
         mesh,
         offload_text,
@@ -113,8 +120,10 @@ def place_text_encoder(
     params: Params, configs: ModelConfigs, mesh: Mesh | None = None, offload: bool = False
 ) -> Params:
     """The text encoder's parameters in the transformer's dtype, on the devices or the host."""
-    dtype = configs.transformer.dtype
-    return hold(params, dtype) if offload else place(params, dtype, configs.text, mesh)
+    dtype = required(configs.transformer, 'transformer').dtype
+    if offload:
+        return hold(params, dtype)
+    return place(params, dtype, required(configs.text, 'text encoder'), mesh)
 
 
 def device_dtype(path: tuple[str, ...], product_dtype: Any) -> np.dtype:

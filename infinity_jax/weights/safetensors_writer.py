@@ -32,7 +32,7 @@ class Spec(NamedTuple):
 
 def raw_bytes(array: np.ndarray) -> memoryview:
     """The bytes of an array in row-major order, copied only if it is not contiguous."""
-    return memoryview(byte_view(array))
+    return byte_view(array).data
 
 
 class SafetensorsWriter:
@@ -138,7 +138,7 @@ class ShardWriter:
         groups = group_by_size({name: spec.nbytes for name, spec in specs.items()}, limit)
         self.names = shard_names(f'{stem}.safetensors', len(groups))
         self._writer: dict[str, SafetensorsWriter] = {}
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for file_name, group in zip(self.names, groups, strict=True):
             writer = SafetensorsWriter(folder / file_name, {n: specs[n] for n in group})
             self._writer |= dict.fromkeys(group, writer)

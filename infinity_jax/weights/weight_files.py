@@ -7,6 +7,7 @@ without an index. Values are loaded by a tensor's `read()`.
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -163,7 +164,7 @@ def _starts(path: Path) -> dict[str, int]:
 
 
 def open_weights(
-    path: str | Path, *, verify: bool = True, refuse_values: bool = False
+    path: str | os.PathLike[str], *, verify: bool = True, refuse_values: bool = False
 ) -> dict[str, Any]:
     """Opens a weight file or folder; for the options, of safetensors, see `SafeTensor`.
 

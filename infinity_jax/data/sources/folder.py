@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterator
 
 from infinity_jax.data.config import SourceConfig
-from infinity_jax.data.records import RawRecord, RecordLocation
+from infinity_jax.data.records import RawRecord, RecordLocation, open_file
 from infinity_jax.errors import UserError
 
 ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
@@ -51,7 +51,8 @@ class FolderSource:
         return ((number,) for number in range(len(self.names)))
 
     def read(self, location: RecordLocation) -> RawRecord:
-        return RawRecord(functools.partial(open, self.folder / self.names[location[0]], 'rb'), None)
+        path = self.folder / self.names[location[0]]
+        return RawRecord(functools.partial(open_file, path), None)
 
     def record_name(self, location: RecordLocation) -> str:
         return self.names[location[0]]

@@ -18,6 +18,7 @@ from infinity_jax.data.records import (
     RawRecord,
     RecordLocation,
     captions_of,
+    open_file,
     parse_object,
 )
 from infinity_jax.errors import UserError
@@ -71,7 +72,7 @@ class JsonlSource:
         path = fields.get('image_path')
         if not isinstance(path, str) or not path or not _may_name_a_file(path):
             raise BrokenRecord(f'image_path is {path!r}')
-        return RawRecord(functools.partial(open, self.images / path, 'rb'), captions_of(fields))
+        return RawRecord(functools.partial(open_file, self.images / path), captions_of(fields))
 
     def record_name(self, location: RecordLocation) -> str:
         return f'{self.paths[location[0]].name} line {location[3]}'

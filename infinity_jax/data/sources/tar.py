@@ -94,7 +94,8 @@ class TarSource:
 
     def locations(self) -> Iterator[RecordLocation]:
         for number, path in enumerate(self.paths):
-            key, location = None, []
+            key: str | None = None
+            location: list[int] = []
             for member_key, column, offset, size in _members(path):
                 if member_key != key:
                     if key is not None:
@@ -153,6 +154,6 @@ def _members(path: pathlib.Path) -> Iterator[tuple[str, int, int, int]]:
         raise UserError(f'tar shard {path}: {error}; fetch or pack it again') from None
 
 
-def _content(path: pathlib.Path, span: tuple[int, int]) -> bytes:
+def _content(path: pathlib.Path, span: tuple[int, ...]) -> bytes:
     with open_part(path, *span) as part:
         return part.read()

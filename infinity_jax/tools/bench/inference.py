@@ -1,6 +1,6 @@
 """The stages of generation and of the tokenizer, for `infinity-jax bench`."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -93,7 +93,7 @@ def bench_tokenizer(workload: Workload, **options: Any) -> Measured:
     @jax.jit
     def encode(variables, pixels_BYX3):
         features = autoencoder.apply(variables, pixels_BYX3, method=Autoencoder.encode)
-        return quantize(features, grids).bits
+        return quantize(cast(jax.Array, features), grids).bits
 
     def run_decoder(variables, total_Bhwd):
         return generate.decode(autoencoder, variables, total_Bhwd)

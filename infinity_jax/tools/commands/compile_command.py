@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     """
     check_positive(args, 'num', 'prompts', 'max_batch')
     ratio, size = ratio_of(args), image_size_of(args)
-    from infinity_jax.config import pixels_per_token
+    from infinity_jax.config import pixels_per_token, required
     from infinity_jax.inference.executables import Executables
     from infinity_jax.inference.pipeline import MAX_BATCH
     from infinity_jax.inference.resolution import choose_schedule
@@ -78,14 +78,15 @@ def run(args: argparse.Namespace) -> None:
     folder = local_folder(args.checkpoint or DEMO_FOLDER, args.revision)
     configs = read_configs(folder)
     check_complete(configs, ('transformer', 'tokenizer', 'text'))
+    transformer = required(configs.transformer, 'transformer')
     if args.dtype is not None:
-        transformer = dataclasses.replace(configs.transformer, dtype=args.dtype)
+        transformer = dataclasses.replace(transformer, dtype=args.dtype)
         configs = dataclasses.replace(configs, transformer=transformer)
     schedule = choose_schedule(configs, height_over_width=ratio, budget=args.budget, size=size)
     if ratio is not None or size is not None:
-        stride = pixels_per_token(configs.transformer, configs.tokenizer)
+        stride = pixels_per_token(transformer, required(configs.tokenizer, 'tokenizer'))
         print(image_size_line(schedule.image_size(stride), schedule), file=sys.stderr)
-    length = padded_length(configs.transformer, args.text_length)
+    length = padded_length(transformer, args.text_length)
     quantization = quantization_of(args)
     settings = sampling_of(args).static(schedule, quantization)
     images = min(args.num * args.prompts, args.max_batch or MAX_BATCH)

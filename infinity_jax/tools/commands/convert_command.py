@@ -147,11 +147,12 @@ def count(text: str) -> int:
 def grids(text: str) -> list[tuple[int, int]]:
     """'1,2,4x3' as (h, w) of each scale."""
     found = [re.fullmatch(r'(\d+)(?:x(\d+))?', part.strip()) for part in text.split(',')]
-    if not all(found):
+    matches = [match for match in found if match]
+    if len(matches) < len(found):
         raise argparse.ArgumentTypeError(
             f'{text!r} is not a list of grids; wanted one such as 1,2,4x3'
         )
-    return [(int(match[1]), int(match[2] or match[1])) for match in found]
+    return [(int(match[1]), int(match[2] or match[1])) for match in matches]
 
 
 def overrides(settings: list[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from infinity_jax.tools.commands.flag_types import (
 BUDGETS = '0.06M (256x256 if square), 0.25M (512x512), 0.60M (768x768) or 1M (1024x1024)'
 
 
-def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """The model that generates."""
     parser.add_argument(
         '--checkpoint',

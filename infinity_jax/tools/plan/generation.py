@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from infinity_jax.config import ModelConfigs
+from infinity_jax.config import ModelConfigs, required
 from infinity_jax.inference.generate import NetworkParams
 from infinity_jax.inference.sampling import GenerationSettings
 from infinity_jax.inference.warmup import BatchShape, Call, calls_of
@@ -62,9 +62,12 @@ def plan_generation(
       progress: called with a line before each compilation.
     """
     images = num * topology.num_chips
-    parts = (configs.transformer, configs.tokenizer, configs.text)
-    length = configs.transformer.text_length
-    counted = flops.generation(*parts, configs.schedule, images, length)
+    transformer = required(configs.transformer, 'transformer')
+    tokenizer = required(configs.tokenizer, 'tokenizer')
+    text = required(configs.text, 'text encoder')
+    schedule = required(configs.schedule, 'schedule')
+    length = transformer.text_length
+    counted = flops.generation(transformer, tokenizer, text, schedule, images, length)
     programs = {
         TEXT_ENCODER: PlannedProgram(counted.text_encoder),
         GENERATION: PlannedProgram(counted.transformer + counted.tokenizer),
@@ -134,8 +137,11 @@ def generation_programs(configs: ModelConfigs, mesh: Mesh, batch: int) -> list[A
       batch: images on all devices.
     """
     platform = mesh.devices.flat[0].platform
-    settings = GenerationSettings(configs.schedule)
-    shape = BatchShape(batch, num=1, text_length=configs.transformer.text_length)
+    transformer = required(configs.transformer, 'transformer')
+    tokenizer = required(configs.tokenizer, 'tokenizer')
+    text = required(configs.text, 'text encoder')
+    settings = GenerationSettings(required(configs.schedule, 'schedule'))
+    shape = BatchShape(batch, num=1, text_length=transformer.text_length)
     encoding, *generation = calls_of(configs, settings, shape, platform=platform)
     rows = batch_sharding(mesh)
 
@@ -150,15 +156,15 @@ def generation_programs(configs: ModelConfigs, mesh: Mesh, batch: int) -> list[A
     programs = [
         abstract(
             encoding,
-            {'params': shardings_on(configs.text, mesh), 'ids_BT': rows, 'lengths_B': rows},
+            {'params': shardings_on(text, mesh), 'ids_BT': rows, 'lengths_B': rows},
         )
     ]
     for call in generation:
         inputs = jax.tree.map(lambda _: rows, call.shapes['inputs'])
         numbers = jax.tree.map(lambda _: replicated(mesh), inputs.numbers)
         params = NetworkParams(
-            shardings_on(configs.transformer, mesh),
-            decoder_params(shardings_on(configs.tokenizer, mesh)),
+            shardings_on(transformer, mesh),
+            decoder_params(shardings_on(tokenizer, mesh)),
         )
         programs.append(
             abstract(call, {'params': params, 'inputs': inputs._replace(numbers=numbers)})

@@ -4,12 +4,12 @@ import dataclasses
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 
-from infinity_jax.config import QuantizationConfig
+from infinity_jax.config import QuantizationConfig, required
 from infinity_jax.emoji.artwork import subset as emoji_subset
 from infinity_jax.emoji.image_spec import caption
 from infinity_jax.emoji.matcher import evaluation_specs, match
@@ -33,16 +33,17 @@ def reconstruct(
     loaded: LoadedModel, schedule: ScaleSchedule, images: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Images, uint8 (N, Y, X, 3), through the tokenizer and back; and their mean PSNR in dB."""
-    model = Autoencoder(loaded.configs.tokenizer)
-    grids = schedule.code_grids(loaded.configs.transformer.spatial_patchify)
+    model = Autoencoder(required(loaded.configs.tokenizer, 'tokenizer'))
+    grids = schedule.code_grids(loaded.configs.spatial_patchify)
 
     @jax.jit
     def run(params, pixels):
         target = from_uint8(pixels)
         features = model.apply({'params': params}, target, method=Autoencoder.encode)
-        total = quantize(features, grids).total_Bhwd
+        total = quantize(cast(jax.Array, features), grids).total_Bhwd
         decoded = model.apply({'params': params}, total, method=Autoencoder.decode)
-        return to_uint8(decoded), psnr(decoded, target)
+        generated = cast(jax.Array, decoded)
+        return to_uint8(generated), psnr(generated, target)
 
     outputs, ratios = [], []
     for start in range(0, len(images), BATCH):
@@ -86,8 +87,8 @@ def evaluate_demo(
     pipeline = InfinityPipeline(place_model(loaded, quantization), max_batch=min(count, BATCH))
     subset = subset or loaded.configs.extra.get('run', {}).get('data', {}).get('subset', 'all')
     candidates = [each.name for each in emoji_subset(subset)]
-    code_grids = pipeline.schedule.code_grids(loaded.configs.transformer.spatial_patchify)
-    size = code_grids[-1][0] * loaded.configs.tokenizer.stride
+    code_grids = pipeline.schedule.code_grids(loaded.configs.spatial_patchify)
+    size = code_grids[-1][0] * required(loaded.configs.tokenizer, 'tokenizer').stride
     results: dict[str, Any] = {
         'model': str(folder),
         'subset': subset,

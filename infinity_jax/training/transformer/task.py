@@ -85,9 +85,9 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     }
     host_batches = held_out_batches(config, **text)
     held_out = [put_batch(batch, mesh) for batch in host_batches]
-    trained = first_batches(config, 'train', 1, **text)[0].captions
+    trained = first_batches(config, 'train', 1, **text)[0].captions or []
     half = SAMPLE_CAPTIONS // 2
-    captions = from_first_process(trained[:half] + host_batches[0].captions[:half])
+    captions = from_first_process(trained[:half] + (host_batches[0].captions or [])[:half])
 
     def evaluate(state: TrainState) -> dict[str, jax.Array]:
         results = [evaluate_batch(state.ema, frozen, b, i) for i, b in enumerate(held_out)]

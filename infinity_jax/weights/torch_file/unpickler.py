@@ -11,7 +11,7 @@ import pickle
 import pickletools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -105,7 +105,7 @@ class Unpickler(pickle.Unpickler):
     """
 
     def __init__(
-        self, file: BinaryIO, path: Path, storage: Callable[[str, np.dtype, int], Storage]
+        self, file: IO[bytes], path: Path, storage: Callable[[str, np.dtype, int], Storage]
     ):
         super().__init__(file, encoding='utf-8')
         self.path = path
@@ -148,7 +148,7 @@ class Unpickler(pickle.Unpickler):
 
 
 def load_pickle(
-    file: BinaryIO, path: Path, storage: Callable[[str, np.dtype, int], Storage]
+    file: IO[bytes], path: Path, storage: Callable[[str, np.dtype, int], Storage]
 ) -> Any:
     """`Unpickler.load()` after a check that the pickle asks for no more memory than it has bytes.
 
@@ -169,7 +169,7 @@ def load_pickle(
 class _Bounded:
     """A stream that refuses to read more than a description of tensors can have."""
 
-    def __init__(self, file: BinaryIO, path: Path):
+    def __init__(self, file: IO[bytes], path: Path):
         self.file, self.path = file, path
         self.readline, self.tell = file.readline, file.tell
 
