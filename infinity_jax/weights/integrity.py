@@ -51,7 +51,7 @@ def scan(content: np.ndarray, dtype: np.dtype) -> Scan:
 
     def of_block(start: int) -> tuple[bytes, int | None]:
         block = content[start : start + BLOCK]
-        return hashlib.sha256(block).digest(), _peak(block, dtype)
+        return hashlib.sha256(block.data).digest(), _peak(block, dtype)
 
     starts = range(0, len(content), BLOCK)
     if len(starts) <= 4:

@@ -11,7 +11,7 @@ import pickle
 import pickletools
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -156,10 +156,12 @@ def load_pickle(
       UserError: it does.
     """
     start, puts = file.tell(), 0
-    for opcode, argument, _ in pickletools.genops(_Bounded(file, path)):
+    for opcode, argument, _ in pickletools.genops(cast(IO[bytes], _Bounded(file, path))):
+        if not isinstance(argument, int):
+            continue
         if opcode.name in ('PUT', 'BINPUT', 'LONG_BINPUT'):
             puts += 1
-            _check_size(path, int(argument), 2 * puts + 256)
+            _check_size(path, argument, 2 * puts + 256)
         elif opcode.name == 'FRAME':
             _check_size(path, argument, MAX_PICKLE_BYTES)
     file.seek(start)
