@@ -237,8 +237,8 @@ def test_a_mesh_gets_its_weights_in_shards(tmp_path, monkeypatch):
     save_model(tmp_path / 'm', small_model())
     mesh, wanted = eight()
 
-    def load_sharded(folder, dtype, parts, mesh, configs):
-        loaded = load_model(folder, dtype, parts, configs=configs)
+    def load_sharded(folder, dtype, parts, mesh, configs, verify):
+        loaded = load_model(folder, dtype, parts, configs=configs, verify=verify)
         for name, config in (
             ('transformer_params', configs.transformer),
             ('tokenizer_params', configs.tokenizer),

@@ -91,7 +91,7 @@ class _Archive:
                 f'{self.path}: {storage.member} is damaged ({error}); copy the file again'
             ) from None
         # 0: torch.serialization.set_crc32_options(False) leaves checksums out.
-        if storage.member not in self.whole and info.CRC not in (0, zlib.crc32(content)):
+        if storage.member not in self.whole and info.CRC not in (0, zlib.crc32(content.data)):
             raise UserError(
                 f'{self.path}: {storage.member} is damaged: its bytes do not have the checksum of '
                 'the zip directory; copy the file again'

@@ -154,7 +154,7 @@ def test_a_flipped_bit_of_a_storage_is_refused(tmp_path, compression):
         (storage,) = (info for info in archive.infolist() if info.filename.endswith('/data/0'))
     assert read_torch_file(path)['w'].read().shape == (999,)
     whole = bytearray(path.read_bytes())
-    for place in (60, storage.compress_size // 2, storage.compress_size - 1):
+    for place in (60, storage.compress_size // 2, storage.compress_size - 9):
         damaged = whole.copy()
         damaged[storage.header_offset + 30 + len(storage.filename) + place] ^= 4
         path.write_bytes(damaged)
