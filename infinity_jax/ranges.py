@@ -27,7 +27,7 @@ class Range:
 
     def __str__(self) -> str:
         if self.above:
-            return f'a positive number up to {self.high:g}' if not self.low else 'a larger number'
+            return f'above {self.low:g}, up to {self.high:g}'
         kind = 'a whole number from ' if self.whole else ''
         high = f'{self.high}' if self.whole else f'{self.high:g}'
         return f'{kind}{self.low} {"up to below" if self.below else "to"} {high}'

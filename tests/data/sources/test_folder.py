@@ -80,7 +80,7 @@ def test_a_folder_without_images_is_a_user_error(tmp_path):
 
 
 def test_a_share_that_leaves_no_crop_is_a_user_error():
-    with pytest.raises(UserError, match='data.smallest_crop is 0.0; wanted a positive number'):
+    with pytest.raises(UserError, match='data.smallest_crop is 0.0; wanted above 0'):
         DataConfig(smallest_crop=0.0)
 
 
