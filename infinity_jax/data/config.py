@@ -59,6 +59,8 @@ class DataConfig:
     # each use, its edge at least this share of the largest crop's; for training tokenizers.
     smallest_crop: float = 1.0
     short_captions: float = 0.2  # probability that the short caption of a record is used
+    # Images of more pixels are broken records. A reading thread needs up to 8 bytes per pixel.
+    max_image_pixels: int = 178_956_970
     max_broken_share: float = 0.01  # a run stops if more records than this share are broken
     index_dir: str = ''  # folder of the indexes of sources; '': in the run folder
 
@@ -73,6 +75,10 @@ class DataConfig:
         if not 0 < self.smallest_crop <= 1:
             raise UserError(
                 f'config field data.smallest_crop is {self.smallest_crop}; wanted above 0, up to 1'
+            )
+        if self.max_image_pixels < 1:
+            raise UserError(
+                f'config field data.max_image_pixels is {self.max_image_pixels}; wanted 1 or more'
             )
         unknown = [name for name in self.ratios if name not in (*RATIOS, 'all')]
         if unknown or not self.ratios:

@@ -73,7 +73,8 @@ class ReadRecord:
         record = source.read(location)
         caption = self._caption(record, rng)
         if not isinstance(source, FeatureSource):
-            return Example(caption, decode(record.open_image(), self.size, self._crop(rng)))
+            stream, limit = record.open_image(), self.stored.max_pixels
+            return Example(caption, decode(stream, self.size, self._crop(rng), limit))
         text_TE = record.text(caption) if source.info.text else None
         return Example(caption, features_hwd=record.features, text_TE=text_TE)
 

@@ -18,6 +18,7 @@ from infinity_jax.text.t5 import T5Encoder
 from infinity_jax.weights.model_folder import LoadedModel
 from infinity_jax.weights.placement import hold, place, share_batch
 
+MAX_SHOWN = 20  # unknown characters in a warning
 Pair = tuple[Text, Text | None]  # prompts and what replaces the unconditional text, equally long
 
 
@@ -99,9 +100,22 @@ class PromptEncoder:
         finally:
             jax.tree.map(lambda leaf: leaf.delete(), params)
 
-    def warn_of_cuts(self, prompts: Sequence[str]) -> None:
-        """Warns in one line of prompts whose end the model will not read."""
-        counts = self._tokenizer.token_counts(prompts)
+    def warn_of_losses(self, prompts: Sequence[str]) -> None:
+        """Warns in one line of prompts whose end the model will not read.
+
+        In another line, warns of characters that the vocabulary lacks: all of them are read as the
+        same unknown token.
+        """
+        unknown = self._tokenizer.unknown_characters(prompts, self._limit)
+        characters = ''.join(dict.fromkeys(''.join(unknown)))
+        if characters:
+            warnings.warn(
+                f'{sum(map(bool, unknown))} of {len(prompts)} prompts hold characters that the '
+                f"model's vocabulary lacks, {len(characters)} in all: "
+                f'{characters[:MAX_SHOWN]!r}; it reads every such word as the same unknown token',
+                stacklevel=2,
+            )
+        counts = self._tokenizer.token_counts(prompts, self._limit)
         cut = [i for i, count in enumerate(counts) if count > self._limit]
         if cut:
             warnings.warn(

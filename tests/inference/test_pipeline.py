@@ -76,7 +76,7 @@ def test_images_of_one_prompt_are_encoded_once():
     drawer._prompt_encoder = lambda batches, negative: (
         seen.append([list(b) for b in batches]) or encoder(seen[-1], negative)
     )
-    drawer._prompt_encoder.warn_of_cuts = encoder.warn_of_cuts
+    drawer._prompt_encoder.warn_of_losses = encoder.warn_of_losses
     shared = drawer(['a ghost', 'a red apple'], num=2, seed=1).pixels
     assert seen == [[['a ghost', 'a red apple']]]
     apart = drawer(['a ghost', 'a ghost', 'a red apple', 'a red apple'], seed=1).pixels

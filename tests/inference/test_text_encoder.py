@@ -142,10 +142,10 @@ def test_a_cut_prompt_is_said_and_others_are_not():
     encoder = PromptEncoder(loaded())
     count = loaded().text_tokenizer.token_counts([LONG * 3])[0]
     with pytest.warns(UserWarning, match='1 of 2 prompts are cut at the 200 tokens') as caught:
-        encoder.warn_of_cuts([SHORT, LONG * 3])
+        encoder.warn_of_losses([SHORT, LONG * 3])
     message = str(caught[0].message)
     assert message.endswith(f'has {count}') and "'a red apple a red" in message
     assert '\n' not in message
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        encoder.warn_of_cuts([SHORT, LONG])
+        encoder.warn_of_losses([SHORT, LONG])

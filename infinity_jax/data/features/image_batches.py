@@ -87,7 +87,7 @@ class ReadImages:
             name = source.record_name(location)
             try:
                 raw = source.read(location)
-                pixels_YX3 = decode(raw.open_image(), size)
+                pixels_YX3 = decode(raw.open_image(), size, max_pixels=self.stored.max_pixels)
                 whole = tuple(self.stored.index.sizes[number].tolist())
                 good.append((number, name, whole, raw.captions, pixels_YX3))
             except (BrokenRecord, OSError) as error:
