@@ -119,7 +119,7 @@ def with_negative_values(argv: list[str]) -> list[str]:
 def main(argv: list[str] | None = None) -> None:
     """Entry point. A `UserError` becomes one line and exit code 2."""
     typed = argv is None  # run from a shell, so this process may be restarted
-    argv = sys.argv[1:] if typed else argv
+    argv = sys.argv[1:] if argv is None else argv
     if argv[:1] == ['train'] and argv[1:] not in (['-h'], ['--help']):
         if typed:
             from infinity_jax.runtime.host_memory import restart_with_tuned_allocator

@@ -162,14 +162,22 @@ class QuantizationConfig:
 
     weights: str = 'full'  # 'int8': the blocks' kernels, one scale per output channel
     cache: str = 'full'  # 'int8': keys and values of earlier scales
-    unguided_scales: int = 0  # so many last scales run without the unconditional half
+    unguided_scales: dataclasses.InitVar[int] = 0  # now of SamplingConfig; read until version 0.3
 
-    def __post_init__(self):
+    former_unguided_scales: typing.ClassVar[int] = 0  # what the old keyword gave
+
+    def __post_init__(self, unguided_scales: int):
         for name in ('weights', 'cache'):
             if getattr(self, name) not in ('full', 'int8'):
                 raise UserError(f"{name} is {getattr(self, name)!r}; wanted 'full' or 'int8'")
-        if self.unguided_scales < 0:
-            raise UserError(f'unguided_scales is {self.unguided_scales}; wanted 0 or more')
+        if unguided_scales < 0:
+            raise UserError(f'unguided_scales is {unguided_scales}; wanted 0 or more')
+        if unguided_scales:
+            _print_once(
+                'QuantizationConfig(unguided_scales=...) is now SamplingConfig(unguided_scales=...)'
+                '; the old keyword works until version 0.3'
+            )
+            object.__setattr__(self, 'former_unguided_scales', unguided_scales)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +218,20 @@ class ModelConfigs:
                 f'encoder gives {text.width}; use the encoder that it was trained with'
             )
         return problems
+
+
+Part = TypeVar('Part')
+
+
+def required(part: Part | None, name: str) -> Part:
+    """A part of a model that its user cannot do without: a configuration, weights, a schedule.
+
+    Raises:
+      UserError: it is None; `name` says which part that is.
+    """
+    if part is None:
+        raise UserError(f'the model has no {name}; name a model folder that has all parts')
+    return part
 
 
 def released_tokenizer(transformer: TransformerConfig) -> TokenizerConfig:
@@ -259,16 +281,18 @@ def current_name(name: str, known: Collection[str], where: str = '') -> str:
       where: dotted path with a dot at its end, for the warning on stderr; `STORED`: no warning.
     """
     new = RENAMED_FIELDS.get(name)
-    if name in known or new not in known:
+    if name in known or new is None or new not in known:
         return name
     if where != STORED:
-        _warn_renamed(f'{where}{name}', f'{where}{new}')
+        _print_once(
+            f'config field {where}{name} is now {where}{new}; the old name works until version 0.3'
+        )
     return new
 
 
 @functools.cache  # once per process
-def _warn_renamed(old: str, new: str) -> None:
-    print(f'config field {old} is now {new}; the old name works until version 0.3', file=sys.stderr)
+def _print_once(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def from_mapping(
@@ -285,7 +309,8 @@ def from_mapping(
     Raises:
       UserError: a field is unknown (the nearest known name is suggested), missing or mistyped.
     """
-    known = {f.name: f for f in dataclasses.fields(cls)}
+    # No public type stands for "a dataclass".
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     prefix = f'{where}.' if where else ''
     values = {}
@@ -315,7 +340,7 @@ def _convert(hint: Any, value: Any, where: str, stored: bool) -> Any:
         if value is None and type(None) in options:
             return None
         hint = next(o for o in options if o is not type(None))
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not hasattr(value, 'items'):
             raise UserError(f'config field {where} is {value!r}; wanted a group of fields')
         return from_mapping(hint, value, where, stored=stored)

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import re
 
 import numpy as np
 
@@ -156,6 +157,22 @@ def nearest_ratio(ratio: float | str) -> str:
             f'{", ".join(sorted(RATIOS))}'
         )
     return min(RATIOS, key=lambda name: abs(float(name) - value))
+
+
+def height_over_width_of(aspect_ratio: str) -> float:
+    """Height / width of an aspect ratio such as '16:9', which is width:height.
+
+    Raises:
+      UserError: no two positive numbers with a colon between them.
+    """
+    match = re.fullmatch(r'(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)', aspect_ratio, re.ASCII)
+    width, height = (float(part) for part in match.groups()) if match else (0.0, 0.0)
+    if not (0 < width < math.inf and 0 < height < math.inf):
+        raise UserError(
+            f'{aspect_ratio!r} is not an aspect ratio; wanted WIDTH:HEIGHT, two positive numbers '
+            'such as 16:9, 1:1 or 3:2'
+        )
+    return height / width
 
 
 def nearest_size(height: int, width: int) -> tuple[str, str]:

@@ -110,12 +110,12 @@ def device_grid(sizes: dict[str, int], devices: np.ndarray) -> np.ndarray:
     shape = tuple(sizes.values())
     slices = len({getattr(device, 'slice_index', 0) for device in devices})
     if slices == 1:
-        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return mesh_utils.create_device_mesh(shape, list(devices), allow_split_physical_axes=True)
     if sizes['data'] % slices == 0:
         across = tuple(slices if name == 'data' else 1 for name in sizes)
         inside = tuple(n // m for n, m in zip(shape, across, strict=True))
         return mesh_utils.create_hybrid_device_mesh(
-            inside, across, devices, allow_split_physical_axes=True
+            inside, across, list(devices), allow_split_physical_axes=True
         )
     if devices[0].platform == 'tpu':
         raise UserError(
@@ -172,7 +172,7 @@ def read_placed(
     if sharding is None:
         return read(()).astype(dtype, copy=False)
     return jax.make_array_from_callback(
-        shape, sharding, lambda index: read(index).astype(dtype, copy=False)
+        shape, sharding, lambda index: read(index or ()).astype(dtype, copy=False)
     )
 
 
@@ -215,7 +215,8 @@ def activation_spec(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Par
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return PartitionSpec(*(None for _ in shape))
-    return _whole_shards(shape, nn.logical_to_mesh_axes(axes, RULES), mesh)
+    spec = nn.logical_to_mesh_axes(axes, RULES) or PartitionSpec()
+    return _whole_shards(shape, spec, mesh)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
@@ -234,6 +235,11 @@ def axis_size(name: str) -> int:
     return 1 if mesh.empty else mesh.shape[name]
 
 
+def default_device() -> jax.Device | str | None:
+    """The device, or the platform, that is set as JAX's default; None if none is set."""
+    return jax.config.jax_default_device  # type: ignore[attr-defined]  # JAX adds it at run time
+
+
 def target_platform() -> str:
     """'cpu', 'gpu' or 'tpu': the platform for which the current program is traced.
 
@@ -243,7 +249,7 @@ def target_platform() -> str:
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
         return mesh.abstract_device.platform
-    device = jax.config.jax_default_device
+    device = default_device()
     return device.platform if isinstance(device, jax.Device) else jax.default_backend()
 
 
@@ -252,7 +258,7 @@ def target_kind() -> str:
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
         return mesh.abstract_device.device_kind
-    device = jax.config.jax_default_device
+    device = default_device()
     return (device if isinstance(device, jax.Device) else jax.local_devices()[0]).device_kind
 
 
@@ -264,7 +270,8 @@ def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str] | None:
 
 def generation_compiler_options() -> dict[str, str] | None:
     """Compiler options for the generation program that is being traced; None: the defaults."""
-    return TPU_GENERATION_OPTIONS.get(name_of(target_kind()))
+    name = name_of(target_kind())
+    return None if name is None else TPU_GENERATION_OPTIONS.get(name)
 
 
 def _parts(axis: Any, mesh: Any) -> int:

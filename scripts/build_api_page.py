@@ -33,6 +33,7 @@ MODULES = (
     'infinity_jax.training.transformer.step',
     'infinity_jax.training.optimizer',
     'infinity_jax.weights.model_folder',
+    'infinity_jax.weights.placement',
     'infinity_jax.data.config',
 )
 INTRODUCTION = """# API

@@ -74,7 +74,7 @@ def test_one_image_with_its_settings_inside(fake, tmp_path):
         assert image.text['height'] == '16' and image.text['width'] == '16'
     assert fake.asked['sampling'].temperature == (0.5,) and fake.asked['sampling'].top_k == 1
     assert fake.asked['folder'] == pipeline_module.DEMO_FOLDER and fake.asked['max_batch'] == 1
-    nothing = ('revision', 'dtype', 'ratio', 'budget', 'size')
+    nothing = ('revision', 'dtype', 'height_over_width', 'budget', 'size')
     assert [fake.asked[name] for name in nothing] == [None] * 5
 
 
@@ -83,8 +83,10 @@ def test_size_model_and_dtype_reach_the_pipeline(fake, tmp_path, capsys):
     wide = ['--height-over-width', '0.5', '--budget', '1M', '--dtype', 'bfloat16']
     hub = ['--checkpoint', 'org/name', '--revision', 'v1', '--num', '20', '--max-batch', '3']
     cli.main(['generate', 'x', *wide, *hub, *out])
-    wanted = {'folder': 'org/name', 'revision': 'v1', 'ratio': '0.5', 'budget': '1M', 'size': None}
-    assert fake.asked.items() >= {**wanted, 'dtype': 'bfloat16', 'max_batch': 3}.items()
+    wanted = {'folder': 'org/name', 'revision': 'v1', 'height_over_width': '0.5', 'budget': '1M'}
+    assert (
+        fake.asked.items() >= {**wanted, 'size': None, 'dtype': 'bfloat16', 'max_batch': 3}.items()
+    )
     assert capsys.readouterr().err.startswith(f'{IMAGE_SIZE}time: ')
     cli.main(['generate', 'x', '--height', '300', '--width', '500', *out])
     assert fake.asked['size'] == (300, 500)
@@ -104,8 +106,10 @@ def test_an_aspect_ratio_is_width_to_height(fake, tmp_path, capsys):
         ('2.39:1', 1 / 2.39, '0.400'),
     ):
         cli.main(['generate', 'x', '--aspect-ratio', text, *out])
-        assert fake.asked['ratio'] == pytest.approx(ratio) and fake.asked['size'] is None
-        assert nearest_ratio(fake.asked['ratio']) == nearest
+        assert (
+            fake.asked['height_over_width'] == pytest.approx(ratio) and fake.asked['size'] is None
+        )
+        assert nearest_ratio(fake.asked['height_over_width']) == nearest
         assert capsys.readouterr().err.startswith(IMAGE_SIZE)
 
 
@@ -113,7 +117,7 @@ def test_the_former_name_of_the_ratio_works_and_prints_the_new_one(fake, tmp_pat
     cli.main(['generate', 'x', '--ratio', '0.5', '--out', str(tmp_path / 'x.png')])
     warning, size, *_ = capsys.readouterr().err.splitlines()
     assert warning.startswith('warning: --ratio is now called --height-over-width;')
-    assert f'{size}\n' == IMAGE_SIZE and fake.asked['ratio'] == '0.5'
+    assert f'{size}\n' == IMAGE_SIZE and fake.asked['height_over_width'] == '0.5'
     with pytest.raises(SystemExit):
         cli.main(['generate', '--help'])
     printed = capsys.readouterr().out

@@ -49,10 +49,10 @@ def is_continuous(tensors: Tensors) -> bool:
     names = {_released_name(name): name for name in tensors}
     if f'{QUANT_CONV}.weight' in names or any(map(ATTENTION.match, names)):
         return True
-    ends = [names.get(f'{stem}.weight') for stem in (CONV_OUT, CONV_IN)]
-    if None in ends:
+    given_name, taken_name = (names.get(f'{stem}.weight') for stem in (CONV_OUT, CONV_IN))
+    if given_name is None or taken_name is None:
         return False
-    given, taken = (tensors[name].shape for name in ends)
+    given, taken = tensors[given_name].shape, tensors[taken_name].shape
     return given[:1] == tuple(2 * n for n in taken[1:2])
 
 
@@ -189,7 +189,7 @@ def _check_latent(tensors: Tensors, present: list[str], nested: bool) -> None:
         name = _file_name(flat[0], nested)
         raise UserError(f'{name} has shape {shapes[flat[0]]}, wanted that of a 2-D convolution')
     sizes = {stem: shapes[f'{stem}.weight'][:2] for stem in stems}
-    wanted = {f'{stem}.bias': (sizes[stem][0],) for stem in stems}
+    wanted: dict[str, tuple[int, ...]] = {f'{stem}.bias': (sizes[stem][0],) for stem in stems}
     if QUANT_CONV in present:
         wanted[f'{QUANT_CONV}.weight'] = (sizes[QUANT_CONV][0], sizes[CONV_OUT][0], 1, 1)
     if POST_QUANT_CONV in present:

@@ -1,6 +1,7 @@
 """Exports a model folder or a training checkpoint to files that the released PyTorch code loads."""
 
 import dataclasses
+import functools
 import os
 import re
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from infinity_jax.config import TransformerConfig, from_mapping
+from infinity_jax.config import TransformerConfig, from_mapping, required
 from infinity_jax.convert.importing import with_bar
 from infinity_jax.convert.names import Naming
 from infinity_jax.convert.plan import Plan, layer_of
@@ -25,7 +26,7 @@ from infinity_jax.weights.part_weights import PartConfig, flat_shapes, open_part
 from infinity_jax.weights.safetensors_writer import SHARD_BYTES, ShardWriter, Spec
 from infinity_jax.weights.t5_folder import copy_encoder, save_encoder
 from infinity_jax.weights.torch_file.writer import TorchWriter
-from infinity_jax.weights.weight_files import name_problems, read_json
+from infinity_jax.weights.weight_files import LazyTensor, name_problems, read_json
 
 FORMATS = ('pth', 'safetensors')
 OURS = re.compile(  # the files of an export
@@ -122,10 +123,12 @@ def _naming(part: Part, chunks: int | None, scale_axis: int | None) -> Naming:
         source.get('chunks', 1) if chunks is None else chunks,
         source.get('scale_axis', 1) if scale_axis is None else scale_axis,
     )
-    transformer = isinstance(part.config, TransformerConfig)
-    if transformer and (naming.chunks < 1 or part.config.depth % naming.chunks):
+    config = part.config
+    if isinstance(config, TransformerConfig) and (
+        naming.chunks < 1 or config.depth % naming.chunks
+    ):
         raise UserError(
-            f'--chunks {naming.chunks} does not divide the {part.config.depth} blocks; name a '
+            f'--chunks {naming.chunks} does not divide the {config.depth} blocks; name a '
             'number that does'
         )
     return naming
@@ -209,9 +212,7 @@ def _parts_of_folder(folder: Path) -> tuple[list[Part], WriteText]:
             Part(
                 name,
                 config,
-                lambda ours, layer, tensors=tensors: tensors[ours].read(
-                    () if layer is None else (layer,)
-                ),
+                functools.partial(_read_stored, tensors),
                 {n: t.dtype for n, t in tensors.items()},
                 configs.source.get(name, {}),
             )
@@ -229,6 +230,10 @@ def _parts_of_folder(folder: Path) -> tuple[list[Part], WriteText]:
     return parts, write_text
 
 
+def _read_stored(tensors: Mapping[str, LazyTensor], ours: str, layer: int | None) -> np.ndarray:
+    return tensors[ours].read(() if layer is None else (layer,))
+
+
 def _parts_of_run(run_dir: Path, step: int | None, ema: bool) -> tuple[list[Part], WriteText]:
     from infinity_jax.training.checkpoint import load_weights
     from infinity_jax.training.tokenizer.task import TokenizerRunConfig
@@ -239,8 +244,8 @@ def _parts_of_run(run_dir: Path, step: int | None, ema: bool) -> tuple[list[Part
     fields = read_json(run_dir / 'config.json')
     weights = load_weights(run_dir, step, 'ema' if ema else 'params')
     if fields.get('task') == 'tokenizer':
-        config = from_mapping(TokenizerRunConfig, fields, stored=True)
-        return [_in_memory('tokenizer', config.tokenizer, weights, {})], lambda *_: None
+        tokenizer = from_mapping(TokenizerRunConfig, fields, stored=True).tokenizer
+        return [_in_memory('tokenizer', tokenizer, weights, {})], lambda *_: None
     config = from_mapping(T2IConfig, fields, stored=True)
     if config.lora.rank:
         raise UserError(
@@ -252,16 +257,21 @@ def _parts_of_run(run_dir: Path, step: int | None, ema: bool) -> tuple[list[Part
         _in_memory(name, part_config, params, loaded.configs.source.get(name, {}))
         for name, part_config, params in (
             ('transformer', config.transformer, weights['transformer']),
-            ('tokenizer', loaded.configs.tokenizer, loaded.tokenizer_params),
+            (
+                'tokenizer',
+                required(loaded.configs.tokenizer, 'tokenizer'),
+                loaded.tokenizer_params,
+            ),
         )
     ]
 
     def write_text(target: Path, dtype: str | None) -> None:
         if 'text' in weights:
-            save_encoder(target, loaded.configs.text, weights['text'], dtype or 'float32')
+            text = required(loaded.configs.text, 'text encoder')
+            save_encoder(target, text, weights['text'], dtype or 'float32')
         else:
             copy_encoder(config.text.folder or DEMO_FOLDER / 'text_encoder', target, dtype)
-        loaded.text_tokenizer.save(target)
+        required(loaded.text_tokenizer, 'vocabulary').save(target)
 
     return parts, write_text
 

@@ -72,13 +72,14 @@ def from_torch(
         raise UserError(f'dtype {dtype!r} is unknown; choose one of {", ".join(DTYPES)}')
     check_target(out)
     sources, problems = _open_sources(transformer, tokenizer, ema, _split(overrides or {}))
+    parts: dict[str, Any] = {each.part: each.config for each in sources}
     configs = ModelConfigs(
-        **{each.part: each.config for each in sources},
+        **parts,
         text=None if text_encoder is None else open_encoder(text_encoder)[0],
         schedule=None if grids is None else ScaleSchedule.free(grids),
         source={each.part: each.described for each in sources},
     )
-    if configs.transformer and configs.tokenizer:
+    if configs.transformer and configs.tokenizer and tokenizer is not None:
         check_pair(configs.transformer, configs.tokenizer, tokenizer, token_stride)
     problems += configs.problems()
     if problems:
@@ -156,10 +157,10 @@ def _open_sources(
     if transformer is not None:
         tensors = open_transformer(transformer, ema)
         try:
-            config, naming = read_transformer_config(tensors, bits, **changes['transformer'])
-            described = describe_source(tensors) | dataclasses.asdict(naming)
-            plan = Plan.of(config, naming)
-            sources.append(_Source('transformer', config, transformer, tensors, plan, described))
+            read = read_transformer_config(tensors, bits, **changes['transformer'])
+            described = describe_source(tensors) | dataclasses.asdict(read[1])
+            plan = Plan.of(*read)
+            sources.append(_Source('transformer', read[0], transformer, tensors, plan, described))
         except UserError as error:
             problems.append(f'{transformer}: {error}')
     for each in sources:

@@ -1,14 +1,13 @@
 """A batch of training data, on the host or on the devices."""
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
-import jax
 import numpy as np
 
-Array = np.ndarray | jax.Array | jax.ShapeDtypeStruct
+Array = TypeVar('Array')  # numpy on the host, jax on the devices, or a ShapeDtypeStruct
 
 
-class Batch(NamedTuple):
+class Batch(NamedTuple, Generic[Array]):
     """A batch of images of one shape with their captions; None for a field that it lacks.
 
     A pytree: a jitted function compiles once per set of fields and shapes.
@@ -30,7 +29,7 @@ class Batch(NamedTuple):
     lengths_B: Array | None = None
     captions: list[str] | None = None
 
-    def arrays(self) -> 'Batch':
+    def arrays(self) -> 'Batch[Array]':
         """The batch without its texts, all of whose leaves are arrays."""
         return self._replace(captions=None)
 

@@ -2,8 +2,6 @@
 
 import contextlib
 import math
-import os
-import stat
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -41,18 +39,6 @@ class Crop(NamedTuple):
     edge: float  # above 0, up to 1
     x: float  # 0 to 1, as stored: before a photo is turned upright
     y: float
-
-
-def open_file(path: str | os.PathLike) -> BinaryIO:
-    """Opens the file of an image.
-
-    Raises:
-      OSError: there is no such file, or it cannot be read.
-      BrokenRecord: it is a pipe, a device or a folder; reading a pipe could wait for ever.
-    """
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise BrokenRecord(f'{path}: not a regular file')
-    return open(path, 'rb')
 
 
 @contextlib.contextmanager
@@ -156,7 +142,7 @@ def decode(
     with _opened(stream, max_pixels) as (image, orientation):
         target = size if orientation > 4 else size[::-1]  # width and height as stored
         margin = DRAFT_MARGIN / (crop.edge if crop else 1)
-        image.draft('RGB', tuple(math.ceil(margin * n) for n in target))
+        image.draft('RGB', (math.ceil(margin * target[0]), math.ceil(margin * target[1])))
         box = _box(image.size, target, crop) if crop else _centre(image.size, target)
         profile = image.info.get('icc_profile')
         image = opaque(image, profile).resize(target, Image.Resampling.LANCZOS, box)

@@ -114,9 +114,9 @@ def _digest(source: Source | FeatureSource, max_pixels: int) -> str:
 
 
 def _write(folder: pathlib.Path, source: Source | FeatureSource, max_pixels: int) -> None:
-    passed_over = PassedOver()
+    passed_over, broken = PassedOver(), list[tuple[str, str]]()
     if isinstance(source, FeatureSource):  # the records were checked when they were made
-        table, broken = source.table(), []
+        table = source.table()
     else:
         table, broken = _scan(source, max_pixels, passed_over)
     if not len(table.sizes):
@@ -133,7 +133,8 @@ def _scan(
     source: Source, max_pixels: int, passed_over: PassedOver
 ) -> tuple[IndexTable, list[tuple[str, str]]]:
     """The table and the broken records; reads every record, but of images only the headers."""
-    chunks, broken = [], []
+    chunks: list[IndexTable] = []
+    broken: list[tuple[str, str]] = []
     locations = source.locations(passed_over)
     progress = tqdm.tqdm(locations, f'index of {source.name}', unit='', disable=None)
     locations = iter(progress)

@@ -9,7 +9,7 @@ the shares of the buckets.
 import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import jax
@@ -18,10 +18,12 @@ from absl import flags
 
 from infinity_jax.data.batch import Batch, Example
 from infinity_jax.data.buckets import Part, make_buckets
+from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.decode import Crop, decode
 from infinity_jax.data.features.reader import FeatureSource
-from infinity_jax.data.records import BrokenRecord, RawRecord, RecordLocation
+from infinity_jax.data.records import BrokenRecord, RecordLocation
+from infinity_jax.data.sources.emoji import EmojiSource
 from infinity_jax.data.stored_source import StoredSource
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.worker_signals import leave_signals_to_parent
@@ -32,6 +34,14 @@ MIN_READ = 1000  # the broken share is taken of at least so many records
 # (captions, max_length, pad_to) -> ids_BT, lengths_B, as `text.TextTokenizer`
 TextTokenizer = Callable[[list[str], int, int], tuple[np.ndarray, np.ndarray]]
 BrokenRecords = list[tuple[str, str]]  # (name, reason) of each
+
+
+class RandomAccess(Protocol):
+    """A source of items by number."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> Any: ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,7 +65,8 @@ class ReadRecord:
     smallest_crop: float = 1.0
 
     def __call__(self, position: int, rng: np.random.Generator) -> Example:
-        source, broken = self.stored.source, []
+        source = self.stored.source
+        broken: BrokenRecords = []
         for turn in range(min(MAX_TRIES, len(self.records))):
             record = self.records[(position + turn) % len(self.records)]
             location = tuple(self.stored.index.locations[record].tolist())
@@ -70,18 +81,19 @@ class ReadRecord:
 
     def _example(self, location: RecordLocation, rng: np.random.Generator) -> Example:
         source = self.stored.source
-        record = source.read(location)
-        caption = self._caption(record, rng)
         if not isinstance(source, FeatureSource):
-            stream, limit = record.open_image(), self.stored.max_pixels
-            return Example(caption, decode(stream, self.size, self._crop(rng), limit))
+            raw, limit = source.read(location), self.stored.max_pixels
+            caption = self._caption(raw.captions, rng)
+            return Example(caption, decode(raw.open_image(), self.size, self._crop(rng), limit))
+        record = source.read(location)
+        caption = self._caption(record.captions, rng)
         text_TE = record.text(caption) if source.info.text else None
         return Example(caption, features_hwd=record.features, text_TE=text_TE)
 
-    def _caption(self, record: RawRecord, rng: np.random.Generator) -> str:
-        if record.captions is None:
+    def _caption(self, captions: RecordCaptions | None, rng: np.random.Generator) -> str:
+        if captions is None:
             return ''
-        caption = record.captions.sample(rng, self.short_captions)
+        caption = captions.sample(rng, self.short_captions)
         if not caption:
             raise BrokenRecord('its caption is empty')
         return caption
@@ -112,8 +124,8 @@ class Collate:
             features_Bhwd=_stacked([example.features_hwd for example in examples]),
             captions=captions,
         )
-        texts = [example.text_TE for example in examples]
-        if texts[0] is not None:
+        texts = [example.text_TE for example in examples if example.text_TE is not None]
+        if texts:
             lengths_B = np.array([len(text) for text in texts], np.int32)
             batch = batch._replace(text_BTE=_padded(texts, self.text_length), lengths_B=lengths_B)
         elif self.text_tokenizer is not None:
@@ -125,7 +137,8 @@ class Collate:
 
 
 def _stacked(arrays: list[np.ndarray | None]) -> np.ndarray | None:
-    return None if arrays[0] is None else np.stack(arrays)
+    present = [array for array in arrays if array is not None]
+    return np.stack(present) if present else None
 
 
 def _padded(texts: list[np.ndarray], length: int) -> np.ndarray:
@@ -229,7 +242,7 @@ def start_reading(
     return iter(iterable)
 
 
-def endless(source: Sequence[Any], seed: int, *, shuffle: bool = True) -> grain.MapDataset:
+def endless(source: RandomAccess, seed: int, *, shuffle: bool = True) -> grain.MapDataset:
     """The items of a random-access source, repeated without end.
 
     Every epoch has its own order; with `shuffle` False the order of the source.
@@ -293,8 +306,10 @@ def training_batches(
 
 def _examples(part: Part, size: tuple[int, int], data: DataConfig, seed: int) -> grain.MapDataset:
     """A part's examples, read and decoded when they are requested."""
-    if part.records is None:  # rendered images; the source itself changes the order every epoch
+    # Rendered images: the source itself changes the order every epoch.
+    if isinstance(part.source, EmojiSource):
         return endless(part.source, seed, shuffle=False)
+    assert part.records is not None
     words = np.random.SeedSequence((seed, part.number, *size)).generate_state(1)
     order = endless(range(len(part.records)), int(words[0]))
     read = ReadRecord(part.source, part.records, size, data.short_captions, data.smallest_crop)

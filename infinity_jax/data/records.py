@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -24,6 +25,18 @@ class RawRecord:
 
     open_image: Callable[[], BinaryIO]  # the encoded image; may raise OSError or BrokenRecord
     captions: RecordCaptions | None  # None: its source has images alone
+
+
+def open_file(path: pathlib.Path) -> BinaryIO:
+    """Opens a file of bytes; a function so that it can be sent to worker processes.
+
+    Raises:
+      OSError: there is no such file, or it cannot be read.
+      BrokenRecord: it is a pipe, a device or a folder; reading a pipe could wait for ever.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise BrokenRecord(f'{path}: not a regular file')
+    return path.open('rb')
 
 
 class IndexTable(NamedTuple):

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import logging
+from typing import Protocol
 
 import numpy as np
 
@@ -17,7 +18,14 @@ from infinity_jax.data.sources.tar import TarSource
 from infinity_jax.data.sources.tfds import TfdsSource
 from infinity_jax.errors import UserError
 
-STORED = {
+
+class Kind(Protocol):
+    """A kind of source: a class whose `open` reads what a source's configuration names."""
+
+    def open(self, config: SourceConfig) -> Source | FeatureSource: ...
+
+
+STORED: dict[str, Kind] = {
     'features': FeatureSource,
     'folder': FolderSource,
     'jsonl': JsonlSource,

@@ -131,7 +131,7 @@ def _shrink(images: np.ndarray) -> np.ndarray:
     if images.shape[1] <= MATCH_PIXELS:
         return images.astype(np.float32)
     size = (MATCH_PIXELS, MATCH_PIXELS)
-    small = [Image.fromarray(p).resize(size, Image.Resampling.BOX) for p in images]
+    small = [np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BOX)) for p in images]
     return np.stack(small).astype(np.float32)
 
 

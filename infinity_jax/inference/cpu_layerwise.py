@@ -1,13 +1,12 @@
-"""Drawing layer by layer on a CPU: the bits of `generate.generate_bits`, from unstacked weights.
+"""Generation layer by layer on a CPU: the bits of `generate.generate_bits`, from unstacked weights.
 
-The host calls one small program a layer and scale, which costs it about 0.1 ms a call. See
-`transformer.layer_step` for what that saves and docs/speed.md for how much.
+The host calls one small program per layer and scale, which costs it about 0.1 ms per call. See
+`layer_step` for what that saves and docs/speed.md for how much.
 """
 
-import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,9 @@ import numpy as np
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.inference.generate import GeneratedBits
+from infinity_jax.inference.sampling import GenerationSettings, SamplingNumbers
 from infinity_jax.inference.scale_steps import (
-    Controls,
-    Mode,
-    Text,
+    GenerationInputs,
     add_bits,
     conditional_half,
     embed_prompts,
@@ -34,11 +32,11 @@ from infinity_jax.transformer.layers import HIGHEST
 from infinity_jax.transformer.model import Transformer, check_schedule, mix_halves
 from infinity_jax.transformer.rope import rope_table
 
-STATIC = ('model', 'schedule', 'mode')
+STATIC = ('model', 'settings')
 
 
 class LayerWeights(NamedTuple):
-    """A transformer's parameters, one tree a layer, and the rest.
+    """A transformer's parameters, one tree per layer, and the rest.
 
     Attributes:
       rest: variables of all that is not a block.
@@ -55,53 +53,58 @@ class LayerWeights(NamedTuple):
         return cls({'params': rest}, unstack(params['blocks'], depth))
 
 
+class ScaleState(NamedTuple):
+    """Generation between two scales.
+
+    Attributes:
+      conditioning: of the rows of the scale before, or of the first.
+      x_BLD: tokens of the next scale before the first layer, or of this one after the last; None
+        after the last scale.
+      total_Bhwd: codes accumulated so far.
+    """
+
+    conditioning: Conditioning
+    x_BLD: jax.Array | None
+    total_Bhwd: jax.Array
+
+
 @functools.partial(jax.jit, static_argnames=STATIC)
 def _begin(
-    model: Transformer,
-    variables: Any,
-    keys_B: jax.Array,
-    text: Text,
-    negative: Text | None,
-    schedule: ScaleSchedule,
-    mode: Mode,
-) -> tuple[Conditioning, jax.Array, jax.Array]:
-    """The condition, no codes yet, and the first scale's tokens."""
-    condition = embed_prompts(model, variables, text, negative, mode.guided)
-    condition = for_images(condition, keys_B.shape[0], mode.guided)
-    total = no_codes(model, schedule, keys_B.shape[0])
-    x_BLD = embed_scale_inputs(model, variables, condition, total, schedule, 0, mode.guided)
-    return condition, total, x_BLD
+    model: Transformer, variables: Any, inputs: GenerationInputs, settings: GenerationSettings
+) -> ScaleState:
+    """The conditioning, no codes yet, and the first scale's tokens."""
+    images, guided = inputs.keys_B.shape[0], settings.guided_at(0)
+    conditioning = embed_prompts(model, variables, inputs, guided)
+    conditioning = for_images(conditioning, images, guided)
+    total = no_codes(model, settings.schedule, images)
+    x_BLD = embed_scale_inputs(model, variables, conditioning, total, settings, 0)
+    return ScaleState(conditioning, x_BLD, total)
 
 
 @functools.partial(jax.jit, static_argnames=(*STATIC, 'scale', 'keep_logits'))
 def _advance(
     model: Transformer,
     variables: Any,
-    condition: Conditioning,
-    x_BLD: jax.Array,
-    total_Bhwd: jax.Array,
+    state: ScaleState,
     keys_B: jax.Array,
-    controls: Controls,
+    numbers: SamplingNumbers,
     forced_Bhwd: jax.Array | None,
-    schedule: ScaleSchedule,
+    settings: GenerationSettings,
     scale: int,
-    mode: Mode,
     keep_logits: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array | None, jax.Array | None]:
     """Bits of one scale, the codes with them, the next scale's tokens, and logits if kept."""
-    now = mode.at_scale(scale, len(schedule))
+    conditioning = state.conditioning
+    assert state.x_BLD is not None
     bits, logits = sample_scale_bits(
-        model, variables, condition, x_BLD, keys_B, controls, schedule, scale, now
+        model, variables, conditioning, state.x_BLD, keys_B, numbers, settings, scale
     )
-    total = add_bits(total_Bhwd, bits if forced_Bhwd is None else forced_Bhwd)
+    total = add_bits(state.total_Bhwd, bits if forced_Bhwd is None else forced_Bhwd)
     following = None
-    if scale + 1 < len(schedule):
-        after = mode.at_scale(scale + 1, len(schedule))
-        if now.guided and not after.guided:
-            condition = conditional_half(condition)
-        following = embed_scale_inputs(
-            model, variables, condition, total, schedule, scale + 1, after.guided
-        )
+    if scale + 1 < len(settings.schedule):
+        if settings.guided_at(scale) and not settings.guided_at(scale + 1):
+            conditioning = conditional_half(conditioning)
+        following = embed_scale_inputs(model, variables, conditioning, total, settings, scale + 1)
     return bits, total, following, logits if keep_logits else None
 
 
@@ -112,52 +115,41 @@ _conditional_half = jax.jit(conditional_half)
 def generate_bits_layerwise(
     model: Transformer,
     weights: LayerWeights,
-    keys_B: jax.Array,
-    text: Text,
-    controls: Controls,
-    schedule: ScaleSchedule,
+    inputs: GenerationInputs,
+    settings: GenerationSettings,
     *,
-    negative: Text | None = None,
-    mode: Mode = Mode(),
     forced_bits: Sequence[jax.Array] | None = None,
     keep_logits: bool = False,
 ) -> GeneratedBits:
     """`generate.generate_bits`, called by the host; the arguments are those there."""
-    config = model.config
+    config, schedule = model.config, settings.schedule
     check_schedule(config, schedule)
-    guided = mode.at_scale(0, len(schedule)).guided
-    begin = dataclasses.replace(mode, guided=guided)
-    condition, total, x_BLD = _begin(
-        model, weights.rest, keys_B, text, negative, schedule=schedule, mode=begin
-    )
-    texts = [layer_text(config, layer, condition.context_BTD) for layer in weights.layers]
+    guided = settings.guided_at(0)
+    conditioning, x_BLD, total = _begin(model, weights.rest, inputs, settings)
+    texts = [layer_text(config, layer, conditioning.context_BTD) for layer in weights.layers]
     prefixes = [None] * config.depth
     all_bits, all_logits = [], []
     for scale in range(len(schedule)):
-        now = mode.at_scale(scale, len(schedule))
-        if guided and not now.guided:
-            # No guided scale comes behind an unguided one: it would miss keys.
+        if guided and not settings.guided_at(scale):
+            # No guided scale follows an unguided one: it would miss keys.
             guided = False
-            condition, texts, prefixes = _conditional_half((condition, texts, prefixes))
-        guided_layer = now.hidden_layer(config) if now.on_hidden else None
+            conditioning, texts, prefixes = _conditional_half((conditioning, texts, prefixes))
+        guided_layer = settings.hidden_layer(config, scale)
         for i, layer in enumerate(weights.layers):
             x_BLD, prefixes[i] = layer_step(
-                config, layer, x_BLD, condition, texts[i], prefixes[i], schedule, scale
+                config, layer, x_BLD, conditioning, texts[i], prefixes[i], schedule, scale
             )
             if i == guided_layer:
-                x_BLD = _mix(x_BLD, controls.guidance_K[scale])
+                x_BLD = _mix(x_BLD, inputs.numbers.guidance_K[scale])
         bits, total, x_BLD, logits = _advance(
             model,
             weights.rest,
-            condition,
-            x_BLD,
-            total,
-            keys_B,
-            controls,
+            ScaleState(conditioning, x_BLD, total),
+            inputs.keys_B,
+            inputs.numbers,
             None if forced_bits is None else forced_bits[scale],
-            schedule,
+            settings,
             scale,
-            mode,
             keep_logits,
         )
         all_bits.append(bits)
@@ -169,10 +161,10 @@ KeysValues = tuple[jax.Array, jax.Array]
 
 
 def unstack(blocks: Any, depth: int) -> tuple[Any, ...]:
-    """The stacked parameters of all blocks as one tree a block.
+    """The stacked parameters of all blocks as one tree per block.
 
-    On a CPU, a jax array made of a numpy view is that view: no weight is copied, except those that
-    do not lie on a multiple of 64 bytes, which are small.
+    On a CPU, a jax array made of a numpy view is that view: no weight is copied, except small ones
+    whose address is no multiple of 64 bytes.
     """
     views = jax.tree.map(np.asarray, blocks)
     return tuple(
@@ -184,7 +176,8 @@ def unstack(blocks: Any, depth: int) -> tuple[Any, ...]:
 def layer_text(config: TransformerConfig, params: Any, context_BTD: jax.Array) -> KeysValues:
     """One layer's cross-attention keys and values of the text, heads first: (P, N, T, H)."""
     pair = Block(config).apply({'params': params}, context_BTD, method=Block.text_keys_values)
-    return tuple(x.transpose(0, 2, 1, 3) for x in pair)
+    keys, values = cast(KeysValues, pair)
+    return keys.transpose(0, 2, 1, 3), values.transpose(0, 2, 1, 3)
 
 
 @functools.partial(
@@ -194,7 +187,7 @@ def layer_step(
     config: TransformerConfig,
     params: Any,
     x_BLD: jax.Array,
-    condition: Conditioning,
+    conditioning: Conditioning,
     text_keys_values: KeysValues,
     prefix: KeysValues | None,
     schedule: ScaleSchedule,
@@ -208,11 +201,11 @@ def layer_step(
       text_keys_values: `layer_text` of the same layer.
       prefix: keys and values (B, N, S, H) of the scales before, heads first, so that no product
         has to transpose them again; None at the first scale.
-      schedule, scale: static; they say where the tokens stand.
+      schedule, scale: static; they give the positions of the tokens.
 
     Returns:
-      The new x and the prefix of the next scale; None after the last, which no one reads. The
-      products want the old keys and the new in one array: that array is the cache.
+      The new x and the prefix of the next scale; None after the last scale. The products read old
+      and new keys from one array: that array is the cache.
     """
     start, end = schedule.spans[scale]
     joined: KeysValues | None = None
@@ -228,10 +221,10 @@ def layer_step(
     x_BLD, _ = Block(config).apply(
         {'params': params},
         x_BLD,
-        condition.modulation_B6D,
+        conditioning.modulation_B6D,
         rope_table(schedule, config.head_dim)[:, start:end],
         text_keys_values,
-        condition.lengths_B,
+        conditioning.lengths_B,
         attend_to_prefix,
         attend_text=attend_heads_first,
     )

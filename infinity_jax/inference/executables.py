@@ -1,11 +1,12 @@
-"""Compiled programs kept beside a checkpoint: a later start neither traces nor compiles them.
+"""Compiled programs stored in the model folder: a later start neither traces nor compiles them.
 
-What is kept is the executable itself and not exported StableHLO, which would still be lowered and
+A file holds the executable itself and not exported StableHLO, which would still be lowered and
 compiled. It fits one machine and one version of everything that made it: its name is a hash of all
 that it depends on, so that it is found only where it fits.
 """
 
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import hmac
@@ -21,6 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import flax
+import flax.linen as nn
 import jax
 import jaxlib
 from jax.experimental import serialize_executable
@@ -28,6 +30,7 @@ from jax.experimental import serialize_executable
 from infinity_jax.errors import UserError, in_one_line
 from infinity_jax.runtime.atomic_write import atomic_file
 from infinity_jax.runtime.compile_cache import user_cache_folder, without_compile_cache
+from infinity_jax.sharding import default_device
 
 FOLDER = 'compiled'  # inside the model folder
 ENDING = '.program'
@@ -40,7 +43,7 @@ Description = dict[str, str]
 
 @functools.cache
 def surroundings() -> Description:
-    """All that a compiled program depends on beside what it computes."""
+    """All that a compiled program depends on, apart from the computation itself."""
     device = _device()
     settings = {
         name: repr(value)
@@ -66,10 +69,15 @@ def surroundings() -> Description:
 def describe_call(
     function: Callable[..., Any], static: Mapping[str, Any], traced: Mapping[str, Any]
 ) -> Description:
-    """What a call computes: the function, its static arguments, shapes and dtypes of the others."""
+    """Describes a call: the function, its static arguments, shapes and dtypes of the others.
+
+    Settings, inputs and networks are described field by field, as in `settings.top_k`, so that a
+    message can name the field that differs.
+    """
     described = {'function': function.__name__}
-    described |= {name: ' '.join(repr(value).split()) for name, value in static.items()}
-    for name, tree in traced.items():
+    for name, value in _by_field(static).items():
+        described[name] = ' '.join(repr(value).split())
+    for name, tree in _by_field(traced).items():
         leaves, structure = jax.tree.flatten(tree)
         shapes = ', '.join(f'{leaf.dtype}{list(leaf.shape)}' for leaf in leaves)
         large = len(leaves) > 4
@@ -77,12 +85,28 @@ def describe_call(
     return described
 
 
+def _by_field(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments, with the fields of named tuples and dataclasses instead of these themselves."""
+    fields: dict[str, Any] = {}
+    for name, value in arguments.items():
+        inner = None
+        if isinstance(value, tuple) and hasattr(value, '_asdict'):
+            inner = value._asdict()
+        elif dataclasses.is_dataclass(value) and not isinstance(value, nn.Module):
+            inner = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        if inner is None:
+            fields[name] = value
+        else:
+            fields |= _by_field({f'{name}.{key}': part for key, part in inner.items()})
+    return fields
+
+
 def call_jitted(function: Any, static: Mapping[str, Any], traced: Mapping[str, Any]) -> Any:
-    """`Programs.call` without any."""
+    """`Executables.call` where nothing is stored or prepared."""
     return function(**static, **traced)
 
 
-class Programs:
+class Executables:
     """Calls compiled functions: stored programs where they fit, jit otherwise.
 
     Nothing stored changes a result: a program is found by a hash of its function's source, its
@@ -91,10 +115,10 @@ class Programs:
     """
 
     def __init__(self, model_folder: pathlib.Path | None = None):
-        """model_folder: where `compiled/` may be; None: nothing is stored."""
+        """model_folder: its `compiled/` is searched and written to; None: nothing is stored."""
         self._folder = None if model_folder is None else model_folder / FOLDER
         self._ready: dict[str, Future[Callable[..., Any]]] = {}
-        self._worker = ThreadPoolExecutor(1, 'programs')
+        self._worker = ThreadPoolExecutor(1, 'executables')
 
     def prepare(self, function: Any, static: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
         """Loads or compiles a program in the background, for later calls of these shapes.
@@ -136,10 +160,12 @@ class Programs:
         with without_compile_cache():
             compiled = function.lower(**static, **shapes).compile()
         payload = pickle.dumps(serialize_executable.serialize(compiled))
-        header = {'computes': described, 'surroundings': surroundings()}
+        header: dict[str, Any] = {'computes': described, 'surroundings': surroundings()}
         path = self._path(described)
         try:
-            header['signature'] = _signature(_secret(make=True), header, payload)
+            secret = _secret(make=True)
+            assert secret is not None
+            header['signature'] = _signature(secret, header, payload)
             with atomic_file(path) as temporary:
                 temporary.write_bytes(json.dumps(header).encode() + b'\n' + payload)
         except OSError as error:
@@ -147,6 +173,7 @@ class Programs:
         return path
 
     def _path(self, described: Description) -> pathlib.Path:
+        assert self._folder is not None, 'nothing is stored without a model folder'
         return self._folder / f'{described["function"]}-{_key(described)[:16]}{ENDING}'
 
     def _stored(self, described: Description) -> Callable[..., Any] | None:
@@ -155,36 +182,38 @@ class Programs:
             return None
         path = self._path(described)
         if not path.is_file():
-            self._say_why(described)
+            self._explain(described)
             return None
         try:
             header, payload = path.read_bytes().split(b'\n', 1)
             fields = json.loads(header)
             given = fields.pop('signature')
             secret = _secret()
-            # A program is machine code: what someone else put into the folder is not run.
+            # A program is machine code: one that someone else put into the folder is not run.
             if secret is None or not hmac.compare_digest(
                 given, _signature(secret, fields, payload)
             ):
                 raise ValueError('this user did not compile it here')
+            program, inputs, outputs = pickle.loads(payload)
             return serialize_executable.deserialize_and_load(
-                *pickle.loads(payload), execution_devices=[_device()]
+                program, inputs, outputs, execution_devices=[_device()]
             )
-        # Files that were cut or changed, and whatever a runtime says of a program it cannot load.
+        # Files that were cut or changed, and any error of a runtime that cannot load a program.
         except Exception as error:
-            _say(f'{path} is not used ({in_one_line(error, 200)})')
+            _warn(f'{path} is not used ({in_one_line(error, 200)})')
             return None
 
-    def _say_why(self, described: Description) -> None:
+    def _explain(self, described: Description) -> None:
         """One line on how the stored program that is nearest to this call differs."""
         wanted = described | surroundings()
+        assert self._folder is not None
         nearest: Description | None = None
         for path in self._folder.glob(f'{described["function"]}-*{ENDING}'):
-            there = _read_header(path)
+            other = _read_header(path)
             differing = {
-                name: there.get(name, 'absent')
+                name: other.get(name, 'absent')
                 for name, value in wanted.items()
-                if there.get(name) != value
+                if other.get(name) != value
             }
             if nearest is None or len(differing) < len(nearest):
                 nearest = differing
@@ -193,11 +222,11 @@ class Programs:
                 f'{name} is {value[:SHOWN]} there, {wanted[name][:SHOWN]} here'
                 for name, value in nearest.items()
             ]
-            _say(f'{self._folder} holds no program for this: {"; ".join(lines)}')
+            _warn(f'{self._folder} holds no program for this call: {"; ".join(lines)}')
 
 
 def _read_header(path: pathlib.Path) -> Description:
-    """What a stored program says of itself; nothing if the file is no whole one."""
+    """The description in a stored program; empty if the file is cut or changed."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         with open(path, 'rb') as file:
             header = json.loads(file.readline())
@@ -205,14 +234,14 @@ def _read_header(path: pathlib.Path) -> Description:
     return {}
 
 
-def _say(reason: str) -> None:
-    advice = 'compiling anew; infinity-jax compile stores one'
+def _warn(reason: str) -> None:
+    advice = 'compiling it; infinity-jax compile stores one'
     print(f'{reason}; {advice}', file=sys.stderr)
 
 
 def _device() -> jax.Device:
     """The device that programs without a mesh run on."""
-    device = jax.config.jax_default_device
+    device = default_device()
     return device if isinstance(device, jax.Device) else jax.local_devices()[0]
 
 
@@ -227,7 +256,7 @@ def _key(described: Description) -> str:
 
 
 def _source_digest() -> str:
-    """Of this package's source: another version may compute something else."""
+    """Digest of this package's source: another version may compute something else."""
     package = pathlib.Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(package.rglob('*.py')):
@@ -241,8 +270,8 @@ def _processor() -> str:
         lines = pathlib.Path('/proc/cpuinfo').read_text().split('\n\n')[0].splitlines()
     except OSError:
         return f'{platform.machine()} {platform.processor()}'
-    told = ('model name', 'flags', 'Features', 'CPU implementer', 'CPU part')
-    facts = [line for line in lines if line.split('\t')[0].strip() in told]
+    wanted = ('model name', 'flags', 'Features', 'CPU implementer', 'CPU part')
+    facts = [line for line in lines if line.split('\t')[0].strip() in wanted]
     name = next((line.split(':', 1)[1].strip() for line in facts if 'name' in line), '')
     return f'{name} {_digest(facts)}'.strip()
 
@@ -253,7 +282,7 @@ def _signature(secret: bytes, header: Mapping[str, Any], payload: bytes) -> str:
 
 
 def _secret(make: bool = False) -> bytes | None:
-    """This user's own random bytes, by which programs compiled here are known again."""
+    """This user's own random bytes, which sign the programs that were compiled here."""
     path = user_cache_folder() / 'program_secret'
     if make:
         path.parent.mkdir(parents=True, exist_ok=True)

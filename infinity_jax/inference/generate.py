@@ -1,18 +1,15 @@
 """Coarse-to-fine generation in one compiled program (paper 3.3, 4)."""
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 
-from infinity_jax.config import QuantizationConfig
 from infinity_jax.images import to_uint8
+from infinity_jax.inference.sampling import GenerationSettings
 from infinity_jax.inference.scale_steps import (
-    Controls,
-    Mode,
-    Text,
+    GenerationInputs,
     add_bits,
     conditional_half,
     embed_prompts,
@@ -23,7 +20,6 @@ from infinity_jax.inference.scale_steps import (
     sample_scale_bits,
 )
 from infinity_jax.runtime.platform import PlatformJit
-from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import generation_compiler_options
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.tiled_decoder import decode as decode_features
@@ -31,8 +27,22 @@ from infinity_jax.transformer.kv_cache import KeyValueCache
 from infinity_jax.transformer.model import Transformer
 
 
+class Networks(NamedTuple):
+    """The networks that generate; static."""
+
+    transformer: Transformer
+    autoencoder: Autoencoder
+
+
+class NetworkParams(NamedTuple):
+    """Parameters of the networks that generate; of the tokenizer the decoder alone."""
+
+    transformer: Any
+    tokenizer: Any
+
+
 class GeneratedBits(NamedTuple):
-    """What generation leaves.
+    """The bits of a batch of images.
 
     Attributes:
       bits: per scale (B, h, w, d) bool, on the code grids.
@@ -49,66 +59,62 @@ class GeneratedBits(NamedTuple):
 def generate_bits(
     model: Transformer,
     variables: Any,
-    keys_B: jax.Array,
-    text: Text,
-    controls: Controls,
-    schedule: ScaleSchedule,
+    inputs: GenerationInputs,
+    settings: GenerationSettings,
     *,
-    negative: Text | None = None,
-    guided: bool = True,
-    guidance_layer: int = 0,
-    top_k: int = 0,
-    top_p: float = 0.97,
-    quantization: QuantizationConfig = QuantizationConfig(),
     forced_bits: Sequence[jax.Array] | None = None,
     keep_logits: bool = False,
 ) -> GeneratedBits:
-    """Draws the bits of all scales. Under jit: arrays are traced, all else is static.
+    """Generates the bits of all scales.
 
     Args:
-      variables: the transformer's variables.
-      keys_B: one random key an image.
-      text: encoded prompts, as many or a whole fraction of that.
-      negative: replaces the learned unconditional text; padded to the same length as `text`.
-      guided: whether the unconditional half runs at all.
-      guidance_layer: 0 guides logits, −n hidden states after zero-based block depth − n.
-      quantization: of its cache, and which scales run unguided.
-      forced_bits: per scale (B, h, w, d): accumulated instead of the drawn bits, for parity
+      model: the transformer, static.
+      variables: its variables.
+      inputs: keys, texts and sampling numbers.
+      settings: static.
+      forced_bits: per scale (B, h, w, d): accumulated instead of the sampled bits, for parity
         checks that must not drift.
-      keep_logits: return each scale's logits as well.
+      keep_logits: return each scale's logits as well; static.
     """
-    whole = Mode(guided, guidance_layer, top_k, top_p, quantization)
-    images = keys_B.shape[0]
+    schedule = settings.schedule
+    images = inputs.keys_B.shape[0]
 
     def apply(method, *args):
         return model.apply(variables, *args, method=method)
 
-    condition = embed_prompts(model, variables, text, negative, guided)
-    text_keys_values = apply(Transformer.text_keys_values, condition.context_BTD)
-    condition = for_images(condition, images, guided)
-    rows = condition.pooled_BD.shape[0]
-    cache = KeyValueCache.empty(model.config, schedule, rows, quantization.cache == 'int8')
+    guided = settings.guided
+    conditioning = embed_prompts(model, variables, inputs, guided)
+    text_keys_values = apply(Transformer.text_keys_values, conditioning.context_BTD)
+    conditioning = for_images(conditioning, images, guided)
+    rows = conditioning.pooled_BD.shape[0]
+    cache = KeyValueCache.empty(model.config, schedule, rows, settings.int8_cache)
     total = no_codes(model, schedule, images)
     all_bits, all_logits = [], []
     for scale in range(len(schedule)):
-        mode = whole.at_scale(scale, len(schedule))
-        if guided and not mode.guided:
-            # No guided scale comes behind an unguided one: it would miss keys.
-            guided, condition = False, conditional_half(condition)
+        if guided and not settings.guided_at(scale):
+            # No guided scale follows an unguided one: it would miss keys.
+            guided, conditioning = False, conditional_half(conditioning)
             text_keys_values = conditional_half(text_keys_values, rows_axis=1)
-        x_BLD = embed_scale_inputs(model, variables, condition, total, schedule, scale, guided)
+        x_BLD = embed_scale_inputs(model, variables, conditioning, total, settings, scale)
         x_BLD, cache = apply(
             Transformer.generate_scale,
             x_BLD,
-            condition,
+            conditioning,
             text_keys_values,
             cache,
             schedule,
             scale,
-            hidden_guidance(model, controls, scale, mode),
+            hidden_guidance(model, inputs.numbers, settings, scale),
         )
         bits, logits = sample_scale_bits(
-            model, variables, condition, x_BLD, keys_B, controls, schedule, scale, mode
+            model,
+            variables,
+            conditioning,
+            x_BLD,
+            inputs.keys_B,
+            inputs.numbers,
+            settings,
+            scale,
         )
         all_bits.append(bits)
         if keep_logits:
@@ -120,82 +126,38 @@ def generate_bits(
 @functools.partial(
     PlatformJit,
     compiler_options=generation_compiler_options,
-    static_argnames=(
-        'model',
-        'autoencoder',
-        'schedule',
-        'guided',
-        'guidance_layer',
-        'top_k',
-        'top_p',
-        'quantization',
-    ),
+    static_argnames=('networks', 'settings'),
 )
 def generate_images(
-    model: Transformer,
-    autoencoder: Autoencoder,
-    variables: Any,
-    autoencoder_variables: Any,
-    keys_B: jax.Array,
-    text: Text,
-    controls: Controls,
-    schedule: ScaleSchedule,
-    negative: Text | None = None,
-    guided: bool = True,
-    guidance_layer: int = 0,
-    top_k: int = 0,
-    top_p: float = 0.97,
-    quantization: QuantizationConfig = QuantizationConfig(),
+    networks: Networks,
+    params: NetworkParams,
+    inputs: GenerationInputs,
+    settings: GenerationSettings,
 ) -> jax.Array:
     """Text features to uint8 images (B, Y, X, 3) in one compiled call; see `generate_bits`."""
-    drawn = generate_bits(
-        model,
-        variables,
-        keys_B,
-        text,
-        controls,
-        schedule,
-        negative=negative,
-        guided=guided,
-        guidance_layer=guidance_layer,
-        top_k=top_k,
-        top_p=top_p,
-        quantization=quantization,
+    variables = {'params': params.transformer}
+    generated = generate_bits(networks.transformer, variables, inputs, settings)
+    pixels = decode_features(
+        networks.autoencoder, {'params': params.tokenizer}, generated.total_Bhwd
     )
-    return to_uint8(decode_features(autoencoder, autoencoder_variables, drawn.total_Bhwd))
+    return to_uint8(pixels)
 
 
 @functools.partial(
     PlatformJit,
     compiler_options=generation_compiler_options,
-    static_argnames=('model', 'schedule', 'mode'),
+    static_argnames=('model', 'settings'),
 )
 def generate_codes(
-    model: Transformer,
-    variables: Any,
-    keys_B: jax.Array,
-    text: Text,
-    controls: Controls,
-    schedule: ScaleSchedule,
-    negative: Text | None,
-    mode: Mode,
+    model: Transformer, variables: Any, inputs: GenerationInputs, settings: GenerationSettings
 ) -> jax.Array:
     """The transformer's part of `generate_images`: accumulated codes (B, h, w, d)."""
-    return generate_bits(
-        model,
-        variables,
-        keys_B,
-        text,
-        controls,
-        schedule,
-        negative=negative,
-        **{field.name: getattr(mode, field.name) for field in dataclasses.fields(mode)},
-    ).total_Bhwd
+    return generate_bits(model, variables, inputs, settings).total_Bhwd
 
 
 @functools.partial(
     PlatformJit, compiler_options=generation_compiler_options, static_argnames='autoencoder'
 )
 def decode(autoencoder: Autoencoder, variables: Any, total_Bhwd: jax.Array) -> jax.Array:
-    """The decoder's part: accumulated codes to uint8 images (B, Y, X, 3)."""
+    """The decoder's part of `generate_images`: accumulated codes to uint8 images (B, Y, X, 3)."""
     return to_uint8(decode_features(autoencoder, variables, total_Bhwd))

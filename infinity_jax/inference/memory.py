@@ -1,4 +1,4 @@
-"""What drawing will need of memory, known before anything large is loaded."""
+"""The memory that generation will need, estimated before anything large is loaded."""
 
 import dataclasses
 import functools
@@ -17,6 +17,7 @@ from infinity_jax.config import (
     TokenizerConfig,
     TransformerConfig,
     pixels_per_token,
+    required,
 )
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.host_memory import available_bytes
@@ -26,16 +27,16 @@ from infinity_jax.transformer.attention_ops import chunk_length
 from infinity_jax.weights.placement import decoder_params, placed_shapes
 
 GB = 10**9
-SAY_ABOVE = GB  # smaller models are drawn without a word about memory
+PRINT_ABOVE = GB  # nothing is printed about the memory of smaller models
 STREAMS = 6  # copies of the last scale's float32 residual stream: norms, gates, sums
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes of one program call that draws `batch` images.
+    """Bytes of one program call that generates `batch` images.
 
     Attributes:
-      transformer, tokenizer, text_encoder: weights, as they lie on the device.
+      transformer, tokenizer, text_encoder: weights in their dtypes on the device.
       cache: keys and values of self-attention, without the last scale.
       activations: the transformer's at its last scale, its attention scores included.
       decoder: feature maps at full resolution, once transformer and cache are done.
@@ -51,15 +52,15 @@ class MemoryEstimate:
 
     @property
     def work(self) -> int:
-        """Everything beside the weights; the decoder works where the cache was."""
+        """All but the weights; the decoder reuses the memory of the cache."""
         return max(self.cache + self.activations, self.decoder)
 
     def total(self, offload_text: bool = False) -> int:
-        """Bytes at the peak. An offloaded text encoder works where cache and decoder will be."""
-        drawing = self.transformer + self.tokenizer
+        """Bytes at the peak. An offloaded text encoder uses the memory of the later cache."""
+        networks = self.transformer + self.tokenizer
         if offload_text:
-            return drawing + max(self.text_encoder, self.work)
-        return drawing + self.text_encoder + self.work
+            return networks + max(self.text_encoder, self.work)
+        return networks + self.text_encoder + self.work
 
 
 def estimate_memory(
@@ -74,7 +75,7 @@ def estimate_memory(
     on_mesh: bool = False,
     quantization: QuantizationConfig = QuantizationConfig(),
 ) -> MemoryEstimate:
-    """Bytes for drawing `batch` images at once.
+    """Bytes for generating `batch` images at once.
 
     Guidance doubles the transformer's rows. A CPU multiplies in float32: XLA makes float32 copies
     of all 16-bit kernels, and activations of that width.
@@ -84,18 +85,18 @@ def estimate_memory(
     item = jnp.dtype(transformer.dtype).itemsize
     rows = batch * (2 if guided else 1)
     earlier, every = schedule.spans[-1]
-    now = every - earlier
+    last = every - earlier
     width = transformer.width
     cache_item = 1 + 4 / transformer.head_dim if quantization.cache == 'int8' else item
     cache = round(2 * transformer.depth * rows * earlier * width * cache_item)
     text_cache = 2 * transformer.depth * rows * transformer.text_length * width * item
     item = 4 if on_cpu else item
-    streams = STREAMS * rows * now * width * 4
+    streams = STREAMS * rows * last * width * 4
     prefix = 2 * rows * every * width * item  # one layer's keys and values, joined to the cache's
-    hidden = 2 * rows * now * transformer.hidden_width * item  # before and after the GELU
+    hidden = 2 * rows * last * transformer.hidden_width * item  # before and after the GELU
     # XLA's attention keeps float32 scores of a chunk and, in the products' dtype, their softmax.
     heads = rows * transformer.num_heads
-    scores = heads * chunk_length(heads, now, every) * every * (4 + item)
+    scores = heads * chunk_length(heads, last, every) * every * (4 + item)
     height, width_px = schedule.image_size(pixels_per_token(transformer, tokenizer))
     return MemoryEstimate(
         batch=batch,
@@ -121,7 +122,7 @@ def _weights(
 
 @dataclasses.dataclass(frozen=True)
 class MemoryPlan:
-    """How a model is drawn with: images per program call, and where its text encoder stays."""
+    """Images per program call, and whether the text encoder leaves the device between calls."""
 
     batch: int
     offload_text: bool
@@ -133,38 +134,43 @@ def plan_memory(
     mesh: Mesh | None = None,
     quantization: QuantizationConfig = QuantizationConfig(),
 ) -> MemoryPlan:
-    """Plans for the memory that there is, and says so on standard error for large models.
+    """Plans for the available memory; for large models one line on standard error says how.
 
     Args:
-      configs: configurations and schedule; no weights are looked at.
+      configs: configurations and schedule.
       max_batch: images per program call, at most.
       mesh: the devices that share the work; None: the default device.
-      quantization: what is saved.
+      quantization: the formats of weights and cache.
 
     Raises:
       UserError: not even one image fits.
     """
-    parts = (configs.transformer, configs.tokenizer, configs.text)
+    transformer = required(configs.transformer, 'transformer')
+    tokenizer = required(configs.tokenizer, 'tokenizer')
+    text = required(configs.text, 'text encoder')
+    schedule = required(configs.schedule, 'schedule')
     device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
     on_host = device.platform == 'cpu'  # all devices of a mesh then share one memory
     sizes = {} if on_host or mesh is None else dict(mesh.shape)
     shares = sizes.get('data', 1) * sizes.get('fsdp', 1)
     room = _room(device)
-    height, width = configs.schedule.image_size(pixels_per_token(*parts[:2]))
-    offers = (False,) if on_host or mesh is not None else (False, True)
+    height, width = schedule.image_size(pixels_per_token(transformer, tokenizer))
+    choices = (False,) if on_host or mesh is not None else (False, True)
     for batch in _halvings(max_batch, shares):
         share = estimate_memory(
-            *parts,
-            configs.schedule,
+            transformer,
+            tokenizer,
+            text,
+            schedule,
             -(-batch // shares),
             on_cpu=on_host,
             on_mesh=mesh is not None,
             quantization=quantization,
         )
         estimate = _on_one_device(share, sizes)
-        for offload in offers:
+        for offload in choices:
             fits = room is None or estimate.total(offload) <= room
-            if fits and estimate.total(offload) > SAY_ABOVE:
+            if fits and estimate.total(offload) > PRINT_ABOVE:
                 have = 'unknown' if room is None else f'{room / GB:.1f} GB'
                 print(
                     f'memory: about {describe(estimate, offload)}; {batch} of {height} x {width} '
@@ -173,12 +179,13 @@ def plan_memory(
                 )
             if fits:
                 return MemoryPlan(batch, offload)
-    narrower = ', use --dtype bfloat16' if parts[0].dtype == 'float32' else ''
-    weights = estimate.total(offers[-1]) - estimate.work
-    advice = 'draw a smaller --budget' if weights < room else 'use a smaller model'
+    assert room is not None  # otherwise the first batch fits
+    narrower = ', use --dtype bfloat16' if transformer.dtype == 'float32' else ''
+    weights = estimate.total(choices[-1]) - estimate.work
+    advice = 'generate a smaller --budget' if weights < room else 'use a smaller model'
     raise UserError(
         f'{batch} of {height} x {width} pixels at once would need about '
-        f'{describe(estimate, offers[-1])}, but {"this machine" if on_host else device} has '
+        f'{describe(estimate, choices[-1])}, but {"this machine" if on_host else device} has '
         f'{room / GB:.1f} GB free; {advice}{narrower}, or use more devices'
     )
 
@@ -195,7 +202,7 @@ def describe(estimate: MemoryEstimate, offload_text: bool = False) -> str:
 
 
 def _halvings(batch: int, shares: int) -> list[int]:
-    """Batches to try: `batch` and its halves, down to one image a share."""
+    """Batches to try: `batch` and its halves, down to one image per share."""
     batches = [max(batch, 1)]
     while batches[-1] > shares:
         batches.append(max(batches[-1] // 2, shares))
@@ -217,7 +224,7 @@ def _on_one_device(estimate: MemoryEstimate, sizes: dict[str, int]) -> MemoryEst
 
 
 def _room(device: jax.Device) -> int | None:
-    """Bytes that a device, or for the CPU its host, has to give; None where it does not say."""
+    """Free bytes of a device, or of the host for the CPU; None where it has no such figure."""
     if device.platform == 'cpu':
         return available_bytes()
     stats = device.memory_stats() or {}

@@ -6,24 +6,24 @@ import pathlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from PIL import Image
 from tqdm import tqdm
 
-from infinity_jax.config import ModelConfigs, QuantizationConfig, pixels_per_token
+from infinity_jax.config import QuantizationConfig, pixels_per_token, required
 from infinity_jax.errors import UserError
-from infinity_jax.inference.executables import Programs
+from infinity_jax.inference.executables import Executables
+from infinity_jax.inference.generate import NetworkParams, Networks
 from infinity_jax.inference.generator import Generator
 from infinity_jax.inference.memory import plan_memory
 from infinity_jax.inference.resolution import choose_schedule
 from infinity_jax.inference.sampling import SamplingConfig
-from infinity_jax.inference.scale_steps import controls
+from infinity_jax.inference.scale_steps import GenerationInputs
 from infinity_jax.inference.text_encoder import PromptEncoder
-from infinity_jax.inference.warmup import Request, calls_for, mode_of
+from infinity_jax.inference.warmup import GenerationRequest, calls_for
 from infinity_jax.runtime.hub import local_folder
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh, to_host
@@ -32,25 +32,27 @@ from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
 from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model, read_configs
 from infinity_jax.weights.placement import (
-    decoder_params,
-    place,
-    quantize_params,
+    PlacedModel,
+    check_complete,
+    place_decoder,
+    place_text_encoder,
+    place_transformer,
     share_batch,
 )
 
-MAX_BATCH = 16  # images drawn in one program call
+MAX_BATCH = 16  # images generated in one program call
 SEEDS = 2**32  # jax keys would silently take a larger seed modulo this
 
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedImages:
-    """Drawn images, prompt by prompt.
+    """Generated images, prompt by prompt.
 
     Attributes:
       pixels: uint8 (images, Y, X, 3).
       prompts: the prompt of each image.
-      seeds: (seed, index) of each: together with the settings they draw the same image again.
-      batch_seconds: what each program call took, text included, and compiling where it was needed.
+      seeds: (seed, index) of each: with the same settings they generate the same image again.
+      batch_seconds: duration of each program call, text included, and compiling where needed.
     """
 
     pixels: np.ndarray
@@ -63,66 +65,76 @@ class GeneratedImages:
         return [Image.fromarray(image) for image in self.pixels]
 
 
+class PipelineOptions(TypedDict, total=False):
+    """Further keywords of `InfinityPipeline.from_pretrained`.
+
+    Attributes:
+      rewrite_prompt, max_batch, text_length: see the constructor.
+      aspect_ratio, height_over_width, budget, size: of images unless a call has a schedule of its
+        own, see `choose_schedule`.
+      ratio: the former name of `height_over_width`.
+    """
+
+    rewrite_prompt: Callable[[str], str] | None
+    max_batch: int
+    text_length: int | None
+    aspect_ratio: str | None
+    height_over_width: float | str | None
+    budget: str | None
+    size: tuple[int, int] | None
+    ratio: float | str | None
+
+
+OF_CONSTRUCTOR = ('rewrite_prompt', 'max_batch', 'text_length')
+
+
 @jax.jit
 def image_keys(seed: jax.Array, indices_B: jax.Array) -> jax.Array:
-    """One random key an image; on a mesh they lie where the indices do."""
+    """One random key per image, with the sharding of the indices."""
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices_B)
 
 
 class InfinityPipeline:
-    """A loaded model that draws; compiled once per batch size, `num` and sampling mode.
+    """A model that generates images; compiled once per batch size, `num` and static settings.
 
     Prompts of any length, seeds, guidance and temperature compile nothing; only guidance of exactly
-    1 is another mode, without the unconditional half.
+    1 is another program, without the unconditional half.
     """
 
     def __init__(
         self,
-        loaded: LoadedModel,
+        model: PlacedModel,
         *,
-        mesh: Mesh | None = None,
         rewrite_prompt: Callable[[str], str] | None = None,
         max_batch: int = MAX_BATCH,
-        offload_text: bool = False,
-        programs: Programs | None = None,
-        quantization: QuantizationConfig = QuantizationConfig(),
         text_length: int | None = None,
+        executables: Executables | None = None,
     ):
-        """Takes the parts of a model.
+        """Takes a model whose weights are in place, see `placement.place_model`.
 
         Args:
-          loaded: transformer, tokenizer, text encoder and text tokenizer must be there. Parameters
-            are numpy arrays, or jax arrays, which stay where they are.
-          mesh: the devices that share weights and images; None: the default device.
+          model: configurations, placed weights and text tokenizer.
           rewrite_prompt: applied to every prompt before it is tokenized.
-          max_batch: images per program call.
-          offload_text: keep the text encoder on the host between calls, see `PromptEncoder`.
-          programs: where compiled ones are kept; None: nowhere.
-          quantization: what is saved at some cost to the images.
+          max_batch: images per program call, at most.
           text_length: tokens that prompts are padded to and cut at; None: all the model reads.
+          executables: the store of compiled programs; None: nothing is stored.
         """
-        check_complete(
-            loaded, ('transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer')
-        )
-        config = loaded.configs.transformer
-        self._mesh = mesh
-        self._schedule = loaded.configs.schedule
+        configs = model.configs
+        self._mesh = model.mesh
+        self._schedule = configs.schedule
         self._rewrite = rewrite_prompt or (lambda prompt: prompt)
         self._max_batch = max_batch
-        self._model = Transformer(config)
-        self._autoencoder = Autoencoder(loaded.configs.tokenizer)
-        self._prompt_encoder = PromptEncoder(loaded, mesh, offload_text, text_length, programs)
-        self._economy = quantization
-        params = quantize_params(loaded.transformer_params, quantization, mesh)
-        decoder = decoder_params(loaded.tokenizer_params)
-        self._drawing = Generator(
-            self._model,
-            self._autoencoder,
-            place(params, config.dtype, config, mesh),
-            place(decoder, 'float32', loaded.configs.tokenizer, mesh),
-            mesh,
-            programs=programs,
-            quantization=quantization,
+        transformer = required(configs.transformer, 'transformer')
+        tokenizer = required(configs.tokenizer, 'tokenizer')
+        self._stride = pixels_per_token(transformer, tokenizer)
+        self._quantization = model.quantization
+        self._prompt_encoder = PromptEncoder(model, text_length, executables)
+        self._generator = Generator(
+            Networks(Transformer(transformer), Autoencoder(tokenizer)),
+            NetworkParams(model.transformer_params, model.tokenizer_params),
+            model.mesh,
+            int8_cache=model.quantization.cache == 'int8',
+            executables=executables,
         )
 
     @classmethod
@@ -134,68 +146,80 @@ class InfinityPipeline:
         cache_dir: str | pathlib.Path | None = None,
         dtype: str | None = None,
         mesh: MeshConfig | None = None,
-        ratio: float | str | None = None,
-        budget: str | None = None,
-        size: tuple[int, int] | None = None,
-        max_batch: int = MAX_BATCH,
-        request: Request | None = None,
         quantization: QuantizationConfig = QuantizationConfig(),
-        text_length: int | None = None,
-        **options: Any,
+        request: GenerationRequest | None = None,
+        **options: Unpack[PipelineOptions],
     ) -> 'InfinityPipeline':
         """Loads a model folder; without one, the demo that ships with the package.
 
-        Memory is estimated before any weight is read: the text encoder leaves the device between
-        calls, and fewer images are drawn at once, where that makes the model fit.
+        Memory is estimated before any weight is read: where that makes the model fit, the text
+        encoder leaves the device between calls, and fewer images are generated at once.
 
         Args:
           name: a folder, or org/name of a Hugging Face repository.
           revision, cache_dir: of the repository, see `local_folder`.
-          dtype: of the products inside blocks; None: as the model's configuration says.
+          dtype: of the products inside blocks; None: as in the model's configuration.
           mesh: the devices that share the work; None: the default device.
-          ratio, budget, size: what to draw unless a call says otherwise, see `choose_schedule`.
-          max_batch: images per program call, at most.
-          request: what will be drawn first: its programs are loaded, or compiled, while the weights
-            are read.
-          quantization: what is saved at some cost to the images.
-          text_length: tokens that prompts are padded to and cut at; None: all the model reads.
-          options: of the constructor.
+          quantization: lossy savings of memory.
+          request: the first call that will be made: its programs are loaded, or compiled, while
+            the weights are read.
+          options: image size, batch size and text, see `PipelineOptions`.
 
         Raises:
-          UserError: no such model, an incomplete one, an image size that it cannot draw, or too
-            little memory.
+          UserError: no such model, an incomplete one, an image size that it cannot generate, or
+            too little memory.
+          TypeError: an unknown option.
         """
+        if unknown := options.keys() - PipelineOptions.__annotations__.keys():
+            raise TypeError(f'from_pretrained() has no option {", ".join(sorted(unknown))}')
+        size: dict[str, Any] = dict(options)
+        of_pipeline = {key: size.pop(key) for key in OF_CONSTRUCTOR if key in size}
         folder = local_folder(name, revision, cache_dir)
         configs = read_configs(folder)
         check_complete(configs, ('transformer', 'tokenizer', 'text'))
-        transformer, tokenizer = configs.transformer, configs.tokenizer
+        transformer = required(configs.transformer, 'transformer')
+        tokenizer = required(configs.tokenizer, 'tokenizer')
         if dtype is not None:
             transformer = dataclasses.replace(transformer, dtype=dtype)
-        schedule = choose_schedule(
-            transformer, tokenizer, configs.schedule, ratio=ratio, budget=budget, size=size
-        )
-        configs = dataclasses.replace(configs, transformer=transformer, schedule=schedule)
+            configs = dataclasses.replace(configs, transformer=transformer)
+        configs = dataclasses.replace(configs, schedule=choose_schedule(configs, **size))
         devices = None if mesh is None else make_mesh(mesh)
+        max_batch = of_pipeline.pop('max_batch', MAX_BATCH)
         plan = plan_memory(configs, max_batch, devices, quantization)
-        programs = Programs(folder if devices is None else None)
+        executables = Executables(folder if devices is None else None)
         if request is not None and devices is None:
-            wanted = (request, configs, schedule, plan.batch, quantization, text_length)
-            for call in calls_for(*wanted):
-                programs.prepare(*call)
+            length = of_pipeline.get('text_length')
+            for call in calls_for(request, configs, plan.batch, quantization, length):
+                executables.prepare(*call)
 
         def load(part: str) -> LoadedModel:
             return load_model(folder, None, (part,), devices, configs)
 
-        # Part by part, so that the host never holds two at once beside what is placed.
-        params = quantize_params(load('transformer').transformer_params, quantization, devices)
-        params = place(params, transformer.dtype, transformer, devices)
-        decoder = decoder_params(load('tokenizer').tokenizer_params)
-        decoder = place(decoder, 'float32', tokenizer, devices)
+        # Part by part, so that the host never holds two parts at once.
+        params = place_transformer(
+            required(load('transformer').transformer_params, 'transformer'),
+            transformer,
+            quantization,
+            devices,
+        )
+        decoder = place_decoder(
+            required(load('tokenizer').tokenizer_params, 'tokenizer'), tokenizer, devices
+        )
         text = load('text_encoder')
-        loaded = LoadedModel(configs, params, decoder, text.text_params, text.text_tokenizer)
-        options = {'offload_text': plan.offload_text, 'programs': programs, **options}
-        options |= {'quantization': quantization, 'text_length': text_length}
-        return cls(loaded, mesh=devices, max_batch=plan.batch, **options)
+        check_complete(text, ('text_params', 'text_tokenizer'))
+        model = PlacedModel(
+            configs,
+            params,
+            decoder,
+            place_text_encoder(
+                required(text.text_params, 'text encoder'), configs, devices, plan.offload_text
+            ),
+            required(text.text_tokenizer, 'vocabulary'),
+            quantization,
+            devices,
+            plan.offload_text,
+        )
+        return cls(model, max_batch=plan.batch, executables=executables, **of_pipeline)
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -204,9 +228,8 @@ class InfinityPipeline:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) in pixels of what is drawn where a call names no schedule."""
-        stride = pixels_per_token(self._model.config, self._autoencoder.config)
-        return self.schedule.image_size(stride)
+        """(height, width) in pixels of images where a call names no schedule."""
+        return self.schedule.image_size(self._stride)
 
     def __call__(
         self,
@@ -218,10 +241,10 @@ class InfinityPipeline:
         sampling: SamplingConfig = SamplingConfig(),
         schedule: ScaleSchedule | None = None,
     ) -> GeneratedImages:
-        """Draws `num` images of each prompt.
+        """Generates `num` images of each prompt.
 
-        Image i is drawn with a key of its own, from `seed` and i: it does not depend on how many
-        others are asked for. More than one batch shows its progress.
+        Image i has a random key of its own, from `seed` and i: it does not depend on the number of
+        images. More than one batch shows its progress.
 
         Args:
           prompts: one or several, none empty.
@@ -231,6 +254,10 @@ class InfinityPipeline:
             blank one counts as none.
           sampling: guidance, temperature, top-k, top-p.
           schedule: the token grids; by default those of the pipeline.
+
+        Raises:
+          UserError: no prompt or an empty one, a seed out of range, or sampling settings that do
+            not fit the schedule or the model.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts or num < 1:
@@ -240,13 +267,13 @@ class InfinityPipeline:
         )
         prompts = [prompt for prompt in prompts for _ in range(num)]
         count = -(-len(prompts) // self._batch_size(len(prompts)))
-        ready, drawn = [time.perf_counter()], []
-        for pixels in tqdm(batches, 'drawing', count, unit='batch', disable=count == 1):
-            drawn.append(pixels)
+        ready, generated = [time.perf_counter()], []
+        for pixels in tqdm(batches, 'generating', count, unit='batch', disable=count == 1):
+            generated.append(pixels)
             ready.append(time.perf_counter())
         seeds = tuple((seed, i) for i in range(len(prompts)))
         return GeneratedImages(
-            np.concatenate(drawn), tuple(prompts), seeds, tuple(np.diff(ready).tolist())
+            np.concatenate(generated), tuple(prompts), seeds, tuple(np.diff(ready).tolist())
         )
 
     def stream(
@@ -259,25 +286,25 @@ class InfinityPipeline:
         sampling: SamplingConfig = SamplingConfig(),
         schedule: ScaleSchedule | None = None,
     ) -> Iterator[np.ndarray]:
-        """Draws `num` images a prompt, yielding uint8 batches as they are ready.
+        """Generates `num` images per prompt and yields uint8 batches as they are ready.
 
-        Images of one prompt stand together and share its encoded text, as far as a batch holds
+        Images of one prompt follow each other and share its encoded text, as far as a batch holds
         the same number of all its prompts.
         """
         if not 0 <= seed < SEEDS:
             raise UserError(f'seed is {seed}; wanted a whole number from 0 to {SEEDS - 1}')
         schedule = schedule or self.schedule
-        numbers = controls(sampling, schedule)
-        mode = mode_of(sampling, self._economy)
+        numbers = sampling.traced(schedule)
+        settings = sampling.static(schedule, self._quantization)
         prompts = [prompt for prompt in prompts for _ in range(num)]
         rewritten = {prompt: self._rewrite(prompt) for prompt in dict.fromkeys(prompts)}
         negative = None if negative is None or is_blank(negative) else negative
-        if negative is not None and not mode.guided:
+        if negative is not None and not settings.guided:
             warnings.warn('the negative prompt has no effect: guidance is 1', stacklevel=2)
             negative = None
-        unwanted = None if negative is None else self._rewrite(negative)
-        read = list(rewritten.values()) + ([] if unwanted is None else [unwanted])
-        self._prompt_encoder.warn_of_losses(read)
+        negative = None if negative is None else self._rewrite(negative)
+        texts_read = [*rewritten.values()] + ([] if negative is None else [negative])
+        self._prompt_encoder.warn_of_losses(texts_read)
         size = self._batch_size(len(prompts))
         starts = range(0, len(prompts), size)
         # One shape, one compilation: the last batch is filled up with its last prompt.
@@ -287,24 +314,18 @@ class InfinityPipeline:
             [rewritten[prompts[min(i, last)]] for i in range(start, start + size, shared)]
             for start in starts
         ]
-        texts = self._prompt_encoder(batches, unwanted)
+        texts = self._prompt_encoder(batches, negative)
         for start, (text, negative_text) in zip(starts, texts, strict=True):
             indices_B = share_batch(np.arange(start, start + size), self._mesh)
             keys_B = image_keys(np.uint32(seed), indices_B)
-            pixels = self._drawing(keys_B, text, numbers, schedule, negative_text, mode)
-            pixels = np.asarray(pixels if self._mesh is None else to_host(pixels, self._mesh))
-            yield pixels[: len(prompts) - start]
+            inputs = GenerationInputs(keys_B, text, numbers, negative_text)
+            pixels = self._generator(inputs, settings)
+            on_host = pixels if self._mesh is None else to_host(pixels, self._mesh)
+            yield np.asarray(on_host)[: len(prompts) - start]
 
     def _batch_size(self, images: int) -> int:
-        """Images of a program call: a multiple of the mesh's shares of a batch."""
+        """Images per program call: a multiple of the mesh's shares of a batch."""
         shares = 1
         if self._mesh is not None:
             shares = self._mesh.shape['data'] * self._mesh.shape['fsdp']
         return -(-min(images, self._max_batch) // shares) * shares
-
-
-def check_complete(loaded: LoadedModel | ModelConfigs, fields: Sequence[str]) -> None:
-    """Raises `UserError` where one of these parts of a model is absent."""
-    for field in fields:
-        if getattr(loaded, field) is None:
-            raise UserError(f'the model has no {field}; drawing needs a complete model folder')

@@ -1,8 +1,17 @@
-"""Which token grids a model draws on: its own, or the released ones of a wanted image shape."""
+"""The token grids that a model generates: its own, or the released ones of an image shape."""
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig, pixels_per_token
+import functools
+import sys
+
+from infinity_jax.config import ModelConfigs, TransformerConfig, pixels_per_token, required
 from infinity_jax.errors import UserError
-from infinity_jax.scales import STRIDE, ScaleSchedule, nearest_size, released_name
+from infinity_jax.scales import (
+    STRIDE,
+    ScaleSchedule,
+    height_over_width_of,
+    nearest_size,
+    released_name,
+)
 from infinity_jax.transformer.model import check_schedule
 
 DEFAULT_RATIO = '1.000'
@@ -10,28 +19,42 @@ DEFAULT_BUDGET = '1M'
 
 
 def choose_schedule(
-    transformer: TransformerConfig,
-    tokenizer: TokenizerConfig,
-    own: ScaleSchedule | None = None,
+    configs: ModelConfigs,
     *,
-    ratio: float | str | None = None,
+    aspect_ratio: str | None = None,
+    height_over_width: float | str | None = None,
     budget: str | None = None,
     size: tuple[int, int] | None = None,
+    ratio: float | str | None = None,
 ) -> ScaleSchedule:
-    """The token grids for a wish, or the model's own grids where nothing is wished.
+    """The token grids of a requested image shape, or the model's own grids without a request.
 
     Args:
-      transformer, tokenizer: the model.
-      own: the schedule that its folder names, if it names one.
-      ratio: height/width; the nearest released one is taken. With a budget alone that
-        of the model's own schedule, or 1.
+      configs: transformer, tokenizer and, if the model folder names one, its schedule.
+      aspect_ratio: 'WIDTH:HEIGHT' such as '16:9'; the nearest released one is taken. With a budget
+        alone that of the model's own schedule, or 1:1.
+      height_over_width: the same as one number, height / width: 0.5625 for 16:9.
       budget: of pixels; with a ratio alone that of the model's own schedule, or 1M.
       size: (height, width) in pixels instead of both; the nearest released one is taken.
+      ratio: the name of `height_over_width` in version 0.1, read until version 0.3.
 
     Raises:
-      UserError: a wish that the model cannot fulfil, or one that says two things.
+      UserError: a shape that the model cannot generate, or two shapes at once.
     """
-    stride = pixels_per_token(transformer, tokenizer)
+    own = configs.schedule
+    transformer = required(configs.transformer, 'transformer')
+    stride = pixels_per_token(transformer, required(configs.tokenizer, 'tokenizer'))
+    if ratio is not None:
+        _print_renamed()
+    ratios = {
+        'aspect_ratio': None if aspect_ratio is None else height_over_width_of(aspect_ratio),
+        'height_over_width': height_over_width,
+        'ratio': ratio,
+    }
+    given = {name: value for name, value in ratios.items() if value is not None}
+    if len(given) > 1:
+        raise UserError(f'{" and ".join(given)} are both given; give one of them')
+    ratio = next(iter(given.values()), None)
     named = ratio is not None or budget is not None
     if named and size is not None:
         raise UserError('give either ratio and budget or height and width, not both')
@@ -47,14 +70,23 @@ def choose_schedule(
     problem = _misfit(transformer, stride, schedule)
     if problem and own is not None:
         height, width = own.image_size(stride)
-        problem += f'; leave out the size: this model draws {height} x {width} on its own grids'
+        problem += f'; leave out the size: this model generates {height} x {width} on its own grids'
     if problem:
         raise UserError(problem)
     return schedule
 
 
+@functools.cache  # once per process
+def _print_renamed() -> None:
+    print(
+        'the keyword ratio is now height_over_width (height / width); the old name works until '
+        'version 0.3',
+        file=sys.stderr,
+    )
+
+
 def _misfit(transformer: TransformerConfig, stride: int, schedule: ScaleSchedule) -> str:
-    """Why the model cannot draw on a released schedule; '' if it can."""
+    """The reason why the model cannot use a released schedule; '' if it can."""
     if stride != STRIDE:
         return (
             f'the released image sizes are for tokens of {STRIDE} pixels, the tokens of this '

@@ -1,17 +1,73 @@
-"""Drawing bits from their two logits."""
+"""Sampling: the user's settings, their static and traced parts, and bits from logits."""
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from infinity_jax.config import QuantizationConfig, TransformerConfig
 from infinity_jax.errors import UserError
+from infinity_jax.scales import ScaleSchedule
+
+
+class SamplingNumbers(NamedTuple):
+    """Traced sampling settings, one number per scale: changing them does not recompile."""
+
+    guidance_K: jax.Array
+    temperature_K: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationSettings:
+    """Static settings of generation: each value compiles a program of its own.
+
+    Attributes:
+      schedule: the token grids.
+      guided: whether the batch has an unconditional half at all.
+      guidance_layer, top_k, top_p, unguided_scales: see `SamplingConfig`.
+      int8_cache: keep keys and values of earlier scales in 8 bits.
+    """
+
+    schedule: ScaleSchedule
+    guided: bool = True
+    guidance_layer: int = 0
+    top_k: int = 0
+    top_p: float = 0.97
+    unguided_scales: int = 0
+    int8_cache: bool = False
+
+    def __post_init__(self):
+        if self.unguided_scales > len(self.schedule):
+            raise UserError(
+                f'unguided_scales is {self.unguided_scales}; the image has {len(self.schedule)} '
+                'scales'
+            )
+
+    def guided_at(self, scale: int) -> bool:
+        """Whether a scale runs with guidance; the last `unguided_scales` do not."""
+        return self.guided and scale < len(self.schedule) - self.unguided_scales
+
+    def hidden_layer(self, config: TransformerConfig, scale: int) -> int | None:
+        """The zero-based block after which a scale guides hidden states; None if it does not.
+
+        Raises:
+          UserError: the model has no such block.
+        """
+        if self.guidance_layer == 0 or not self.guided_at(scale):
+            return None
+        if config.depth + self.guidance_layer < 0:
+            raise UserError(
+                f'guidance layer {self.guidance_layer} does not exist; the model has '
+                f'{config.depth} layers'
+            )
+        return config.depth + self.guidance_layer
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How images are drawn (paper 4; the released 2B likes guidance 3-4, temperature 0.5-1).
+    """How images are sampled (paper 4; the released 2B likes guidance 3-4, temperature 0.5-1).
 
     Guidance and temperature are one number or one per scale; their values are traced, so changing
     them does not recompile.
@@ -22,11 +78,12 @@ class SamplingConfig:
     top_k: int = 0  # 1 is greedy; 0 and 2 change nothing
     top_p: float = 0.97  # a bit value of probability ≤ 1 − top_p is never taken; 1 switches off
     guidance_layer: int = 0  # 0: on logits; −n: on hidden states after zero-based block depth − n
+    unguided_scales: int = 0  # number of last scales that run without the unconditional half
 
     def __post_init__(self):
         for name in ('guidance', 'temperature'):
             values = getattr(self, name)
-            values = (values,) if isinstance(values, int | float) else tuple(values)
+            values = _per_scale(values)
             if not values or not all(math.isfinite(value) for value in values):
                 raise UserError(f'{name} is {values}; wanted a finite number, or one per scale')
             object.__setattr__(self, name, values)
@@ -39,11 +96,43 @@ class SamplingConfig:
             raise UserError(f'top_p is {self.top_p}; choose a number in (0, 1], 1 to switch it off')
         if self.top_k not in (0, 1, 2):
             raise UserError(f'top_k is {self.top_k}; a bit has two values: 0 (off), 1 or 2')
-        if any(not t > 0 for t in self.temperature):
+        if self.unguided_scales < 0:
+            raise UserError(f'unguided_scales is {self.unguided_scales}; wanted 0 or more')
+        if any(not t > 0 for t in _per_scale(self.temperature)):
             raise UserError(
-                f'temperature is {self.temperature}; it must be positive. For greedy drawing '
+                f'temperature is {self.temperature}; it must be positive. For greedy sampling '
                 'set top_k to 1'
             )
+
+    def static(
+        self, schedule: ScaleSchedule, quantization: QuantizationConfig = QuantizationConfig()
+    ) -> GenerationSettings:
+        """The part that is compiled in. Guidance of 1 everywhere needs no unconditional half.
+
+        Raises:
+          UserError: more scales are unguided than the schedule has.
+        """
+        return GenerationSettings(
+            schedule,
+            guided=any(g != 1 for g in _per_scale(self.guidance)),
+            guidance_layer=self.guidance_layer,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            unguided_scales=self.unguided_scales or quantization.former_unguided_scales,
+            int8_cache=quantization.cache == 'int8',
+        )
+
+    def traced(self, schedule: ScaleSchedule) -> SamplingNumbers:
+        """The part that a compiled program takes as arrays.
+
+        Raises:
+          UserError: numbers for another count of scales.
+        """
+        scales = len(schedule)
+        return SamplingNumbers(
+            jnp.array(self.per_scale('guidance', scales), jnp.float32),
+            jnp.array(self.per_scale('temperature', scales), jnp.float32),
+        )
 
     def per_scale(self, name: str, scales: int) -> tuple[float, ...]:
         """`guidance` or `temperature` as one number per scale."""
@@ -71,7 +160,7 @@ def keep_likely(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
 
 
 def sample_bits(keys_B: jax.Array, logits: jax.Array) -> jax.Array:
-    """Bits (B, …) bool drawn from logits (B, …, 2) after `keep_likely`, each image by its key.
+    """Samples bits (B, …) bool from logits (B, …, 2) after `keep_likely`, each image by its key.
 
     The bit is 1 with probability sigmoid(l₁ − l₀); an infinite margin leaves no choice. An image
     depends on its own key only, never on what else is in the batch.
@@ -79,3 +168,8 @@ def sample_bits(keys_B: jax.Array, logits: jax.Array) -> jax.Array:
     margin = logits[..., 1] - logits[..., 0]
     uniform = jax.vmap(lambda key: jax.random.uniform(key, margin.shape[1:]))(keys_B)
     return uniform < jax.nn.sigmoid(margin)
+
+
+def _per_scale(values: float | tuple[float, ...]) -> tuple[float, ...]:
+    """A number alone as a tuple of one."""
+    return (values,) if isinstance(values, int | float) else tuple(values)

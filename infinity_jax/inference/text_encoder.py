@@ -1,35 +1,33 @@
-"""Prompts to text features, on a device that may be too small to keep the text encoder."""
+"""Prompts to text features, with the text encoder on the device or offloaded to the host."""
 
 import functools
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
-from infinity_jax.config import TransformerConfig
+from infinity_jax.config import TransformerConfig, required
 from infinity_jax.errors import UserError
-from infinity_jax.inference.executables import Programs, call_jitted
+from infinity_jax.inference.executables import Executables, call_jitted
 from infinity_jax.inference.scale_steps import Text
 from infinity_jax.sharding import in_mesh
 from infinity_jax.text.t5 import T5Encoder
-from infinity_jax.weights.model_folder import LoadedModel
-from infinity_jax.weights.placement import hold, place, share_batch
+from infinity_jax.weights.placement import PlacedModel, share_batch
 
 MAX_SHOWN = 20  # unknown characters in a warning
-Pair = tuple[Text, Text | None]  # prompts and what replaces the unconditional text, equally long
+Pair = tuple[Text, Text | None]  # prompts and the negative text, padded to the same length
 
 
 @functools.partial(jax.jit, static_argnames='encoder')
 def encode(encoder: T5Encoder, params: Any, ids_BT: jax.Array, lengths_B: jax.Array) -> jax.Array:
     """Padded token ids to text features (B, T, E); compiled once per shape and encoder."""
-    return encoder.apply({'params': params}, ids_BT, lengths_B)
+    return cast(jax.Array, encoder.apply({'params': params}, ids_BT, lengths_B))
 
 
 def padded_length(config: TransformerConfig, text_length: int | None) -> int:
-    """Tokens that prompts are padded to and cut at: as asked for, or all that the model reads.
+    """Tokens that prompts are padded to and cut at; by default all that the model reads.
 
     Raises:
       UserError: more tokens than the model reads, or none.
@@ -52,41 +50,34 @@ class PromptEncoder:
 
     def __init__(
         self,
-        loaded: LoadedModel,
-        mesh: Mesh | None = None,
-        offload: bool = False,
+        model: PlacedModel,
         text_length: int | None = None,
-        programs: Programs | None = None,
+        executables: Executables | None = None,
     ):
         """Takes the text parts of a model.
 
         Args:
-          loaded: of it, the text encoder and tokenizer and the transformer's configuration.
-          mesh: the devices that share the work; None: the default device.
-          offload: keep the weights on the host. Each call puts them on the device, encodes all its
-            prompts and frees the room again.
+          model: with its weights in place. An offloaded text encoder stays on the host: each call
+            puts it on the device, encodes all its prompts and frees the room again.
           text_length: tokens that prompts are padded to and cut at; None: all that the model
             reads. Fewer are less work: see docs/speed.md.
-          programs: where compiled ones are kept; None: nowhere.
+          executables: the store of compiled programs; None: nothing is stored.
 
         Raises:
           UserError: more tokens than the model reads, or none.
         """
-        config = loaded.configs.transformer
+        config = required(model.configs.transformer, 'transformer')
         self._limit = padded_length(config, text_length)
-        self._mesh = mesh
-        self._programs = programs or Programs()
-        self._tokenizer = loaded.text_tokenizer
+        self._mesh = model.mesh
+        self._executables = executables or Executables()
+        self._tokenizer = model.text_tokenizer
         # In the transformer's dtype as in training, so that samples there and here agree.
-        self._encoder = T5Encoder(loaded.configs.text, jnp.dtype(config.dtype))
-        self._offload = offload
-        if offload:
-            self._params = hold(loaded.text_params, config.dtype)
-        else:
-            self._params = place(loaded.text_params, config.dtype, loaded.configs.text, mesh)
+        text_config = required(model.configs.text, 'text encoder')
+        self._encoder = T5Encoder(text_config, jnp.dtype(config.dtype))
+        self._params, self._offload = model.text_params, model.offload_text
 
     def __call__(self, batches: Iterable[Sequence[str]], negative: str | None) -> Iterable[Pair]:
-        """Encodes batches of prompts as they are asked for, or all at once when offloading.
+        """Encodes each batch of prompts when it is requested, or all at once when offloading.
 
         Args:
           batches: prompts, none empty.
@@ -101,10 +92,10 @@ class PromptEncoder:
             jax.tree.map(lambda leaf: leaf.delete(), params)
 
     def warn_of_losses(self, prompts: Sequence[str]) -> None:
-        """Warns in one line of prompts whose end the model will not read.
+        """Warns in one line about prompts whose end the model will not read.
 
-        In another line, warns of characters that the vocabulary lacks: all of them are read as the
-        same unknown token.
+        Another line warns about characters that the vocabulary lacks: every run of them is read as
+        the same unknown token.
         """
         unknown = self._tokenizer.unknown_characters(prompts, self._limit)
         characters = ''.join(dict.fromkeys(''.join(unknown)))
@@ -112,7 +103,8 @@ class PromptEncoder:
             warnings.warn(
                 f'{sum(map(bool, unknown))} of {len(prompts)} prompts hold characters that the '
                 f"model's vocabulary lacks, {len(characters)} in all: "
-                f'{characters[:MAX_SHOWN]!r}; it reads every such word as the same unknown token',
+                f'{characters[:MAX_SHOWN]!r}; the model reads each run of them as the same unknown '
+                'token',
                 stacklevel=2,
             )
         counts = self._tokenizer.token_counts(prompts, self._limit)
@@ -125,8 +117,7 @@ class PromptEncoder:
             )
 
     def _encode(self, params: Any, prompts: Sequence[str], negative: str | None) -> Pair:
-        unwanted = [] if negative is None else [negative]
-        run = self._programs.call if self._mesh is None else in_mesh(self._mesh, call_jitted)
+        run = self._executables.call if self._mesh is None else in_mesh(self._mesh, call_jitted)
 
         def features(texts: Sequence[str]) -> Text:
             rows = self._tokenizer(list(texts), self._limit, self._limit)
@@ -134,4 +125,4 @@ class PromptEncoder:
             traced = {'params': params, 'ids_BT': ids_BT, 'lengths_B': lengths_B}
             return Text(run(encode, {'encoder': self._encoder}, traced), lengths_B)
 
-        return features(prompts), features(unwanted * len(prompts)) if unwanted else None
+        return features(prompts), None if negative is None else features([negative] * len(prompts))

@@ -1,20 +1,18 @@
-"""The programs that a call will need, known from configurations before a weight is read."""
+"""The programs that a call will need, derived from configurations before a weight is read."""
 
 import dataclasses
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from infinity_jax.config import ModelConfigs, QuantizationConfig
-from infinity_jax.inference.generate import generate_images
-from infinity_jax.inference.generator import goes_layerwise, static_arguments
-from infinity_jax.inference.sampling import SamplingConfig
-from infinity_jax.inference.scale_steps import Controls, Mode, Text
+from infinity_jax.config import ModelConfigs, QuantizationConfig, required
+from infinity_jax.inference.generate import NetworkParams, Networks, generate_images
+from infinity_jax.inference.generator import goes_layerwise
+from infinity_jax.inference.sampling import GenerationSettings, SamplingConfig, SamplingNumbers
+from infinity_jax.inference.scale_steps import GenerationInputs, Text
 from infinity_jax.inference.text_encoder import encode, padded_length
-from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import target_platform
 from infinity_jax.text.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
@@ -22,17 +20,25 @@ from infinity_jax.transformer.model import Transformer
 from infinity_jax.weights.placement import decoder_params, placed_shapes
 
 
+class Jitted(Protocol):
+    """A function that can be called and lowered, of `jax.jit` or a `PlatformJit`."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any: ...
+
+    def lower(self, *args: Any, **kwargs: Any) -> jax.stages.Lowered: ...
+
+
 class Call(NamedTuple):
     """A call of a jitted function: its static arguments, and shapes instead of the others."""
 
-    function: Callable[..., Any]
+    function: Jitted
     static: dict[str, Any]
     shapes: dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
-    """What a pipeline will be asked for first, told before it is loaded."""
+class GenerationRequest:
+    """The first call that will be made of a pipeline, announced before the pipeline is loaded."""
 
     prompts: tuple[str, ...]
     num: int = 1
@@ -40,88 +46,97 @@ class Request:
     sampling: SamplingConfig = SamplingConfig()
 
 
-def mode_of(sampling: SamplingConfig, quantization: QuantizationConfig) -> Mode:
-    """What is static of these settings; a guidance of 1 everywhere needs no unconditional half."""
-    guided = any(g != 1 for g in sampling.guidance)
-    return Mode(guided, sampling.guidance_layer, sampling.top_k, sampling.top_p, quantization)
+class BatchShape(NamedTuple):
+    """The numbers that the shapes of a batch's inputs depend on.
+
+    Attributes:
+      images: in this batch.
+      num: images of each prompt, in all batches together.
+      text_length: tokens that prompts are padded to, see `padded_length`.
+      negative: whether a text replaces the unconditional one.
+    """
+
+    images: int
+    num: int
+    text_length: int
+    negative: bool = False
 
 
 def calls_for(
-    request: Request,
+    request: GenerationRequest,
     configs: ModelConfigs,
-    schedule: ScaleSchedule,
     max_batch: int,
     quantization: QuantizationConfig = QuantizationConfig(),
     text_length: int | None = None,
 ) -> list[Call]:
-    """What the first batch of a request will call; see `calls_of`."""
-    prompts = [prompt for prompt in request.prompts for _ in range(request.num)]
-    batch = min(len(prompts), max_batch)
-    mode = mode_of(request.sampling, quantization)
-    negative = request.negative if mode.guided else None
-    length = padded_length(configs.transformer, text_length)
-    return calls_of(configs, schedule, mode, batch, request.num, length, negative is not None)
+    """The calls of the first batch of a request; see `calls_of`."""
+    images = min(len(request.prompts) * request.num, max_batch)
+    settings = request.sampling.static(required(configs.schedule, 'schedule'), quantization)
+    negative = request.negative is not None and settings.guided
+    length = padded_length(required(configs.transformer, 'transformer'), text_length)
+    batch = BatchShape(images, request.num, length, negative)
+    return calls_of(configs, settings, batch, quantization)
 
 
 def calls_of(
     configs: ModelConfigs,
-    schedule: ScaleSchedule,
-    mode: Mode,
-    batch: int,
-    num: int,
-    length: int,
-    negative: bool = False,
+    settings: GenerationSettings,
+    batch: BatchShape,
+    quantization: QuantizationConfig = QuantizationConfig(),
     platform: str | None = None,
 ) -> list[Call]:
-    """What drawing one batch on one device will call: the text encoder, then the drawing.
+    """The calls that generate one batch on one device: the text encoder, then the images.
 
-    The drawing is left out where many small programs draw, see `goes_layerwise`.
+    The second is absent where many small programs generate, see `goes_layerwise`.
 
     Args:
-      configs: configurations; weights are not looked at.
-      schedule: the token grids.
-      mode: what is static of the settings.
-      batch: images.
-      num: images of each prompt, in all batches together.
-      length: tokens that prompts are padded to, see `padded_length`.
-      negative: whether a text replaces the unconditional one.
+      configs: configurations of all three networks.
+      settings: the static settings.
+      batch: numbers of images and tokens.
+      quantization: the format of the weights.
       platform: of the device; None: of the default one.
     """
-    config = configs.transformer
+    config = required(configs.transformer, 'transformer')
+    tokenizer = required(configs.tokenizer, 'tokenizer')
+    text_config = required(configs.text, 'text encoder')
 
-    def array(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    def array(shape: tuple[int, ...], dtype: Any) -> Any:  # it stands for a jax.Array
         return jax.ShapeDtypeStruct(shape, dtype)
 
-    texts = batch // math.gcd(num, batch)
+    texts = batch.images // math.gcd(batch.num, batch.images)
     text = Text(
-        array((texts, length, config.text_channels), jnp.float32), array((texts,), jnp.int32)
+        array((texts, batch.text_length, config.text_channels), jnp.float32),
+        array((texts,), jnp.int32),
     )
     encoding = Call(
         encode,
-        {'encoder': T5Encoder(configs.text, jnp.dtype(config.dtype))},
+        {'encoder': T5Encoder(text_config, jnp.dtype(config.dtype))},
         {
-            'params': placed_shapes(configs.text, config.dtype),
-            'ids_BT': array((texts, length), jnp.int32),
+            'params': placed_shapes(text_config, config.dtype),
+            'ids_BT': array((texts, batch.text_length), jnp.int32),
             'lengths_B': text.lengths_B,
         },
     )
-    params = placed_shapes(config, config.dtype, mode.quantization)
-    if (platform or target_platform()) == 'cpu' and goes_layerwise(params, mode.quantization):
+    params = placed_shapes(config, config.dtype, quantization)
+    on_cpu = (platform or target_platform()) == 'cpu'
+    if on_cpu and goes_layerwise(params, settings.int8_cache):
         return [encoding]
-    model, autoencoder = Transformer(config), Autoencoder(configs.tokenizer)
-    numbers = array((len(schedule),), jnp.float32)
-    drawing = Call(
+    numbers = array((len(settings.schedule),), jnp.float32)
+    decoder = decoder_params(placed_shapes(tokenizer, 'float32'))
+    generation = Call(
         generate_images,
-        static_arguments(model, autoencoder, schedule, mode),
         {
-            'variables': {'params': params},
-            'autoencoder_variables': {
-                'params': decoder_params(placed_shapes(configs.tokenizer, 'float32'))
-            },
-            'keys_B': jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch)),
-            'text': text,
-            'controls': Controls(numbers, numbers),
-            'negative': text if negative else None,
+            'networks': Networks(Transformer(config), Autoencoder(tokenizer)),
+            'settings': settings,
+        },
+        {
+            'params': NetworkParams(params, decoder),
+            'inputs': GenerationInputs(
+                jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch.images)),
+                text,
+                SamplingNumbers(numbers, numbers),
+                text if batch.negative else None,
+            ),
         },
     )
-    return [encoding, drawing]
+    return [encoding, generation]

@@ -81,4 +81,5 @@ def name_of(device_kind: str) -> str | None:
 
 def peak_of(device_kind: str) -> DevicePeak | None:
     """The peaks of `jax.devices()[0].device_kind`; None for a device that is not in the table."""
-    return PEAKS.get(name_of(device_kind))
+    name = name_of(device_kind)
+    return None if name is None else PEAKS[name]

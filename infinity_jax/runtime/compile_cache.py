@@ -41,7 +41,8 @@ def without_compile_cache() -> Iterator[None]:
     Needed for programs that will be serialized, since a program that XLA's CPU backend loads from
     its cache loses functions on serialization, and for programs of devices that are absent.
     """
-    enabled = jax.config.jax_enable_compilation_cache
+    # JAX adds its options to the class at run time.
+    enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     jax.config.update('jax_enable_compilation_cache', False)
     reset_cache()  # it caches whether it is enabled
     try:

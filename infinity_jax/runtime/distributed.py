@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import urllib.request
+from typing import Any
 
 from infinity_jax.errors import UserError, first_line
 
@@ -102,7 +103,7 @@ def join_processes() -> None:
         return
     import jax
 
-    arguments = {}  # JAX finds them itself under SLURM and on TPUs
+    arguments: dict[str, Any] = {}  # JAX finds them itself under SLURM and on TPUs
     if started_by == 'environment':
         count, index = _numbers()
         address = os.environ['JAX_COORDINATOR_ADDRESS']

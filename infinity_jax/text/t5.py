@@ -1,6 +1,7 @@
 """A T5 v1.1 encoder in linen, the architecture of Flan-T5 (Raffel et al. 2020; Shazeer 2020)."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -46,7 +47,9 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        init = nn.with_logical_partitioning(nn.initializers.ones_init(), self.axes)
+        init: Callable[..., Any] = nn.with_logical_partitioning(
+            nn.initializers.ones_init(), self.axes
+        )
         scale = self.param('scale', init, (x.shape[-1],))
         # float32: the mean of squares of T5's large activations overflows 16 bits.
         x = x.astype(jnp.float32)
@@ -119,7 +122,7 @@ class T5Encoder(nn.Module):
           float32 (B, T, E). Rows after the lengths are meaningless.
         """
         c = self.config
-        axes = nn.with_logical_partitioning
+        axes: Callable[..., Callable[..., Any]] = nn.with_logical_partitioning
         table_VE = self.param(
             'token_embedding',
             axes(nn.initializers.normal(1.0), ('vocab', 'embed')),

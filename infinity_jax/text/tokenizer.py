@@ -1,5 +1,6 @@
 """Prompts to token ids, with the tokenizer of a Hugging Face folder or repository."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +81,7 @@ class TextTokenizer:
         for name, content in self.files.items():
             (Path(folder) / name).write_bytes(content)
 
-    def token_counts(self, prompts: list[str], max_length: int = 512) -> list[int]:
+    def token_counts(self, prompts: Sequence[str], max_length: int = 512) -> list[int]:
         """Number of tokens of each prompt, the end token included, before truncation.
 
         Of a text that is much longer than `max_length` tokens, only the beginning is counted.
@@ -89,7 +90,7 @@ class TextTokenizer:
         ends = [e.ids[-1:] == [self.end_id] for e in encodings]
         return [len(e.ids) + (not end) for e, end in zip(encodings, ends, strict=True)]
 
-    def unknown_characters(self, prompts: list[str], max_length: int = 512) -> list[str]:
+    def unknown_characters(self, prompts: Sequence[str], max_length: int = 512) -> list[str]:
         """The characters of each prompt that the vocabulary lacks, each once.
 
         All characters of an unknown token count. Spaces are never among them.
@@ -102,7 +103,7 @@ class TextTokenizer:
             found.append(''.join(dict.fromkeys(c for c in text if c != ' ')))
         return found
 
-    def _encode(self, prompts: list[str], max_length: int) -> list[tokenizers.Encoding]:
+    def _encode(self, prompts: Sequence[str], max_length: int) -> list[tokenizers.Encoding]:
         """Encodes prompts without truncation, but no more than what may be read."""
         return self._tokenizer.encode_batch([readable(prompt, max_length) for prompt in prompts])
 

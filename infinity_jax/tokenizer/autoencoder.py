@@ -1,7 +1,7 @@
 """Convolutional encoder and decoder around the bitwise quantizer (paper 3.2, as in VQGAN/FLUX)."""
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -224,7 +224,7 @@ class Autoencoder(nn.Module):
         u = self.config.unshuffle
         size, compute = self.config.kernel_size, {'dtype': self.dtype, 'precision': self.precision}
         layer = conv(3 * u * u, size, **compute, parent=None)
-        return to_pixels(layer.apply({'params': last_params}, hidden_Bhwc), u)
+        return to_pixels(cast(jax.Array, layer.apply({'params': last_params}, hidden_Bhwc)), u)
 
 
 @functools.cache

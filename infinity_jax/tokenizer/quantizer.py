@@ -48,7 +48,8 @@ def codes_from_bits(bits_Bhwd: jax.Array) -> jax.Array:
 
 def accumulate(total_Bhwd: jax.Array, codes_Bhwd: jax.Array) -> jax.Array:
     """Adds a scale's codes, upsampled bilinearly, to the running total at the final grid."""
-    return total_Bhwd + bilinear(codes_Bhwd, total_Bhwd.shape[1:3])
+    _, h, w, _ = total_Bhwd.shape
+    return total_Bhwd + bilinear(codes_Bhwd, (h, w))
 
 
 def next_input(total_Bhwd: jax.Array, grid: Grid) -> jax.Array:
@@ -116,8 +117,9 @@ def quantize(
         straight_through = z + jax.lax.stop_gradient(code - z)
         bits.append(scale_bits)
         normalised.append(z)
-        if flips is not None and flips[k] is not None:
-            sign = jnp.where(flips[k], -1.0, 1.0)
+        flipped = None if flips is None else flips[k]
+        if flipped is not None:
+            sign = jnp.where(flipped, -1.0, 1.0)
             code, straight_through = code * sign, straight_through * sign
         if kept_BK is not None:
             kept = kept_BK[:, k, None, None, None].astype(jnp.float32)

@@ -9,7 +9,7 @@ whole image.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -50,7 +50,8 @@ def decode(autoencoder: Autoencoder, variables: Any, features_Bhwd: jax.Array) -
     bytes_each = widest_map(config, height, width) * 4
     on_mesh = jax.sharding.get_abstract_mesh().size > 1
     if on_mesh or batch * bytes_each <= WHOLE_BYTES:
-        return autoencoder.apply(variables, features_Bhwd, method=Autoencoder.decode)
+        pixels = autoencoder.apply(variables, features_Bhwd, method=Autoencoder.decode)
+        return cast(jax.Array, pixels)
     compute = {'dtype': autoencoder.dtype, 'precision': autoencoder.precision}
     block_bytes = TPU_BLOCK_BYTES if target_platform() == 'tpu' else BLOCK_BYTES
     row_decoder = RowDecoder(config, **compute, max_bytes=block_bytes)
@@ -169,8 +170,8 @@ class RowDecoder:
         count = block_rows(height, batch * width * widest * 4, self.max_bytes)
         reach = conv['kernel'].shape[0] // 2  # rows that it reads on either side of a block
         taken = min(count + 2 * reach, height)
-        widened = shortcut is not None and 'shortcut' in shortcut
-        in_place = residual is not None and not widened
+        widening = None if shortcut is None else shortcut.get('shortcut')
+        in_place = residual is not None and widening is None
 
         def compute(i: jax.Array, out: jax.Array) -> jax.Array:
             first = i * count - reach
@@ -189,7 +190,7 @@ class RowDecoder:
             if residual is not None:
                 source = out if in_place else residual
                 same = jax.lax.dynamic_slice_in_dim(source, at, count, axis=1)
-                y = y + (self._product(shortcut['shortcut'], same) if widened else same)
+                y = y + (same if widening is None else self._product(widening, same))
             return jax.lax.dynamic_update_slice_in_dim(out, y, at, axis=1)
 
         if in_place:

@@ -39,7 +39,8 @@ def inspect_data(config: RunConfig, *, count: int, out: str | os.PathLike) -> di
     """
     if count < 1:
         raise UserError(f'--count is {count}; wanted 1 or more images')
-    data, report = located_data(config), {}
+    data = located_data(config)
+    report: dict[str, Any] = {}
     stored = [
         None if source.kind == 'emoji' else open_stored(source, data, 'train')
         for source in data.sources_of('train')
@@ -73,7 +74,7 @@ def _source(stored: StoredSource | None) -> dict[str, Any]:
 
 def _bucket(bucket: Bucket) -> dict[str, Any]:
     counts = [None if part.records is None else len(part.records) for part in bucket.parts]
-    total = 'endless' if None in counts else str(sum(counts))
+    total = 'endless' if None in counts else str(sum(count or 0 for count in counts))
     pixels = '{} x {}'.format(*bucket.size)
     print(f'{bucket.ratio:>8} {pixels:>12} {total:>12} {bucket.share:>8.1%}')
     return {'ratio': bucket.ratio, 'size': bucket.size, 'records': counts, 'share': bucket.share}
@@ -81,7 +82,8 @@ def _bucket(bucket: Bucket) -> dict[str, Any]:
 
 def _captions(buckets: list[Bucket], short_captions: float, seed: int) -> list[str]:
     """Samples captions as training would, from parts by their shares; images are not read."""
-    rng, texts = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    texts: list[str] = []
     parts = [part for bucket in buckets for part in bucket.parts]
     for part in rng.choice(np.array(parts, object), CAPTIONS, p=[p.share for p in parts]):
         with contextlib.suppress(BrokenRecord):
@@ -92,6 +94,7 @@ def _captions(buckets: list[Bucket], short_captions: float, seed: int) -> list[s
 def _caption(part: Part, short_captions: float, rng: np.random.Generator) -> str:
     if isinstance(part.source, EmojiSource):
         return caption(part.source.spec(int(rng.integers(1 << 30))))
+    assert part.records is not None
     location = part.source.index.locations[rng.choice(part.records)]
     record = part.source.source.read(tuple(location.tolist()))
     return '' if record.captions is None else record.captions.sample(rng, short_captions)
@@ -106,16 +109,17 @@ def _words(texts: list[str]) -> dict[str, float]:
 
 
 def _contact_sheet(config: RunConfig, count: int, out: str | os.PathLike) -> int:
-    images, texts = [], []
+    images: list[np.ndarray] = []
+    texts: list[str] = []
     batches = -(-count // config.batch_size)
     for batch in first_batches(config, 'train', batches):
         if batch.pixels_BYX3 is not None:  # stored features have no images to show
             images += [_squared(image) for image in batch.pixels_BYX3]
-            texts += batch.captions
+            texts += batch.captions or []
     if not images:
         print('no image among the first records, only features: no contact sheet')
         return 0
-    save_png(out, contact_sheet(images[:count], texts[:count]))
+    save_png(out, contact_sheet(np.stack(images[:count]), texts[:count]))
     print(out)
     return len(images[:count])
 

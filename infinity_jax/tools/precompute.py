@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import tqdm
 
-from infinity_jax.config import DTYPES
+from infinity_jax.config import DTYPES, required
 from infinity_jax.data.buckets import target_size
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.features.image_batches import (
@@ -146,6 +146,7 @@ def _description(config: T2IConfig, loaded: LoadedModel, options: Precompute) ->
         raise UserError(
             f'--text is {captions}, but text.train is True, so its features change; store none'
         )
+    tokenizer = required(loaded.configs.tokenizer, 'tokenizer')
     text_dtype = options.text_dtype or config.transformer.dtype
     return FeatureInfo(
         made_from='',
@@ -154,8 +155,8 @@ def _description(config: T2IConfig, loaded: LoadedModel, options: Precompute) ->
         image_size=config.data.image_size,
         ratios=config.data.bucket_names,
         tokenizer=tokenizer_fingerprint(loaded),
-        stride=loaded.configs.tokenizer.stride,
-        bits=loaded.configs.tokenizer.bits,
+        stride=tokenizer.stride,
+        bits=tokenizer.bits,
         dtype=options.dtype,
         text=None if captions == 'none' else text_info(loaded, text_dtype, captions),
     )

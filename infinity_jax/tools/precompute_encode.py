@@ -1,13 +1,14 @@
 """Encodes images and captions with the frozen networks, in batches of a fixed size."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from infinity_jax.config import required
 from infinity_jax.data.features.reader import TextInfo
 from infinity_jax.images import from_uint8
 from infinity_jax.sharding import batch_sharding, in_mesh, replicated
@@ -36,24 +37,28 @@ class Encoders:
         """
         self._batch_size, self._batch_sharding = batch_size, batch_sharding(mesh)
         self._text, self._tokenizer = text, loaded.text_tokenizer
-        autoencoder = Autoencoder(loaded.configs.tokenizer)
-        encoder = {'encoder': loaded.tokenizer_params['encoder']}
+        autoencoder = Autoencoder(required(loaded.configs.tokenizer, 'tokenizer'))
+        tokenizer_params = required(loaded.tokenizer_params, 'tokenizer')
+        encoder = {'encoder': tokenizer_params['encoder']}
         self._encoder_params = jax.device_put(encoder, replicated(mesh))
 
         def encode_pixels(params: Any, pixels_BYX3: jax.Array) -> jax.Array:
             pixels = from_uint8(pixels_BYX3)
             features = autoencoder.apply({'params': params}, pixels, method=Autoencoder.encode)
-            return features.astype(dtype)
+            return cast(jax.Array, features).astype(dtype)
 
         self._encode_pixels = in_mesh(mesh, jax.jit(encode_pixels))
         if text is None:
             return
-        product_dtype = loaded.configs.transformer.dtype  # as in training
-        t5 = T5Encoder(loaded.configs.text, jnp.dtype(product_dtype))
-        self._text_params = place(loaded.text_params, product_dtype, loaded.configs.text, mesh)
+        product_dtype = required(loaded.configs.transformer, 'transformer').dtype  # as in training
+        config = required(loaded.configs.text, 'text encoder')
+        t5 = T5Encoder(config, jnp.dtype(product_dtype))
+        text_params = required(loaded.text_params, 'text encoder')
+        self._text_params = place(text_params, product_dtype, config, mesh)
 
         def encode_text(params: Any, ids_BT: jax.Array, lengths_B: jax.Array) -> jax.Array:
-            return t5.apply({'params': params}, ids_BT, lengths_B).astype(text.dtype)
+            text_BTE = t5.apply({'params': params}, ids_BT, lengths_B)
+            return cast(jax.Array, text_BTE).astype(text.dtype)
 
         self._encode_text = in_mesh(mesh, jax.jit(encode_text))
 
@@ -67,7 +72,7 @@ class Encoders:
 
     def captions(self, texts: Sequence[str]) -> Callable[[], list[np.ndarray]]:
         """Starts to encode captions; the result waits for the text features (T, E) of each."""
-        if self._text is None or not texts:
+        if self._text is None or self._tokenizer is None or not texts:
             return list
         limit = self._text.length
         ids_NT, lengths_N = self._tokenizer(list(texts), limit, limit)

@@ -110,8 +110,9 @@ class RunLog:
             self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        if self._active:
+        if self._bar is not None:
             self._bar.close()
+        if self._active:
             self._file.close()
             self._board.close()
 

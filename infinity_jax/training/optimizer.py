@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.struct
 import jax
@@ -125,8 +125,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     )
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """All that a training step changes; one pytree, checkpointed as it is.
 
     Attributes:
@@ -146,6 +145,9 @@ class TrainState:
     bad_in_a_row: jax.Array
 
 
+State = TypeVar('State', bound=TrainState)
+
+
 def new_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step. Every leaf is its own buffer, so that it can be donated."""
     zero = lambda: jnp.zeros((), jnp.int32)
@@ -160,12 +162,12 @@ def new_state(params: Any, optimizer: optax.GradientTransformation) -> TrainStat
 
 
 def apply_gradients(
-    state: TrainState,
+    state: State,
     grads: Any,
     loss: jax.Array,
     optimizer: optax.GradientTransformation,
     config: OptimizerConfig,
-) -> tuple[TrainState, dict[str, jax.Array]]:
+) -> tuple[State, dict[str, jax.Array]]:
     """One AdamW and EMA update; a step whose loss or gradient is not finite changes nothing.
 
     Args:

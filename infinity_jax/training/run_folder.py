@@ -80,7 +80,7 @@ def changed_since(config: Any, run_dir: pathlib.Path) -> str:
 
 def _flat(described: dict[str, Any], prefix: str = '') -> dict[str, Any]:
     """Dotted name -> value; lists are values."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in described.items():
         nested = isinstance(value, dict)
         flat |= _flat(value, f'{prefix}{name}.') if nested else {f'{prefix}{name}': value}

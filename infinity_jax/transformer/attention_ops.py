@@ -9,7 +9,7 @@
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -257,7 +257,7 @@ def chunked_attention(
     v_BSNH: jax.Array,
     *,
     mask: jax.Array | None = None,
-    implementation: str | None = None,
+    implementation: Literal['xla', 'cudnn'] | None = None,
     **options: Any,
 ) -> jax.Array:
     """`jax.nn.dot_product_attention` in chunks of queries, within bounded memory.

@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from infinity_jax.config import TransformerConfig
 from infinity_jax.sharding import constrain
 from infinity_jax.transformer.attention import CrossAttention, SelfAttention
-from infinity_jax.transformer.layers import VECTOR, layer_norm, linear
+from infinity_jax.transformer.layers import MATRIX, VECTOR, layer_norm, linear
 from infinity_jax.transformer.tpu import fusion_barrier
 
 UPDATE = 'update'  # checkpoint name of the FFN's output, for `remat.POLICIES`
@@ -64,7 +64,7 @@ class Block(nn.Module):
         config = self.config
         self.modulation_table = self.param(
             'modulation_table',
-            nn.with_logical_partitioning(_table_init, (None, 'vector')),
+            MATRIX(_table_init, (None, 'vector')),
             (6, config.width),
         )
         self.self_attention = SelfAttention(config)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.text.t5 import RMSNorm
-from infinity_jax.transformer.layers import HIGHEST, linear
+from infinity_jax.transformer.layers import HIGHEST, MATRIX, linear
 from infinity_jax.transformer.tpu import fusion_barrier
 
 
@@ -83,7 +83,7 @@ class TextConditioner(nn.Module):
 
         self.unconditional_text = self.param(
             'unconditional_text',
-            nn.with_logical_partitioning(uncond_init, ('text', 'embed')),
+            MATRIX(uncond_init, ('text', 'embed')),
             (config.text_length, config.text_channels),
         )
 

@@ -41,10 +41,10 @@ class KeyValueCache(NamedTuple):
         shape = (config.depth, batch, config.num_heads, tokens, config.head_dim)
         zeros = jnp.zeros(shape, jnp.int8 if int8 else jnp.dtype(config.dtype))
         zeros = constrain(zeros, *AXES)
-        if int8:
-            scales = constrain(jnp.zeros(shape[:-1]), *AXES[:-1])
-            zeros = Int8(zeros, scales)
-        return cls(zeros, zeros)
+        if not int8:
+            return cls(zeros, zeros)
+        empty = Int8(zeros, constrain(jnp.zeros(shape[:-1]), *AXES[:-1]))
+        return cls(empty, empty)
 
     @property
     def tokens(self) -> int:
@@ -63,7 +63,7 @@ class KeyValueCache(NamedTuple):
             def of_layer(x):
                 # One slice for all axes: indexing the layer first would copy all of its tokens.
                 sizes = (1, rows, x.shape[2], end, *x.shape[4:])
-                origin = (layer, *(0 for _ in sizes[1:]))
+                origin: list[Any] = [layer, *(0 for _ in sizes[1:])]
                 return jax.lax.dynamic_slice(x, origin, sizes)[0]
 
             prefix = jax.tree.map(of_layer, stored)
@@ -79,7 +79,7 @@ class KeyValueCache(NamedTuple):
                 new = Int8.of(new)
 
             def update(old, x):
-                origin = (layer, 0, 0, start, *(0 for _ in x.shape[3:]))
+                origin: list[Any] = [layer, 0, 0, start, *(0 for _ in x.shape[3:])]
                 return _in_given_layout(jax.lax.dynamic_update_slice(old, x[None], origin))
 
             return jax.tree.map(update, stored, new)

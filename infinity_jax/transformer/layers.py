@@ -7,6 +7,7 @@ which updates stochastic depth leaves out, per image.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +22,11 @@ from infinity_jax.transformer.tpu import tiled_product, uses_tiles
 
 HIGHEST = jax.lax.Precision.HIGHEST
 # Wraps an initializer of one value per channel. One such vector is small, all layers' are not.
-VECTOR = functools.partial(nn.with_logical_partitioning, names=('vector',))
+VECTOR: Callable[..., Callable[..., Any]] = functools.partial(
+    nn.with_logical_partitioning, names=('vector',)
+)
+# Wraps an initializer of several axes, whose logical names are its second argument.
+MATRIX: Callable[..., Callable[..., Any]] = nn.with_logical_partitioning
 LAYER_NORM_EPSILON = 1e-6
 STATISTICS = 'statistics'  # checkpoint name of means and inverse deviations: two numbers per token
 
@@ -67,7 +72,7 @@ class Linear(nn.Module):
         """
         init = nn.initializers.normal(self.std) if self.std else nn.initializers.zeros
         shape = (math.prod(x.shape[-contract:]), self.features)
-        kernel = self.param('kernel', nn.with_logical_partitioning(init, self.axes), shape)
+        kernel: jax.Array = self.param('kernel', MATRIX(init, self.axes), shape)
         vectors = [self.get_variable('params', SCALE)] if self._is_int8() else []
         if self.use_bias:
             vectors.append(self.param('bias', VECTOR(nn.initializers.zeros), (self.features,)))
@@ -86,10 +91,10 @@ class Linear(nn.Module):
         product = functools.partial(_contract, axes=contract, preferred_element_type=sum_dtype)
         x = x.astype(self.dtype)
         y = tiled_product(product, x, kernel) if tiled else product(x, kernel)
-        vectors = [jnp.expand_dims(vector, range(y.ndim - 1)) for vector in vectors]
+        rows = [jnp.expand_dims(vector, range(y.ndim - 1)) for vector in vectors]
         if self._is_int8():
-            y = (y * vectors[0]).astype(self.dtype)
-        return y + vectors[-1].astype(self.dtype) if self.use_bias else y
+            y = (y * rows[0]).astype(self.dtype)
+        return y + rows[-1].astype(self.dtype) if self.use_bias else y
 
 
 def _contract(x: jax.Array, kernel: jax.Array, *, axes: int, **options: Any) -> jax.Array:

@@ -118,7 +118,7 @@ class Transformer(nn.Module):
 
     def embed_scale(self, conditioning: Conditioning, input_BLd: jax.Array | None, scale: int):
         """Tokens (B, h·w, D) of one scale; the first scale has no input but the conditioning."""
-        if scale == 0:
+        if input_BLd is None:
             x_BLD = (conditioning.pooled_BD + self.first_token[None])[:, None]
         else:
             x_BLD = self.word_embed(input_BLd, tiled=True)

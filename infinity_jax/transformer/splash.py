@@ -9,18 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    BlockSizes,
-    FullMask,
-    Mask,
-    MultiHeadMask,
-    SegmentIds,
-    make_splash_mha,
-    splash_attention_mask,
-)
 from jax.sharding import NamedSharding, PartitionSpec
 
-from infinity_jax.sharding import activation_spec, axis_size, target_platform
+from infinity_jax.sharding import activation_spec, axis_size
 
 SMALL_BLOCK = 128  # rows and columns of a block; the lanes of a TPU register
 BLOCK = 512  # the same for long sequences, where fewer, larger blocks cost less
@@ -28,31 +19,6 @@ LONG = 4 * BLOCK  # tokens; for shorter sequences, padding to large blocks would
 MAX_COLUMNS = 7 * BLOCK  # keys per step of a gradient kernel: what its memory allows
 MAX_PARTS = 6  # partial gradients of the queries that are summed
 ATTENDED = 'attended'  # checkpoint name of attended values, for `remat.POLICIES`
-
-
-def _sees(end: Any, key: Any) -> Any:
-    return key < end
-
-
-class PrefixMask(splash_attention_mask._ComputableMask):
-    """The mask under which query i sees the keys [0, ends[i]).
-
-    The kernel passes `q_sequence` to `mask_function`. It usually holds the positions of the
-    queries; here it holds their ends. The base class is private, but there is no public one.
-    """
-
-    def __init__(self, ends_L: np.ndarray, num_keys: int):
-        super().__init__((ends_L.size, num_keys), _sees)
-        self.q_sequence = np.asarray(ends_L, np.int32)
-
-    def _identity(self) -> tuple[int, bytes]:
-        return self.shape[1], self.q_sequence.tobytes()
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PrefixMask) and self._identity() == other._identity()
-
-    def __hash__(self) -> int:
-        return hash(self._identity())
 
 
 def splash_attend(
@@ -76,6 +42,11 @@ def splash_attend(
         attended values are cheaper to recompute than to keep and have no checkpoint name.
       key_lengths_B: number of keys that are no padding, at least one; None: all.
     """
+    # Pallas takes half a second to import, and most programs have no splash attention.
+    from jax.experimental.pallas.ops.tpu.splash_attention import FullMask, SegmentIds
+
+    from infinity_jax.transformer.splash_kernel import PrefixMask, make_kernel
+
     mesh, named = jax.sharding.get_abstract_mesh(), ends_L is not None
     batch, length, heads, head_dim = q_BLNH.shape
     keys = k_BSNH.shape[1]
@@ -89,13 +60,16 @@ def splash_attend(
     # split a mask without partial blocks.
     shards = 1 if ends_L is None else parts
     rows = filled // parts * shards
+    mask: FullMask | PrefixMask
     if ends_L is None and filled_keys == keys:
         mask = FullMask((rows, keys))
     else:
         ends_L = np.full(rows, keys) if ends_L is None else ends_L
         ends_L = np.pad(ends_L, (0, rows - ends_L.size), constant_values=keys)
         mask = PrefixMask(ends_L, filled_keys)
-    kernel = _make_kernel(mask, block, local_heads, shards, named)
+    kernel = make_kernel(
+        mask, local_heads, shards, kernel_blocks(filled_keys, block), ATTENDED if named else None
+    )
 
     def attend(kernel, q_BNLH, k_BNSH, v_BNSH, key_lengths_B):
         arrays = (q_BNLH, k_BNSH, v_BNSH)
@@ -158,31 +132,15 @@ def whole_blocks(length: int, keys: int) -> int:
     return _multiple(keys, block_of(length, keys))
 
 
-def _make_kernel(mask: Mask, block: int, heads: int, shards: int, named: bool) -> Any:
-    """The kernel of one device.
-
-    Args:
-      mask: of all heads.
-      block: rows and columns of its blocks.
-      heads: on this device.
-      shards: parts of the queries along the mesh.
-      named: whether attended values have the checkpoint name `ATTENDED`.
-    """
-    keys = mask.shape[1]
-    sizes = {name: block for name in ('block_q', 'block_kv', 'block_q_dkv')}
+def kernel_blocks(keys: int, block: int) -> dict[str, Any]:
+    """Block sizes of the kernel and its gradients, as keywords of `BlockSizes`."""
+    sizes: dict[str, Any] = {name: block for name in ('block_q', 'block_kv', 'block_q_dkv')}
     columns = gradient_block(keys, block)
     if columns is None:
         sizes |= {name: block for name in ('block_kv_dkv', 'block_q_dq', 'block_kv_dq')}
     else:
         sizes |= {'block_kv_dkv': columns, 'block_kv_dkv_compute': block}
-    return make_splash_mha(
-        MultiHeadMask([mask] * heads),
-        block_sizes=BlockSizes(**sizes, use_fused_bwd_kernel=columns is not None),
-        head_shards=1,
-        q_seq_shards=shards,
-        residual_checkpoint_name=ATTENDED if named else None,
-        interpret=target_platform() == 'cpu',
-    )
+    return sizes | {'use_fused_bwd_kernel': columns is not None}
 
 
 def _at_highest_precision(attend: Any) -> Any:

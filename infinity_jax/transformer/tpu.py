@@ -62,7 +62,10 @@ def _rotated_forward(rope_2Lh, heads_axis, x, scale_N):
 
 def _rotated_backward(rope_2Lh, heads_axis, residuals, g):
     y, length, scale_N = residuals
-    scale, inverse_2Lh = _per_head(scale_N, heads_axis), rope_2Lh * np.float32([[[1]], [[-1]]])
+    scale, inverse_2Lh = (
+        _per_head(scale_N, heads_axis),
+        rope_2Lh * np.array([[[1]], [[-1]]], np.float32),
+    )
     along = jnp.sum(y.astype(jnp.float32) * g.astype(jnp.float32), axis=-1, keepdims=True)
     across = g.astype(jnp.float32) - y.astype(jnp.float32) * (along / jnp.square(scale))
     slope = jnp.where(length > NO_LENGTH, scale / length, 0.0)

@@ -13,6 +13,7 @@ interrupted save never harms the last good one.
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,13 @@ import numpy as np
 import safetensors
 from jax.sharding import Mesh
 
-from infinity_jax.config import ModelConfigs, TokenizerConfig, TransformerConfig, from_mapping
+from infinity_jax.config import (
+    ModelConfigs,
+    TokenizerConfig,
+    TransformerConfig,
+    from_mapping,
+    required,
+)
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
 from infinity_jax.scales import ScaleSchedule
@@ -87,7 +94,8 @@ def save_model(folder: str | Path, loaded: LoadedModel, dtype: str = 'float32') 
         if loaded.configs.text is not None:
             text_folder = temporary / 'text_encoder'
             text_folder.mkdir()
-            save_encoder(text_folder, loaded.configs.text, loaded.text_params, jnp.dtype(dtype))
+            text_params = required(loaded.text_params, 'text encoder')
+            save_encoder(text_folder, loaded.configs.text, text_params, jnp.dtype(dtype))
             if loaded.text_tokenizer is not None:
                 loaded.text_tokenizer.save(text_folder)
         write_description(temporary, loaded.configs)
@@ -133,7 +141,7 @@ def write_description(folder: Path, configs: ModelConfigs) -> None:
     (folder / 'config.json').write_text(text + '\n', encoding='utf-8')
 
 
-def read_configs(folder: str | Path) -> ModelConfigs:
+def read_configs(folder: str | os.PathLike[str]) -> ModelConfigs:
     """Reads what a model folder says of its parts; no weights.
 
     Raises:
@@ -158,7 +166,7 @@ def read_configs(folder: str | Path) -> ModelConfigs:
 
 
 def load_model(
-    folder: str | Path,
+    folder: str | os.PathLike[str],
     dtype: Any = np.float32,
     parts: Iterable[str] = PARTS,
     mesh: Mesh | None = None,
@@ -197,14 +205,14 @@ def load_model(
     return LoadedModel(configs, **weights)
 
 
-def present(folder: str | Path) -> Path:
+def present(folder: str | os.PathLike[str]) -> Path:
     """The folder itself, or its backup where a save was cut off between its two renames."""
     folder = Path(folder)
     previous = previous_folder(folder)
     return previous if not folder.exists() and previous.exists() else folder
 
 
-def read_description(folder: str | Path) -> tuple[Path, dict[str, Any]]:
+def read_description(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     """Where the model of that name lies, and its config.json.
 
     Raises:

@@ -1,6 +1,7 @@
-"""A model's weights, from its folder to the devices that draw."""
+"""A model's weights, quantized and moved to the devices that generate."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -10,19 +11,119 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
 from infinity_jax.config import (
+    ModelConfigs,
     QuantizationConfig,
     TextConfig,
     TokenizerConfig,
     TransformerConfig,
+    required,
 )
 from infinity_jax.errors import UserError
 from infinity_jax.sharding import batch_sharding, shardings_of
+from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.transformer.int8 import SCALE, int8_shapes, quantize_kernels
+from infinity_jax.weights.model_folder import LoadedModel
 from infinity_jax.weights.part_weights import Params, part_shapes
 from infinity_jax.weights.t5_folder import encoder_shapes
 
 Config = TransformerConfig | TokenizerConfig | TextConfig
 STACKS = ('blocks', 'layers')  # of the transformer and of the text encoder
+
+
+@dataclasses.dataclass(frozen=True)
+class PlacedModel:
+    """A whole model whose weights are quantized and where generation reads them.
+
+    Attributes:
+      configs: of all parts.
+      transformer_params: on the devices; the blocks' kernels in 8 bits if so quantized.
+      tokenizer_params: of the decoder alone, on the devices.
+      text_params: on the devices, or as numpy arrays on the host if offloaded.
+      text_tokenizer: the text encoder's vocabulary.
+      quantization: the formats of weights and cache.
+      mesh: the devices that share the work; None: the default device.
+      offload_text: the text encoder is on the device only while it encodes.
+    """
+
+    configs: ModelConfigs
+    transformer_params: Params
+    tokenizer_params: Params
+    text_params: Params
+    text_tokenizer: TextTokenizer
+    quantization: QuantizationConfig = QuantizationConfig()
+    mesh: Mesh | None = None
+    offload_text: bool = False
+
+
+def place_model(
+    loaded: LoadedModel,
+    quantization: QuantizationConfig = QuantizationConfig(),
+    mesh: Mesh | None = None,
+    offload_text: bool = False,
+) -> PlacedModel:
+    """Quantizes a loaded model and puts it on the devices.
+
+    Args:
+      loaded: a complete model. Arrays that are in place already stay there.
+      quantization: the formats of weights and cache.
+      mesh: the devices that share the work; None: the default device.
+      offload_text: keep the text encoder's weights on the host between calls.
+
+    Raises:
+      UserError: a part is missing, or 8 bits on several devices.
+    """
+    check_complete(
+        loaded, ('transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer')
+    )
+    configs = loaded.configs
+    transformer = required(configs.transformer, 'transformer')
+    tokenizer = required(configs.tokenizer, 'tokenizer')
+    return PlacedModel(
+        configs,
+        place_transformer(
+            required(loaded.transformer_params, 'transformer'), transformer, quantization, mesh
+        ),
+        place_decoder(required(loaded.tokenizer_params, 'tokenizer'), tokenizer, mesh),
+        place_text_encoder(
+            required(loaded.text_params, 'text encoder'), configs, mesh, offload_text
+        ),
+        required(loaded.text_tokenizer, 'vocabulary'),
+        quantization,
+        mesh,
+        offload_text,
+    )
+
+
+def check_complete(model: LoadedModel | ModelConfigs, fields: Sequence[str]) -> None:
+    """Raises `UserError` where one of these parts of a model is absent."""
+    for field in fields:
+        if getattr(model, field) is None:
+            raise UserError(f'the model has no {field}; generation needs a complete model folder')
+
+
+def place_transformer(
+    params: Params,
+    config: TransformerConfig,
+    quantization: QuantizationConfig = QuantizationConfig(),
+    mesh: Mesh | None = None,
+) -> Params:
+    """The transformer's parameters, quantized, on the devices."""
+    return place(quantize_params(params, quantization, mesh), config.dtype, config, mesh)
+
+
+def place_decoder(params: Params, config: TokenizerConfig, mesh: Mesh | None = None) -> Params:
+    """The parameters of the tokenizer's decoder, in float32, on the devices."""
+    return place(decoder_params(params), 'float32', config, mesh)
+
+
+def place_text_encoder(
+    params: Params, configs: ModelConfigs, mesh: Mesh | None = None, offload: bool = False
+) -> Params:
+    """The text encoder's parameters in the transformer's dtype, on the devices or the host."""
+    dtype = required(configs.transformer, 'transformer').dtype
+    if offload:
+        return hold(params, dtype)
+    return place(params, dtype, required(configs.text, 'text encoder'), mesh)
 
 
 def device_dtype(path: tuple[str, ...], product_dtype: Any) -> np.dtype:
@@ -38,7 +139,7 @@ def device_dtype(path: tuple[str, ...], product_dtype: Any) -> np.dtype:
 def quantize_params(
     params: Params, quantization: QuantizationConfig, mesh: Mesh | None = None
 ) -> Params:
-    """The transformer's parameters in as many bits as is wanted, before they are placed.
+    """The transformer's parameters in the format of `quantization`, before they are placed.
 
     Raises:
       UserError: 8 bits on several devices.
@@ -51,15 +152,15 @@ def quantize_params(
 
 
 def decoder_params(tokenizer: Params) -> Params:
-    """Of a tokenizer's tree, what drawing reads: the encoder would lie idle."""
+    """The decoder's part of a tokenizer's tree; generation does not use the encoder."""
     return {'decoder': tokenizer['decoder']}
 
 
 def place(params: Params, product_dtype: Any, config: Config, mesh: Mesh | None = None) -> Params:
     """Puts parameters on the default device, or onto the mesh by their logical axes.
 
-    Arrays that lie on the mesh already stay where they are. Of host arrays that no one else holds,
-    each is freed once it is on the device.
+    Arrays that are on the mesh already stay where they are. Each host array without another owner
+    is freed once it is on the device.
 
     Args:
       params: numpy or jax arrays.
@@ -110,7 +211,7 @@ def share_batch(rows: Any, mesh: Mesh | None) -> jax.Array:
 
 
 def shardings_on(config: Config, mesh: Mesh) -> Params:
-    """Where each parameter of a part lies, from its logical axes."""
+    """The sharding of each parameter of a part, from its logical axes."""
     return shardings_of(_shapes_of(config)(config, boxed=True), mesh)
 
 

@@ -31,7 +31,7 @@ class Spec(NamedTuple):
 
 def raw_bytes(array: np.ndarray) -> memoryview:
     """The bytes of an array in row-major order, copied only if it is not contiguous."""
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 class SafetensorsWriter:
@@ -106,7 +106,7 @@ class ShardWriter:
         groups = group_by_size({name: spec.nbytes for name, spec in specs.items()}, limit)
         self.names = shard_names(f'{stem}.safetensors', len(groups))
         self._writer: dict[str, SafetensorsWriter] = {}
-        weight_map = {}
+        weight_map: dict[str, str] = {}
         for file_name, group in zip(self.names, groups, strict=True):
             writer = SafetensorsWriter(folder / file_name, {n: specs[n] for n in group})
             self._writer |= dict.fromkeys(group, writer)

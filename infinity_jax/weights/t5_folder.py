@@ -205,6 +205,7 @@ def load_encoder(
         def read(index: Index) -> np.ndarray:
             """Torch's (out, in) of each layer of the index, transposed."""
             first, *rest = index or (slice(None),)
+            assert isinstance(first, slice)  # of a shard, or all
             chosen = layers[first]
             for i, layer in enumerate(chosen):
                 row = layer.read(tuple(rest[::-1])).T

@@ -6,6 +6,7 @@ without an index. Values are loaded by a tensor's `read()`.
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,7 +84,7 @@ def open_safetensors(path: Path) -> dict[str, SafeTensor]:
     return tensors
 
 
-def open_weights(path: str | Path) -> dict[str, Any]:
+def open_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Opens a weight file or folder.
 
     Returns:

@@ -12,12 +12,13 @@ from helpers.tiny import (
     TOKENIZER,
     TRANSFORMER,
     lively,
+    text,
     tokenizer_variables,
     transformer_variables,
 )
 
 from infinity_jax.inference.sampling import SamplingConfig
-from infinity_jax.inference.scale_steps import controls
+from infinity_jax.inference.scale_steps import GenerationInputs, Text
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.weights.t5_folder import encoder_shapes
@@ -27,8 +28,15 @@ GUIDANCE = (1.0, 3.0, 2.0)
 TEMPERATURE = (0.5, 1.0, 0.8)
 
 
-def settings(guidance=GUIDANCE, temperature=TEMPERATURE):
-    return controls(SamplingConfig(guidance=guidance, temperature=temperature), GRIDS)
+def sampling_numbers(guidance=GUIDANCE, temperature=TEMPERATURE):
+    return SamplingConfig(guidance=guidance, temperature=temperature).traced(GRIDS)
+
+
+def generation_inputs(prompts=None, negative=None, numbers=None, batch=3, seed=0):
+    """Keys, encoded prompts (random ones by default) and sampling numbers of a batch."""
+    numbers = sampling_numbers() if numbers is None else numbers
+    prompts = Text(*text()) if prompts is None else prompts
+    return GenerationInputs(keys(batch, seed), prompts, numbers, negative)
 
 
 def keys(batch=3, seed=0):

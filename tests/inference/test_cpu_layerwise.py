@@ -1,4 +1,4 @@
-"""Drawing layer by layer equals the one program, and both the released implementation."""
+"""Generation layer by layer equals the one program, and both the released implementation."""
 
 import functools
 
@@ -13,10 +13,10 @@ from helpers.tiny import transformer_variables as variables_of
 
 from infinity_jax.errors import UserError
 from infinity_jax.inference.cpu_layerwise import LayerWeights, generate_bits_layerwise
-from infinity_jax.inference.generate import generate_bits
+from infinity_jax.inference.generate import NetworkParams, Networks, generate_bits
 from infinity_jax.inference.generator import Generator
-from infinity_jax.inference.sampling import SamplingConfig
-from infinity_jax.inference.scale_steps import Mode, Text, controls
+from infinity_jax.inference.sampling import GenerationSettings, SamplingConfig
+from infinity_jax.inference.scale_steps import GenerationInputs, Text
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tools.parity.reference import load_reference
@@ -24,26 +24,13 @@ from infinity_jax.transformer.model import Transformer
 
 SCHEDULE = ScaleSchedule.free(((1, 1), (3, 2)))
 MODEL = Transformer(TRANSFORMER)
-NUMBERS = controls(SamplingConfig(guidance=(1.0, 3.0), temperature=(0.5, 0.8)), SCHEDULE)
+NUMBERS = SamplingConfig(guidance=(1.0, 3.0), temperature=(0.5, 0.8)).traced(SCHEDULE)
+DEFAULT = GenerationSettings(SCHEDULE)
 
 
-@functools.partial(jax.jit, static_argnames=('mode', 'schedule'), compiler_options=QUICK_COMPILE)
-def one_program(variables, keys_B, prompts, negative, mode, forced=None, schedule=SCHEDULE):
-    return generate_bits(
-        MODEL,
-        variables,
-        keys_B,
-        prompts,
-        NUMBERS,
-        schedule,
-        negative=negative,
-        guided=mode.guided,
-        guidance_layer=mode.guidance_layer,
-        top_k=mode.top_k,
-        top_p=mode.top_p,
-        forced_bits=forced,
-        keep_logits=True,
-    )
+@functools.partial(jax.jit, static_argnames='settings', compiler_options=QUICK_COMPILE)
+def one_program(variables, inputs, settings, forced=None):
+    return generate_bits(MODEL, variables, inputs, settings, forced_bits=forced, keep_logits=True)
 
 
 @functools.cache
@@ -51,19 +38,14 @@ def layers():
     return LayerWeights.of(variables_of()['params'], TRANSFORMER.depth)
 
 
-def layerwise(keys_B, prompts, negative, mode, forced=None):
+def layerwise(inputs, settings, forced=None):
     return generate_bits_layerwise(
-        MODEL,
-        layers(),
-        keys_B,
-        prompts,
-        NUMBERS,
-        SCHEDULE,
-        negative=negative,
-        mode=mode,
-        forced_bits=forced,
-        keep_logits=True,
+        MODEL, layers(), inputs, settings, forced_bits=forced, keep_logits=True
     )
+
+
+def inputs_of(prompts, batch):
+    return GenerationInputs(keys(batch), prompts, NUMBERS)
 
 
 def assert_same(ours, wanted):
@@ -75,22 +57,22 @@ def assert_same(ours, wanted):
 
 
 def test_guidance_on_hidden_states_equals_the_one_program():
-    """Other modes: test_fast_paths.py."""
-    prompts, mode = Text(*text(1)), Mode(guidance_layer=-2, top_k=1)
-    wanted = one_program(variables_of(), keys(1), prompts, None, mode)
+    """Other settings: test_fast_paths.py."""
+    settings = GenerationSettings(SCHEDULE, guidance_layer=-2, top_k=1)
+    inputs = inputs_of(Text(*text(1)), 1)
+    wanted = one_program(variables_of(), inputs, settings)
     # Teacher-forced, or one bit that falls otherwise would change all later logits.
-    assert_same(layerwise(keys(1), prompts, None, mode, wanted.bits), wanted)
+    assert_same(layerwise(inputs, settings, wanted.bits), wanted)
 
 
-@pytest.mark.parametrize('draw', [one_program, None], ids=['one program', 'layerwise'])
-def test_images_of_one_prompt_share_its_text(draw):
+@pytest.mark.parametrize('one', [True, False], ids=['one program', 'layerwise'])
+def test_images_of_one_prompt_share_its_text(one):
     """Two prompts, two images each: the same as four prompts of which two are equal."""
     features, lengths = text(2)
     apart = Text(jnp.repeat(features, 2, axis=0), jnp.repeat(lengths, 2))
-    mode = Mode()
-    run = functools.partial(one_program, variables_of()) if draw else layerwise
-    together = run(keys(4), Text(features, lengths), None, mode)
-    wanted = one_program(variables_of(), keys(4), apart, None, mode, together.bits)
+    run = functools.partial(one_program, variables_of()) if one else layerwise
+    together = run(inputs_of(Text(features, lengths), 4), DEFAULT)
+    wanted = one_program(variables_of(), inputs_of(apart, 4), DEFAULT, together.bits)
     assert_same(together, wanted)
     assert any((bits[0] != bits[1]).any() for bits in together.bits)
 
@@ -98,48 +80,52 @@ def test_images_of_one_prompt_share_its_text(draw):
 @pytest.mark.parametrize('folder', ['a_2b_style', 'b_8b_style'])
 def test_greedy_bits_and_logits_are_those_of_the_released_implementation(folder):
     ref = load_reference(GOLDEN / folder)
-    config, settings = ref.loaded.configs.transformer, ref.meta
+    config, meta = ref.loaded.configs.transformer, ref.meta
     bits = tuple(jnp.asarray(b) for b in ref.scales('gen_bits'))
     sampling = SamplingConfig(
-        guidance=tuple(map(float, settings['cfg'])), temperature=tuple(map(float, settings['tau']))
+        guidance=tuple(map(float, meta['cfg'])),
+        temperature=tuple(map(float, meta['tau'])),
+        guidance_layer=meta['cfg_insertion_layer'][0],
+        top_k=1,
+        top_p=1.0,
     )
-    mode = Mode(
-        any(g != 1 for g in settings['cfg']), settings['cfg_insertion_layer'][0], top_k=1, top_p=1.0
-    )
-    drawn = generate_bits_layerwise(
+    generated = generate_bits_layerwise(
         Transformer(config),
         LayerWeights.of(ref.loaded.transformer_params, config.depth),
-        keys(len(bits[0])),
-        ref.text('text', int(ref.arrays['text_lens'].max())),
-        controls(sampling, ref.schedule),
-        ref.schedule,
-        mode=mode,
+        GenerationInputs(
+            keys(len(bits[0])),
+            ref.text('text', int(ref.arrays['text_lens'].max())),
+            sampling.traced(ref.schedule),
+        ),
+        sampling.static(ref.schedule),
         forced_bits=bits,
         keep_logits=True,
     )
     compared = 0
-    for scale, (ours, theirs) in enumerate(zip(drawn.bits, bits, strict=True)):
+    for scale, (ours, theirs) in enumerate(zip(generated.bits, bits, strict=True)):
         assert (np.asarray(ours) == np.asarray(theirs).astype(bool)).all()
         name = f'gen_logits_{scale:02}'
         if name in ref.arrays:
-            wanted = ref.arrays[name].reshape(drawn.logits[scale].shape)
-            error = np.abs(drawn.logits[scale] - wanted).max() / np.abs(wanted).max()
+            wanted = ref.arrays[name].reshape(generated.logits[scale].shape)
+            error = np.abs(generated.logits[scale] - wanted).max() / np.abs(wanted).max()
             assert error < 1e-5
             compared += 1
     assert compared
 
 
 def test_a_guidance_layer_that_does_not_exist_is_a_user_error():
+    settings = GenerationSettings(SCHEDULE, guidance_layer=-3)
     with pytest.raises(UserError, match='guidance layer -3 does not exist'):
-        layerwise(keys(3), Text(*text()), None, Mode(guidance_layer=-3))
+        layerwise(inputs_of(Text(*text()), 3), settings)
 
 
-def test_drawing_chooses_by_size_and_both_ways_draw_the_same():
-    params, prompts = variables_of()['params'], Text(*text())
-    parts = (MODEL, Autoencoder(TOKENIZER), params, tokenizer_variables()['params'])
-    assert not Generator(*parts).layerwise  # a small stack: one program starts sooner
+def test_a_generator_chooses_by_size_and_both_ways_generate_the_same():
+    networks = Networks(MODEL, Autoencoder(TOKENIZER))
+    params = NetworkParams(variables_of()['params'], tokenizer_variables()['params'])
+    assert not Generator(networks, params).layerwise  # a small stack: one program starts sooner
+    inputs = inputs_of(Text(*text()), 3)
     images = [
-        Generator(*parts, layerwise=layerwise)(keys(3), prompts, NUMBERS, SCHEDULE)
+        Generator(networks, params, layerwise=layerwise)(inputs, DEFAULT)
         for layerwise in (False, True)
     ]
     assert images[0].dtype == jnp.uint8

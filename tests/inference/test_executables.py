@@ -9,15 +9,16 @@ from helpers.generation import small_model
 from helpers.models import changed
 
 from infinity_jax.errors import UserError
-from infinity_jax.inference import executables as programs_module
-from infinity_jax.inference.executables import FOLDER, Programs
+from infinity_jax.inference import executables as executables_module
+from infinity_jax.inference.executables import FOLDER, Executables
 from infinity_jax.inference.generate import generate_images
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
-from infinity_jax.inference.warmup import Request, calls_for
+from infinity_jax.inference.warmup import GenerationRequest, calls_for
 from infinity_jax.runtime.compile_cache import user_cache_folder
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.weights.model_folder import save_model
+from infinity_jax.weights.placement import place_model
 
 TRACED = []
 
@@ -47,14 +48,14 @@ def private_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def stored(tmp_path):
     """A model folder with one stored program; nothing of it is left in memory."""
-    path = Programs(tmp_path).store(double, {}, shapes())
+    path = Executables(tmp_path).store(double, {}, shapes())
     jax.clear_caches()
     TRACED.clear()
     return path
 
 
 def called(folder, batch=3):
-    return Programs(folder).call(double, {}, arrays(batch))['sum'][0].tolist()
+    return Executables(folder).call(double, {}, arrays(batch))['sum'][0].tolist()
 
 
 def test_a_stored_program_is_called_without_tracing(stored, tmp_path, capsys):
@@ -74,8 +75,8 @@ def test_other_shapes_are_compiled_and_one_line_says_why(stored, tmp_path, capsy
 def test_other_surroundings_are_compiled_and_one_line_says_why(
     stored, tmp_path, capsys, monkeypatch
 ):
-    elsewhere = programs_module.surroundings() | {'jax': '0.9.9'}
-    monkeypatch.setattr(programs_module, 'surroundings', lambda: elsewhere)
+    elsewhere = executables_module.surroundings() | {'jax': '0.9.9'}
+    monkeypatch.setattr(executables_module, 'surroundings', lambda: elsewhere)
     assert called(tmp_path) == WANTED and TRACED
     said = capsys.readouterr().err
     assert said.count('\n') == 1 and f'jax is {jax.__version__} there, 0.9.9 here' in said
@@ -106,44 +107,56 @@ def test_the_secret_is_the_users_alone(stored):
 
 
 def test_a_prepared_program_is_not_traced_again(tmp_path):
-    programs = Programs()
+    executables = Executables()
     TRACED.clear()
-    programs.prepare(double, {}, shapes(7))
-    programs.call(double, {}, arrays(7))
-    programs.call(double, {}, arrays(7))
+    executables.prepare(double, {}, shapes(7))
+    executables.call(double, {}, arrays(7))
+    executables.call(double, {}, arrays(7))
     assert TRACED == [(7, 4)]
 
 
 def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
     (tmp_path / FOLDER).write_text('in the way')
     with pytest.raises(UserError, match='could not be written'):
-        Programs(tmp_path).store(double, {}, shapes())
+        Executables(tmp_path).store(double, {}, shapes())
 
 
-@pytest.mark.parametrize('change', [{'top_k': 1}, {'guidance': 1.0}, {'guidance_layer': -1}])
+@pytest.mark.parametrize(
+    'change', [{'top_k': 1}, {'guidance': 1.0}, {'guidance_layer': -1}, {'unguided_scales': 1}]
+)
 def test_every_static_setting_has_a_program_of_its_own(change):
     def names(sampling):
-        request = Request(('a cat',), sampling=sampling)
-        calls = calls_for(request, small_model(), small_model().schedule, 1)
-        return [programs_module._key(programs_module.describe_call(*call)) for call in calls]
+        request = GenerationRequest(('a cat',), sampling=sampling)
+        calls = calls_for(request, small_model().configs, 1)
+        return [executables_module._key(executables_module.describe_call(*call)) for call in calls]
 
     usual, other = names(SamplingConfig()), names(SamplingConfig(**change))
     assert usual[0] == other[0] and usual[1] != other[1]
     assert usual == names(SamplingConfig(temperature=0.1, guidance=4.0))
 
 
-def test_a_model_draws_by_its_stored_programs(tmp_path, monkeypatch):
+def test_settings_and_inputs_are_described_field_by_field():
+    request = GenerationRequest(('a cat',), negative='green')
+    described = executables_module.describe_call(*calls_for(request, small_model().configs, 1)[1])
+    assert described['settings.top_p'] == '0.97' and 'settings.schedule.grids' in described
+    assert (
+        described['inputs.text.lengths_B'] == 'int32[1]' == described['inputs.negative.lengths_B']
+    )
+    assert described['networks.transformer'].startswith('Transformer(')
+
+
+def test_a_model_generates_by_its_stored_programs(tmp_path, monkeypatch):
     small = changed(small_model(), schedule=ScaleSchedule.free(((1, 1), (2, 1))))
     save_model(tmp_path / 'model', small)
-    request = Request(('a ghost', 'a cat'), negative='green')
-    for call in calls_for(request, small, small.schedule, 2):
-        Programs(tmp_path / 'model').store(*call)
+    request = GenerationRequest(('a ghost', 'a cat'), negative='green')
+    for call in calls_for(request, small.configs, 2):
+        Executables(tmp_path / 'model').store(*call)
     jax.clear_caches()
     monkeypatch.setattr(jax.stages.Lowered, 'compile', None)  # nothing is compiled ahead
     pipeline = InfinityPipeline.from_pretrained(tmp_path / 'model', max_batch=2, request=request)
-    drawn = pipeline(list(request.prompts), negative='green', seed=3)
+    generated = pipeline(list(request.prompts), negative='green', seed=3)
     assert generate_images.compiled() == 0  # nor by jit
     monkeypatch.undo()
-    plain = InfinityPipeline(small, max_batch=2)
-    assert (drawn.pixels == plain(list(request.prompts), negative='green', seed=3).pixels).all()
-    assert len(drawn.batch_seconds) == 1 and drawn.batch_seconds[0] > 0
+    plain = InfinityPipeline(place_model(small), max_batch=2)
+    assert (generated.pixels == plain(list(request.prompts), negative='green', seed=3).pixels).all()
+    assert len(generated.batch_seconds) == 1 and generated.batch_seconds[0] > 0

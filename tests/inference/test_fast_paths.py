@@ -1,4 +1,4 @@
-"""Every fast way of drawing equals the plain one: the masked forward of training, uncached."""
+"""Every fast way of generation equals the plain one: the masked forward of training, uncached."""
 
 import dataclasses
 import functools
@@ -12,8 +12,8 @@ from helpers.tiny import QUICK_COMPILE, TRANSFORMER, text, transformer_variables
 
 from infinity_jax.inference.cpu_layerwise import LayerWeights, generate_bits_layerwise
 from infinity_jax.inference.generate import generate_bits
-from infinity_jax.inference.sampling import SamplingConfig
-from infinity_jax.inference.scale_steps import Mode, Text, controls
+from infinity_jax.inference.sampling import GenerationSettings, SamplingConfig
+from infinity_jax.inference.scale_steps import GenerationInputs, Text
 from infinity_jax.scales import RATIOS, ScaleSchedule
 from infinity_jax.tokenizer.quantizer import accumulate, codes_from_bits, flatten_tokens, next_input
 from infinity_jax.transformer import attention_ops
@@ -60,41 +60,33 @@ def plain(variables, bits, prompts, negative, schedule):
     )
 
 
-def one_program(model, schedule, mode, arrays):
-    @functools.partial(jax.jit, compiler_options=ONCE)
-    def draw(variables, arrays):
-        settings = {'guided': mode.guided, 'top_k': mode.top_k, 'top_p': mode.top_p}
-        return generate_bits(model, variables, schedule=schedule, **arrays, **settings, **KEEP)
-
-    return draw(transformer_variables(SMALL), arrays)
+def one_program(model, inputs, settings, bits):
+    run = functools.partial(generate_bits, model, settings=settings, **KEEP)
+    jitted = jax.jit(run, compiler_options=ONCE)
+    return jitted(transformer_variables(SMALL), inputs, forced_bits=bits)
 
 
-def layerwise(model, schedule, mode, arrays):
+def layerwise(model, inputs, settings, bits):
     weights = LayerWeights.of(transformer_variables(SMALL)['params'], SMALL.depth)
-    return generate_bits_layerwise(model, weights, schedule=schedule, mode=mode, **arrays, **KEEP)
+    return generate_bits_layerwise(model, weights, inputs, settings, forced_bits=bits, **KEEP)
 
 
-def compare(draw, ratio, batch, guided=True, with_negative=False, dtype='float32'):
+def compare(generate, ratio, batch, guided=True, with_negative=False, dtype='float32'):
     """The largest error of logits over the largest logit, and the part of equal greedy bits."""
     schedule, prompts = of_ratio(ratio), Text(*text(batch))
     negative = Text(text(batch, seed=5)[0], prompts.lengths_B[::-1]) if with_negative else None
     bits = forced_bits(schedule, batch)
-    arrays = {
-        'keys_B': keys(batch),
-        'text': prompts,
-        'controls': controls(SAMPLING, schedule),
-        'negative': negative,
-        'forced_bits': bits,
-    }
+    inputs = GenerationInputs(keys(batch), prompts, SAMPLING.traced(schedule), negative)
     model = Transformer(dataclasses.replace(SMALL, dtype=dtype))
-    drawn = draw(model, schedule, Mode(guided, top_k=1, top_p=1.0), arrays)
+    settings = GenerationSettings(schedule, guided, top_k=1, top_p=1.0)
+    generated = generate(model, inputs, settings, bits)
     conditional, unconditional = np.split(
         plain(transformer_variables(SMALL), bits, prompts, negative, schedule), 2
     )
     logits = (3 * conditional - 2 * unconditional if guided else conditional) / 0.5
-    ours = np.concatenate(drawn.logits, axis=1)
+    ours = np.concatenate(generated.logits, axis=1)
     greedy = np.concatenate(
-        [np.asarray(b).reshape(batch, -1, SMALL.bits) for b in drawn.bits], axis=1
+        [np.asarray(b).reshape(batch, -1, SMALL.bits) for b in generated.bits], axis=1
     )
     error = np.abs(ours - logits).max() / np.abs(logits).max()
     return error, np.mean(greedy == np.asarray(logits[..., 1] > logits[..., 0]))
@@ -105,14 +97,14 @@ def assert_equal(*args, **options):
     assert error < 1e-5 and equal == 1
 
 
-@pytest.mark.parametrize(('draw', 'ratio'), [(one_program, '0.571'), (layerwise, '1.250')])
-def test_ratios(draw, ratio):
-    """Two of 15; docs/speed.md tells of a run of all."""
-    assert_equal(draw, ratio, 1)
+@pytest.mark.parametrize(('generate', 'ratio'), [(one_program, '0.571'), (layerwise, '1.250')])
+def test_ratios(generate, ratio):
+    """Two of 15; docs/speed.md has a run of all."""
+    assert_equal(generate, ratio, 1)
 
 
 @pytest.mark.parametrize(
-    ('draw', 'batch', 'options'),
+    ('generate', 'batch', 'options'),
     [
         (one_program, 8, {'with_negative': True}),
         (one_program, 3, {'guided': False}),
@@ -120,8 +112,8 @@ def test_ratios(draw, ratio):
     ],
     ids=['negative', 'unguided', 'layerwise, negative'],
 )
-def test_batches(draw, batch, options):
-    assert_equal(draw, '1.000', batch, **options)
+def test_batches(generate, batch, options):
+    assert_equal(generate, '1.000', batch, **options)
 
 
 def test_attention_in_chunks(monkeypatch):
@@ -133,8 +125,8 @@ def test_attention_in_chunks(monkeypatch):
     assert_equal(one_program, ratio, 1)
 
 
-@pytest.mark.parametrize('draw', [one_program, layerwise])
-def test_bfloat16_is_near(draw):
+@pytest.mark.parametrize('generate', [one_program, layerwise])
+def test_bfloat16_is_near(generate):
     """Against float32 and without guidance, which multiplies what rounding leaves."""
-    error, equal = compare(draw, '1.000', 3, guided=False, dtype='bfloat16')
+    error, equal = compare(generate, '1.000', 3, guided=False, dtype='bfloat16')
     assert 1e-4 < error < 0.02 and equal > 0.99

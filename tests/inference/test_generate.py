@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.generation import GRIDS as SCHEDULE
-from helpers.generation import GUIDANCE, TEMPERATURE, keys, settings
+from helpers.generation import (
+    GUIDANCE,
+    TEMPERATURE,
+    generation_inputs,
+    keys,
+    sampling_numbers,
+)
 from helpers.tiny import (
     QUICK_COMPILE,
     TOKENIZER,
@@ -20,9 +26,14 @@ from helpers.tiny import (
 from infinity_jax import sharding
 from infinity_jax.errors import UserError
 from infinity_jax.images import to_uint8
-from infinity_jax.inference.generate import generate_bits, generate_images
-from infinity_jax.inference.sampling import SamplingConfig
-from infinity_jax.inference.scale_steps import Controls, Text, controls
+from infinity_jax.inference.generate import (
+    NetworkParams,
+    Networks,
+    generate_bits,
+    generate_images,
+)
+from infinity_jax.inference.sampling import GenerationSettings, SamplingConfig, SamplingNumbers
+from infinity_jax.inference.scale_steps import GenerationInputs, Text
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.quantizer import (
     accumulate,
@@ -38,32 +49,13 @@ from infinity_jax.transformer.rope import rope_table
 
 PATCHIFY = dataclasses.replace(TRANSFORMER, bits=2, spatial_patchify=True)
 SAMPLING = SamplingConfig()
-STATIC = ('config', 'guided', 'guidance_layer')
+WHOLE = GenerationSettings(SCHEDULE, top_p=1.0)
 
 
-@functools.partial(jax.jit, static_argnames=STATIC, compiler_options=QUICK_COMPILE)
-def draw(
-    variables,
-    keys_B,
-    prompts,
-    numbers,
-    negative=None,
-    config=TRANSFORMER,
-    guided=True,
-    guidance_layer=0,
-):
+@functools.partial(jax.jit, static_argnames=('settings', 'config'), compiler_options=QUICK_COMPILE)
+def generate(variables, inputs, settings=WHOLE, config=TRANSFORMER, forced_bits=None):
     return generate_bits(
-        Transformer(config),
-        variables,
-        keys_B,
-        prompts,
-        numbers,
-        SCHEDULE,
-        negative=negative,
-        guided=guided,
-        guidance_layer=guidance_layer,
-        top_p=1.0,
-        keep_logits=True,
+        Transformer(config), variables, inputs, settings, forced_bits=forced_bits, keep_logits=True
     )
 
 
@@ -86,12 +78,12 @@ def uncached(variables, bits, prompts, dropped=None, config=TRANSFORMER):
 
 
 def per_token(numbers):
-    """One number a scale as (1, L, 1, 1)."""
+    """One number per scale as (1, L, 1, 1)."""
     return np.asarray(numbers, np.float32)[SCHEDULE.scale_of_token][None, :, None, None]
 
 
-def joined(drawn):
-    return np.concatenate(drawn.logits, axis=1)
+def joined(generated):
+    return np.concatenate(generated.logits, axis=1)
 
 
 def assert_close(ours, wanted):
@@ -101,23 +93,23 @@ def assert_close(ours, wanted):
 @pytest.mark.parametrize('config', [TRANSFORMER, PATCHIFY], ids=['plain', 'patchify'])
 def test_guided_cached_generation_equals_two_uncached_forwards(config):
     variables, prompts = transformer_variables(config), Text(*text())
-    drawn = draw(variables, keys(), prompts, settings(), config=config)
+    generated = generate(variables, generation_inputs(prompts), config=config)
     grids = SCHEDULE.code_grids(config.spatial_patchify)
-    assert [b.shape for b in drawn.bits] == [(3, h, w, config.bits) for h, w in grids]
-    np.testing.assert_allclose(drawn.total_Bhwd, total_from_bits(drawn.bits), atol=1e-6)
-    with_text = uncached(variables, drawn.bits, prompts, config=config).logits
+    assert [b.shape for b in generated.bits] == [(3, h, w, config.bits) for h, w in grids]
+    np.testing.assert_allclose(generated.total_Bhwd, total_from_bits(generated.bits), atol=1e-6)
+    with_text = uncached(variables, generated.bits, prompts, config=config).logits
     dropped = jnp.ones(3, bool)
-    without = uncached(variables, drawn.bits, prompts, dropped, config=config).logits
+    without = uncached(variables, generated.bits, prompts, dropped, config=config).logits
     g = per_token(GUIDANCE)
     wanted = (g * with_text + (1 - g) * without) / per_token(TEMPERATURE)
     assert np.abs(wanted - with_text).max() > 0.1
-    assert_close(joined(drawn), wanted)
+    assert_close(joined(generated), wanted)
 
 
 @functools.cache
 def unguided():
-    variables, prompts = transformer_variables(), Text(*text())
-    return draw(variables, keys(), prompts, settings(), guided=False)
+    settings = dataclasses.replace(WHOLE, guided=False)
+    return generate(transformer_variables(), generation_inputs(), settings)
 
 
 def test_unguided_cached_generation_equals_the_uncached_forward():
@@ -127,10 +119,11 @@ def test_unguided_cached_generation_equals_the_uncached_forward():
 
 @pytest.mark.parametrize('layer', [0, -1, -2])
 def test_guidance_of_one_equals_no_guidance(layer):
-    variables, prompts = transformer_variables(), Text(*text())
-    drawn = draw(variables, keys(), prompts, settings((1.0,)), guidance_layer=layer)
-    assert_close(joined(drawn), joined(unguided()))
-    for ours, wanted in zip(drawn.bits, unguided().bits, strict=True):
+    inputs = generation_inputs(numbers=sampling_numbers((1.0,)))
+    settings = dataclasses.replace(WHOLE, guidance_layer=layer)
+    generated = generate(transformer_variables(), inputs, settings)
+    assert_close(joined(generated), joined(unguided()))
+    for ours, wanted in zip(generated.bits, unguided().bits, strict=True):
         assert (ours == wanted).all()
 
 
@@ -138,9 +131,10 @@ def test_guidance_of_one_equals_no_guidance(layer):
 def test_guidance_on_hidden_states(layer):
     """Mixed after zero-based block depth + layer; the conditional half goes on to the head."""
     variables, prompts = transformer_variables(), Text(*text())
-    drawn = draw(variables, keys(), prompts, settings(), guidance_layer=layer)
-    with_text = uncached(variables, drawn.bits, prompts)
-    without = uncached(variables, drawn.bits, prompts, jnp.ones(3, bool))
+    settings = dataclasses.replace(WHOLE, guidance_layer=layer)
+    generated = generate(variables, generation_inputs(prompts), settings)
+    with_text = uncached(variables, generated.bits, prompts)
+    without = uncached(variables, generated.bits, prompts, jnp.ones(3, bool))
     model = Transformer(TRANSFORMER)
 
     @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
@@ -163,69 +157,51 @@ def test_guidance_on_hidden_states(layer):
 
     g = per_token(GUIDANCE)[..., 0]
     mixed = g * with_text.blocks[layer] + (1 - g) * without.blocks[layer]
-    assert_close(joined(drawn), finish(variables, mixed) / per_token(TEMPERATURE))
+    assert_close(joined(generated), finish(variables, mixed) / per_token(TEMPERATURE))
 
 
 def test_negative_text_replaces_the_learned_unconditional_one():
     variables, prompts = transformer_variables(), Text(*text())
     negative = Text(text(seed=5)[0], jnp.array([4, 1, 8]))
-    drawn = draw(variables, keys(), prompts, settings(), negative)
-    with_text = uncached(variables, drawn.bits, prompts).logits
-    without = uncached(variables, drawn.bits, negative).logits
+    generated = generate(variables, generation_inputs(prompts, negative))
+    with_text = uncached(variables, generated.bits, prompts).logits
+    without = uncached(variables, generated.bits, negative).logits
     g = per_token(GUIDANCE)
     wanted = (g * with_text + (1 - g) * without) / per_token(TEMPERATURE)
-    assert_close(joined(drawn), wanted)
+    assert_close(joined(generated), wanted)
 
 
-def test_forced_bits_are_what_later_scales_see():
-    variables, prompts = transformer_variables(), Text(*text())
+def test_later_scales_see_the_forced_bits():
     forced = unguided().bits
-
-    @functools.partial(jax.jit, compiler_options=QUICK_COMPILE)
-    def run(keys_B, forced):
-        return generate_bits(
-            Transformer(TRANSFORMER),
-            variables,
-            keys_B,
-            prompts,
-            settings(),
-            SCHEDULE,
-            guided=False,
-            top_k=1,
-            forced_bits=forced,
-            keep_logits=True,
-        )
-
-    drawn = run(keys(seed=7), forced)
-    assert_close(drawn.total_Bhwd, np.asarray(unguided().total_Bhwd))
+    settings = GenerationSettings(SCHEDULE, guided=False, top_k=1)
+    inputs = generation_inputs(seed=7)
+    generated = generate(transformer_variables(), inputs, settings, forced_bits=forced)
+    assert_close(generated.total_Bhwd, np.asarray(unguided().total_Bhwd))
     margins = joined(unguided())[..., 1] - joined(unguided())[..., 0]
-    bits = np.concatenate([b.reshape(3, -1, 4) for b in drawn.bits], axis=1)
+    bits = np.concatenate([b.reshape(3, -1, 4) for b in generated.bits], axis=1)
     assert (bits == (margins > 0)).all()  # greedy, and not what was forced
-    assert any((a != b).any() for a, b in zip(drawn.bits, forced, strict=True))
+    assert any((a != b).any() for a, b in zip(generated.bits, forced, strict=True))
 
 
-def test_a_image_is_the_same_whatever_the_batch():
+def test_an_image_does_not_depend_on_its_batch():
     variables, (features, lengths) = transformer_variables(), text()
-    together = draw(variables, keys(), Text(features, lengths), settings())
+    together = generate(variables, generation_inputs(Text(features, lengths)))
     one = Text(features[1:2], lengths[1:2])
-    alone = draw(variables, keys()[1:2], one, settings())
+    inputs = GenerationInputs(keys()[1:2], one, sampling_numbers())
+    alone = generate(variables, inputs)
     for ours, wanted in zip(alone.bits, together.bits, strict=True):
         assert (ours[0] == wanted[1]).all()
     assert any((bits[0] != bits[1]).any() for bits in together.bits)
 
 
-def images(seed=0, lengths=(5, 8, 2), sampling=SAMPLING, **options):
+def images(seed=0, lengths=(5, 8, 2), sampling=SAMPLING):
     """Three images; text features are random, of the given lengths."""
+    prompts = Text(text(seed=seed)[0], jnp.asarray(lengths, jnp.int32))
     return generate_images(
-        Transformer(TRANSFORMER),
-        Autoencoder(TOKENIZER),
-        transformer_variables(),
-        tokenizer_variables(),
-        keys(seed=seed),
-        Text(text(seed=seed)[0], jnp.asarray(lengths, jnp.int32)),
-        controls(sampling, SCHEDULE),
-        SCHEDULE,
-        **options,
+        Networks(Transformer(TRANSFORMER), Autoencoder(TOKENIZER)),
+        NetworkParams(transformer_variables()['params'], tokenizer_variables()['params']),
+        generation_inputs(prompts, numbers=sampling.traced(SCHEDULE), seed=seed),
+        sampling.static(SCHEDULE),
     )
 
 
@@ -256,18 +232,15 @@ def test_grey_levels_are_clamped_and_truncated():
 
 
 def test_a_guidance_layer_that_does_not_exist_is_a_user_error():
+    settings = GenerationSettings(SCHEDULE, guidance_layer=-3)
     with pytest.raises(UserError, match='guidance layer -3 does not exist; the model has 2'):
-        jax.eval_shape(
-            lambda: draw(
-                transformer_variables(), keys(), Text(*text()), settings(), guidance_layer=-3
-            )
-        )
+        jax.eval_shape(lambda: generate(transformer_variables(), generation_inputs(), settings))
 
 
-def test_controls_hold_one_number_a_scale():
-    numbers = controls(SamplingConfig(guidance=(2.0,), temperature=TEMPERATURE), SCHEDULE)
-    assert isinstance(numbers, Controls)
+def test_sampling_numbers_are_one_per_scale():
+    numbers = SamplingConfig(guidance=(2.0,), temperature=TEMPERATURE).traced(SCHEDULE)
+    assert isinstance(numbers, SamplingNumbers)
     assert numbers.guidance_K.tolist() == [2.0] * 3
     np.testing.assert_allclose(numbers.temperature_K, TEMPERATURE)
     with pytest.raises(UserError, match='temperature lists 2 numbers for 3 scales'):
-        controls(SamplingConfig(temperature=(1.0, 2.0)), SCHEDULE)
+        SamplingConfig(temperature=(1.0, 2.0)).traced(SCHEDULE)

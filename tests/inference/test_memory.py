@@ -87,7 +87,7 @@ def test_a_cpu_multiplies_16_bit_weights_in_float32():
     assert exact == estimate(dtype='float32')
 
 
-def test_an_offloaded_text_encoder_shares_its_room_with_the_drawing():
+def test_an_offloaded_text_encoder_shares_its_room_with_generation():
     parts = estimate()
     assert parts.total() - parts.total(offload_text=True) == parts.text_encoder
     tiny = estimate(schedule=ScaleSchedule.free(((1, 1), (1, 1))))
@@ -134,7 +134,7 @@ def accelerator(monkeypatch):
     ],
     ids=str,
 )
-def test_an_accelerator_draws_as_many_as_fit(accelerator, free_gb, plan, capsys):
+def test_an_accelerator_generates_as_many_as_fit(accelerator, free_gb, plan, capsys):
     accelerator(free_gb)
     assert plan_memory(configs(), 16) == plan
     said = capsys.readouterr().err
@@ -176,7 +176,7 @@ def test_unknown_memory_is_no_obstacle(monkeypatch, capsys):
     assert 'there is unknown' in capsys.readouterr().err
 
 
-def test_small_models_are_drawn_without_a_word(capsys):
+def test_nothing_is_printed_for_small_models(capsys):
     small = dataclasses.replace(PRESETS['125m'], depth=2, width=128, num_heads=2)
     text = TextConfig(vocab_size=100, num_layers=1)
     schedule = ScaleSchedule.free(((1, 1), (2, 2)))

@@ -19,7 +19,7 @@ from helpers.tiny import (
 )
 
 from infinity_jax.errors import UserError
-from infinity_jax.inference import generator as drawing
+from infinity_jax.inference import generator as generator_module
 from infinity_jax.inference import memory as memory_estimate
 from infinity_jax.inference import pipeline as pipeline_module
 from infinity_jax.inference.pipeline import InfinityPipeline
@@ -27,12 +27,12 @@ from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.weights.model_folder import load_model, save_model
-from infinity_jax.weights.placement import place
+from infinity_jax.weights.placement import place, place_model
 
 
 @functools.cache
 def pipeline():
-    return InfinityPipeline(small_model(), max_batch=2)
+    return InfinityPipeline(place_model(small_model()), max_batch=2)
 
 
 @functools.cache
@@ -41,13 +41,13 @@ def three():
 
 
 def test_images_of_prompts():
-    drawn = three()
-    assert drawn.pixels.shape == (3, 6, 4, 3) and drawn.pixels.dtype == np.uint8
-    assert [(image.size, image.mode) for image in drawn.images] == [((4, 6), 'RGB')] * 3
-    assert (np.asarray(drawn.images[2]) == drawn.pixels[2]).all()
-    assert drawn.prompts == ('a red apple', 'a ghost on a blue background', 'a red apple')
-    assert drawn.seeds == ((1, 0), (1, 1), (1, 2))
-    assert (drawn.pixels[0] != drawn.pixels[2]).any()  # one prompt, two keys
+    generated = three()
+    assert generated.pixels.shape == (3, 6, 4, 3) and generated.pixels.dtype == np.uint8
+    assert [(image.size, image.mode) for image in generated.images] == [((4, 6), 'RGB')] * 3
+    assert (np.asarray(generated.images[2]) == generated.pixels[2]).all()
+    assert generated.prompts == ('a red apple', 'a ghost on a blue background', 'a red apple')
+    assert generated.seeds == ((1, 0), (1, 1), (1, 2))
+    assert (generated.pixels[0] != generated.pixels[2]).any()  # one prompt, two keys
 
 
 def test_a_seed_repeats_and_another_differs():
@@ -60,26 +60,26 @@ def test_image_i_does_not_depend_on_how_many_others_are_asked_for():
     first = pipeline()(['a red apple', 'a ghost on a blue background'], seed=1)
     assert (first.pixels == three().pixels[:2]).all()
     # Another batch size is another program: a bit on a knife's edge may fall otherwise.
-    alone = InfinityPipeline(small_model(), max_batch=1)('a red apple', seed=1)
+    alone = InfinityPipeline(place_model(small_model()), max_batch=1)('a red apple', seed=1)
     assert (alone.pixels[0] == three().pixels[0]).mean() > 0.9
 
 
 def test_num_repeats_each_prompt_in_turn():
-    drawn = pipeline()(['a ghost', 'a red apple'], num=2, seed=1)
-    assert drawn.prompts == ('a ghost', 'a ghost', 'a red apple', 'a red apple')
-    assert drawn.pixels.shape[0] == 4
+    generated = pipeline()(['a ghost', 'a red apple'], num=2, seed=1)
+    assert generated.prompts == ('a ghost', 'a ghost', 'a red apple', 'a red apple')
+    assert generated.pixels.shape[0] == 4
 
 
 def test_images_of_one_prompt_are_encoded_once():
-    drawer, seen = InfinityPipeline(small_model(), max_batch=4), []
-    encoder = drawer._prompt_encoder
-    drawer._prompt_encoder = lambda batches, negative: (
+    pipe, seen = InfinityPipeline(place_model(small_model()), max_batch=4), []
+    encoder = pipe._prompt_encoder
+    pipe._prompt_encoder = lambda batches, negative: (
         seen.append([list(b) for b in batches]) or encoder(seen[-1], negative)
     )
-    drawer._prompt_encoder.warn_of_losses = encoder.warn_of_losses
-    shared = drawer(['a ghost', 'a red apple'], num=2, seed=1).pixels
+    pipe._prompt_encoder.warn_of_losses = encoder.warn_of_losses
+    shared = pipe(['a ghost', 'a red apple'], num=2, seed=1).pixels
     assert seen == [[['a ghost', 'a red apple']]]
-    apart = drawer(['a ghost', 'a ghost', 'a red apple', 'a red apple'], seed=1).pixels
+    apart = pipe(['a ghost', 'a ghost', 'a red apple', 'a red apple'], seed=1).pixels
     assert len(seen[1][0]) == 4
     # Another batch is another program: a bit on a knife's edge may fall otherwise.
     assert (shared == apart).mean() > 0.9
@@ -92,7 +92,7 @@ def test_stream_yields_batches_and_no_padding():
 
 @contextlib.contextmanager
 def compilations():
-    """Counts the programs that are compiled or loaded meanwhile, whoever asks for them."""
+    """Counts the programs that are compiled or loaded in the meantime."""
     seen = []
 
     def listen(event, duration, **_):
@@ -108,19 +108,19 @@ def compilations():
 
 @pytest.mark.parametrize('layerwise', [False, True], ids=['one program', 'layerwise'])
 def test_prompts_seeds_and_settings_do_not_recompile(monkeypatch, layerwise):
-    monkeypatch.setattr(drawing, 'LAYERWISE_BYTES', 0 if layerwise else 2**40)
-    drawer = InfinityPipeline(small_model(), max_batch=2)
-    assert drawer._drawing.layerwise == layerwise
+    monkeypatch.setattr(generator_module, 'LAYERWISE_BYTES', 0 if layerwise else 2**40)
+    pipe = InfinityPipeline(place_model(small_model()), max_batch=2)
+    assert pipe._generator.layerwise == layerwise
     with compilations() as first:
-        drawer(['an apple', 'cat'], negative='green')
+        pipe(['an apple', 'cat'], negative='green')
     assert first
     with compilations() as later:
-        drawer(['an apple', 'a very long prompt about a small ghost'], negative='red', seed=9)
-        drawer(['cat', 'an apple'], negative='a very long text', seed=2**32 - 1)
+        pipe(['an apple', 'a very long prompt about a small ghost'], negative='red', seed=9)
+        pipe(['cat', 'an apple'], negative='a very long text', seed=2**32 - 1)
         sampling = SamplingConfig(guidance=(2.0,), temperature=(0.7,))
-        drawer(['an apple', 'cat'], negative='green', sampling=sampling)
+        pipe(['an apple', 'cat'], negative='green', sampling=sampling)
         sampling = SamplingConfig(guidance=(1.0, 2.0, 3.0), temperature=(0.7, 0.8, 0.9))
-        drawer(['cat', 'cat'], negative='green', sampling=sampling)
+        pipe(['cat', 'cat'], negative='green', sampling=sampling)
     assert not later
 
 
@@ -134,20 +134,22 @@ def test_the_prompt_matters_and_so_does_a_negative_one():
 
 def test_prompts_are_rewritten_before_they_are_read():
     rewriting = InfinityPipeline(
-        small_model(), max_batch=2, rewrite_prompt=lambda prompt: prompt.replace('cat', 'red apple')
+        place_model(small_model()),
+        max_batch=2,
+        rewrite_prompt=lambda prompt: prompt.replace('cat', 'red apple'),
     )
-    drawn = rewriting(['a cat', 'a ghost on a blue background'], seed=1)
-    assert (drawn.pixels == three().pixels[:2]).all()
-    assert drawn.prompts[0] == 'a cat'
+    generated = rewriting(['a cat', 'a ghost on a blue background'], seed=1)
+    assert (generated.pixels == three().pixels[:2]).all()
+    assert generated.prompts[0] == 'a cat'
 
 
-def test_a_saved_folder_draws_the_same_images(tmp_path):
+def test_a_saved_folder_generates_the_same_images(tmp_path):
     save_model(tmp_path / 'model', small_model())
     loaded = InfinityPipeline.from_pretrained(tmp_path / 'model', max_batch=2)
     assert (loaded(list(three().prompts), seed=1).pixels == three().pixels).all()
 
 
-def test_a_repository_on_the_hub_draws_like_its_folder(tmp_path, monkeypatch):
+def test_a_repository_on_the_hub_generates_like_its_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     repository, commit = tmp_path / 'models--org--tiny', 'c' * 40
     save_model(repository / 'snapshots' / commit, small_model())
@@ -159,7 +161,7 @@ def test_a_repository_on_the_hub_draws_like_its_folder(tmp_path, monkeypatch):
     assert (loaded(list(three().prompts), seed=1).pixels == three().pixels).all()
 
 
-def test_a_cut_off_save_still_draws(tmp_path):
+def test_a_cut_off_save_still_generates(tmp_path):
     save_model(tmp_path / '.model.previous', small_model())
     assert InfinityPipeline.from_pretrained(tmp_path / 'model').schedule == pipeline().schedule
 
@@ -180,7 +182,7 @@ def test_from_pretrained_takes_dtype_and_size(tmp_path):
     loaded = InfinityPipeline.from_pretrained(tmp_path / 'm', dtype='bfloat16', size=(120, 250))
     assert loaded.schedule == ScaleSchedule.for_image(0.5, '0.06M')
     assert loaded.image_size == (176, 352)
-    kernel = loaded._drawing.transformer_params['blocks']['ffn']['up']['kernel']
+    kernel = loaded._generator.params.transformer['blocks']['ffn']['up']['kernel']
     assert kernel.dtype == jnp.bfloat16
     with pytest.raises(UserError, match='13 scales, transformer.max_scales is 7'):
         InfinityPipeline.from_pretrained(tmp_path / 'm')
@@ -194,16 +196,17 @@ def test_nothing_is_read_where_memory_is_short(tmp_path, monkeypatch):
         InfinityPipeline.from_pretrained(tmp_path / 'm')
 
 
-def test_weights_in_bfloat16_draw_what_float32_ones_draw_there():
+def test_weights_in_bfloat16_generate_what_float32_ones_generate_there():
     config = dataclasses.replace(TRANSFORMER, dtype='bfloat16')
-    narrow = InfinityPipeline(changed(small_model(), transformer_config=config))
-    wide = InfinityPipeline(changed(small_model(), transformer_config=config))
-    wide._drawing.transformer_params = small_model().transformer_params
+    narrow = InfinityPipeline(place_model(changed(small_model(), transformer_config=config)))
+    wide = InfinityPipeline(place_model(changed(small_model(), transformer_config=config)))
+    params = small_model().transformer_params
+    wide._generator.params = wide._generator.params._replace(transformer=params)
     assert (narrow('a cat').pixels == wide('a cat').pixels).all()
 
 
 def test_an_offloaded_text_encoder_changes_no_image():
-    offloading = InfinityPipeline(small_model(), max_batch=2, offload_text=True)
+    offloading = InfinityPipeline(place_model(small_model(), offload_text=True), max_batch=2)
     assert (offloading(list(three().prompts), seed=1).pixels == three().pixels).all()
 
 
@@ -211,20 +214,21 @@ def test_more_than_one_batch_shows_progress(capsys):
     pipeline()(['a ghost'] * 2)
     assert capsys.readouterr().err == ''
     pipeline()(['a ghost'] * 3)
-    assert 'drawing' in capsys.readouterr().err
+    assert 'generating' in capsys.readouterr().err
 
 
 @functools.cache
 def eight():
     config = MeshConfig(data=2, fsdp=2, tensor=2)
-    return make_mesh(config), InfinityPipeline(small_model(), mesh=make_mesh(config), max_batch=2)
+    mesh = make_mesh(config)
+    return mesh, InfinityPipeline(place_model(small_model(), mesh=mesh), max_batch=2)
 
 
-def test_a_mesh_draws_the_images_of_one_device():
-    drawn = eight()[1](list(three().prompts), seed=1)  # in one batch of four shares
-    assert drawn.pixels.shape == three().pixels.shape
+def test_a_mesh_generates_the_images_of_one_device():
+    generated = eight()[1](list(three().prompts), seed=1)  # in one batch of four shares
+    assert generated.pixels.shape == three().pixels.shape
     # Sums in another order: a bit on a knife's edge may fall otherwise.
-    assert (drawn.pixels == three().pixels).mean() > 0.99
+    assert (generated.pixels == three().pixels).mean() > 0.99
     negative = eight()[1](['a cat'], negative='green').pixels
     assert (negative == pipeline()(['a cat', 'a cat'], negative='green').pixels[:1]).mean() > 0.99
 
@@ -233,21 +237,22 @@ def test_a_mesh_gets_its_weights_in_shards(tmp_path, monkeypatch):
     save_model(tmp_path / 'm', small_model())
     mesh, wanted = eight()
 
-    def load_sharded(folder, dtype, parts, mesh):
-        loaded = load_model(folder, dtype=dtype, parts=parts)
+    def load_sharded(folder, dtype, parts, mesh, configs):
+        loaded = load_model(folder, dtype, parts, configs=configs)
         for name, config in (
-            ('transformer_params', loaded.configs.transformer),
-            ('tokenizer_params', loaded.configs.tokenizer),
-            ('text_params', loaded.configs.text),
+            ('transformer_params', configs.transformer),
+            ('tokenizer_params', configs.tokenizer),
+            ('text_params', configs.text),
         ):
             if getattr(loaded, name) is not None:
-                setattr(loaded, name, place(getattr(loaded, name), 'float32', config, mesh))
+                params = place(getattr(loaded, name), 'float32', config, mesh)
+                loaded = dataclasses.replace(loaded, **{name: params})
         return loaded
 
     monkeypatch.setattr(pipeline_module, 'load_model', load_sharded)
     config = MeshConfig(data=2, fsdp=2, tensor=2)
     loaded = InfinityPipeline.from_pretrained(tmp_path / 'm', mesh=config, max_batch=2)
-    for leaf in jax.tree.leaves(loaded._drawing.transformer_params):
+    for leaf in jax.tree.leaves(loaded._generator.params.transformer):
         assert len(leaf.sharding.device_set) == 8
     prompts = list(three().prompts)
     assert (loaded(prompts, seed=1).pixels == wanted(prompts, seed=1).pixels).all()
@@ -255,7 +260,7 @@ def test_a_mesh_gets_its_weights_in_shards(tmp_path, monkeypatch):
 
 def test_schedule_is_the_folder_s_or_the_released_one():
     assert pipeline().schedule == ScaleSchedule.free(SCHEDULE.grids[:3])
-    released = InfinityPipeline(changed(small_model(), schedule=None))
+    released = InfinityPipeline(place_model(changed(small_model(), schedule=None)))
     assert released.schedule == ScaleSchedule.for_image(1.0, '1M')
 
 
@@ -264,7 +269,7 @@ def test_schedule_is_the_folder_s_or_the_released_one():
 )
 def test_an_incomplete_model_is_a_user_error(part):
     with pytest.raises(UserError, match=f'the model has no {part}'):
-        InfinityPipeline(changed(small_model(), **{part: None}))
+        InfinityPipeline(place_model(changed(small_model(), **{part: None})))
 
 
 @pytest.mark.parametrize('prompts', ['', '  ', ['a cat', ''], []])
@@ -287,3 +292,18 @@ def test_a_seed_that_a_key_would_cut_is_a_user_error(seed):
 def test_settings_for_another_number_of_scales_are_a_user_error():
     with pytest.raises(UserError, match='guidance lists 2 numbers for 3 scales'):
         pipeline()('a cat', sampling=SamplingConfig(guidance=(1.0, 2.0)))
+
+
+def test_an_unknown_option_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(TypeError, match='from_pretrained\\(\\) has no option aspect'):
+        InfinityPipeline.from_pretrained(tmp_path / 'nowhere', aspect='1:1')
+
+
+def test_a_blank_negative_prompt_is_none_and_one_without_guidance_is_said():
+    prompts = list(three().prompts[:2])
+    plain = pipeline()(prompts, seed=1).pixels
+    assert (pipeline()(prompts, seed=1, negative=' \u200b').pixels == plain).all()
+    unguided = SamplingConfig(guidance=(1.0,))
+    with pytest.warns(UserWarning, match='negative prompt has no effect: guidance is 1'):
+        pixels = pipeline()(prompts, seed=1, negative='green', sampling=unguided).pixels
+    assert (pixels == pipeline()(prompts, seed=1, sampling=unguided).pixels).all()

@@ -1,4 +1,4 @@
-"""Scales without guidance run half the batch, and draw what guidance 1 would."""
+"""Scales without guidance run half the batch, and generate what guidance 1 would."""
 
 import functools
 
@@ -7,98 +7,84 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.generation import GRIDS as SCHEDULE
-from helpers.generation import keys, settings, small_model
-from helpers.tiny import QUICK_COMPILE, TRANSFORMER, text, transformer_variables
+from helpers.generation import generation_inputs, sampling_numbers, small_model
+from helpers.tiny import QUICK_COMPILE, TRANSFORMER, transformer_variables
 
+from infinity_jax import config
 from infinity_jax.config import QuantizationConfig
 from infinity_jax.errors import UserError
-from infinity_jax.inference import generator as drawing_module
+from infinity_jax.inference import generator as generator_module
 from infinity_jax.inference.cpu_layerwise import LayerWeights, generate_bits_layerwise
 from infinity_jax.inference.generate import generate_bits, generate_images
 from infinity_jax.inference.generator import goes_layerwise
 from infinity_jax.inference.pipeline import InfinityPipeline
-from infinity_jax.inference.scale_steps import Mode, Text
-from infinity_jax.inference.warmup import Request, calls_for
-from infinity_jax.tools.commands.generation_flags import quantization_of
+from infinity_jax.inference.sampling import GenerationSettings, SamplingConfig
+from infinity_jax.inference.warmup import GenerationRequest, calls_for
+from infinity_jax.tools.commands.generation_flags import quantization_of, sampling_of
 from infinity_jax.transformer.model import Transformer
+from infinity_jax.weights.placement import place_model
 
 
-def drawing(guidance, quantization, guidance_layer=0):
-    """The function that draws, with forced bits at every scale, and its arguments."""
+def forced(guidance, unguided_scales, guidance_layer=0):
+    """The function that generates, with forced bits at every scale, and its arguments."""
     rng = np.random.default_rng(2)
     bits = tuple(jnp.asarray(rng.random((3, h, w, 4)) < 0.5) for h, w in SCHEDULE.grids)
-    run = functools.partial(
-        generate_bits,
-        Transformer(TRANSFORMER),
-        schedule=SCHEDULE,
-        top_p=1.0,
-        quantization=quantization,
-        guidance_layer=guidance_layer,
-        keep_logits=True,
+    settings = GenerationSettings(
+        SCHEDULE, top_p=1.0, guidance_layer=guidance_layer, unguided_scales=unguided_scales
     )
-    arrays = {
-        'variables': transformer_variables(),
-        'keys_B': keys(),
-        'text': Text(*text()),
-        'controls': settings(guidance=guidance),
-        'forced_bits': bits,
-    }
-    return run, arrays
+    run = functools.partial(
+        generate_bits, Transformer(TRANSFORMER), settings=settings, keep_logits=True
+    )
+    inputs = generation_inputs(numbers=sampling_numbers(guidance))
+    return run, {'variables': transformer_variables(), 'inputs': inputs, 'forced_bits': bits}
 
 
 def logits(*args):
-    run, arrays = drawing(*args)
+    run, arrays = forced(*args)
     return jax.jit(run, compiler_options=QUICK_COMPILE)(**arrays).logits
 
 
 @pytest.mark.parametrize('layer', [0, -1])
 def test_last_scales_without_guidance_equal_guidance_one(layer):
-    unguided = logits((2.0, 3.0, 5.0), QuantizationConfig(unguided_scales=1), layer)
-    at_one = logits((2.0, 3.0, 1.0), QuantizationConfig(), layer)
+    unguided = logits((2.0, 3.0, 5.0), 1, layer)
+    at_one = logits((2.0, 3.0, 1.0), 0, layer)
     for ours, wanted in zip(unguided, at_one, strict=True):
         np.testing.assert_allclose(ours, wanted, atol=2e-5 * np.abs(wanted).max())
 
 
 def test_they_cost_half():
-    def products(quantization):
-        run, arrays = drawing((2.0, 3.0, 1.0), quantization)
+    def products(unguided_scales):
+        run, arrays = forced((2.0, 3.0, 1.0), unguided_scales)
         cost = jax.jit(run, compiler_options=QUICK_COMPILE).lower(**arrays).cost_analysis()
         return cost['flops']
 
     # Of 1 + 4 + 12 tokens the last scale has 12; text and heads weigh as much in so small a model.
-    assert products(QuantizationConfig(unguided_scales=1)) < 0.85 * products(QuantizationConfig())
+    assert products(1) < 0.85 * products(0)
 
 
 def test_more_unguided_scales_than_there_are_is_a_user_error():
     with pytest.raises(UserError, match='unguided_scales is 4; the image has 3 scales'):
-        run, arrays = drawing((2.0, 3.0, 1.0), QuantizationConfig(unguided_scales=4))
-        jax.eval_shape(run, **arrays)
+        SamplingConfig(unguided_scales=4).static(SCHEDULE)
 
 
 def test_layer_by_layer_scales_without_guidance_are_the_same():
-    quantization = QuantizationConfig(unguided_scales=1)
-    _, arrays = drawing((2.0, 3.0, 5.0), quantization)
-    variables = arrays.pop('variables')
-    weights = LayerWeights.of(variables['params'], TRANSFORMER.depth)
-    mode = Mode(top_p=1.0, quantization=quantization)
+    run, arrays = forced((2.0, 3.0, 5.0), 1)
+    weights = LayerWeights.of(arrays.pop('variables')['params'], TRANSFORMER.depth)
     model = Transformer(TRANSFORMER)
-    drawn = generate_bits_layerwise(
-        model, weights, **arrays, schedule=SCHEDULE, mode=mode, keep_logits=True
-    )
-    for ours, wanted in zip(drawn.logits, logits((2.0, 3.0, 5.0), quantization), strict=True):
+    generated = generate_bits_layerwise(model, weights, **arrays, **run.keywords)
+    for ours, wanted in zip(generated.logits, logits((2.0, 3.0, 5.0), 1), strict=True):
         np.testing.assert_allclose(ours, wanted, atol=2e-5 * np.abs(wanted).max())
 
 
-def test_a_cache_in_8_bits_is_not_drawn_layer_by_layer(monkeypatch):
-    monkeypatch.setattr(drawing_module, 'LAYERWISE_BYTES', 0)
+def test_a_cache_in_8_bits_is_not_for_generation_layer_by_layer(monkeypatch):
+    monkeypatch.setattr(generator_module, 'LAYERWISE_BYTES', 0)
     params = transformer_variables()['params']
-    assert goes_layerwise(params, QuantizationConfig()) and not goes_layerwise(
-        params, QuantizationConfig(cache='int8')
-    )
+    assert goes_layerwise(params, int8_cache=False)
+    assert not goes_layerwise(params, int8_cache=True)
 
 
 class Recorded:
-    """Programs that are not run."""
+    """Stands in for `Executables`: programs are recorded and not run."""
 
     def __init__(self):
         self.calls = []
@@ -111,16 +97,16 @@ class Recorded:
 
 
 @pytest.mark.parametrize(('prompts', 'num'), [(('a ghost', 'a cat'), 1), (('a ghost',), 2)])
-def test_a_pipeline_draws_as_it_was_told(prompts, num):
-    quantization = QuantizationConfig(weights='int8', cache='int8', unguided_scales=2)
+def test_a_pipeline_makes_the_calls_that_its_request_announces(prompts, num):
+    quantization = QuantizationConfig(weights='int8', cache='int8')
+    sampling = SamplingConfig(unguided_scales=2)
     recorded = Recorded()
-    pipeline = InfinityPipeline(
-        small_model(), max_batch=2, quantization=quantization, programs=recorded
-    )
+    placed = place_model(small_model(), quantization)
+    pipeline = InfinityPipeline(placed, max_batch=2, executables=recorded)
     calls = recorded.calls
-    pipeline(prompts, num=num)
-    request = Request(prompts, num)
-    wanted = calls_for(request, small_model(), small_model().schedule, 2, quantization)
+    pipeline(prompts, num=num, sampling=sampling)
+    request = GenerationRequest(prompts, num, sampling=sampling)
+    wanted = calls_for(request, placed.configs, 2, quantization)
 
     def shapes(tree):
         return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
@@ -129,15 +115,31 @@ def test_a_pipeline_draws_as_it_was_told(prompts, num):
     for (function, static, traced), announced in zip(calls, wanted, strict=True):
         assert function is announced.function and static == announced.static
         assert shapes(traced) == shapes(announced.shapes)
-    assert calls[1][1]['quantization'] == quantization
-    kernel = calls[1][2]['variables']['params']['blocks']['ffn']['up']['kernel']
+    settings = calls[1][1]['settings']
+    assert settings.int8_cache and settings.unguided_scales == 2
+    kernel = calls[1][2]['params'].transformer['blocks']['ffn']['up']['kernel']
     assert kernel.dtype == jnp.int8
 
 
-def test_flags_say_what_is_saved():
+def test_flags_set_formats_and_unguided_scales():
     from infinity_jax.cli import build_parser
 
     parse = build_parser().parse_args
     assert quantization_of(parse(['generate', 'x'])) == QuantizationConfig()
+    assert sampling_of(parse(['generate', 'x'])) == SamplingConfig()
     flags = ['--weights', 'int8', '--cache', 'int8', '--unguided-scales', '2']
-    assert quantization_of(parse(['compile', *flags])) == QuantizationConfig('int8', 'int8', 2)
+    args = parse(['compile', *flags])
+    assert quantization_of(args) == QuantizationConfig('int8', 'int8')
+    assert sampling_of(args) == SamplingConfig(unguided_scales=2)
+
+
+def test_the_old_keyword_for_unguided_scales_is_read_and_one_line_names_the_new_one(capsys):
+    config._print_once.cache_clear()
+    for _ in range(2):
+        old = QuantizationConfig(unguided_scales=2)
+    line = capsys.readouterr().err
+    assert line.count('\n') == 1 and 'is now SamplingConfig(unguided_scales=...)' in line
+    assert SamplingConfig().static(SCHEDULE, old) == SamplingConfig(unguided_scales=2).static(
+        SCHEDULE
+    )
+    assert SamplingConfig(unguided_scales=1).static(SCHEDULE, old).unguided_scales == 1

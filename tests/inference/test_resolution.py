@@ -1,19 +1,20 @@
-"""Which token grids serve a wish, and which wishes are refused."""
+"""The token grids that serve a request, and the requests that are refused."""
 
 import dataclasses
 
 import pytest
 
-from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig, pixels_per_token
+from infinity_jax.config import PRESETS, ModelConfigs, TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
+from infinity_jax.inference import resolution
 from infinity_jax.inference.resolution import choose_schedule
 from infinity_jax.scales import ScaleSchedule
 
-RELEASED = (PRESETS['2b'], TokenizerConfig())
-DEMO_GRIDS = ScaleSchedule.free(((1, 1), (2, 2), (4, 4), (8, 8)))
-DEMO = (
+RELEASED = ModelConfigs(PRESETS['2b'], TokenizerConfig())
+DEMO = ModelConfigs(
     TransformerConfig(depth=5, width=192, num_heads=3, max_scales=4),
     TokenizerConfig(base_channels=64, channel_multipliers=(1, 2), unshuffle=4),
+    schedule=ScaleSchedule.free(((1, 1), (2, 2), (4, 4), (8, 8))),
 )
 
 
@@ -21,46 +22,66 @@ def released(*name):
     return ScaleSchedule.for_image(*name)
 
 
-def test_pixels_per_token():
-    eight = TokenizerConfig(bits=14, channel_multipliers=(1, 2, 4, 4))
-    assert pixels_per_token(*RELEASED) == 16
-    assert pixels_per_token(PRESETS['8b'], eight) == 16
-    assert pixels_per_token(*DEMO) == 8
+def test_without_a_request_the_models_own_grids_or_the_released_ones_of_1024():
+    assert choose_schedule(RELEASED) == released('1.000', '1M')
+    assert choose_schedule(DEMO) == DEMO.schedule
+    assert choose_schedule(DEMO, size=(64, 64)) == DEMO.schedule
 
 
-def test_without_a_wish_the_models_own_grids_or_the_released_ones_of_1024():
-    assert choose_schedule(*RELEASED) == released('1.000', '1M')
-    assert choose_schedule(*DEMO, DEMO_GRIDS) == DEMO_GRIDS
-    assert choose_schedule(*DEMO, DEMO_GRIDS, size=(64, 64)) == DEMO_GRIDS
+def test_a_request_is_served():
+    assert choose_schedule(RELEASED, height_over_width=0.5) == released('0.500', '1M')
+    assert choose_schedule(RELEASED, budget='0.06M') == released('1.000', '0.06M')
+    tall = choose_schedule(RELEASED, height_over_width='1.5', budget='0.25M')
+    assert tall == released('1.500', '0.25M')
+    assert choose_schedule(RELEASED, size=(720, 1280)) == released('0.571', '1M')
 
 
-def test_a_wish_is_fulfilled():
-    assert choose_schedule(*RELEASED, ratio=0.5) == released('0.500', '1M')
-    assert choose_schedule(*RELEASED, budget='0.06M') == released('1.000', '0.06M')
-    assert choose_schedule(*RELEASED, ratio='1.5', budget='0.25M') == released('1.500', '0.25M')
-    assert choose_schedule(*RELEASED, size=(720, 1280)) == released('0.571', '1M')
+@pytest.mark.parametrize(
+    ('aspect', 'ratio'), [('16:9', '0.571'), ('1:1', '1.000'), ('2:3', '1.500')]
+)
+def test_an_aspect_ratio_is_width_to_height(aspect, ratio):
+    assert choose_schedule(RELEASED, aspect_ratio=aspect) == released(ratio, '1M')
 
 
-def test_what_is_left_out_is_that_of_the_models_own_schedule():
-    own = released('1.500', '0.06M')
-    assert choose_schedule(*RELEASED, own) == own
-    assert choose_schedule(*RELEASED, own, ratio=0.5) == released('0.500', '0.06M')
-    assert choose_schedule(*RELEASED, own, budget='1M') == released('1.500', '1M')
+@pytest.mark.parametrize('aspect', ['16/9', '1.5', ':2', '0:1', '-1:2', '1:2:3'])
+def test_a_text_that_is_no_aspect_ratio_is_a_user_error(aspect):
+    with pytest.raises(UserError, match='is not an aspect ratio; wanted WIDTH:HEIGHT'):
+        choose_schedule(RELEASED, aspect_ratio=aspect)
 
 
-def test_two_wishes_at_once_are_a_user_error():
+def test_the_old_keyword_is_read_and_one_line_names_the_new_one(capsys):
+    resolution._print_renamed.cache_clear()
+    for _ in range(2):
+        assert choose_schedule(RELEASED, ratio=0.5) == released('0.500', '1M')
+    line = capsys.readouterr().err
+    assert line.count('\n') == 1 and 'ratio is now height_over_width' in line
+
+
+def test_a_field_without_a_request_is_that_of_the_models_own_schedule():
+    own = dataclasses.replace(RELEASED, schedule=released('1.500', '0.06M'))
+    assert choose_schedule(own) == own.schedule
+    assert choose_schedule(own, height_over_width=0.5) == released('0.500', '0.06M')
+    assert choose_schedule(own, budget='1M') == released('1.500', '1M')
+
+
+def test_two_requests_at_once_are_a_user_error():
     with pytest.raises(UserError, match='either ratio and budget or height and width'):
-        choose_schedule(*RELEASED, ratio=1, size=(64, 64))
+        choose_schedule(RELEASED, height_over_width=1, size=(64, 64))
+    with pytest.raises(UserError, match='aspect_ratio and height_over_width are both given'):
+        choose_schedule(RELEASED, aspect_ratio='1:1', height_over_width=1)
 
 
-@pytest.mark.parametrize('wish', [{'ratio': 1.0}, {'budget': '0.06M'}, {'size': (256, 256)}])
+@pytest.mark.parametrize(
+    'wish', [{'height_over_width': 1.0}, {'budget': '0.06M'}, {'size': (256, 256)}]
+)
 def test_a_model_on_other_tokens_refuses_released_sizes(wish):
-    with pytest.raises(UserError, match='tokens of 16 pixels, .* have 8; .* draws 64 x 64 on its'):
-        choose_schedule(*DEMO, DEMO_GRIDS, **wish)
+    text = 'tokens of 16 pixels, .* have 8; .* generates 64 x 64 on its'
+    with pytest.raises(UserError, match=text):
+        choose_schedule(DEMO, **wish)
 
 
-def test_a_model_with_too_few_levels_refuses_longer_schedules():
-    few = dataclasses.replace(PRESETS['2b'], max_scales=7)
-    assert choose_schedule(few, TokenizerConfig(), budget='0.06M') == released(1, '0.06M')
+def test_a_model_with_too_few_scales_refuses_longer_schedules():
+    few = ModelConfigs(dataclasses.replace(PRESETS['2b'], max_scales=7), TokenizerConfig())
+    assert choose_schedule(few, budget='0.06M') == released(1, '0.06M')
     with pytest.raises(UserError, match='10 scales, transformer.max_scales is 7'):
-        choose_schedule(few, TokenizerConfig(), budget='0.25M')
+        choose_schedule(few, budget='0.25M')

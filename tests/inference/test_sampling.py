@@ -6,7 +6,7 @@ import pytest
 from infinity_jax.errors import UserError
 from infinity_jax.inference.sampling import SamplingConfig, keep_likely, sample_bits
 
-DRAWS = 20_000
+COUNT = 20_000
 
 
 def keys(count, seed=0):
@@ -18,16 +18,16 @@ def log_odds(probability):
     return jnp.array([np.log(1 - probability), np.log(probability)], jnp.float32)
 
 
-def draw(probability, top_k=0, top_p=1.0, count=DRAWS):
+def sampled(probability, top_k=0, top_p=1.0, count=COUNT):
     logits = keep_likely(log_odds(probability), top_k, top_p)
     return sample_bits(keys(1), jnp.broadcast_to(logits[None, None], (1, count, 2)))[0]
 
 
 @pytest.mark.parametrize('probability', [0.03, 0.3, 0.5, 0.9])
 def test_bits_come_with_the_probability_of_their_softmax(probability):
-    bits = draw(probability)
+    bits = sampled(probability)
     assert bits.dtype == bool
-    spread = (probability * (1 - probability) / DRAWS) ** 0.5
+    spread = (probability * (1 - probability) / COUNT) ** 0.5
     assert abs(bits.mean() - probability) < 4 * spread
 
 
@@ -41,13 +41,13 @@ def test_greedy_takes_the_larger_logit():
 
 @pytest.mark.parametrize(('probability', 'bit'), [(0.0295, False), (0.9705, True)])
 def test_top_p_never_takes_what_is_at_most_three_percent_likely(probability, bit):
-    assert (draw(probability, top_p=0.97) == bit).all()
-    assert (draw(probability, top_p=1.0) != bit).any()
+    assert (sampled(probability, top_p=0.97) == bit).all()
+    assert (sampled(probability, top_p=1.0) != bit).any()
 
 
 def test_top_p_leaves_likelier_values_untouched():
     np.testing.assert_array_equal(keep_likely(log_odds(0.035), 0, 0.97), log_odds(0.035))
-    assert 0.025 < draw(0.035, top_p=0.97).mean() < 0.045
+    assert 0.025 < sampled(0.035, top_p=0.97).mean() < 0.045
 
 
 def test_top_p_always_leaves_a_value():
@@ -61,7 +61,7 @@ def test_top_k_two_and_zero_change_nothing():
 
 
 def test_infinite_margins_leave_no_choice():
-    logits = jnp.array([[[0.0, -jnp.inf], [-jnp.inf, 0.0]]] * DRAWS)[None]
+    logits = jnp.array([[[0.0, -jnp.inf], [-jnp.inf, 0.0]]] * COUNT)[None]
     bits = sample_bits(keys(1), logits)[0]
     assert not bits[:, 0].any() and bits[:, 1].all()
 

@@ -16,11 +16,12 @@ from infinity_jax.errors import UserError
 from infinity_jax.inference import text_encoder as prompt_encoder
 from infinity_jax.inference.generate import generate_bits
 from infinity_jax.inference.sampling import SamplingConfig
-from infinity_jax.inference.scale_steps import Text, controls
+from infinity_jax.inference.scale_steps import GenerationInputs, Text
 from infinity_jax.inference.text_encoder import PromptEncoder, encode
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.transformer.model import Transformer
+from infinity_jax.weights.placement import PlacedModel, place_text_encoder
 from infinity_jax.weights.t5_folder import encoder_shapes
 
 CONFIG = dataclasses.replace(TRANSFORMER, text_length=200)
@@ -40,8 +41,15 @@ def loaded():
     )
 
 
-def encoded(*batches, negative=None, **options):
-    return list(PromptEncoder(loaded(), **options)(batches, negative))
+def placed(offload=False):
+    """A model of which only the text encoder is in place."""
+    model = loaded()
+    params = place_text_encoder(model.text_params, model.configs, offload=offload)
+    return PlacedModel(model.configs, {}, {}, params, model.text_tokenizer, offload_text=offload)
+
+
+def encoded(*batches, negative=None, text_length=None):
+    return list(PromptEncoder(placed(), text_length)(batches, negative))
 
 
 def test_every_prompt_is_padded_to_all_that_the_model_reads():
@@ -74,7 +82,7 @@ def test_prompts_and_negative_share_one_length():
 
 def test_no_prompt_compiles_anything():
     encode.clear_cache()
-    encoder = PromptEncoder(loaded())
+    encoder = PromptEncoder(placed())
     for words in (1, 3, 60, 300):
         list(encoder([['apple ' * words]], None))
     assert encode._cache_size() == 1
@@ -82,54 +90,51 @@ def test_no_prompt_compiles_anything():
 
 def test_longer_padding_changes_neither_features_nor_logits_nor_bits():
     tokenizer, variables = loaded().text_tokenizer, transformer_variables(CONFIG)
-    encoder = PromptEncoder(loaded())
+    encoder = PromptEncoder(placed())
     prompts = [SHORT, 'a ghost on a blue background']
-    settings = controls(SamplingConfig(guidance=3.0), SCHEDULE)
+    sampling = SamplingConfig(guidance=3.0)
     keys = jax.vmap(jax.random.key)(jnp.arange(2))
-    draw = jax.jit(
-        functools.partial(
-            generate_bits,
-            Transformer(CONFIG),
-            controls=settings,
-            schedule=SCHEDULE,
-            keep_logits=True,
-        )
+    settings = sampling.static(SCHEDULE)
+    generate = jax.jit(
+        functools.partial(generate_bits, Transformer(CONFIG), settings=settings, keep_logits=True)
     )
     results = []
     for length in (64, 192, 200):
         ids, lengths = tokenizer(prompts, 200, length)
         text = Text(encode(encoder._encoder, loaded().text_params, ids, lengths), lengths)
-        drawn = draw(variables, keys, text)
-        results.append((drawn, [f[:n] for f, n in zip(text.features_BTE, lengths, strict=True)]))
-    for drawn, features in results[1:]:
+        generated = generate(variables, GenerationInputs(keys, text, sampling.traced(SCHEDULE)))
+        results.append(
+            (generated, [f[:n] for f, n in zip(text.features_BTE, lengths, strict=True)])
+        )
+    for generated, features in results[1:]:
         for ours, wanted in zip(features, results[0][1], strict=True):
             np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
-        for ours, wanted in zip(drawn.logits, results[0][0].logits, strict=True):
+        for ours, wanted in zip(generated.logits, results[0][0].logits, strict=True):
             np.testing.assert_allclose(ours, wanted, rtol=0, atol=1e-6 * np.abs(wanted).max())
-        for ours, wanted in zip(drawn.bits, results[0][0].bits, strict=True):
+        for ours, wanted in zip(generated.bits, results[0][0].bits, strict=True):
             np.testing.assert_array_equal(ours, wanted)
 
 
 def test_offloading_encodes_all_prompts_and_leaves_the_device(monkeypatch):
-    placed, live_at_encoding = [], []
+    puts, live_at_encoding = [], []
     put = jax.device_put
 
     def watched_put(tree, *where):
         result = put(tree, *where)
         if isinstance(tree, dict):
-            placed.append(result)
+            puts.append(result)
         return result
 
     def watched_encode(encoder, params, **rows):
         live_at_encoding.append(not params['token_embedding'].is_deleted())
         return encode(encoder, params, **rows)
 
-    encoder = PromptEncoder(loaded(), offload=True)
+    encoder = PromptEncoder(placed(offload=True))
     monkeypatch.setattr(prompt_encoder.jax, 'device_put', watched_put)
     monkeypatch.setattr(prompt_encoder, 'encode', watched_encode)
     pairs = encoder([[SHORT], [LONG]], 'green')
-    assert live_at_encoding == [True] * 4 and len(placed) == 1
-    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(placed))
+    assert live_at_encoding == [True] * 4 and len(puts) == 1
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(puts))
     monkeypatch.undo()
     for ours, wanted in zip(pairs, encoded([SHORT], [LONG], negative='green'), strict=True):
         assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(ours))
@@ -139,7 +144,7 @@ def test_offloading_encodes_all_prompts_and_leaves_the_device(monkeypatch):
 
 
 def test_a_cut_prompt_is_said_and_others_are_not():
-    encoder = PromptEncoder(loaded())
+    encoder = PromptEncoder(placed())
     count = loaded().text_tokenizer.token_counts([LONG * 3])[0]
     with pytest.warns(UserWarning, match='1 of 2 prompts are cut at the 200 tokens') as caught:
         encoder.warn_of_losses([SHORT, LONG * 3])
@@ -149,3 +154,12 @@ def test_a_cut_prompt_is_said_and_others_are_not():
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         encoder.warn_of_losses([SHORT, LONG])
+
+
+def test_characters_that_the_vocabulary_lacks_are_said_in_a_line():
+    prompts = [SHORT, '一只红苹果', 'яблоко 🍎']
+    with pytest.warns(UserWarning, match='2 of 3 prompts hold characters') as caught:
+        PromptEncoder(placed()).warn_of_losses(prompts)
+    message = str(caught[0].message)
+    assert "lacks, 11 in all: '一只红苹果яблок🍎'" in message and '\n' not in message
+    assert len(caught) == 1

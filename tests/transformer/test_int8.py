@@ -9,38 +9,34 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 from helpers.generation import GRIDS as SCHEDULE
-from helpers.generation import keys, settings
-from helpers.tiny import QUICK_COMPILE, TRANSFORMER, text, transformer_variables
+from helpers.generation import generation_inputs
+from helpers.tiny import QUICK_COMPILE, TRANSFORMER, transformer_variables
 
 from infinity_jax.config import QuantizationConfig
 from infinity_jax.errors import UserError
 from infinity_jax.inference.generate import generate_bits
-from infinity_jax.inference.scale_steps import Text
+from infinity_jax.inference.sampling import GenerationSettings
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.transformer.int8 import Int8, int8_shapes, quantize_kernels
 from infinity_jax.transformer.kv_cache import KeyValueCache
 from infinity_jax.transformer.model import Transformer
 from infinity_jax.weights.placement import place, placed_shapes, quantize_params
 
-WEIGHTS, CACHE = QuantizationConfig(weights='int8'), QuantizationConfig(cache='int8')
+WEIGHTS = QuantizationConfig(weights='int8')
 
 
 def host_params():
     return jax.tree.map(np.asarray, transformer_variables()['params'])
 
 
-@functools.partial(jax.jit, static_argnames='quantization', compiler_options=QUICK_COMPILE)
-def forced(params, bits, quantization=QuantizationConfig()):
+@functools.partial(jax.jit, static_argnames='int8_cache', compiler_options=QUICK_COMPILE)
+def forced(params, bits, int8_cache=False):
     """Logits of every scale, teacher-forced on the same bits."""
     generated = generate_bits(
         Transformer(TRANSFORMER),
         {'params': params},
-        keys(),
-        Text(*text()),
-        settings(),
-        SCHEDULE,
-        top_p=1.0,
-        quantization=quantization,
+        generation_inputs(),
+        GenerationSettings(SCHEDULE, top_p=1.0, int8_cache=int8_cache),
         forced_bits=bits,
         keep_logits=True,
     )
@@ -75,7 +71,7 @@ def test_values_are_within_half_a_step_and_rows_of_zeros_stay():
     assert (np.asarray(stored.as_dtype(jnp.float32))[2, 3] == 0).all()
 
 
-def test_weights_in_8_bits_draw_almost_the_same_logits():
+def test_weights_in_8_bits_give_almost_the_same_logits():
     params = quantize_kernels(host_params())
     kernels = {p: leaf for p, leaf in flatten_dict(params).items() if leaf.dtype == np.int8}
     assert len(kernels) == 7 and all(path[0] == 'blocks' for path in kernels)
@@ -86,8 +82,8 @@ def test_weights_in_8_bits_draw_almost_the_same_logits():
     assert 1e-4 < error(forced(params, bits())) < 0.02
 
 
-def test_a_cache_in_8_bits_draws_almost_the_same_logits():
-    assert 1e-5 < error(forced(host_params(), bits(), CACHE)) < 0.02
+def test_a_cache_in_8_bits_gives_almost_the_same_logits():
+    assert 1e-5 < error(forced(host_params(), bits(), int8_cache=True)) < 0.02
 
 
 def test_a_cache_in_8_bits_has_a_quarter_of_the_bytes():

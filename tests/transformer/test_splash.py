@@ -21,6 +21,7 @@ from infinity_jax.transformer.attention_ops import (
     query_groups,
     training_length,
 )
+from infinity_jax.transformer.splash_kernel import PrefixMask, make_kernel
 
 SCHEDULE = ScaleSchedule.free(((1, 1), (2, 2), (4, 4), (6, 6), (10, 10)))  # 157 tokens
 GROUPS = query_groups(SCHEDULE)
@@ -134,7 +135,8 @@ def test_what_fills_up_changes_no_value_and_no_gradient():
 def test_blocks_that_no_query_sees_are_skipped():
     groups = query_groups(ScaleSchedule.for_image(1.0, '1M'))
     ends = np.pad(_key_ends(groups), (0, 231), constant_values=10_521)
-    kernel = splash._make_kernel(splash.PrefixMask(ends, 10_752), 512, 2, 1, True)
+    mask, blocks = PrefixMask(ends, 10_752), splash.kernel_blocks(10_752, 512)
+    kernel = make_kernel(mask, 2, 1, blocks, splash.ATTENDED)
     done = np.count_nonzero(kernel.fwd_mask_info.block_mask)
     seen = sum(end > key for end in ends.reshape(21, 512).max(1) for key in range(0, 10_752, 512))
     assert done == seen < 0.7 * 21**2

@@ -12,7 +12,7 @@ from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.decode import decode
 from infinity_jax.data.index import Index
 from infinity_jax.data.pipeline import start_reading
-from infinity_jax.data.records import BrokenRecord
+from infinity_jax.data.records import BrokenRecord, RawRecord
 from infinity_jax.data.stored_source import StoredSource
 
 
@@ -87,14 +87,16 @@ class ReadImages:
             name = source.record_name(location)
             try:
                 raw = source.read(location)
+                assert isinstance(raw, RawRecord), 'features are not encoded again'
                 pixels_YX3 = decode(raw.open_image(), size, max_pixels=self.stored.max_pixels)
                 whole = tuple(self.stored.index.sizes[number].tolist())
                 good.append((number, name, whole, raw.captions, pixels_YX3))
             except (BrokenRecord, OSError) as error:
                 broken.append((f'{source.name}: {name}', str(error)))
-        *columns, pixels = zip(*good, strict=True) if good else ((),) * 5
+        columns = zip(*good, strict=True) if good else ((),) * 5
+        numbers, names, sizes, captions, pixels = columns
         pixels_BYX3 = np.stack(pixels) if good else np.zeros((0, *size, 3), np.uint8)
-        return ImageBatch(item, *columns, pixels_BYX3, tuple(broken))
+        return ImageBatch(item, numbers, names, sizes, captions, pixels_BYX3, tuple(broken))
 
 
 def read_images(items: list[WorkItem], read: ReadImages, num_workers: int) -> grain.DatasetIterator:

@@ -93,6 +93,7 @@ class FeatureRecord:
         """Reads the text features (T, E) of one of its captions."""
         info, number = self._source.info.text, self.captions.every().index(caption)
         content = self._source.content(self._location[0], self._location[1] + 1 + number)
+        assert info is not None, 'the folder has no text features'
         return np.frombuffer(content, info.dtype).reshape(-1, info.channels)
 
 

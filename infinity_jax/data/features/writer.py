@@ -10,7 +10,14 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from infinity_jax.data.captions import RecordCaptions
-from infinity_jax.data.features.reader import CAPTION_RULES, INFO, TABLE, FeatureInfo, read_info
+from infinity_jax.data.features.reader import (
+    CAPTION_RULES,
+    INFO,
+    TABLE,
+    FeatureInfo,
+    FeatureSource,
+    read_info,
+)
 from infinity_jax.data.index import Index
 from infinity_jax.data.records import Source
 from infinity_jax.errors import UserError, first_line
@@ -98,12 +105,12 @@ class ShardWriter:
         )
 
 
-def digest(source: Source, index: Index) -> str:
+def digest(source: Source | FeatureSource, index: Index) -> str:
     """Fingerprint of the records of a source; it does not depend on their folder."""
     files = [(path.name, path.stat().st_size) for path in source.files()]
     checksum = hashlib.sha256(repr((type(source).__name__, files)).encode())
-    checksum.update(np.ascontiguousarray(index.keys))
-    checksum.update(np.ascontiguousarray(index.sizes))
+    checksum.update(np.ascontiguousarray(index.keys).data)
+    checksum.update(np.ascontiguousarray(index.sizes).data)
     return checksum.hexdigest()[:16]
 
 

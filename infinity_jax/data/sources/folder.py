@@ -7,9 +7,9 @@ import pathlib
 from collections.abc import Iterator
 
 from infinity_jax.data.config import SourceConfig
-from infinity_jax.data.decode import ENDINGS, open_file
+from infinity_jax.data.decode import ENDINGS
 from infinity_jax.data.passed_over import PassedOver, ending_reason, is_hidden
-from infinity_jax.data.records import RawRecord, RecordLocation
+from infinity_jax.data.records import RawRecord, RecordLocation, open_file
 from infinity_jax.errors import UserError
 
 
@@ -95,7 +95,8 @@ class FolderSource:
         return ((number,) for number in range(len(self.names)))
 
     def read(self, location: RecordLocation) -> RawRecord:
-        return RawRecord(functools.partial(open_file, self.folder / self.names[location[0]]), None)
+        path = self.folder / self.names[location[0]]
+        return RawRecord(functools.partial(open_file, path), None)
 
     def record_name(self, location: RecordLocation) -> str:
         return self.names[location[0]]

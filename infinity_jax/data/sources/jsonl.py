@@ -13,13 +13,13 @@ import pathlib
 from collections.abc import Iterator
 
 from infinity_jax.data.config import SourceConfig
-from infinity_jax.data.decode import open_file
 from infinity_jax.data.passed_over import PassedOver, is_hidden
 from infinity_jax.data.records import (
     BrokenRecord,
     RawRecord,
     RecordLocation,
     captions_of,
+    open_file,
     parse_object,
 )
 from infinity_jax.errors import UserError

@@ -185,6 +185,6 @@ def _members(path: pathlib.Path, passed_over: PassedOver) -> Iterator[Member]:
         raise UserError(f'tar shard {path}: {error}; fetch or pack it again') from None
 
 
-def _content(path: pathlib.Path, span: tuple[int, int]) -> bytes:
+def _content(path: pathlib.Path, span: tuple[int, ...]) -> bytes:
     with open_part(path, *span) as part:
         return part.read()

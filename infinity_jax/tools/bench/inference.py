@@ -1,16 +1,16 @@
 """The stages of generation and of the tokenizer, for `infinity-jax bench`."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 
 from infinity_jax.config import TextConfig
 from infinity_jax.inference import generate
-from infinity_jax.inference.generate import generate_bits
+from infinity_jax.inference.generate import NetworkParams, Networks, generate_bits
 from infinity_jax.inference.generator import Generator
 from infinity_jax.inference.sampling import SamplingConfig
-from infinity_jax.inference.scale_steps import Mode, Text, controls
+from infinity_jax.inference.scale_steps import GenerationInputs, Text
 from infinity_jax.inference.text_encoder import encode
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.t5 import T5Encoder
@@ -51,27 +51,20 @@ def generation_stages(workload: Workload) -> list[Stage]:
     model, autoencoder = Transformer(config), Autoencoder(tokenizer)
     params = random_params(transformer_shapes, config, workload.precision)
     decoder = random_params(tokenizer_shapes, tokenizer)
-    generator = Generator(model, autoencoder, params, decoder)
+    generator = Generator(Networks(model, autoencoder), NetworkParams(params, decoder))
     batch = workload.batch
     shape = (batch, workload.text_length, config.text_channels)
     text = Text(random_features(shape), jnp.full((batch,), workload.text_length, jnp.int32))
     keys_B = jax.random.split(jax.random.key(0), batch)
-    numbers = controls(SamplingConfig(guidance=(workload.guidance,)), schedule)
-    mode = Mode(guided=workload.guidance != 1)
+    sampling = SamplingConfig(guidance=workload.guidance)
+    inputs = GenerationInputs(keys_B, text, sampling.traced(schedule))
+    settings = sampling.static(schedule)
 
-    def run(keys_B, text, numbers):
-        return generator.codes(keys_B, text, numbers, schedule, mode=mode)
+    def run(inputs):
+        return generator.codes(inputs, settings)
 
-    def plain(keys_B, text, numbers):
-        return generate_bits(
-            model,
-            {'params': params},
-            keys_B,
-            text,
-            numbers,
-            schedule,
-            guided=mode.guided,
-        ).total_Bhwd
+    def plain(inputs):
+        return generate_bits(model, {'params': params}, inputs, settings).total_Bhwd
 
     def plain_decode(total_Bhwd):
         return decode(autoencoder, {'params': decoder}, total_Bhwd)
@@ -80,7 +73,7 @@ def generation_stages(workload: Workload) -> list[Stage]:
     total_Bhwd = random_features((batch, *grid, config.bits))
 
     return [
-        Stage.of('transformer', run, plain, keys_B, text, numbers),
+        Stage.of('transformer', run, plain, inputs),
         Stage.of('decoder', generator.decode, plain_decode, total_Bhwd),
     ]
 
@@ -100,7 +93,7 @@ def bench_tokenizer(workload: Workload, **options: Any) -> Measured:
     @jax.jit
     def encode(variables, pixels_BYX3):
         features = autoencoder.apply(variables, pixels_BYX3, method=Autoencoder.encode)
-        return quantize(features, grids).bits
+        return quantize(cast(jax.Array, features), grids).bits
 
     def run_decoder(variables, total_Bhwd):
         return generate.decode(autoencoder, variables, total_Bhwd)

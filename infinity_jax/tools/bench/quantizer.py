@@ -58,7 +58,9 @@ def compiled_bytes(loss, bits: int, grids: tuple[Grid, ...], images: int) -> int
     """Temporary memory of value and gradient, as the compiler plans it."""
     features = jax.ShapeDtypeStruct((images, *grids[-1], bits), jnp.float32)
     step = jax.jit(jax.value_and_grad(functools.partial(loss, grids=grids)))
-    return step.lower(features).compile().memory_analysis().temp_size_in_bytes
+    memory = step.lower(features).compile().memory_analysis()
+    assert memory is not None
+    return memory.temp_size_in_bytes
 
 
 def rows(

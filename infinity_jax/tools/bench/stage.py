@@ -137,7 +137,11 @@ def measure(
     results, rates = {}, []
     large, large_flops = large_product(dtype)
     for stage in stages:
-        functions = {'real': stage.run, 'bare': BareProducts(stage.groups), 'large': large}
+        functions: dict[str, Callable[[], Any]] = {
+            'real': stage.run,
+            'bare': BareProducts(stage.groups),
+            'large': large,
+        }
         turns = take_turns(functions, repeats, warmup, stage.name)
         real = dataclasses.replace(turns['real'], first=firsts[stage.name])
         results[stage.name] = real, turns['bare'], total_flops(stage.groups)

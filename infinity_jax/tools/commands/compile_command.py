@@ -65,39 +65,35 @@ def run(args: argparse.Namespace) -> None:
     """
     check_positive(args, 'num', 'prompts', 'max_batch')
     ratio, size = ratio_of(args), image_size_of(args)
-    from infinity_jax.inference.executables import Programs
-    from infinity_jax.inference.pipeline import MAX_BATCH, check_complete
-    from infinity_jax.inference.resolution import choose_schedule, token_stride
+    from infinity_jax.config import pixels_per_token, required
+    from infinity_jax.inference.executables import Executables
+    from infinity_jax.inference.pipeline import MAX_BATCH
+    from infinity_jax.inference.resolution import choose_schedule
     from infinity_jax.inference.text_encoder import padded_length
-    from infinity_jax.inference.warmup import calls_of, mode_of
+    from infinity_jax.inference.warmup import BatchShape, calls_of
     from infinity_jax.runtime.hub import local_folder
     from infinity_jax.weights.model_folder import DEMO_FOLDER, read_configs
+    from infinity_jax.weights.placement import check_complete
 
     folder = local_folder(args.checkpoint or DEMO_FOLDER, args.revision)
     configs = read_configs(folder)
     check_complete(configs, ('transformer', 'tokenizer', 'text'))
+    transformer = required(configs.transformer, 'transformer')
     if args.dtype is not None:
-        transformer = dataclasses.replace(configs.transformer, dtype=args.dtype)
+        transformer = dataclasses.replace(transformer, dtype=args.dtype)
         configs = dataclasses.replace(configs, transformer=transformer)
-    schedule = choose_schedule(
-        configs.transformer,
-        configs.tokenizer,
-        configs.schedule,
-        ratio=ratio,
-        budget=args.budget,
-        size=size,
-    )
+    schedule = choose_schedule(configs, height_over_width=ratio, budget=args.budget, size=size)
     if ratio is not None or size is not None:
-        stride = token_stride(configs.transformer, configs.tokenizer)
+        stride = pixels_per_token(transformer, required(configs.tokenizer, 'tokenizer'))
         print(image_size_line(schedule.image_size(stride), schedule), file=sys.stderr)
-    length = padded_length(configs.transformer, args.text_length)
-    mode = mode_of(sampling_of(args), quantization_of(args))
-    negative = args.negative and mode.guided
-    batch = min(args.num * args.prompts, args.max_batch or MAX_BATCH)
-    calls = calls_of(configs, schedule, mode, batch, args.num, length, negative)
-    programs = Programs(folder)
-    for call in calls:
+    length = padded_length(transformer, args.text_length)
+    quantization = quantization_of(args)
+    settings = sampling_of(args).static(schedule, quantization)
+    images = min(args.num * args.prompts, args.max_batch or MAX_BATCH)
+    batch = BatchShape(images, args.num, length, args.negative and settings.guided)
+    executables = Executables(folder)
+    for call in calls_of(configs, settings, batch, quantization):
         start = time.perf_counter()
-        path = programs.store(*call)
+        path = executables.store(*call)
         megabytes = path.stat().st_size / 1e6
         print(f'{path}: {megabytes:.1f} MB in {time.perf_counter() - start:.1f} s')

@@ -5,6 +5,7 @@ import pathlib
 import re
 import runpy
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -65,6 +66,8 @@ def _parsed(values: flags.FlagValues, argv: list[str], file: str | None) -> list
     try:
         return values(argv)
     except (AttributeError, KeyError):
+        if file is None:
+            raise
         raise UserError(_unknown_field(argv, file)) from None
     except (flags.Error, TypeError, ValueError) as error:
         last = str(error).strip().splitlines()[-1].strip()
@@ -76,7 +79,8 @@ def _with_current_names(argument: str, spec: str) -> str:
     if not argument.lstrip('-').startswith('config.'):
         return argument
     name, equals, value = argument.partition('=')
-    node, path = _config_of(spec), []
+    node: Any = _config_of(spec)
+    path: list[str] = []
     for field in name.split('.')[1:]:
         known = list(node) if hasattr(node, 'keys') else ()
         path.append(current_name(field, known, ''.join(f'{each}.' for each in path)))

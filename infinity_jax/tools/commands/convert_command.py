@@ -11,11 +11,11 @@ UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The directions, each with its flags."""
-    directions = parser.add_subparsers(
-        dest='direction', required=True, title='directions', metavar='DIRECTION'
+    """The conversions, each with its flags."""
+    conversions = parser.add_subparsers(
+        dest='conversion', required=True, title='conversions', metavar='CONVERSION'
     )
-    add = lambda name, text: directions.add_parser(name, help=text, description=text)
+    add = lambda name, text: conversions.add_parser(name, help=text, description=text)
     start = add('from-torch', 'Write a model folder from released PyTorch weights.')
     back = add('to-torch', 'Write PyTorch weights from a model folder or a training checkpoint.')
     merge = add('merge-lora', 'Merge LoRA adapters into the model folder they were trained on.')
@@ -147,11 +147,12 @@ def count(text: str) -> int:
 def grids(text: str) -> list[tuple[int, int]]:
     """'1,2,4x3' as (h, w) of each scale."""
     found = [re.fullmatch(r'(\d+)(?:x(\d+))?', part.strip()) for part in text.split(',')]
-    if not all(found):
+    matches = [match for match in found if match]
+    if len(matches) < len(found):
         raise argparse.ArgumentTypeError(
             f'{text!r} is not a list of grids; wanted one such as 1,2,4x3'
         )
-    return [(int(match[1]), int(match[2] or match[1])) for match in found]
+    return [(int(match[1]), int(match[2] or match[1])) for match in matches]
 
 
 def overrides(settings: list[str]) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """Types and checks of flags that several commands share."""
 
 import argparse
-import math
-import re
 import sys
 from typing import Any
 
@@ -27,14 +25,12 @@ class RenamedFlag(argparse.Action):
 
 def aspect_ratio(text: str) -> float:
     """'16:9', width:height, as height / width."""
-    match = re.fullmatch(r'(\d+(?:\.\d+)?):(\d+(?:\.\d+)?)', text, re.ASCII)
-    width, height = (float(part) for part in match.groups()) if match else (0.0, 0.0)
-    if not (0 < width < math.inf and 0 < height < math.inf):
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not an aspect ratio; wanted WIDTH:HEIGHT, two positive numbers such as '
-            '16:9, 1:1 or 3:2'
-        )
-    return height / width
+    from infinity_jax.scales import height_over_width_of
+
+    try:
+        return height_over_width_of(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def numbers(text: str) -> tuple[float, ...]:

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     paths = output_paths(args.out, num_images)
     from infinity_jax.images import check_writable, save_png
     from infinity_jax.inference.pipeline import MAX_BATCH, InfinityPipeline
-    from infinity_jax.inference.warmup import Request, mode_of
+    from infinity_jax.inference.warmup import GenerationRequest
     from infinity_jax.scales import released_name
     from infinity_jax.weights.model_folder import DEMO_FOLDER
 
@@ -92,13 +92,13 @@ def run(args: argparse.Namespace) -> None:
             args.checkpoint or DEMO_FOLDER,
             revision=args.revision,
             dtype=args.dtype,
-            ratio=ratio,
+            height_over_width=ratio,
             budget=args.budget,
             size=size,
             max_batch=min(num_images, args.max_batch or MAX_BATCH),
             quantization=quantization,
             text_length=args.text_length,
-            request=Request(tuple(prompts), args.num, negative, sampling),
+            request=GenerationRequest(tuple(prompts), args.num, negative, sampling),
         )
         if ratio is not None or size is not None:
             print(image_size_line(pipeline.image_size, pipeline.schedule), file=sys.stderr)
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
         if generated.batch_seconds:
             print(timing(generated.batch_seconds, num_images), file=sys.stderr)
     height, width = pipeline.image_size
-    guided = mode_of(sampling, quantization).guided
+    guided = sampling.static(pipeline.schedule, quantization).guided
     released_ratio, budget = released_name(pipeline.schedule) or ('', '')
     for i, (path, image) in enumerate(zip(paths, generated.images, strict=True)):
         metadata = {
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
             'dtype': args.dtype or '',
             'weights': quantization.weights,
             'cache': quantization.cache,
-            'unguided_scales': quantization.unguided_scales,
+            'unguided_scales': sampling.unguided_scales,
             'model': args.checkpoint or 'demo',
             'revision': args.revision or '',
         }

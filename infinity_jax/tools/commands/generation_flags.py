@@ -14,7 +14,7 @@ from infinity_jax.tools.commands.flag_types import (
 BUDGETS = '0.06M (256x256 if square), 0.25M (512x512), 0.60M (768x768) or 1M (1024x1024)'
 
 
-def add_checkpoint_flag(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint_flag(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """The model that generates."""
     parser.add_argument(
         '--checkpoint',
@@ -89,12 +89,6 @@ def add_quantization_flags(parser: argparse.ArgumentParser) -> None:
         choices=['int8'],
         help='format of the cached keys and values of earlier scales (default: full precision)',
     )
-    group.add_argument(
-        '--unguided-scales',
-        type=int,
-        metavar='N',
-        help='number of last scales that run without guidance (default: 0)',
-    )
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -137,6 +131,13 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         help='a bit value of probability 1 - P or less is never sampled; 1 switches it off '
         '(default: 0.97)',
     )
+    group.add_argument(
+        '--unguided-scales',
+        type=int,
+        metavar='N',
+        help='number of last scales that run without guidance; its cost in quality: docs/memory.md '
+        '(default: 0)',
+    )
 
 
 def sampling_of(args: argparse.Namespace) -> Any:
@@ -149,6 +150,7 @@ def sampling_of(args: argparse.Namespace) -> Any:
         'top_k': args.top_k,
         'top_p': args.top_p,
         'guidance_layer': args.cfg_layer,
+        'unguided_scales': args.unguided_scales,
     }
     return SamplingConfig(**{name: value for name, value in fields.items() if value is not None})
 
@@ -157,7 +159,7 @@ def quantization_of(args: argparse.Namespace) -> Any:
     """`QuantizationConfig` with the fields that flags set."""
     from infinity_jax.config import QuantizationConfig
 
-    fields = {name: getattr(args, name) for name in ('weights', 'cache', 'unguided_scales')}
+    fields = {name: getattr(args, name) for name in ('weights', 'cache')}
     return QuantizationConfig(
         **{name: value for name, value in fields.items() if value is not None}
     )

@@ -6,10 +6,13 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from infinity_jax.errors import UserError
 from infinity_jax.tools.commands.flag_types import check_positive
+
+if TYPE_CHECKING:
+    from jax.sharding import AbstractMesh, Mesh
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -100,6 +103,7 @@ def run(args: argparse.Namespace) -> None:
     # A preset's mesh is for training on the slice that it names; images are generated on any.
     own_mesh = not args.generation or any('.mesh.' in field for field in args.overrides)
     axes = config.mesh if own_mesh else MeshConfig(data=1, fsdp=-1)
+    mesh: Mesh | AbstractMesh
     if can_compile():
         mesh = make_mesh(axes, devices_of(topology))
     else:

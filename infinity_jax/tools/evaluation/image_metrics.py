@@ -54,8 +54,8 @@ def edge_energy(pixels_BYX3: jax.Array) -> jax.Array:
       pixels_BYX3: in [-1, 1]; clamped.
     """
     pixels = jnp.clip(pixels_BYX3, -1.0, 1.0)
-    means = [jnp.mean(jnp.square(jnp.diff(pixels, axis=i)), axis=(1, 2, 3)) for i in (1, 2)]
-    return sum(means)
+    down, across = (jnp.mean(jnp.square(jnp.diff(pixels, axis=i)), axis=(1, 2, 3)) for i in (1, 2))
+    return down + across
 
 
 def frechet_distance(features_ND: np.ndarray, others_ND: np.ndarray) -> float:

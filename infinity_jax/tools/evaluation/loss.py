@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax.config import pixels_per_token
+from infinity_jax.config import pixels_per_token, required
 from infinity_jax.errors import UserError
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule, released_name
 from infinity_jax.sharding import in_mesh, make_mesh, replicated
@@ -48,20 +48,22 @@ def evaluate_loss(
     if budget and (configs.schedule is None or released_name(configs.schedule)):
         # The folder of a released model names no grids, or the grids that it was last trained on.
         configs = dataclasses.replace(configs, schedule=ScaleSchedule.for_image(1.0, budget))
-    parts = {'schedule': configs.schedule}
+    parts: dict[str, Any] = {'schedule': configs.schedule}
     parts |= {n: getattr(loaded, f'{n}_params') for n in ('transformer', 'tokenizer', 'text')}
     for part, value in parts.items():
         if value is None:
             raise UserError(f'{folder} has no {part}; the loss needs a complete model folder')
-    stride = pixels_per_token(configs.transformer, configs.tokenizer)
-    size = configs.schedule.image_size(stride)
+    transformer = required(configs.transformer, 'transformer')
+    tokenizer = required(configs.tokenizer, 'tokenizer')
+    stride = pixels_per_token(transformer, tokenizer)
+    size = required(configs.schedule, 'schedule').image_size(stride)
     if size != (config.data.image_size,) * 2:
         raise UserError(
             f'{folder} generates images of {size}, but data.image_size is '
             f'{config.data.image_size}; name the config that the model was trained with'
         )
     # The adapters of the run are not part of this model.
-    config = dataclasses.replace(config, transformer=configs.transformer, lora=LoraConfig())
+    config = dataclasses.replace(config, transformer=transformer, lora=LoraConfig())
     check_features(config, loaded)
     models = make_models(config, configs)
     check_batch(config, mesh)
@@ -77,7 +79,7 @@ def evaluate_loss(
         'held_out',
         num_batches,
         text_tokenizer=loaded.text_tokenizer,
-        text_length=configs.transformer.text_length,
+        text_length=transformer.text_length,
     )
     evaluate = in_mesh(mesh, step)
     metrics = [

@@ -5,14 +5,14 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from infinity_jax.config import TokenizerConfig
+from infinity_jax.config import TokenizerConfig, required
 from infinity_jax.errors import UserError
 from infinity_jax.images import check_writable, from_uint8, psnr, to_uint8
 from infinity_jax.scales import BUDGET_OF_EDGE, STRIDE, Grid
@@ -109,7 +109,7 @@ def evaluate_tokenizer(
         'data': data if data == EMOJI else 'folder',
         'subset': subset or None,
         'size': edge,
-        'bits': loaded.configs.tokenizer.bits,
+        'bits': required(loaded.configs.tokenizer, 'tokenizer').bits,
         **figures(means, grids),
         'frechet': dataclasses.asdict(distance) if distance else None,
     }
@@ -122,7 +122,7 @@ def evaluate_tokenizer(
 def coding(source: TokenizerCheckpoint, size: int) -> tuple[tuple[Grid, ...], int]:
     """The code grids of a square image and its edge in pixels."""
     loaded = source.loaded
-    stride = loaded.configs.tokenizer.stride
+    stride = required(loaded.configs.tokenizer, 'tokenizer').stride
     if loaded.configs.schedule is None:
         edge = size or 256
         if stride not in (STRIDE, STRIDE // 2):
@@ -182,14 +182,16 @@ def evaluate_batch(
       (means, uint8 (K, B, Y, X, 3) decoded after 1 to K scales).
     """
     model, target = Autoencoder(config), from_uint8(pixels)
-    features = model.apply({'params': params}, target, method=Autoencoder.encode)
+    encoded = model.apply({'params': params}, target, method=Autoencoder.encode)
+    features = cast(jax.Array, encoded)
     quantized = quantize(features, grids)
     total, near, decoded = jnp.zeros_like(features), [], []
     for grid, code in zip(grids, quantized.codes, strict=True):
         small = jnp.abs(residual_at(features, total, grid)) < NEAR_ZERO * config.bits**-0.5
         near.append(jnp.mean(small.astype(jnp.float32)))
         total = accumulate(total, code)
-        decoded.append(model.apply({'params': params}, total, method=Autoencoder.decode))
+        pixels_BYX3 = model.apply({'params': params}, total, method=Autoencoder.decode)
+        decoded.append(cast(jax.Array, pixels_BYX3))
     means = Means(
         psnr_K=jnp.stack([psnr(pixels, target) for pixels in decoded]),
         ssim=jnp.mean(ssim(decoded[-1], target)),
@@ -226,7 +228,7 @@ def measure(
       (means over all images, uint8 (n, 1 + K, Y, X, 3) of the first n originals, each followed by
       its reconstructions after 1 to K scales).
     """
-    config = loaded.configs.tokenizer
+    config = required(loaded.configs.tokenizer, 'tokenizer')
     run = jax.jit(functools.partial(evaluate_batch, config=config, grids=grids))
     at_once = max(1, BATCH_PIXELS // images.size**2)
     sums: Means | None = None
@@ -258,7 +260,12 @@ def figures(means: Means, grids: tuple[Grid, ...]) -> dict[str, Any]:
         'edge_energy': float(means.edges / np.maximum(means.original_edges, 1e-12)),
         'lpips': None if means.lpips is None else float(means.lpips),
         'scales': [
-            scale_figures(grid, means.ones_Kd[k], means.near_zero_K[k], means.psnr_K[k])
+            scale_figures(
+                grid,
+                np.asarray(means.ones_Kd[k]),
+                float(means.near_zero_K[k]),
+                float(means.psnr_K[k]),
+            )
             for k, grid in enumerate(grids)
         ],
         'ones': np.round(means.ones_Kd, 5).tolist(),

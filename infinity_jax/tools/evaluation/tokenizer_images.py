@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
-from infinity_jax.data.decode import decode, open_file
-from infinity_jax.data.records import BrokenRecord
+from infinity_jax.data.decode import decode
+from infinity_jax.data.records import BrokenRecord, open_file
 from infinity_jax.data.sources.folder import ENDINGS, image_paths
 from infinity_jax.emoji.matcher import evaluation_specs
 from infinity_jax.emoji.render import render

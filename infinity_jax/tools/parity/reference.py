@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax.config import ModelConfigs
+from infinity_jax.config import ModelConfigs, required
 from infinity_jax.convert.plan import load_torch_pair
 from infinity_jax.errors import UserError
 from infinity_jax.inference.scale_steps import Text
@@ -53,7 +53,7 @@ class Reference:
 
     @property
     def code_grids(self) -> tuple[tuple[int, int], ...]:
-        return self.schedule.code_grids(self.loaded.configs.transformer.spatial_patchify)
+        return self.schedule.code_grids(self.loaded.configs.spatial_patchify)
 
     def features(self, name: str) -> np.ndarray:
         """(B, C, h, w) or (B, C, 1, h, w) as (B, h, w, C)."""
@@ -133,7 +133,9 @@ def load_reference(folder: str | Path) -> Reference:
     folder = Path(folder)
     meta = read_json(folder / 'meta.json')
     loaded = load_torch_pair(_weights(folder, 'infinity'), _weights(folder, 'vae'))
-    transformer = dataclasses.replace(loaded.configs.transformer, dtype='float32')
+    transformer = dataclasses.replace(
+        required(loaded.configs.transformer, 'transformer'), dtype='float32'
+    )
     configs = dataclasses.replace(loaded.configs, transformer=transformer)
     loaded = dataclasses.replace(loaded, configs=configs)
     _compare_dimensions(folder, meta, configs)
@@ -157,7 +159,8 @@ def _weights(folder: Path, stem: str) -> Path:
 
 def _compare_dimensions(folder: Path, meta: dict[str, Any], configs: ModelConfigs) -> None:
     """Raises a `UserError` if the dimensions of the weights differ from `meta.json`."""
-    transformer, tokenizer = configs.transformer, configs.tokenizer
+    transformer = required(configs.transformer, 'transformer')
+    tokenizer = required(configs.tokenizer, 'tokenizer')
     widths = [tokenizer.base_channels * m for m in tokenizer.channel_multipliers]
     stated, stated_tokenizer = meta['transformer'], meta['tokenizer']
     pairs = {

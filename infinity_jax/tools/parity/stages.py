@@ -4,6 +4,7 @@ Reference layouts are PyTorch's: images and features (B, C, H, W), bits (B, 1, h
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -11,10 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infinity_jax.config import required
+from infinity_jax.errors import UserError
 from infinity_jax.images import to_uint8
 from infinity_jax.inference.generate import generate_bits
 from infinity_jax.inference.sampling import SamplingConfig, keep_likely, sample_bits
-from infinity_jax.inference.scale_steps import controls
+from infinity_jax.inference.scale_steps import GenerationInputs
 from infinity_jax.scales import RATIOS, ScaleSchedule, nearest_ratio
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.quantizer import (
@@ -53,6 +56,11 @@ def _stage(ref: Reference, stage: str, name: str, compute: Callable[[], Any]) ->
     return Row(stage, relative_error(compute(), ref.arrays[name]))
 
 
+def _on_code_grid(tokens_Bhwd: np.ndarray, patchify: bool) -> np.ndarray:
+    """A scale's values by token as values by code."""
+    return np.asarray(depth_to_space(jnp.asarray(tokens_Bhwd))) if patchify else tokens_Bhwd
+
+
 def _residuals(features_Bhwd: Any, grids, accumulated: Sequence[np.ndarray]) -> list[jax.Array]:
     """The normalised residual of each scale, given the bits of the coarser scales."""
 
@@ -68,7 +76,7 @@ def _residuals(features_Bhwd: Any, grids, accumulated: Sequence[np.ndarray]) -> 
 
 def tokenizer_rows(ref: Reference) -> Iterator[Row]:
     """Encoder, bits, their sum, decoder, and the area-resized inputs of the tokenizer itself."""
-    autoencoder = Autoencoder(ref.loaded.configs.tokenizer)
+    autoencoder = Autoencoder(required(ref.loaded.configs.tokenizer, 'tokenizer'))
     variables = {'params': ref.loaded.tokenizer_params}
     features = ref.features('enc_features')
     encoded = jax.jit(lambda v, x: autoencoder.apply(v, x, method='encode'))(
@@ -76,7 +84,10 @@ def tokenizer_rows(ref: Reference) -> Iterator[Row]:
     )
     yield Row('encoder features', relative_error(encoded, features))
 
-    bits, grids = ref.scales('bits'), ref.code_grids
+    bits = ref.scales('bits')
+    if bits is None:
+        raise UserError('arrays.npz lacks bits_00, which the checks start from; copy it again')
+    grids = ref.code_grids
     ours = jax.jit(lambda x: quantize(x, grids))(features)
     forced = _residuals(features, grids, bits)
     # After a scale that differs, later residuals must differ too: continue from the reference's.
@@ -120,14 +131,16 @@ def reconstruction_row(ref: Reference, total_Bhwd: jax.Array) -> Row:
     theirs = ref.features('reconstruction')
 
     def decode(total, dtype):
-        autoencoder = Autoencoder(ref.loaded.configs.tokenizer, dtype=dtype)
+        config = required(ref.loaded.configs.tokenizer, 'tokenizer')
+        autoencoder = Autoencoder(config, dtype=dtype)
         variables = {'params': ref.loaded.tokenizer_params}
         pixels = jax.jit(lambda v, x: autoencoder.apply(v, x, method='decode'))(variables, total)
         return ref.thin_image(np.asarray(pixels))
 
     ours = decode(total_Bhwd, jnp.float32)
-    row = Row('reconstruction', relative_error(np.clip(ours, -1, 1), theirs))
-    if row.error <= row.limit:
+    error = relative_error(np.clip(ours, -1, 1), theirs)
+    row = Row('reconstruction', error)
+    if error <= row.limit:
         return row
     total = np.asarray(total_Bhwd)
     with jax.enable_x64(True), jax.default_device(jax.local_devices(backend='cpu')[0]):
@@ -142,13 +155,13 @@ def self_correction_rows(ref: Reference) -> Iterator[Row]:
     if flips is None or 'bsc_targets' not in ref.arrays:
         yield Row('self-correction', skipped='no bsc_flip_00 or bsc_targets')
         return
-    patchify = ref.loaded.configs.transformer.spatial_patchify
+    patchify = ref.loaded.configs.spatial_patchify
     features = ref.features('enc_features')
     targets_BLd = ref.arrays['bsc_targets'].astype(bool)
     targets = []
     for (start, end), (h, w) in zip(ref.schedule.spans, ref.schedule.grids, strict=True):
         tokens = targets_BLd[:, start:end].reshape(len(features), h, w, -1)
-        targets.append(np.asarray(depth_to_space(tokens)) if patchify else tokens)
+        targets.append(_on_code_grid(tokens, patchify))
     corrupted = [bits ^ flip for bits, flip in zip(targets, flips, strict=False)]
     corrupted += targets[len(flips) :]
     inputs, ours_BLd = jax.jit(
@@ -159,14 +172,15 @@ def self_correction_rows(ref: Reference) -> Iterator[Row]:
     for (start, end), bits in zip(ref.schedule.spans, targets, strict=True):
         h, w = bits.shape[1] // (1 + patchify), bits.shape[2] // (1 + patchify)
         tokens = np.asarray(ours_BLd[:, start:end]).reshape(len(features), h, w, -1)
-        ours.append(np.asarray(depth_to_space(tokens)) if patchify else tokens)
+        ours.append(_on_code_grid(tokens, patchify))
     margins = _residuals(features, ref.code_grids, corrupted)
     yield bit_row('self-correction targets', ours, targets, margins)
 
 
 def forward_rows(ref: Reference) -> Iterator[Row]:
     """Text, positions, blocks, logits and losses of the training forward."""
-    config, schedule, arrays = ref.loaded.configs.transformer, ref.schedule, ref.arrays
+    config = required(ref.loaded.configs.transformer, 'transformer')
+    schedule, arrays = ref.schedule, ref.arrays
     text = ref.text('text', int(arrays['text_lens'].max()))
     model = Transformer(config)
     trace: Trace = jax.jit(lambda v, text, x: model.apply(v, *text, x, schedule, method='trace'))(
@@ -192,15 +206,23 @@ def forward_rows(ref: Reference) -> Iterator[Row]:
         logits = arrays['fwd_logits'].reshape(logits.shape)
     targets = jnp.asarray(arrays['bsc_targets'])
     yield _stage(
-        ref, 'loss of each token', 'loss_per_position', lambda: token_losses(logits, targets)
+        ref,
+        'loss of each token',
+        'loss_per_position',
+        lambda: token_losses(jnp.asarray(logits), targets),
     )
     for name, reweight in (('loss_plain', False), ('loss_reweighted', True)):
+        loss = functools.partial(bit_loss, jnp.asarray(logits), targets, schedule)
         yield _stage(
             ref,
             name.replace('_', ', '),
             name,
-            lambda reweight=reweight: bit_loss(logits, targets, schedule, reweight=reweight)[0],
+            functools.partial(_total, loss, reweight),
         )
+
+
+def _total(loss: Callable[..., tuple[jax.Array, Any]], reweight: bool) -> jax.Array:
+    return loss(reweight=reweight)[0]
 
 
 def _rope_row(ref: Reference) -> Row:
@@ -210,7 +232,7 @@ def _rope_row(ref: Reference) -> Row:
     theirs = ref.arrays['rope_cos_sin']
     full = RATIOS[nearest_ratio(ref.meta['h_div_w'])]
     whole = ScaleSchedule(full, full[-1]) if full[-1] == ref.schedule.full_grid else ref.schedule
-    ours = rope_table(whole, ref.loaded.configs.transformer.head_dim)
+    ours = rope_table(whole, required(ref.loaded.configs.transformer, 'transformer').head_dim)
     tokens = min(ours.shape[1], theirs.shape[1])
     return Row('rotary positions', relative_error(ours[:, :tokens], theirs[:, :tokens]))
 
@@ -223,43 +245,34 @@ def generation_rows(
     if bits is None:
         yield Row(stage, skipped=f'no {prefix}_bits_00')
         return
-    config, schedule = ref.loaded.configs.transformer, ref.schedule
+    config, schedule = required(ref.loaded.configs.transformer, 'transformer'), ref.schedule
     lengths = [ref.arrays['text_lens'].max()]
     if negative_name:
         lengths.append(ref.arrays[f'{negative_name}_lens'].max())
     text = ref.text('text', int(max(lengths)))
     negative = ref.text(negative_name, int(max(lengths))) if negative_name else None
     sampling = SamplingConfig(
-        guidance=tuple(map(float, settings['cfg'])), temperature=tuple(map(float, settings['tau']))
+        guidance=tuple(map(float, settings['cfg'])),
+        temperature=tuple(map(float, settings['tau'])),
+        guidance_layer=settings['cfg_insertion_layer'][0],
+        top_k=0,  # greedy bits are taken below, from unfiltered logits
+        top_p=1.0,
     )
     model = Transformer(config)
     keys = jax.random.split(jax.random.key(0), len(bits[0]))
+    static = sampling.static(schedule)
 
-    def generate(variables, text, negative, forced, numbers):
-        return generate_bits(
-            model,
-            variables,
-            keys,
-            text,
-            numbers,
-            schedule,
-            negative=negative,
-            guided=any(g != 1 for g in settings['cfg']),
-            guidance_layer=settings['cfg_insertion_layer'][0],
-            top_k=0,  # greedy bits are taken below, from unfiltered logits
-            top_p=1.0,
-            forced_bits=forced,
-            keep_logits=True,
-        )
+    def generate(variables, inputs, forced):
+        return generate_bits(model, variables, inputs, static, forced_bits=forced, keep_logits=True)
 
     generated = jax.jit(generate)(
         {'params': ref.loaded.transformer_params},
-        text,
-        negative,
+        GenerationInputs(keys, text, sampling.traced(schedule), negative),
         tuple(jnp.asarray(b) for b in bits),
-        controls(sampling, schedule),
     )
-    errors, greedy, margins = [], [], []
+    errors: list[float] = []
+    greedy: list[np.ndarray] = []
+    margins: list[np.ndarray] = []
     for scale, (logits, (h, w)) in enumerate(zip(generated.logits, schedule.grids, strict=True)):
         name = f'{prefix}_logits_{scale:02}'
         if name in ref.arrays:
@@ -268,7 +281,7 @@ def generation_rows(
         chosen = sample_bits(keys, keep_likely(logits, settings.get('top_k', 1), 1.0))
         for out, values in ((greedy, chosen), (margins, logits[..., 1] - logits[..., 0])):
             values = np.asarray(values).reshape(len(keys), h, w, -1)
-            out.append(np.asarray(depth_to_space(values)) if config.spatial_patchify else values)
+            out.append(_on_code_grid(values, config.spatial_patchify))
     if errors:
         yield Row(f'{stage}: logits ({len(errors)} scales)', max(errors))
     if len(errors) < len(schedule):
@@ -279,10 +292,10 @@ def generation_rows(
     if name not in ref.arrays:
         yield Row(f'{stage}: image', skipped=f'no {name}')
         return
-    autoencoder = Autoencoder(ref.loaded.configs.tokenizer)
-    pixels = jax.jit(lambda v, x: to_uint8(autoencoder.apply(v, x, method='decode')))(
-        {'params': ref.loaded.tokenizer_params}, generated.total_Bhwd
-    )
+    autoencoder = Autoencoder(required(ref.loaded.configs.tokenizer, 'tokenizer'))
+    decode = jax.jit(lambda v, x: autoencoder.apply(v, x, method='decode'))
+    decoded = decode({'params': ref.loaded.tokenizer_params}, generated.total_Bhwd)
+    pixels = to_uint8(decoded)
     image_bgr = ref.thin_image(np.asarray(pixels))[..., ::-1].astype(np.int64)
     difference = np.abs(image_bgr - ref.arrays[name].astype(np.int64)).max()
     yield Row(f'{stage}: image', grey_levels=int(difference))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from infinity_jax.config import ModelConfigs, TextConfig, released_tokenizer
+from infinity_jax.config import ModelConfigs, TextConfig, released_tokenizer, required
 from infinity_jax.data.batch import Batch
 from infinity_jax.errors import UserError
 from infinity_jax.scales import BUDGET_OF_EDGE
@@ -77,7 +77,8 @@ def abstract_step(
     check_parts(config.batch_size, config.accumulate_steps, mesh)
     models = make_models(config, configs)
     transformer = models.transformer.clone(unrolled=unrolled)
-    models = dataclasses.replace(models, transformer=transformer, schedules=(configs.schedule,))
+    schedule = required(configs.schedule, 'schedule')
+    models = dataclasses.replace(models, transformer=transformer, schedules=(schedule,))
     boxed = jax.eval_shape(lambda key: init_state(key, models, config), jax.random.key(0))
     shardings = shardings_of(boxed, mesh)
     arguments = (
@@ -108,8 +109,10 @@ def _on_mesh(part: Any, dtype: str, mesh: Mesh) -> Any:
 def _batch(config: T2IConfig, configs: ModelConfigs, mesh: Mesh, source: str) -> Batch:
     """A batch of square images with captions padded to the full length, or of their features."""
     count, length = config.batch_size, config.transformer.text_length
-    grid = configs.schedule.code_grids(config.transformer.spatial_patchify)[-1]
-    stride = configs.tokenizer.stride
+    schedule = required(configs.schedule, 'schedule')
+    grid = schedule.code_grids(config.transformer.spatial_patchify)[-1]
+    tokenizer = required(configs.tokenizer, 'tokenizer')
+    stride = tokenizer.stride
     sharding = batch_sharding(mesh)
 
     def rows(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
@@ -117,10 +120,11 @@ def _batch(config: T2IConfig, configs: ModelConfigs, mesh: Mesh, source: str) ->
 
     batch = Batch(lengths_B=rows(np.int32))
     if source == 'features':
-        features = rows(np.float32, *grid, configs.tokenizer.bits)
+        features = rows(np.float32, *grid, tokenizer.bits)
         batch = batch._replace(features_Bhwd=features)
     else:
         batch = batch._replace(pixels_BYX3=rows(np.uint8, *(stride * n for n in grid), 3))
     if source == 'features' and not config.text.train:
-        return batch._replace(text_BTE=rows(jnp.bfloat16, length, configs.text.width))
+        width = required(configs.text, 'text encoder').width
+        return batch._replace(text_BTE=rows(jnp.bfloat16, length, width))
     return batch._replace(ids_BT=rows(np.int32, length))

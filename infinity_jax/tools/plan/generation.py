@@ -5,11 +5,12 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-from infinity_jax.config import ModelConfigs
-from infinity_jax.inference.scale_steps import Mode
-from infinity_jax.inference.warmup import calls_of
+from infinity_jax.config import ModelConfigs, required
+from infinity_jax.inference.generate import NetworkParams
+from infinity_jax.inference.sampling import GenerationSettings
+from infinity_jax.inference.warmup import BatchShape, Call, calls_of
 from infinity_jax.sharding import batch_sharding, in_mesh, replicated
 from infinity_jax.tools.plan.kernel_flops import all_visible, splash_flops
 from infinity_jax.tools.plan.program_cost import AbstractProgram, ProgramCost, compile_program
@@ -20,7 +21,6 @@ from infinity_jax.training import flops, loop
 from infinity_jax.weights.placement import decoder_params, shardings_on
 
 TEXT_ENCODER, GENERATION = 'text encoder', 'generation'
-FORMER_NAME = 'drawing'  # of GENERATION in JSON files, kept for one release
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +62,12 @@ def plan_generation(
       progress: called with a line before each compilation.
     """
     images = num * topology.num_chips
-    parts = (configs.transformer, configs.tokenizer, configs.text)
-    length = configs.transformer.text_length
-    counted = flops.generation(*parts, configs.schedule, images, length)
+    transformer = required(configs.transformer, 'transformer')
+    tokenizer = required(configs.tokenizer, 'tokenizer')
+    text = required(configs.text, 'text encoder')
+    schedule = required(configs.schedule, 'schedule')
+    length = transformer.text_length
+    counted = flops.generation(transformer, tokenizer, text, schedule, images, length)
     programs = {
         TEXT_ENCODER: PlannedProgram(counted.text_encoder),
         GENERATION: PlannedProgram(counted.transformer + counted.tokenizer),
@@ -113,7 +116,6 @@ def generation_json(plan: GenerationPlan, topology: Topology) -> dict[str, Any]:
                 seconds = cost.time.total
                 programs[name]['seconds'] = seconds
                 programs[name]['share_of_peak'] = share_of_peak(program, seconds, topology)
-    programs[FORMER_NAME] = programs[GENERATION]
     return {
         'topology': topology.name,
         'images': plan.images,
@@ -134,37 +136,37 @@ def generation_programs(configs: ModelConfigs, mesh: Mesh, batch: int) -> list[A
       mesh: images are split over data and fsdp, weights as in training.
       batch: images on all devices.
     """
-    length = configs.transformer.text_length
     platform = mesh.devices.flat[0].platform
-    mode = Mode(guided=True)
-    calls = calls_of(configs, configs.schedule, mode, batch, 1, length, platform=platform)
-    parts = {
-        'params': configs.text,
-        'variables': configs.transformer,
-        'autoencoder_variables': configs.tokenizer,
-    }
+    transformer = required(configs.transformer, 'transformer')
+    tokenizer = required(configs.tokenizer, 'tokenizer')
+    text = required(configs.text, 'text encoder')
+    settings = GenerationSettings(required(configs.schedule, 'schedule'))
+    shape = BatchShape(batch, num=1, text_length=transformer.text_length)
+    encoding, *generation = calls_of(configs, settings, shape, platform=platform)
+    rows = batch_sharding(mesh)
 
-    def place(name: str, shapes: Any) -> Any:
-        if name in parts:
-            shardings = shardings_on(parts[name], mesh)
-            if name == 'autoencoder_variables':
-                shardings = decoder_params(shardings)
-            return loop.with_shardings(
-                shapes, {'params': shardings} if name != 'params' else shardings
-            )
-        sharding = replicated(mesh) if name == 'controls' else batch_sharding(mesh)
-        return jax.tree.map(lambda leaf: _placed(leaf, sharding), shapes)
-
-    def abstract(call: Any) -> AbstractProgram:
+    def abstract(call: Call, shardings: dict[str, Any]) -> AbstractProgram:
         names = tuple(call.shapes)
         lower = lambda *args: call.function.lower(
             **call.static, **dict(zip(names, args, strict=True))
         )
-        placed = tuple(place(name, call.shapes[name]) for name in names)
+        placed = tuple(loop.with_shardings(call.shapes[name], shardings[name]) for name in names)
         return AbstractProgram(in_mesh(mesh, lower), placed)
 
-    return [abstract(call) for call in calls]
-
-
-def _placed(leaf: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    programs = [
+        abstract(
+            encoding,
+            {'params': shardings_on(text, mesh), 'ids_BT': rows, 'lengths_B': rows},
+        )
+    ]
+    for call in generation:
+        inputs = jax.tree.map(lambda _: rows, call.shapes['inputs'])
+        numbers = jax.tree.map(lambda _: replicated(mesh), inputs.numbers)
+        params = NetworkParams(
+            shardings_on(transformer, mesh),
+            decoder_params(shardings_on(tokenizer, mesh)),
+        )
+        programs.append(
+            abstract(call, {'params': params, 'inputs': inputs._replace(numbers=numbers)})
+        )
+    return programs

@@ -138,7 +138,7 @@ def arrays_of(shape: str) -> list[tuple[str, tuple[int, ...]]]:
 
 def num_bytes(dtype: str, dims: tuple[int, ...]) -> int:
     """Bytes of an array without padding."""
-    bits = 8 if dtype == 'pred' else int(re.search(r'\d+', dtype)[0])
+    bits = 8 if dtype == 'pred' else int(re.findall(r'\d+', dtype)[0])
     return math.ceil(math.prod(dims) * bits / 8)
 
 

@@ -46,7 +46,8 @@ def plan_tokenizer(
 
 def _analyse(config: TokenizerRunConfig, state: TrainState) -> Analysis:
     """Counts without a compiler. A frozen encoder has optimizer state as well."""
-    sizes = (config.tokenizer, *[config.data.image_size] * 2, config.batch_size)
+    edge = config.data.image_size
+    sizes = (config.tokenizer, edge, edge, config.batch_size)
     trained = flops.tokenizer_training_step(*sizes, frozen_encoder=config.freeze_encoder)
     parameters, state_bytes = sizes_of(state)
     frozen = 0.0

@@ -49,7 +49,7 @@ class Topology:
         return self.peak.bf16_flops / self.speed.flops_per_cycle
 
     def ring_bandwidth(self, axis: int, length: int) -> float:
-        """Bytes/s that a chip receives in a collective along one axis, both directions together.
+        """Bytes/s that a chip receives in a collective along one axis, both ways together.
 
         `length` chips of the axis take part; only all of them form a ring.
         """

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from infinity_jax.config import ModelConfigs
+from infinity_jax.config import ModelConfigs, required
 from infinity_jax.tools.plan.abstract_step import abstract_step
 from infinity_jax.tools.plan.kernel_flops import training_flops
 from infinity_jax.tools.plan.program_cost import ProgramCost, compile_program
@@ -69,12 +69,13 @@ def analyse(config: T2IConfig, configs: ModelConfigs, step: Any, source: str) ->
     state = step.arguments[0]
     length = config.transformer.text_length
     text = configs.text if config.text.train else None
-    common = (configs.schedule, config.batch_size, length)
+    common = (required(configs.schedule, 'schedule'), config.batch_size, length)
     model = flops.training_step(config.transformer, *common, trained_text=text)
     frozen = flops.Flops()
     if source == 'images':
-        parts = (config.transformer, configs.tokenizer, configs.text)
-        frozen = flops.frozen_forward(*parts, *common)
+        tokenizer = required(configs.tokenizer, 'tokenizer')
+        encoder = required(configs.text, 'text encoder')
+        frozen = flops.frozen_forward(config.transformer, tokenizer, encoder, *common)
     return Analysis(*sizes_of(state), model.total, frozen.total, config.batch_size)
 
 
@@ -149,7 +150,7 @@ class Planner:
         step = abstract_step(config, configs, self.mesh, self.source, unrolled)
         return compile_program(
             *step, self.topology, coordinates_of(self.mesh),
-            training_flops(configs.schedule),
+            training_flops(required(configs.schedule, 'schedule')),
         )  # fmt: skip
 
     def training(self, *, layers: bool = True, batch: bool = True, progress=print) -> TrainingPlan:
@@ -179,8 +180,9 @@ class Planner:
             for depth in SHALLOW:
                 progress(f'compiling {depth} layers without a loop')
                 times.append(self.cost(depth=depth, unrolled=True).time)
-            if None not in times:
-                plan = dataclasses.replace(plan, unrolled=tuple(times))
+            first, second_time = times
+            if first is not None and second_time is not None:
+                plan = dataclasses.replace(plan, unrolled=(first, second_time))
         return plan
 
 

@@ -19,8 +19,7 @@ from infinity_jax.training.tokenizer.discriminator import (
 )
 
 
-@flax.struct.dataclass
-class DiscriminatorState:
+class DiscriminatorState(flax.struct.PyTreeNode):
     """The part of the training state that belongs to the discriminator; never exported.
 
     Attributes:
@@ -37,7 +36,6 @@ class DiscriminatorState:
     updates: jax.Array
 
 
-@flax.struct.dataclass
 class AdversarialState(TrainState):
     """A tokenizer's training state with a discriminator; checkpointed as it is."""
 
@@ -50,13 +48,13 @@ class AdversarialTerms(NamedTuple):
     Attributes:
       metrics: scalars for the log.
       pixels_gradient: gradient of the weighted generator loss with respect to the
-        reconstructions, (B, Y, X, 3).
+        reconstructions, (B, Y, X, 3); None once it has been added to theirs.
       gradients: gradient of the discriminator's loss with respect to its parameters.
       finite: a scalar that is finite only if all of these are.
     """
 
     metrics: dict[str, jax.Array]
-    pixels_gradient: jax.Array
+    pixels_gradient: jax.Array | None
     gradients: Any
     finite: jax.Array
 
@@ -133,8 +131,10 @@ def adversarial_terms(
     pixels_gradient = pull_fake(to_pixels)[1]
     weight = jnp.float32(settings.weight)
     if settings.adaptive:
-        norms = [jnp.linalg.norm(last_layer(g)) for g in (reconstruction_gradient, pixels_gradient)]
-        weight *= adaptive_weight(*norms, settings.adaptive_limit)
+        ours, adversarial = (
+            jnp.linalg.norm(last_layer(g)) for g in (reconstruction_gradient, pixels_gradient)
+        )
+        weight *= adaptive_weight(ours, adversarial, settings.adaptive_limit)
     norm = optax.global_norm(gradients)
     metrics = {
         'adversarial': term,

@@ -67,7 +67,8 @@ def entropy_penalty(
       normalised: z per scale, (B, h, w, d).
     """
     terms = [bit_entropies(z, inverse_temperature) for z in normalised]
-    return sum(t.per_sample - t.codebook for t in terms) / (inverse_temperature * len(terms))
+    differences = [t.per_sample - t.codebook for t in terms]
+    return sum(differences, start=jnp.zeros(())) / (inverse_temperature * len(terms))
 
 
 def commitment(normalised: tuple[jax.Array, ...]) -> jax.Array:
@@ -76,7 +77,7 @@ def commitment(normalised: tuple[jax.Array, ...]) -> jax.Array:
     for z in normalised:
         code = jnp.where(z > 0, 1.0, -1.0) / z.shape[-1] ** 0.5
         distances.append(jnp.mean(jnp.sum(jnp.square(z - jax.lax.stop_gradient(code)), axis=-1)))
-    return sum(distances) / len(distances)
+    return sum(distances, start=jnp.zeros(())) / len(distances)
 
 
 def reconstruction(pixels_BYX3: jax.Array, target_BYX3: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -20,7 +20,7 @@ HIGHEST = jax.lax.Precision.HIGHEST
 MIN_EDGE = 16  # pixels; four max pools leave one position of it
 
 
-def convolution_shapes() -> dict[str, tuple[int, ...]]:
+def convolution_shapes() -> dict[str, tuple[int, int, int, int]]:
     """'BLOCK_INDEX' -> kernel shape (3, 3, in, out), in the order of the network."""
     shapes, channels = {}, 3
     for block, widths in enumerate(BLOCKS):
@@ -91,8 +91,9 @@ def lpips(
       precision: of the convolutions' products; measuring wants the highest.
     """
     distance_B = jnp.zeros(pixels_BYX3.shape[0])
-    ours, wanted = (vgg_features(params, x, precision) for x in (pixels_BYX3, target_BYX3))
-    taps = zip(ours, wanted, strict=True)
+    taps = zip(
+        *(vgg_features(params, x, precision) for x in (pixels_BYX3, target_BYX3)), strict=True
+    )
     for head, (ours, wanted) in zip(params['heads'], taps, strict=True):
         square = jnp.square(_unit(ours) - _unit(wanted))
         distance_B += jnp.mean(jnp.sum(square * head[None, None, None], axis=-1), axis=(1, 2))

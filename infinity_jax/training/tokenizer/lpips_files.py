@@ -1,6 +1,7 @@
 """Reads the weights of LPIPS from files that the user names; nothing is ever downloaded."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ HEAD_NAME = 'lin{}.model.1.weight'  # in the LPIPS package's own vgg.pth
 NAMED = 5  # wrong weights in an error; as many as there are heads
 
 
-def load_lpips(vgg: str | os.PathLike, heads: str | os.PathLike) -> dict[str, Any]:
+def load_lpips(vgg: str | os.PathLike[str], heads: str | os.PathLike[str]) -> dict[str, Any]:
     """Parameters of `lpips.lpips`, numpy float32.
 
     Args:
@@ -29,7 +30,7 @@ def load_lpips(vgg: str | os.PathLike, heads: str | os.PathLike) -> dict[str, An
     """
     tensors = open_weights(vgg)
     shapes = dict(zip(TORCHVISION_INDICES, convolution_shapes().items(), strict=True))
-    wanted = {}
+    wanted: dict[str, tuple[int, ...]] = {}
     for index, (_, (height, width, inner, outer)) in shapes.items():
         wanted[f'features.{index}.weight'] = (outer, inner, height, width)
         wanted[f'features.{index}.bias'] = (outer,)
@@ -48,7 +49,7 @@ def load_lpips(vgg: str | os.PathLike, heads: str | os.PathLike) -> dict[str, An
     return {'vgg': layers, 'heads': tuple(lines[name].reshape(-1) for name in widths)}
 
 
-def _read(path: Any, tensors: Any, wanted: dict[str, tuple[int, ...]], what: str) -> dict:
+def _read(path: Any, tensors: Any, wanted: Mapping[str, tuple[int, ...]], what: str) -> dict:
     """The wanted arrays in float32; others in the file are left alone."""
     found = {n: tuple(t.shape) if is_tensor(t) else 'no tensor' for n, t in tensors.items()}
     wrong = [f'{n} {s} is {found.get(n, "absent")}' for n, s in wanted.items() if found.get(n) != s]

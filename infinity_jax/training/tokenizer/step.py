@@ -1,7 +1,7 @@
 """One step of tokenizer training, from images to an update; pure functions."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from infinity_jax.training.optimizer import (
     make_schedule,
 )
 from infinity_jax.training.tokenizer.adversarial import (
+    AdversarialState,
     AdversarialTerms,
     adversarial_terms,
     update_discriminator,
@@ -61,8 +62,9 @@ class Noise(NamedTuple):
 
 def sample_noise(key: jax.Array, pixels_BYX3: jax.Array, config: TokenizerRunConfig) -> Noise:
     """The noise of a batch of images."""
-    grids = config.code_grids(pixels_BYX3.shape[1:3])
-    batch, scales = pixels_BYX3.shape[0], len(grids)
+    batch, height, width, _ = pixels_BYX3.shape
+    grids = config.code_grids((height, width))
+    scales = len(grids)
     drop_key, flip_key, cut_key = jax.random.split(key, 3)
     return Noise(
         sample_kept(drop_key, config.quantizer, batch, scales),
@@ -79,19 +81,23 @@ def forward(
     noise: Noise | None = None,
 ) -> tuple[Outputs, tuple[jax.Array, ...], jax.Array]:
     """Images to outputs, bits and the last convolution's input; without noise in evaluation."""
-    grids = config.code_grids(pixels_BYX3.shape[1:3])
-    features = model.apply({'params': params}, pixels_BYX3, method=Autoencoder.encode)
+    _, height, width, _ = pixels_BYX3.shape
+    grids = config.code_grids((height, width))
+    encoded = model.apply({'params': params}, pixels_BYX3, method=Autoencoder.encode)
+    features = cast(jax.Array, encoded)
     if config.freeze_encoder:
         features = jax.lax.stop_gradient(features)
     decode = functools.partial(model.apply, {'params': params}, method=Autoencoder.decode)
-    noisy = {}
-    if noise is not None:
+    if noise is None:
+        quantized = quantize(features, grids)
+    else:
         attached = config.quantizer.attach_residual
-        noisy = {'kept_BK': noise.kept_BK, 'flips': noise.flips, 'attached': attached}
-    quantized = quantize(features, grids, **noisy)
+        quantized = quantize(
+            features, grids, kept_BK=noise.kept_BK, flips=noise.flips, attached=attached
+        )
     truncated = None
     if noise is not None and noise.scales_B is not None:
-        truncated = decode(truncated_total(quantized.codes, noise.scales_B))
+        truncated = cast(jax.Array, decode(truncated_total(quantized.codes, noise.scales_B)))
     pixels, sown = decode(quantized.total_Bhwd, mutable='intermediates')
     (last_hidden,) = sown['intermediates']['decoder']['last_hidden']
     return Outputs(pixels, truncated, quantized.normalised), quantized.bits, last_hidden
@@ -190,9 +196,11 @@ def gradients_of(
     adversarial = None
     if config.adversarial.weight:
         last_layer = last_layer_gradient(model, state.params, last_hidden)
+        assert isinstance(state, AdversarialState)
         adversarial = adversarial_terms(
             state, outputs.pixels, target, gradient.pixels, last_layer, config
         )
+        assert adversarial.pixels_gradient is not None
         gradient = gradient._replace(pixels=gradient.pixels + adversarial.pixels_gradient)
         adversarial = adversarial._replace(pixels_gradient=None)
         loss += adversarial.metrics['adversarial_weight'] * adversarial.metrics['adversarial']
@@ -213,6 +221,7 @@ def train_step(
       config: the `TokenizerRunConfig`.
     """
     pixels = batch.pixels_BYX3
+    assert pixels is not None
     noise = sample_noise(step_key(config.seed, state.step), pixels, config)
     of_rows = functools.partial(gradients_of, state, lpips_params, model=model, config=config)
     grads, loss, metrics, adversarial = mean_of_parts(
@@ -225,6 +234,7 @@ def train_step(
     if config.freeze_encoder:
         new = with_encoder_of(new, state)
     if adversarial is not None:
+        assert isinstance(state, AdversarialState) and isinstance(new, AdversarialState)
         new = update_discriminator(state, new, adversarial, config)
         metrics |= adversarial.metrics
     return new, {'loss': loss, **metrics, **update, 'learning_rate': learning_rate}
@@ -243,6 +253,7 @@ def evaluation_step(
         return {**metrics, 'bit_usage': bit_usage(bits)}, outputs.pixels
 
     pixels, count = batch.pixels_BYX3, config.accumulate_steps
+    assert pixels is not None
     if count == 1:
         metrics, decoded = of_rows(pixels)
     else:

@@ -116,6 +116,7 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
             save_model(folder, loaded)
 
     def step_flops(batch: Batch) -> float:
+        assert batch.pixels_BYX3 is not None
         height, width = batch.pixels_BYX3.shape[1:3]
         return flops.tokenizer_training_step(
             config.tokenizer,

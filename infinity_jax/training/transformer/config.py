@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from infinity_jax.config import ModelConfigs, TextConfig, TransformerConfig
+from infinity_jax.config import ModelConfigs, TextConfig, TransformerConfig, required
 from infinity_jax.errors import UserError
 from infinity_jax.scales import BUDGET_OF_EDGE, SQUARE, ScaleSchedule, released_name
 from infinity_jax.training.config import RunConfig
@@ -98,11 +98,12 @@ def bucket_schedules(config: T2IConfig, configs: ModelConfigs) -> tuple[ScaleSch
       UserError: several ratios are wanted and the square's schedule is not a released one.
     """
     names, budget = config.data.bucket_names, BUDGET_OF_EDGE.get(config.data.image_size)
+    square = required(configs.schedule, 'schedule')
     if names == (SQUARE,):
-        return (configs.schedule,)
-    if budget is None or configs.schedule != ScaleSchedule.for_image(SQUARE, budget):
+        return (square,)
+    if budget is None or square != ScaleSchedule.for_image(SQUARE, budget):
         raise UserError(
             f'data.ratios are {names}, but the tokenizer is made for squares with grids '
-            f"{configs.schedule.grids}; set data.ratios to ('{SQUARE}',)"
+            f"{square.grids}; set data.ratios to ('{SQUARE}',)"
         )
     return tuple(ScaleSchedule.for_image(name, budget) for name in names)

@@ -1,15 +1,15 @@
-"""How well a demo model draws what it is asked for, by the matcher's judgement."""
+"""Evaluation of a demo model: the share of images in which the matcher sees the prompt."""
 
 import dataclasses
 import json
 import os
 import pathlib
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 
-from infinity_jax.config import QuantizationConfig
+from infinity_jax.config import QuantizationConfig, required
 from infinity_jax.emoji.artwork import subset as emoji_subset
 from infinity_jax.emoji.image_spec import caption
 from infinity_jax.emoji.matcher import evaluation_specs, match
@@ -22,9 +22,10 @@ from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.quantizer import quantize
 from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model
+from infinity_jax.weights.placement import place_model
 
 PAIRS = ('trained', 'held_out')
-SHEET_PICTURES = 32  # of each kind of pairs on the contact sheet
+SHEET_IMAGES = 32  # of each kind of pairs on the contact sheet
 BATCH = 50  # images reconstructed in one call
 
 
@@ -32,16 +33,17 @@ def reconstruct(
     loaded: LoadedModel, schedule: ScaleSchedule, images: np.ndarray
 ) -> tuple[np.ndarray, float]:
     """Images, uint8 (N, Y, X, 3), through the tokenizer and back; and their mean PSNR in dB."""
-    model = Autoencoder(loaded.configs.tokenizer)
-    grids = schedule.code_grids(loaded.configs.transformer.spatial_patchify)
+    model = Autoencoder(required(loaded.configs.tokenizer, 'tokenizer'))
+    grids = schedule.code_grids(loaded.configs.spatial_patchify)
 
     @jax.jit
     def run(params, pixels):
         target = from_uint8(pixels)
         features = model.apply({'params': params}, target, method=Autoencoder.encode)
-        total = quantize(features, grids).total_Bhwd
+        total = quantize(cast(jax.Array, features), grids).total_Bhwd
         decoded = model.apply({'params': params}, total, method=Autoencoder.decode)
-        return to_uint8(decoded), psnr(decoded, target)
+        generated = cast(jax.Array, decoded)
+        return to_uint8(generated), psnr(generated, target)
 
     outputs, ratios = [], []
     for start in range(0, len(images), BATCH):
@@ -62,19 +64,19 @@ def evaluate_demo(
     quantization: QuantizationConfig = QuantizationConfig(),
     out: str | os.PathLike = '.',
 ) -> dict[str, Any]:
-    """Draws captions of trained and of held-out pairs and counts what the matcher recognises.
+    """Generates images of trained and held-out captions and counts those the matcher recognises.
 
-    Three rows for each kind of pairs: the model's images, and for comparison what the matcher
-    makes of true renders and of their reconstructions. Prints a table; writes evaluation.json and
+    Three rows for each kind of pairs: the model's images and, for comparison, true renders and
+    their reconstructions. Prints a table; writes evaluation.json and
     a contact sheet, evaluation.png, into `out`.
 
     Args:
       folder: a complete model folder.
       count: captions of each kind.
-      subset: emoji asked for and to choose among; None: those the model was trained on.
-      seed: of captions and drawing.
+      subset: emoji of the captions and of the candidates; None: those the model was trained on.
+      seed: of captions and generation.
       sampling: guidance, temperature, top-k, top-p.
-      quantization: what is saved while drawing.
+      quantization: the formats of weights and cache.
       out: where the files go.
     """
     if count < 1:
@@ -82,11 +84,11 @@ def evaluate_demo(
     out = pathlib.Path(out)
     check_writable(out / 'evaluation.png')
     loaded = load_model(folder)
-    pipeline = InfinityPipeline(loaded, max_batch=min(count, BATCH), quantization=quantization)
+    pipeline = InfinityPipeline(place_model(loaded, quantization), max_batch=min(count, BATCH))
     subset = subset or loaded.configs.extra.get('run', {}).get('data', {}).get('subset', 'all')
     candidates = [each.name for each in emoji_subset(subset)]
-    code_grids = pipeline.schedule.code_grids(loaded.configs.transformer.spatial_patchify)
-    size = code_grids[-1][0] * loaded.configs.tokenizer.stride
+    code_grids = pipeline.schedule.code_grids(loaded.configs.spatial_patchify)
+    size = code_grids[-1][0] * required(loaded.configs.tokenizer, 'tokenizer').stride
     results: dict[str, Any] = {
         'model': str(folder),
         'subset': subset,
@@ -102,9 +104,9 @@ def evaluate_demo(
         captions = [caption(spec) for spec in specs]
         renders = np.stack([render(spec, size) for spec in specs])
         reconstructions, ratio = reconstruct(loaded, pipeline.schedule, renders)
-        drawn = pipeline(captions, seed=seed, sampling=sampling).pixels
+        generated = pipeline(captions, seed=seed, sampling=sampling).pixels
         results[kind] = {'psnr': ratio}
-        rows = {'drawn': drawn, 'reconstructions': reconstructions, 'renders': renders}
+        rows = {'drawn': generated, 'reconstructions': reconstructions, 'renders': renders}
         for row, images in rows.items():
             report = match(images, specs, candidates)
             results[kind][row] = {
@@ -112,9 +114,9 @@ def evaluate_demo(
                 'background': report.background_rate,
             }
             if row == 'drawn':
-                marks += (report.emoji_right & report.background_right)[:SHEET_PICTURES].tolist()
-        shown.append(drawn[:SHEET_PICTURES])
-        titles += captions[:SHEET_PICTURES]
+                marks += (report.emoji_right & report.background_right)[:SHEET_IMAGES].tolist()
+        shown.append(generated[:SHEET_IMAGES])
+        titles += captions[:SHEET_IMAGES]
     save_png(out / 'evaluation.png', contact_sheet(np.concatenate(shown), titles, marks))
     (out / 'evaluation.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
     print(table(results))
@@ -122,7 +124,7 @@ def evaluate_demo(
 
 
 def table(results: dict[str, Any]) -> str:
-    """The figures as text, one row a kind of pairs and images."""
+    """The figures as text, one row per kind of pairs and of images."""
     lines = [
         f'{results["count"]} captions of each kind, {results["candidates"]} candidate emoji',
         f'{"pairs":10}{"images":18}{"emoji right":>12}{"background right":>18}{"PSNR":>10}',

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from infinity_jax.config import required
 from infinity_jax.data.config import SPLITS
 from infinity_jax.data.features.reader import FeatureInfo, TextInfo, read_info
 from infinity_jax.errors import UserError
@@ -63,22 +64,24 @@ def _compare(path: str, info: FeatureInfo, wanted: dict[str, Any]) -> None:
 
 def tokenizer_fingerprint(loaded: LoadedModel) -> str:
     """Tells a tokenizer's encoder from others."""
-    config = dataclasses.asdict(loaded.configs.tokenizer)
-    return fingerprint(config, loaded.tokenizer_params['encoder'])
+    config = dataclasses.asdict(required(loaded.configs.tokenizer, 'tokenizer'))
+    return fingerprint(config, required(loaded.tokenizer_params, 'tokenizer')['encoder'])
 
 
 def text_fingerprint(loaded: LoadedModel) -> str:
     """Tells a text encoder and its vocabulary from others."""
-    vocabulary = hashlib.sha256(loaded.text_tokenizer.files['tokenizer.json']).hexdigest()
-    described = {**dataclasses.asdict(loaded.configs.text), 'vocabulary': vocabulary}
+    files = required(loaded.text_tokenizer, 'vocabulary').files
+    vocabulary = hashlib.sha256(files['tokenizer.json']).hexdigest()
+    config = required(loaded.configs.text, 'text encoder')
+    described = {**dataclasses.asdict(config), 'vocabulary': vocabulary}
     return fingerprint(described, loaded.text_params)
 
 
 def text_info(loaded: LoadedModel, dtype: str, captions: str) -> TextInfo:
     """What a folder says about text features made with this encoder."""
-    length = loaded.configs.transformer.text_length
-    encoder = text_fingerprint(loaded)
-    return TextInfo(encoder, length, loaded.configs.text.width, dtype, captions)
+    length = required(loaded.configs.transformer, 'transformer').text_length
+    width = required(loaded.configs.text, 'text encoder').width
+    return TextInfo(text_fingerprint(loaded), length, width, dtype, captions)
 
 
 def fingerprint(described: dict[str, Any], params: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from infinity_jax.config import ModelConfigs, pixels_per_token
+from infinity_jax.config import ModelConfigs, pixels_per_token, required
 from infinity_jax.errors import UserError
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.training.init_from import base_params, check_named, source_of
@@ -63,17 +63,20 @@ def _check_parts(
     config: T2IConfig, configs: ModelConfigs, vocab_size: int, text_folder: str | pathlib.Path
 ) -> None:
     """Raises `UserError` with all reasons why the parts do not fit the run or each other."""
-    check_schedule(config.transformer, configs.schedule)
+    schedule = required(configs.schedule, 'schedule')
+    tokenizer = required(configs.tokenizer, 'tokenizer')
+    text = required(configs.text, 'text encoder')
+    check_schedule(config.transformer, schedule)
     problems = configs.problems()
     if config.text.encoder is not None and not config.text.train:
         problems.append('text.encoder describes a new text encoder, so set text.train to True')
-    if configs.text.vocab_size < vocab_size:
+    if text.vocab_size < vocab_size:
         problems.append(
-            f'text.encoder.vocab_size is {configs.text.vocab_size}, below the {vocab_size} tokens '
+            f'text.encoder.vocab_size is {text.vocab_size}, below the {vocab_size} tokens '
             f'of {text_folder}; raise it'
         )
-    stride = pixels_per_token(config.transformer, configs.tokenizer)
-    size = configs.schedule.image_size(stride)
+    stride = pixels_per_token(config.transformer, tokenizer)
+    size = schedule.image_size(stride)
     if size != (config.data.image_size,) * 2:
         problems.append(
             f'data.image_size is {config.data.image_size}, but the tokenizer is made for '
@@ -89,12 +92,14 @@ def place_frozen(config: T2IConfig, loaded: LoadedModel, mesh: Mesh) -> dict[str
     The tokenizer is float32, since signs decide bits; the text encoder's matrices have the dtype of
     the transformer's products. Under adapters the transformer, float32, is frozen as well.
     """
-    frozen = {
-        'tokenizer': place(loaded.tokenizer_params, 'float32', loaded.configs.tokenizer, mesh)
-    }
+    params = required(loaded.tokenizer_params, 'tokenizer')
+    tokenizer = required(loaded.configs.tokenizer, 'tokenizer')
+    frozen = {'tokenizer': place(params, 'float32', tokenizer, mesh)}
     if not config.text.train:
         dtype = config.transformer.dtype
-        frozen['text'] = place(loaded.text_params, dtype, loaded.configs.text, mesh)
+        text_params = required(loaded.text_params, 'text encoder')
+        text = required(loaded.configs.text, 'text encoder')
+        frozen['text'] = place(text_params, dtype, text, mesh)
     if config.lora.rank:
         frozen['transformer'] = base_params(config, mesh)
     return frozen

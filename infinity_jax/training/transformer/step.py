@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from infinity_jax.config import ModelConfigs, pixels_per_token
+from infinity_jax.config import ModelConfigs, pixels_per_token, required
 from infinity_jax.data.batch import Batch
 from infinity_jax.images import from_uint8
 from infinity_jax.scales import ScaleSchedule
@@ -46,6 +46,7 @@ class Models:
         stride = pixels_per_token(self.transformer.config, self.autoencoder.config)
         sizes = [schedule.image_size(stride) for schedule in self.schedules]
         if batch.features_Bhwd is None:
+            assert batch.pixels_BYX3 is not None
             size = batch.pixels_BYX3.shape[1:3]
         else:
             h, w = batch.features_Bhwd.shape[1:3]
@@ -65,16 +66,18 @@ class Models:
 
 def make_models(config: T2IConfig, configs: ModelConfigs) -> Models:
     """The networks of a model on the grids of the run's buckets."""
+    transformer = required(configs.transformer, 'transformer')
     return Models(
-        Transformer(configs.transformer, config.attention, config.remat),
-        Autoencoder(configs.tokenizer),
-        T5Encoder(configs.text, jnp.dtype(configs.transformer.dtype)),
+        Transformer(transformer, config.attention, config.remat),
+        Autoencoder(required(configs.tokenizer, 'tokenizer')),
+        T5Encoder(required(configs.text, 'text encoder'), jnp.dtype(transformer.dtype)),
         bucket_schedules(config, configs),
     )
 
 
 def flips_of(key: jax.Array, batch: Batch, models: Models, config: T2IConfig) -> tuple:
     """The bits of a batch that self-correction flips."""
+    assert batch.lengths_B is not None
     return sample_flips(
         key,
         batch.lengths_B.shape[0],
@@ -90,10 +93,11 @@ def encode(frozen: Any, batch: Batch, models: Models) -> jax.Array:
     """Tokenizer features (B, h, w, d) of a batch: those it holds, or computed from its images."""
     if batch.features_Bhwd is not None:
         return batch.features_Bhwd.astype(jnp.float32)
+    assert batch.pixels_BYX3 is not None
     pixels = from_uint8(batch.pixels_BYX3)
-    return models.autoencoder.apply(
-        {'params': frozen['tokenizer']}, pixels, method=Autoencoder.encode
-    )
+    variables = {'params': frozen['tokenizer']}
+    features = models.autoencoder.apply(variables, pixels, method=Autoencoder.encode)
+    return cast(jax.Array, features)
 
 
 def encode_and_corrupt(
@@ -117,7 +121,7 @@ def predict(
         text = batch.text_BTE.astype(jnp.float32)
     else:
         text = models.text_encoder.apply({'params': params['text']}, batch.ids_BT, batch.lengths_B)
-    return models.transformer.apply(
+    logits = models.transformer.apply(
         {'params': params['transformer']},
         text,
         batch.lengths_B,
@@ -125,6 +129,7 @@ def predict(
         models.schedule_of(batch),
         **options,
     )
+    return cast(jax.Array, logits)
 
 
 def bit_metrics(loss: jax.Array, parts: Any, schedule: ScaleSchedule) -> dict[str, jax.Array]:
@@ -150,6 +155,7 @@ def train_step(
     schedule = models.schedule_of(batch)
     key = step_key(config.seed, state.step)
     corrupt_key, drop_key, path_key = jax.random.split(key, 3)
+    assert batch.lengths_B is not None
     shape = batch.lengths_B.shape
     draws = {
         'flips': flips_of(corrupt_key, batch, models, config),

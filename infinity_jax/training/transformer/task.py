@@ -41,6 +41,7 @@ from infinity_jax.training.transformer.step import (
 from infinity_jax.transformer.lora import joined
 from infinity_jax.weights.adapter_file import FILE_NAME, save_adapter
 from infinity_jax.weights.model_folder import LoadedModel, save_model
+from infinity_jax.weights.placement import place_model
 
 SAMPLE_CAPTIONS = 16  # half from training pairs, half from held-out ones
 
@@ -84,9 +85,9 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     }
     host_batches = held_out_batches(config, **text)
     held_out = [put_batch(batch, mesh) for batch in host_batches]
-    trained = first_batches(config, 'train', 1, **text)[0].captions
+    trained = first_batches(config, 'train', 1, **text)[0].captions or []
     half = SAMPLE_CAPTIONS // 2
-    captions = from_first_process(trained[:half] + host_batches[0].captions[:half])
+    captions = from_first_process(trained[:half] + (host_batches[0].captions or [])[:half])
 
     def evaluate(state: TrainState) -> dict[str, jax.Array]:
         results = [evaluate_batch(state.ema, frozen, b, i) for i, b in enumerate(held_out)]
@@ -110,7 +111,7 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
             tokenizer_params=params['tokenizer'],
             text_params=params['text'],
         )
-        images = InfinityPipeline(on_mesh, mesh=mesh)(captions)
+        images = InfinityPipeline(place_model(on_mesh, mesh=mesh))(captions)
         if jax.process_index() == 0:
             save_png(path, contact_sheet(images.pixels, captions))
 

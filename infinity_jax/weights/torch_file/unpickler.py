@@ -10,7 +10,7 @@ import dataclasses
 import pickle
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -101,7 +101,7 @@ class Unpickler(pickle.Unpickler):
     """
 
     def __init__(
-        self, file: BinaryIO, path: Path, storage: Callable[[str, np.dtype, int], Storage]
+        self, file: IO[bytes], path: Path, storage: Callable[[str, np.dtype, int], Storage]
     ):
         super().__init__(file, encoding='utf-8')
         self.path = path

@@ -47,6 +47,7 @@ class TorchWriter:
         info = zipfile.ZipInfo(f'{self._stem}/{name}')
         # The local header is 30 bytes, the name and an extra field, which the 64-bit sizes (20
         # bytes) and our padding share; `force_zip64` makes their length known beforehand.
+        assert self._zip.fp is not None  # until it is closed
         start = self._zip.fp.tell() + 30 + len(info.filename.encode()) + 20 + 4
         padding = -start % ALIGNMENT
         info.extra = struct.pack('<2sH', b'FB', padding) + b'\0' * padding

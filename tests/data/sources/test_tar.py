@@ -117,7 +117,8 @@ def pairs(source, passed_over=None):
         ('a_1.5_1.gif', 'a_1.5_1.txt', 'a_1.5_2.tif', 'a_1.5_2.txt', 'a_1.5_3.png'),
         [('a_1.5_1.gif', 'a_1.5_1.txt'), ('a_1.5_2.tif', 'a_1.5_2.txt'), ('a_1.5_3.png', '')],
     ),
-    (('p.1.jpg', 'p.2.jpg', 'p.1.txt', 'p.2.json'), [('p.1.jpg', 'p.1.txt'), ('p.2.jpg', 'p.2.json')]),
+    (('p.1.jpg', 'p.2.jpg', 'p.1.txt', 'p.2.json'),
+     [('p.1.jpg', 'p.1.txt'), ('p.2.jpg', 'p.2.json')]),
     (('1.jpg', '1.txt', '1.v2.jpg', '1.v2.txt'), [('1.jpg', '1.txt'), ('1.v2.jpg', '1.v2.txt')]),
     # The text of the image's own name counts, and a mask is no image of its own.
     (('1.jpg', '1.mask.png', '1.txt'), [('1.jpg', '1.txt')]),
@@ -125,8 +126,8 @@ def pairs(source, passed_over=None):
     (('1.jpg', '1.json', '1.seg.txt'), [('1.jpg', '1.json')]),
     (('1.image.jpg', '1.mask.png', '1.txt'), ['it has several images and none of them has the name '
                                               'of a text']),
-    (('1.jpg', '1.en.txt', '1.fr.txt'), ['it has several texts and none of them has the name of the '
-                                         'image']),
+    (('1.jpg', '1.en.txt', '1.fr.txt'), ['it has several texts and none of them has the name of '
+                                         'the image']),
 ])  # fmt: skip
 def test_records_of_names_with_dots(tmp_path, names, wanted):
     source = shard(tmp_path, *names)

@@ -1,4 +1,4 @@
-"""The demo evaluation on a tokenizer of random weights and a pipeline that draws perfectly."""
+"""The demo evaluation on a tokenizer of random weights and a pipeline that makes no mistake."""
 
 import json
 
@@ -26,11 +26,11 @@ TOKENIZER = TokenizerConfig(
 
 
 class PerfectPipeline:
-    """Draws exactly what is asked for, except the first image."""
+    """Generates exactly the requested images, except the first one."""
 
     schedule = ScaleSchedule.free(GRIDS)
 
-    def __init__(self, loaded, max_batch, quantization):
+    def __init__(self, model, max_batch):
         specs = [s for kind in evaluate.PAIRS for s in evaluation_specs('starter', kind, COUNT)]
         self.renders = {caption(spec): render(spec, 16) for spec in specs}
 
@@ -54,6 +54,7 @@ def loaded():
 
 def test_counts_what_is_right_and_leaves_table_and_sheet(loaded, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, 'load_model', lambda _: loaded)
+    monkeypatch.setattr(evaluate, 'place_model', lambda loaded, quantization: loaded)
     monkeypatch.setattr(evaluate, 'InfinityPipeline', PerfectPipeline)
     results = evaluate.evaluate_demo('somewhere', count=COUNT, out=tmp_path)
     assert json.loads((tmp_path / 'evaluation.json').read_text())['trained'] == results['trained']

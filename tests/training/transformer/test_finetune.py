@@ -28,6 +28,7 @@ from infinity_jax.training.transformer.task import make_task
 from infinity_jax.transformer.lora import LoraConfig, merge
 from infinity_jax.weights.adapter_file import FILE_NAME, load_adapter, merge_into_folder
 from infinity_jax.weights.model_folder import DEMO_FOLDER, load_model, save_model
+from infinity_jax.weights.placement import place_model
 from infinity_jax.weights.t5_folder import encoder_shapes
 
 FINETUNE = runpy.run_path(str(CONFIGS / 'finetune.py'))
@@ -122,12 +123,13 @@ def test_adapters_start_at_the_folders_loss_and_merge_into_what_they_drew(folder
     lora, adapters = load_adapter(adapter)
     base = load_model(folder)
     merged = merge(base.transformer_params, adapters, lora)
-    drawn = pixels(InfinityPipeline(dataclasses.replace(base, transformer_params=merged))(CAPTIONS))
+    with_adapters = place_model(dataclasses.replace(base, transformer_params=merged))
+    generated = pixels(InfinityPipeline(with_adapters)(CAPTIONS))
     merge_into_folder(folder, adapter, tmp_path / 'merged')
     for same in (tmp_path / 'merged', finished):
-        pipeline = InfinityPipeline(load_model(same))
-        np.testing.assert_array_equal(pixels(pipeline(CAPTIONS)), drawn)
-    assert (pixels(InfinityPipeline(base)(CAPTIONS)) != drawn).any()
+        pipeline = InfinityPipeline(place_model(load_model(same)))
+        np.testing.assert_array_equal(pixels(pipeline(CAPTIONS)), generated)
+    assert (pixels(InfinityPipeline(place_model(base))(CAPTIONS)) != generated).any()
     with safetensors.safe_open(adapter, 'numpy') as file:
         assert len(file.keys()) == 14
     with pytest.raises(UserError, match='its checkpoints hold LoRA adapters alone'):

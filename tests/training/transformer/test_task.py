@@ -64,7 +64,7 @@ def config(tokenizer_folder, tmp_path):
         optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.9),
         data=DataConfig(image_size=16),
         transformer=TransformerConfig(
-            depth=2, width=32, num_heads=2, bits=8, text_channels=16, text_length=16, levels=3,
+            depth=2, width=32, num_heads=2, bits=8, text_channels=16, text_length=16, max_scales=3,
             dtype='float32',
         ),
         text=TextTraining(encoder=TEXT, train=True),
@@ -289,7 +289,7 @@ def test_a_batch_is_trained_on_the_grids_of_its_shape(config, tmp_path):
         config,
         tokenizer=save_tokenizer(tmp_path / 'tokenizer', coarse),
         data=DataConfig(image_size=256, ratios=('1.000', '2.000')),
-        transformer=dataclasses.replace(config.transformer, depth=1, levels=7),
+        transformer=dataclasses.replace(config.transformer, depth=1, max_scales=7),
     )
     models = make_models(config, load_parts(config))
     square, tall = (ScaleSchedule.for_image(ratio, '0.06M') for ratio in ('1.000', '2.000'))
