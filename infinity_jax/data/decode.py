@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import os
+import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -30,7 +32,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_MAX_CHUNKS = 1 << 16  # of a PNG that are searched for EXIF
+_PNG_END = 1 << 16  # bytes at the end of a PNG that are searched for EXIF
 
 
 class Crop(NamedTuple):
@@ -87,23 +89,22 @@ def _orientation(image: Image.Image, stream: BinaryIO) -> int:
 
 
 def _trailing_orientation(stream: BinaryIO) -> int | None:
-    """The orientation in the EXIF chunk of a PNG, which may follow the pixels."""
+    """The orientation in the EXIF chunk of a PNG, which may follow the pixels.
+
+    Only the end of the file is read: to walk over all chunks of pixels would read most of a file.
+    """
     before = stream.tell()
-    try:
-        position = 8  # after the signature
-        for _ in range(_MAX_CHUNKS):
-            stream.seek(position)
-            length, kind = int.from_bytes(stream.read(4)), stream.read(4)
-            if kind == b'eXIf':
-                exif = Image.Exif()
-                exif.load(b'Exif\0\0' + stream.read(length))
-                return exif.get(0x0112)
-            if len(kind) < 4 or kind == b'IEND':
-                return None
-            position += 12 + length
+    stream.seek(max(stream.seek(0, os.SEEK_END) - _PNG_END, 0))
+    end = stream.read(_PNG_END)
+    stream.seek(before)
+    start = end.rfind(b'eXIf')
+    length = int.from_bytes(end[max(start - 4, 0) : max(start, 0)])
+    chunk, check = end[start : start + 4 + length], end[start + 4 + length :][:4]
+    if start < 4 or zlib.crc32(chunk).to_bytes(4) != check:
         return None
-    finally:
-        stream.seek(before)
+    exif = Image.Exif()
+    exif.load(b'Exif\0\0' + chunk[4:])
+    return exif.get(0x0112)
 
 
 def upright_size(stream: BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
