@@ -1,4 +1,4 @@
-"""Fine-tuning: a model folder, imported or trained here, goes on learning on other images.
+"""Fine-tuning: trains a model folder, imported or trained here, further on other images.
 
     python -m infinity_jax.main --config=configs/finetune.py --config.init_from=FOLDER
 
@@ -9,8 +9,8 @@ those of the folder. The first held-out line, at step 0, is the folder's own los
     python -m infinity_jax.main --config=configs/finetune.py:lora --config.init_from=FOLDER
 
 `lora` trains low-rank adapters of the blocks' matrices, 1.1 % of the 2B's parameters: checkpoints
-are small, but a step costs what a full one does. The run leaves the merged model and
-adapter.safetensors, which `infinity-jax convert merge-lora` merges again.
+are small, but a step costs as much as with `full`. The run writes the merged model, and
+adapter.safetensors for `infinity-jax convert merge-lora`.
 
 Hardware and cost: not run at full size. Of the 2B, float32 weights, gradients, both moments and
 average are 44 GB without activations; with adapters 27 GB. A 1024² image is 178 TFLOP, so that
@@ -38,14 +38,14 @@ def get_config(arg: str = 'full') -> ConfigDict:
     config.task = 't2i'
     config.run_dir = f'runs/finetune_{arg}'
     config.seed = 0
-    config.init_from = ''  # the model folder: wanted
+    config.init_from = ''  # the model folder: required
     config.tokenizer = ''  # '': the one of init_from
     config.steps = 5000
     config.batch_size = 64  # images; 5000 · 64 = 320,000 images seen
-    config.accumulate_steps = 16  # 64 / 16 = 4 images at once: lower it with more devices
-    config.remat = 'full'  # blocks are computed again in the backward pass
+    config.accumulate_steps = 16  # 64 / 16 = 4 images at the same time: lower it with more devices
+    config.remat = 'full'  # the backward pass recomputes blocks
     config.attention = 'auto'
-    # Of the transformer only what shall differ from the folder; placeholders: nothing.
+    # Only the fields of the transformer that differ from the folder; placeholders: none.
     config.transformer = ConfigDict(
         {
             'drop_path': 0.0,  # 0.1 in the paper's training from scratch
@@ -65,9 +65,9 @@ def get_config(arg: str = 'full') -> ConfigDict:
     config.reweight_scales = True
     config.data = ConfigDict(
         {
-            'sources': (),  # your own images, see docs/data.md; (): emoji, as a stand-in
+            'sources': (),  # your own images, see docs/data.md; (): emoji, as an example
             'subset': 'all',
-            'image_size': 1024,  # pixels; 256, 512 and 768 too, whatever the folder drew last
+            'image_size': 1024,  # pixels; 256, 512 and 768 too, whichever the folder was trained at
             'ratios': ('all',),
             'num_workers': 4,
         }
@@ -75,7 +75,7 @@ def get_config(arg: str = 'full') -> ConfigDict:
     config.optimizer = ConfigDict(
         {
             # Below the 2e-5 of the paper's last stage, as the batch is 32 times smaller; adapters
-            # start at zero and want more.
+            # start at zero and need more.
             'learning_rate': 1e-4 if arg == 'lora' else 1e-5,
             'warmup_steps': 250,
             'decay': 'cosine',

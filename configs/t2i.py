@@ -3,8 +3,8 @@
     python -m infinity_jax.main --config=configs/t2i.py
 
 `demo` (default) learns the starter subset of the embedded emoji with the shipped tokenizer and
-random transformer weights. 14 minutes on two CPU cores; the matcher then finds about 70 % of the
-emoji and all backgrounds.
+random transformer weights. 14 minutes on two CPU cores; the matcher then recognises about 70 % of
+the emoji and all backgrounds.
 
     python -m infinity_jax.main --config=configs/t2i.py:shipped
 
@@ -51,7 +51,7 @@ from ml_collections import ConfigDict
 # Paper table 1 (2.2b is its 2B) and the released models (2b, 8b), as in `config.PRESETS` of the
 # package. The 20B is assumed to have the tokenizer of the 8B, as its own is not known.
 STRIDE_16 = {'bits': 32, 'spatial_patchify': False, 'drop_path': 0.1}
-STRIDE_8 = {'bits': 14, 'spatial_patchify': True, 'drop_path': 0.1}  # 2x2 codes a token
+STRIDE_8 = {'bits': 14, 'spatial_patchify': True, 'drop_path': 0.1}  # 2x2 codes per token
 SIZES = {
     '125m': {'depth': 12, 'width': 768, 'num_heads': 8, **STRIDE_16},
     '361m': {'depth': 16, 'width': 1152, 'num_heads': 12, **STRIDE_16},
@@ -68,17 +68,17 @@ STAGES = {
     '512': {'steps': 110_000, 'batch_size': 4096, 'learning_rate': 6e-5},
     '1024': {'steps': 60_000, 'batch_size': 2048, 'learning_rate': 2e-5},
 }
-# Of the slices above, and how many images of an edge one of their chips works on at once: by what
-# rematerialised blocks keep, of which docs/scaling.md has a table. Compiled are those of REMAT.
+# Chips of the slices above, and images per edge that one of their chips processes at the same time:
+# by the memory of rematerialised blocks (table in docs/scaling.md). Those of REMAT were compiled.
 CHIPS = {
     '125m': 32, '361m': 64, '940m': 128, '2b': 256, '2.2b': 128, '4.7b': 128, '8b': 128, '20b': 512,
 }  # fmt: skip
 AT_ONCE_16_GB = {'256': 16, '512': 4, '1024': 1}  # v5e
 AT_ONCE_95_GB = {'256': 64, '512': 16, '1024': 2}  # v5p
-REMAT = {name: 'queries' for name in ('2b_256', '2b_1024', '8b_1024')}  # compiled, and fits
-# 2.2b: its width, 16 · 130, splits over 2 chips only, and half of its state wants a v5p's memory.
+REMAT = {name: 'queries' for name in ('2b_256', '2b_1024', '8b_1024')}  # compiled, and fit
+# 2.2b: its width, 16 · 130, splits over 2 chips only, and half of its state needs a v5p's memory.
 ON_V5P = ('2.2b', '4.7b', '8b', '20b')
-RENAMED_SIZES = {'5b': '4.7b'}  # in version 0.1 -> now; the old name is read until version 0.3
+RENAMED_SIZES = {'5b': '4.7b'}  # name in version 0.1, accepted until version 0.3 -> name
 VARIANTS = ('demo', 'shipped', *(f'{size}_{edge}' for size in SIZES for edge in STAGES))
 
 
@@ -96,7 +96,7 @@ def get_config(arg: str = 'demo') -> ConfigDict:
             file=sys.stderr,
         )
         config = paper(size, edge)
-        config.run_dir = f'runs/t2i_{arg}'  # where runs under the old name are
+        config.run_dir = f'runs/t2i_{arg}'  # the run folder of the old name
         return config
     if arg not in VARIANTS:
         raise ValueError(f'unknown variant {arg!r} of configs/t2i.py; known: {", ".join(VARIANTS)}')
@@ -113,7 +113,7 @@ def paper(size: str, edge: str) -> ConfigDict:
     config.run_dir = f'runs/t2i_{size}_{edge}'
     config.seed = 0
     config.init_from = ''  # model folder of the stage before; '': random weights
-    config.tokenizer = ''  # model folder with the frozen tokenizer: wanted
+    config.tokenizer = ''  # model folder with the frozen tokenizer: required
     config.steps = stage['steps']
     config.batch_size = stage['batch_size']  # images, over all devices
     at_once = (AT_ONCE_95_GB if size in ON_V5P else AT_ONCE_16_GB)[edge] * CHIPS[size]
@@ -130,13 +130,13 @@ def paper(size: str, edge: str) -> ConfigDict:
             'dtype': 'bfloat16',  # of products inside blocks
         }
     )
-    config.text = ConfigDict({'folder': '', 'train': False})  # Hugging Face folder: wanted
+    config.text = ConfigDict({'folder': '', 'train': False})  # Hugging Face folder: required
     config.self_correction = ConfigDict({'max_strength': 0.3, 'per_image': False})
     config.condition_drop = 0.1
     config.reweight_scales = True
     config.data = ConfigDict(
         {
-            'sources': (),  # your own images, see docs/data.md; (): emoji, as a stand-in
+            'sources': (),  # your own images, see docs/data.md; (): emoji, as an example
             'subset': 'all',
             'image_size': int(edge),
             'ratios': ('all',),
@@ -155,8 +155,8 @@ def paper(size: str, edge: str) -> ConfigDict:
             'ema_decay': 0.9999,
         }
     )
-    # A chip keeps a multiple of 16 rows of every weight matrix, as they lie in registers: other
-    # shares are gathered by way of sums, while all else waits. data: as many copies as fit.
+    # Each chip keeps a multiple of 16 rows of every weight matrix, the tile of its registers: XLA
+    # gathers other shares through sums, which block all other work. data: as many copies as fit.
     fsdp = math.gcd(SIZES[size]['width'] // 16, CHIPS[size])
     config.mesh = ConfigDict({'data': -1, 'fsdp': fsdp, 'tensor': 1, 'sequence': 1})
     config.log_every = 10
@@ -170,7 +170,7 @@ def paper(size: str, edge: str) -> ConfigDict:
 
 
 def emoji(arg: str) -> ConfigDict:
-    """The demo, or with 'shipped' the model that the package ships."""
+    """The demo, or with 'shipped' the training of the model that the package ships."""
     config = ConfigDict()
     config.task = 't2i'
     config.run_dir = f'runs/t2i_{arg}'
@@ -197,7 +197,7 @@ def emoji(arg: str) -> ConfigDict:
     config.text = ConfigDict(
         {
             'folder': '',  # Hugging Face folder of encoder or vocabulary; '': the shipped one
-            'train': True,  # along with the transformer
+            'train': True,  # together with the transformer
             'encoder': {  # a T5 v1.1 encoder
                 'vocab_size': 1500,
                 'width': 128,
@@ -220,14 +220,14 @@ def emoji(arg: str) -> ConfigDict:
     config.reweight_scales = True  # tokens weigh 1/√(h·w) in the loss
     config.attention = 'auto'  # by platform; 'xla', 'cudnn' or 'splash', see docs/scaling.md
     config.remat = 'none'  # what the backward pass recomputes, see docs/scaling.md
-    config.accumulate_steps = 1  # parts of a batch worked on in turn; same loss, less memory
+    config.accumulate_steps = 1  # parts of a batch processed in turn; same loss, less memory
 
     config.data = ConfigDict(
         {
             'source': 'emoji',
             'subset': 'starter',
             'image_size': 64,  # pixels
-            'placed_rate': 0.3,  # of the images have a drawn size and place; the rest are large
+            'placed_rate': 0.3,  # share of images of random size and place; the others are large
             'num_workers': 0,  # rendering processes; 0: threads
             'sources': (),  # your own images instead, see docs/data.md
             'ratios': ('1.000',),  # buckets; ('all',): 15, from image_size 256
@@ -244,7 +244,7 @@ def emoji(arg: str) -> ConfigDict:
             'beta2': 0.97,
             'weight_decay': 0.005,
             'clip_norm': 5.0,  # global norm, as released
-            'ema_decay': 0.995,  # a window of 200 steps; the paper's 0.9999 wants more
+            'ema_decay': 0.995,  # a window of 200 steps; the paper's 0.9999 needs longer runs
         }
     )
 
@@ -261,7 +261,7 @@ def emoji(arg: str) -> ConfigDict:
         config.steps = 11_000  # 176,000 images
         config.transformer.depth = 5
         config.data.subset = 'demo'
-        config.data.placed_rate = 0.5  # these are learned last
+        config.data.placed_rate = 0.5  # images of random size and place are learned last
         config.optimizer.ema_decay = 0.998
         config.eval_every = 500
         config.sample_every = 2000

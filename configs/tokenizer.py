@@ -3,16 +3,16 @@
     python -m infinity_jax.main --config=configs/tokenizer.py
 
 `demo` (default) trains a tokenizer like the one that the package ships: the embedded emoji at 64²,
-8x8 codes of 32 bits. About 20 minutes on two CPU cores. The one that ships had β 100 in the place
+8x8 codes of 32 bits. About 20 minutes on two CPU cores. The shipped one had β 100 instead
 of 16 and reached 24.5 dB on held-out images; `demo_decoder` then trained its decoder further.
 
 `images` is the same on your own images, found in a folder and those below it. No captions are
 read, and a share of whole images is held out:
 
     python -m infinity_jax.main --config=configs/tokenizer.py:images \\
-        '--config.data.sources[0].path=PICTURES'
+        '--config.data.sources[0].path=IMAGES'
 
-`demo_decoder` trains a deeper decoder for the shipped tokenizer, whose bits stay as they are.
+`demo_decoder` trains a deeper decoder for the shipped tokenizer, without a change of its bits.
 
 The released architectures, in two stages:
 
@@ -25,8 +25,8 @@ The released architectures, in two stages:
 `d16`, `d18`, `d20`, `d24`, `d32`, `d48` and `d64` have stride 16, `d14` (for the 8B) stride 8.
 `_stage1` is 256², 500,000 steps, the discriminator from step 50,000; `_stage2` is 1024² and 14
 other shapes of that area on all 13 scales, 200,000 steps, scales dropped at random. `vgg16.pth` is
-torchvision's VGG-16, `vgg.pth` the heads of the LPIPS package; without them the perceptual term is
-off, and the run says so.
+torchvision's VGG-16, `vgg.pth` the heads of the LPIPS package; without them LPIPS is off, and
+the run prints a line about it.
 
 Hardware and cost: not run. XLA counts 2.8 TFLOP for a step on one 256² image, LPIPS and
 discriminator included; so stage 1 costs 3.6e20 FLOP at its batch of 256 and stage 2 about 5.7e20
@@ -47,7 +47,7 @@ VARIANTS = (*DEMOS, *(f'd{d}_{stage}' for d in (*STRIDE_8, *STRIDE_16) for stage
 
 
 def get_config(arg: str = 'demo') -> ConfigDict:
-    """`arg` names the variant: 'demo', or 'd32_stage1' and its like."""
+    """`arg` names the variant: 'demo', or 'd32_stage1' and so on."""
     arg = {'pictures': 'images'}.get(arg, arg)  # as it was called in version 0.1
     if arg not in VARIANTS:
         raise ValueError(
@@ -64,7 +64,7 @@ def demo() -> ConfigDict:
     config.run_dir = 'runs/tokenizer_demo'
     config.seed = 0
     config.init_from = ''  # model or run folder to start from; '': random weights
-    config.freeze_encoder = False  # True: the decoder alone is trained, all bits stay
+    config.freeze_encoder = False  # True: trains the decoder alone, without a change of bits
     config.steps = 5000
     config.batch_size = 16  # images; 5000 · 16 = 80,000 images seen
 
@@ -82,18 +82,18 @@ def demo() -> ConfigDict:
             'norm_groups': 8,
         }
     )
-    config.grids = ((1, 1), (2, 2), (4, 4), (8, 8))  # 85 tokens, 2720 bits an image
+    config.grids = ((1, 1), (2, 2), (4, 4), (8, 8))  # 85 tokens, 2720 bits per image
 
     config.losses = ConfigDict(
         {
             'l1': 1.0,
-            'l2': 5.0,  # PSNR is a matter of squared errors
+            'l2': 5.0,  # PSNR measures squared errors
             'commitment': 0.25,
             'entropy': 0.1,
             # β of the entropy term. With the released 100, which the shipped tokenizer had too, a
             # certain bit of d = 32 has no gradient left: 6 of 32 never changed on coarse scales.
             'inverse_temperature': 16.0,
-            'perceptual': 0.0,  # wants the two files below
+            'perceptual': 0.0,  # LPIPS; needs the two files below
             'truncated': 0.0,
         }
     )
@@ -117,8 +117,8 @@ def demo() -> ConfigDict:
             'layers': 3,  # of stride 2; with 2, patches of 34², flat backgrounds got a grain
             'lecam': 0.3,
             'lecam_decay': 0.999,  # of its moving averages of logits
-            # With little momentum, and meant to be faster than the tokenizer, which was at 1e-4
-            # when this was measured: with equal rates and 0.9 either side overshot the other.
+            # Little momentum, and a higher rate than the tokenizer's, which was 1e-4 when this
+            # was measured: with equal rates and beta1 0.9 each side overshot the other.
             'optimizer': ConfigDict(
                 {
                     'learning_rate': 4e-4,
@@ -137,8 +137,8 @@ def demo() -> ConfigDict:
     config.lpips_heads = ''  # of the LPIPS package, version 0.1
     config.precision = 'highest'  # of products; 'default' is faster on GPU (TF32) and TPU (bf16)
     config.dtype = 'float32'  # of convolutions; 'bfloat16' halves the memory of activations
-    config.remat = 'none'  # 'full': residual blocks are computed again in the backward pass
-    config.accumulate_steps = 1  # parts of a batch worked on in turn, for less memory
+    config.remat = 'none'  # 'full': the backward pass recomputes residual blocks
+    config.accumulate_steps = 1  # parts of a batch processed in turn, for less memory
 
     config.data = ConfigDict(
         {
@@ -175,13 +175,13 @@ def demo() -> ConfigDict:
 
 
 def demo_decoder() -> ConfigDict:
-    """A deeper decoder for the shipped tokenizer; its bits, and so its transformer, stay."""
+    """A deeper decoder for the shipped tokenizer; its bits and its transformer do not change."""
     config = demo()
     config.run_dir = 'runs/tokenizer_demo_decoder'
     config.init_from = 'infinity_jax/demo'
     config.freeze_encoder = True
     config.tokenizer.decoder_blocks = 6
-    # Half of the images are of what the shipped transformer draws.
+    # Half of the images show the emoji that the shipped transformer was trained on.
     config.data.sources = tuple(
         {'kind': 'emoji', 'subset': name, 'weight': 1.0} for name in ('demo', 'all')
     )
@@ -196,7 +196,7 @@ def images() -> ConfigDict:
         {
             'sources': ({'kind': 'folder', 'path': 'images'},),
             'held_out_share': 0.2,  # of the images
-            'smallest_crop': 0.25,  # of the largest square's edge; size and place are drawn
+            'smallest_crop': 0.25,  # share of the largest square's edge; size and place are random
             'image_size': 64,  # pixels
             'num_workers': 0,
         }
@@ -210,7 +210,7 @@ def released(bits: str, stage: str) -> ConfigDict:
     config.task = 'tokenizer'
     config.run_dir = f'runs/tokenizer_d{bits}_{stage}'
     config.seed = 0
-    config.init_from = ''  # stage 2: the model folder that stage 1 left
+    config.init_from = ''  # stage 2: the model folder of stage 1
     config.freeze_encoder = False
     config.steps = 500_000 if stage == 'stage1' else 200_000
     config.batch_size = 256 if stage == 'stage1' else 64  # images; not published
@@ -234,7 +234,7 @@ def released(bits: str, stage: str) -> ConfigDict:
         {
             'l1': 1.0,
             'l2': 0.0,
-            'perceptual': 1.0,
+            'perceptual': 1.0,  # LPIPS
             'commitment': 4 * 0.25,
             'entropy': 4 * 0.1,
             'inverse_temperature': 100.0,  # β of the entropy term
@@ -278,14 +278,14 @@ def released(bits: str, stage: str) -> ConfigDict:
     config.vgg_weights = ''  # VGG-16 in torchvision's format
     config.lpips_heads = ''  # of the LPIPS package, version 0.1
     config.precision = 'default'  # of products outside the quantizer: TF32 on GPU, bf16 on TPU
-    # 1024² wants memory: 64 images in 4 parts are one a chip of a v5e:4x4, see docs/plan.md.
+    # 1024² needs memory: 64 images in 4 parts are one per chip of a v5e:4x4, see docs/plan.md.
     config.dtype = 'float32' if stage == 'stage1' else 'bfloat16'  # of convolutions
     config.remat = 'none' if stage == 'stage1' else 'full'
     config.accumulate_steps = 1 if stage == 'stage1' else 4
 
     config.data = ConfigDict(
         {
-            # Your own images, see docs/data.md; (): the embedded emoji, as a stand-in.
+            # Your own images, see docs/data.md; (): the embedded emoji, as an example.
             'sources': (),
             'subset': 'all',
             'ratios': ('1.000',) if stage == 'stage1' else ('all',),

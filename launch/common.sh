@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What the launchers share: errors in one line, and running or only printing a command.
+# Functions of all launchers: errors in one line, and running or only printing a command.
 
 DRY_RUN=${DRY_RUN:-0} # 1, or the flag --dry-run: print the commands, run none
 

@@ -37,7 +37,7 @@ fill() {
   manifest=${manifest//"\${$1}"/"$2"}
 }
 
-# The manifest, for what is set above.
+# Prints the manifest for the variables above.
 render() {
   local command count manifest name flags
   require IMAGE 'a container image'

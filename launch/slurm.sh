@@ -7,7 +7,7 @@ source "$here/common.sh"
 
 NAME=${NAME:-infinity}          # of the job
 NODES=${NODES:-2}               # machines
-GPUS=${GPUS:-8}                 # of each machine; a process for each
+GPUS=${GPUS:-8}                 # per machine; one process per GPU
 CPUS_PER_GPU=${CPUS_PER_GPU:-8} # for its data loading
 TIME=${TIME:-24:00:00}          # limit of a job; SIGTERM comes NOTICE seconds earlier
 NOTICE=${NOTICE:-120}
@@ -20,7 +20,7 @@ TRAIN_FLAGS=${TRAIN_FLAGS:-} # more flags, such as --config.mesh.fsdp=16
 
 usage='usage: launch/slurm.sh start|resume|status|logs|stop|delete [--dry-run]'
 
-# The step: a process for each GPU, which sees all GPUs of its node and takes the one of its number.
+# The step: one process per GPU, which sees all GPUs of its node and takes the one of its number.
 step() {
   local flags
   read -ra flags <<<"$TRAIN_FLAGS"

@@ -72,7 +72,7 @@ state() {
   queued describe '--format=value(state.state)'
 }
 
-# Until the slice is there, which may take minutes or days.
+# Waits for the slice, which may take minutes or days.
 wait_until_active() {
   local now=''
   if [[ $DRY_RUN == 1 ]]; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What launch/tpu_pod.sh runs on every host of a slice:
+# The part of launch/tpu_pod.sh that runs on every host of a slice:
 # launch/tpu_worker.sh install|train|work|stop [--dry-run] [TRAINING FLAGS].
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -39,7 +39,7 @@ train() {
     bash "$here/tpu_worker.sh" work "$@"
 }
 
-# The unit itself: training, and beside it who listens for notices.
+# The unit itself: training, and in the background a watch for notices.
 work() {
   if [[ $DRY_RUN != 1 ]]; then
     pass_on_notice $$ &

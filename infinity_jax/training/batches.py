@@ -1,4 +1,4 @@
-"""The batches of a run, read as its configuration states and put on the devices."""
+"""The batches of a run: read by its data configuration, and put on the devices."""
 
 import dataclasses
 import pathlib
@@ -50,7 +50,7 @@ def first_batches(config: RunConfig, split: str, count: int, **text: Any) -> lis
     try:
         return [next(batches) for _ in range(count)]
     finally:
-        batches.close()  # it reads ahead
+        batches.close()  # ends reading ahead
 
 
 def check_batch(config: RunConfig, mesh: Mesh) -> None:
@@ -69,7 +69,7 @@ def check_batch(config: RunConfig, mesh: Mesh) -> None:
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Makes global arrays, split over the mesh, of this process's share of a batch.
+    """Turns this process's share of a batch into global arrays, split over the mesh.
 
     Args:
       batch: host arrays; its captions are left out of the result.

@@ -1,7 +1,7 @@
 """Checkpoints of a run, through Orbax. The state's step is its position in the data, too.
 
-A save is written beside the others under a temporary name and renamed when whole, in the
-background; whatever interrupts it leaves the last good one as it was.
+A save goes in the background into a temporary folder, which is renamed when it is complete: an
+interrupted save never harms the last good checkpoint.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ class Checkpoints:
         try:
             self._checkpointer = ocp.training.Checkpointer(
                 self.folder,
-                # The training loop decides by step; a policy that always agrees leaves it that.
+                # The training loop decides when to save, so this policy accepts every step.
                 save_decision_policy=policies.FixedIntervalPolicy(1),
                 preservation_policy=ocp.training.preservation_policies.LatestN(keep),
                 cleanup_tmp_directories=True,
@@ -54,7 +54,7 @@ class Checkpoints:
         return None if latest is None else latest.step
 
     def save(self, step: int, state: Any) -> None:
-        """Starts saving; waits first for a save still under way. A step saved before is left.
+        """Waits for any earlier save, then starts to save; does nothing for a step that is saved.
 
         Args:
           step: steps taken.
@@ -72,7 +72,7 @@ class Checkpoints:
             raise self._failure(error) from None
 
     def wait(self) -> None:
-        """Returns once nothing is being saved.
+        """Waits until the current save, if any, is complete.
 
         Raises:
           UserError: the save failed.
@@ -82,36 +82,36 @@ class Checkpoints:
             return
         try:
             response.result()
-        except Exception as error:  # a full disk comes as OSError or as a bare message
+        except Exception as error:  # a full disk raises OSError, or an error with only a message
             raise self._failure(error) from None
 
     def _failure(self, error: Exception) -> UserError:
-        full = 'No space left on device'  # the writer names its innermost file around that
+        full = 'No space left on device'  # the full message also names an internal file
         reason = full if full in str(error) else first_line(error, 300)
         good = 'none yet' if self.latest_step is None else f'step {self.latest_step}, unharmed'
         return UserError(
             f'could not save a checkpoint in {self.folder}: {reason}; the last good one '
-            f'is {good}: free space or mend the folder, then start the same command again'
+            f'is {good}: free space or make the folder writable, then start the same command again'
         )
 
     def restore(self, step: int, abstract_state: Any) -> Any:
-        """Reads a checkpoint onto the devices, whatever mesh it was saved from.
+        """Reads a checkpoint onto the devices; any mesh may have saved it.
 
         Args:
-          step: which one.
+          step: the checkpoint's step.
           abstract_state: tree of ShapeDtypeStructs with shardings.
 
         Returns:
           the state.
 
         Raises:
-          UserError: it was saved from a model of another shape, or cannot be read.
+          UserError: the checkpoint is of a model with other shapes, or cannot be read.
         """
         try:
             saved = shapes_by_name(self._checkpointer.metadata(step).metadata)
             if not saved:
                 raise ValueError('its description is empty')
-            self._compareshapes_by_name(step, saved, shapes_by_name(abstract_state))
+            self._check_shapes(step, saved, shapes_by_name(abstract_state))
             return self._checkpointer.load_checkpointables(step, {'state': abstract_state})['state']
         except UserError:
             raise
@@ -122,29 +122,29 @@ class Checkpoints:
                 'folder to go on from the one before it'
             ) from error
 
-    def _compareshapes_by_name(self, step: int, saved: dict, wanted: dict) -> None:
-        for name in sorted(saved.keys() | wanted.keys()):
-            if saved.get(name) != wanted.get(name):
+    def _check_shapes(self, step: int, saved: dict, configured: dict) -> None:
+        for name in sorted(saved.keys() | configured.keys()):
+            if saved.get(name) != configured.get(name):
                 raise UserError(
                     f'checkpoint {self.folder / str(step)}: {name} is '
                     f'{saved.get(name, "absent")}, but the config wants '
-                    f'{wanted.get(name, "none")}; go back to the config of that run (config.json '
-                    'there) or set config.run_dir to a new folder'
+                    f'{configured.get(name, "none")}; go back to the config of that run '
+                    '(config.json there) or set config.run_dir to a new folder'
                 )
 
     def close(self) -> None:
-        """Ends background work. A save that failed was reported by `wait`, and is not again."""
+        """Ends background work; `wait` has already reported a failed save."""
         with contextlib.suppress(Exception):
             self._checkpointer.close()
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
-    """Orbax logs every file it touches, and prints failures at length that it also raises."""
+    """Leaves out Orbax's log: a line per file, and long reports of errors that it also raises."""
     return 'orbax' not in record.pathname
 
 
 def shapes_by_name(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Dotted path to shape, the same for structs, dictionaries and tuples restored as lists."""
+    """Dotted path -> shape; structs, dictionaries, tuples and lists give the same paths."""
 
     def name(key):
         for attribute in ('name', 'key', 'idx'):
@@ -157,11 +157,11 @@ def shapes_by_name(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def load_weights(run_dir: str | os.PathLike, step: int | None, which: str) -> Any:
-    """Reads one set of weights out of a checkpoint, onto the host; a run under way is not touched.
+    """Reads one set of weights from a checkpoint onto the host, also while the run is going on.
 
     Args:
       run_dir: the run folder.
-      step: which checkpoint; None takes the newest.
+      step: the checkpoint's step; None takes the newest.
       which: 'params' or 'ema'.
 
     Raises:
@@ -174,13 +174,13 @@ def load_weights(run_dir: str | os.PathLike, step: int | None, which: str) -> An
         if path.name.isdigit() and ocp.is_orbax_checkpoint(path)
     )
     if not steps or (step is not None and step not in steps):
-        there = ', '.join(map(str, steps)) or 'none'
+        present = ', '.join(map(str, steps)) or 'none'
         raise UserError(
-            f'{folder}: no checkpoint{"" if step is None else f" of step {step}"}; there: {there}'
+            f'{folder}: no checkpoint{"" if step is None else f" of step {step}"}; there: {present}'
         )
     path = folder / str(steps[-1] if step is None else step)
     logging.getLogger('absl').addFilter(_not_orbax)
-    # Whatever mesh it was saved from: the weights go to one device of the host.
+    # All shards go to one device of the host, so it does not matter which mesh saved them.
     host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
     options = ocp.options.PyTreeOptions(
         loading=ocp.options.PyTreeOptions.Loading(partial_load=True)  # no optimizer state

@@ -1,4 +1,4 @@
-"""What every task's configuration holds, and the keys that follow from its seed."""
+"""The configuration that all training tasks share, and the random keys that its seed gives."""
 
 import dataclasses
 
@@ -9,18 +9,20 @@ from infinity_jax.errors import UserError
 from infinity_jax.sharding import MeshConfig
 from infinity_jax.training.optimizer import OptimizerConfig
 
+HELD_OUT_SEED = 1  # of the held-out images in every run, so that their metrics compare
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """What every task's configuration holds; the task's own fields are added in a subclass."""
+    """The fields that all tasks share; each task adds its own in a subclass."""
 
     task: str
     run_dir: str  # checkpoints, metrics, samples and the final model go here
     steps: int
-    batch_size: int  # images a step, over all devices and hosts
+    batch_size: int  # images per step, over all devices and hosts
     data: DataConfig
     optimizer: OptimizerConfig
-    seed: int = 0  # of weights, data order and every random draw
+    seed: int = 0  # of the weights, the data order and all random choices
     init_from: str = ''  # model or run folder whose weights to start from; '': random
     mesh: MeshConfig = MeshConfig()
     log_every: int = 10  # steps between lines in metrics.jsonl
@@ -29,7 +31,7 @@ class RunConfig:
     sample_every: int = 1000  # steps between sample images
     checkpoint_every: int = 500  # steps between checkpoints
     keep_checkpoints: int = 2  # newest ones kept
-    max_bad_steps: int = 20  # steps in a row without finite loss and gradient that stop the run
+    max_bad_steps: int = 20  # successive steps without finite loss and gradient that end the run
 
     def __post_init__(self):
         for name in (
@@ -41,13 +43,10 @@ class RunConfig:
 
 
 def init_key(seed: int) -> jax.Array:
-    """The key of the first weights; apart from those of steps, which fold their number in."""
+    """The key of the initial weights; independent of the keys of the steps."""
     return jax.random.split(jax.random.key(seed))[0]
 
 
 def step_key(seed: int, step: jax.Array) -> jax.Array:
-    """The key of all randomness in a step."""
+    """The key of all randomness in one step."""
     return jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], step)
-
-
-HELD_OUT_SEED = 1  # of the held-out images, whatever the run's own seed: figures stay comparable

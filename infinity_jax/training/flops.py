@@ -1,10 +1,9 @@
-"""Analytic arithmetic of the networks: what they must compute, whatever program computes it.
+"""FLOP counts of the networks from their dimensions, independent of the compiled program.
 
 Convention: a multiply-add is 2 FLOP; only matrix products, convolutions and attention count, not
 norms, softmax, resizing or sampling. Each scale attends to exactly the tokens [0, end of its own
-scale). Texts count at their padded length, convolutions at their zero padding as well. Nothing is
-counted twice that a program computes again (rematerialisation), so that rates and MFU made with
-these figures are those of the model.
+scale). Texts count at their padded length, convolutions with their zero padding. Operations that a
+program recomputes (rematerialisation) count once, so that rates and MFU are those of the model.
 """
 
 import dataclasses
@@ -24,7 +23,7 @@ class Flops:
       matrices: the kernels that a block multiplies image tokens with.
       self_attention: its scores and weighted sums.
       cross_attention: its scores and weighted sums, and every layer's keys and values of the text.
-      text: norm to condition: pooling, projection, modulation; once a text.
+      text: pooling and projection of the text, and modulation; once per text.
       head: embedding of the inputs, and logits of the bits.
       text_encoder: T5.
       tokenizer: encoder or decoder of the autoencoder.
@@ -142,7 +141,7 @@ def generation(
     *,
     guided: bool = True,
 ) -> Flops:
-    """Drawing `batch` images: text encoder, transformer (twice under guidance) and decoder."""
+    """Generating `batch` images: text encoder, transformer (twice under guidance) and decoder."""
     rows = batch * (2 if guided else 1)
     height, width = _image_size(transformer, tokenizer, schedule)
     return (
@@ -160,13 +159,13 @@ def training_step(
     *,
     trained_text: TextConfig | None = None,
 ) -> Flops:
-    """What is trained, forward and backward: the "model FLOPs" of rates and MFU.
+    """The trained networks, forward and backward: the "model FLOPs" of rates and MFU.
 
     The frozen networks are left out, so that runs from images and from stored features compare;
-    `frozen_forward` has them.
+    `frozen_forward` counts them.
 
     Args:
-      trained_text: a text encoder that is trained along.
+      trained_text: the text encoder, if it is trained as well.
     """
     forward = transformer_forward(config, schedule, batch, text_length)
     if trained_text is not None:
@@ -177,7 +176,7 @@ def training_step(
 def tokenizer_training_step(
     config: TokenizerConfig, height: int, width: int, batch: int, *, frozen_encoder: bool = False
 ) -> float:
-    """The autoencoder, forward and backward; without discriminator and perceptual network.
+    """The autoencoder, forward and backward; without discriminator and LPIPS.
 
     A frozen encoder is left out, as every frozen network is.
     """

@@ -1,4 +1,4 @@
-"""The training loop that every task shares: step, log, evaluate, draw, save, resume."""
+"""The training loop that all tasks share: step, log, evaluate, sample, save, resume."""
 
 import dataclasses
 import pathlib
@@ -25,17 +25,17 @@ from infinity_jax.training.throughput import Stopwatch, mesh_peak, shown
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task as the loop sees it. Functions of (state, …) read `state`, never keep it.
+    """The functions of a task. Those of (state, …) read `state` and keep no reference to it.
 
     Attributes:
       init: key -> TrainState, jitted onto the mesh.
       abstract_state: tree of ShapeDtypeStructs with shardings.
       from_model: makes a TrainState from `config.init_from`, or None.
-      batches: this process's host batches; a step reads one.
+      batches: this process's host batches, one per step.
       train_step: (state, batch) -> (state, metrics); jitted, state donated.
-      step_flops: batch -> model FLOP of the step that it makes, by `infinity_jax.training.flops`.
+      step_flops: batch -> model FLOP of a step on it, by `infinity_jax.training.flops`.
       evaluate: state -> held-out metrics.
-      sample: (state, path) writes an image of how things stand.
+      sample: (state, path) writes an image of current samples.
       export: (state, folder) writes the model folder.
     """
 
@@ -51,18 +51,18 @@ class Task:
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
-    """ShapeDtypeStructs that also say where they live, as restoring wants them."""
+    """ShapeDtypeStructs with shardings, which restoring a checkpoint needs."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
     )
 
 
 def run(config: RunConfig, task: Task, mesh: Mesh) -> pathlib.Path:
-    """Trains to `config.steps`, from wherever the run folder stands; exports the EMA weights.
+    """Trains to `config.steps`, from the last checkpoint if any; exports the averaged weights.
 
     Args:
       config: the run.
-      task: what a step does.
+      task: the functions of the task.
       mesh: the devices.
 
     Returns:
@@ -86,16 +86,16 @@ def run(config: RunConfig, task: Task, mesh: Mesh) -> pathlib.Path:
     changes = changed_since(config, run_dir) if int(state.step) else ''
     if changes and jax.process_index() == 0:
         print(changes)
-    # After the decision: a refused resume must leave the description of the run that is there.
+    # Only here: a resume that is refused above must leave the run's description as it is.
     write_description(config, run_dir)
     log = RunLog(run_dir, int(state.step), config.steps)
     try:
         with StopNotice() as notice:
             state = _train(config, task, state, mesh, checkpoints, log, notice)
-    except OSError as error:  # metrics, images: what saves checkpoints has its own message
+    except OSError as error:  # of metrics or images: checkpoints have their own message
         raise UserError(
-            f'run folder {run_dir} cannot be written: {error}; free space or mend it, then start '
-            'the same command again: it goes on from the last checkpoint'
+            f'run folder {run_dir} cannot be written: {error}; free space or make it writable, '
+            'then start the same command again: it goes on from the last checkpoint'
         ) from None
     finally:
         task.batches.close()  # ends worker processes
@@ -116,32 +116,32 @@ def _train(
     log: RunLog,
     notice: StopNotice,
 ) -> TrainState:
-    """The loop itself; all is saved when it returns.
+    """The loop over steps; everything is saved when it returns.
 
-    Metrics are read one step late, so that the devices never wait for us.
+    Metrics are read one step late, so that the devices never wait for the host.
     """
     if config.init_from and int(state.step) == 0:
         with log.pause():
-            _evaluate(config, task, state, 0, log)  # what the model could do before
+            _evaluate(config, task, state, 0, log)  # the metrics before fine-tuning
     watch = Stopwatch(config.batch_size, mesh_peak(mesh))
     pauses = (config.eval_every, config.sample_every, config.checkpoint_every)
-    late = None  # (step, metrics, FLOP) of the step under way
+    pending = None  # (step, metrics, FLOP) of the step that the devices work on
     for step in range(int(state.step) + 1, config.steps + 1):
         start = time.monotonic()
         batch = put_batch(next(task.batches), mesh)
         watch.add_wait(time.monotonic() - start)
         state, metrics = task.train_step(state, batch)
         flops = task.step_flops(batch)
-        del batch  # it may be memory shared with workers, which an error raised below would keep
-        if late is not None:
-            _report(config, log, watch, *late)
-        late = (step, metrics, flops)
+        del batch  # it may be memory shared with workers, which a traceback would keep
+        if pending is not None:
+            _report(config, log, watch, *pending)
+        pending = (step, metrics, flops)
         last, stop = step == config.steps, notice.stops()
         if not (last or stop or any(step % every == 0 for every in pauses)):
             continue
-        _report(config, log, watch, *late)
-        late = None
-        # First of all that is due, so that nothing is lost if the run ends meanwhile.
+        _report(config, log, watch, *pending)
+        pending = None
+        # Saved before evaluation and samples, so that nothing is lost if the run ends meanwhile.
         if last or stop or step % config.checkpoint_every == 0:
             checkpoints.save(step, state)
         if stop:
@@ -149,18 +149,18 @@ def _train(
             raise notice.stopped(step)
         if not last:
             with log.pause():
-                _look(config, task, state, step, log, checkpoints, notice)
+                _evaluate_and_sample(config, task, state, step, log, checkpoints, notice)
         watch.restart()
-    # Also if all steps were taken before: the run may have been stopped while it looked.
+    # Also for a resumed run without steps left: it may have been stopped during its evaluation.
     with log.pause():
-        _look(config, task, state, int(state.step), log, checkpoints, notice)
+        _evaluate_and_sample(config, task, state, int(state.step), log, checkpoints, notice)
     checkpoints.wait()
     if notice.stops():  # while the last step was being saved
         raise notice.stopped(int(state.step))
     return state
 
 
-def _look(
+def _evaluate_and_sample(
     config: RunConfig,
     task: Task,
     state: TrainState,
@@ -169,10 +169,10 @@ def _look(
     checkpoints: Checkpoints,
     notice: StopNotice,
 ) -> None:
-    """Evaluates and draws, if due after `step`; raises `Preempted` if SIGTERM came meanwhile."""
-    for every, look in ((config.eval_every, _evaluate), (config.sample_every, _draw)):
+    """Evaluates and samples as due after `step`; raises `Preempted` if SIGTERM came meanwhile."""
+    for every, action in ((config.eval_every, _evaluate), (config.sample_every, _sample)):
         if step >= config.steps or step % every == 0:
-            look(config, task, state, step, log)
+            action(config, task, state, step, log)
             if notice.stops():
                 checkpoints.save(step, state)
                 checkpoints.wait()
@@ -187,7 +187,7 @@ def _report(
     metrics: dict[str, jax.Array],
     flops: float,
 ) -> None:
-    """Reads a finished step's metrics; stops the run when too many in a row were bad."""
+    """Reads a finished step's metrics; ends the run after too many bad steps in a row."""
     bad = int(metrics['bad_in_a_row'])  # waits for the step
     watch.add_step(flops)
     if bad >= config.max_bad_steps:
@@ -215,7 +215,7 @@ def _evaluate(config: RunConfig, task: Task, state: TrainState, step: int, log: 
         plot_losses(config.run_dir)
 
 
-def _draw(config: RunConfig, task: Task, state: TrainState, step: int, _: RunLog) -> None:
+def _sample(config: RunConfig, task: Task, state: TrainState, step: int, _: RunLog) -> None:
     folder = pathlib.Path(config.run_dir) / 'samples'
     folder.mkdir(exist_ok=True)
     task.sample(state, folder / f'step_{step:07}.png')

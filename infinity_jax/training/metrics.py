@@ -1,4 +1,4 @@
-"""What a run writes about itself: metrics.jsonl, TensorBoard, a progress bar, a loss plot."""
+"""The record of a run: metrics.jsonl, TensorBoard, progress bar, loss spikes and loss plot."""
 
 import collections
 import contextlib
@@ -17,6 +17,38 @@ import numpy as np
 from infinity_jax.runtime.atomic_write import atomic_file
 
 FILE_NAME = 'metrics.jsonl'
+# A loss is a spike where it exceeds the median of the last losses by more than this margin.
+SPIKE_WINDOW = 100  # last losses, of which the median is the recent level
+MIN_LOSSES = 20  # no spike before that many losses
+MAX_DEVIATIONS = 8  # margin in standard deviations
+MIN_MARGIN = 0.02  # margin as a share of the level, however steady the losses were
+SIGMA_PER_MEDIAN_DEVIATION = 1.4826  # of normally distributed numbers
+
+
+class SpikeDetector:
+    """Compares each loss with the median of recent losses, which single outliers do not move."""
+
+    def __init__(self):
+        self._losses: collections.deque[float] = collections.deque(maxlen=SPIKE_WINDOW)
+
+    def update(self, loss: float) -> float | None:
+        """Adds a loss to the recent ones and compares it with those before it.
+
+        Returns:
+          the recent level if `loss` is a spike above it, otherwise None. A loss that is not finite
+          is ignored, since its step is skipped.
+        """
+        if not math.isfinite(loss):
+            return None
+        level = None
+        if len(self._losses) >= MIN_LOSSES:
+            losses = np.array(self._losses)
+            median = float(np.median(losses))
+            deviation = float(np.median(np.abs(losses - median))) * SIGMA_PER_MEDIAN_DEVIATION
+            margin = max(MAX_DEVIATIONS * deviation, MIN_MARGIN * abs(median))
+            level = median if loss > median + margin else None
+        self._losses.append(loss)
+        return level
 
 
 class RunLog:
@@ -24,9 +56,9 @@ class RunLog:
 
     Args:
       folder: the run folder.
-      start_step: step that the run goes on from. Lines beyond it, left by a run that was killed
-        after its last checkpoint, are dropped so that every step appears once. So are the last
-        evaluation of a finished run and the first of one that starts over, which are made again.
+      start_step: step from which the run continues. Later lines, of a run that was killed after its
+        last checkpoint, are dropped so that every step appears once. The last evaluation of a
+        finished run and the first of a run that starts over are dropped too: they are repeated.
       num_steps: length of the run.
     """
 
@@ -41,8 +73,8 @@ class RunLog:
         import tensorboardX
         import tqdm
 
-        again = start_step in (0, num_steps) or start_step > num_steps
-        _drop_lines(self.path, start_step, start_step - again)
+        repeated = start_step in (0, num_steps) or start_step > num_steps
+        _drop_lines(self.path, start_step, start_step - repeated)
         self._file = self.path.open('a', encoding='utf-8')
         self._board = tensorboardX.SummaryWriter(
             str(self.path.parent / 'tensorboard'), purge_step=start_step + 1
@@ -56,7 +88,7 @@ class RunLog:
         )
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
-        """Adds one line for `step`. Arrays of one axis become lists (one entry a scale).
+        """Adds one line for `step`. Arrays of one axis become lists (one entry per scale).
 
         Args:
           step: steps taken.
@@ -76,7 +108,7 @@ class RunLog:
                 self._board.add_scalar(f'{split}/{name}', value, step)
 
     def spike(self, step: int, loss: float) -> dict[str, float]:
-        """Takes the loss of every step and prints a line if it is far above its recent level.
+        """Adds the loss of a step, and prints a line if it is far above the recent level.
 
         Returns:
           {'loss_level': that level} for such a step, otherwise {}.
@@ -88,7 +120,7 @@ class RunLog:
         return {'loss_level': level}
 
     def progress(self, step: int, **shown: float) -> None:
-        """Moves the bar to `step` and shows a few numbers beside rate and time left."""
+        """Moves the bar to `step` and shows a few numbers next to rate and time left."""
         if self._bar is not None:
             if shown:
                 self._bar.set_postfix({k: f'{v:.4g}' for k, v in shown.items()}, refresh=False)
@@ -96,7 +128,7 @@ class RunLog:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Time inside is no training time: the bar's rate and time left do without it."""
+        """Leaves the time inside out of the bar's rate and time left."""
         start = time.monotonic()
         yield
         if self._bar is not None:
@@ -126,10 +158,10 @@ def read_metrics(folder: str | os.PathLike, split: str = 'train') -> list[dict[s
 
 
 def plot_losses(folder: str | os.PathLike) -> pathlib.Path | None:
-    """Draws what metrics.jsonl holds into losses.png.
+    """Plots metrics.jsonl as losses.png; returns None before the first training line.
 
-    The loss; beside it bit accuracy per scale or PSNR, where images were held out; and the
-    discriminator's loss, where there is one.
+    The panels are the loss; held-out bit accuracy per scale or PSNR, if any; and the
+    discriminator's loss, if any.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -176,7 +208,7 @@ def _series(records: list[dict[str, Any]], name: str) -> tuple[list[int], list[A
 
 
 def _drop_lines(path: pathlib.Path, step: int, heldout_step: int) -> None:
-    """Keeps the lines up to `step`, or `heldout_step`; also drops a line cut short by a kill."""
+    """Keeps lines up to `step`, held-out ones up to `heldout_step`; drops incomplete lines too."""
     if not path.exists():
         return
     kept = []
@@ -189,36 +221,3 @@ def _drop_lines(path: pathlib.Path, step: int, heldout_step: int) -> None:
             continue
     with atomic_file(path) as temporary:
         temporary.write_text(''.join(kept), encoding='utf-8')
-
-
-WINDOW = 100  # last losses that make the level
-JUDGED_FROM = 20  # losses seen before any is called a spike
-DEVIATIONS = 8  # above the level, in standard deviations
-LEAST_SHARE = 0.02  # above the level, however steady the losses were
-SIGMA_OF_MEDIAN_DEVIATION = 1.4826  # of normally distributed numbers
-
-
-class SpikeDetector:
-    """The median of recent losses and their spread, which single outliers do not move."""
-
-    def __init__(self):
-        self._losses: collections.deque[float] = collections.deque(maxlen=WINDOW)
-
-    def update(self, loss: float) -> float | None:
-        """Adds a loss to the recent ones and compares it with those before it.
-
-        Returns:
-          the recent level, a median, if `loss` is a spike above it; otherwise None. A loss that is
-          not finite is ignored here, since its step is skipped.
-        """
-        if not math.isfinite(loss):
-            return None
-        level = None
-        if len(self._losses) >= JUDGED_FROM:
-            losses = np.array(self._losses)
-            median = float(np.median(losses))
-            deviation = float(np.median(np.abs(losses - median))) * SIGMA_OF_MEDIAN_DEVIATION
-            margin = max(DEVIATIONS * deviation, LEAST_SHARE * abs(median))
-            level = median if loss > median + margin else None
-        self._losses.append(loss)
-        return level

@@ -1,4 +1,4 @@
-"""AdamW as the paper trains it: which parameters decay, the schedule, the clip (paper 4)."""
+"""AdamW as in the paper: weight decay, schedule, clipping, averaging, and the state (paper 4)."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ NO_DECAY_PAIRS = frozenset({('text_pool', 'query')})
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its schedule. `learning_rate` is the peak and is never scaled by anything."""
+    """AdamW and its schedule. `learning_rate` is the peak, and the batch size does not scale it."""
 
     learning_rate: float  # at the end of the warm-up; 6e-5 at batch 4096 for 256² in the paper
     warmup_steps: int = 0  # linear from 0; the released script has none
@@ -68,7 +68,7 @@ class OptimizerConfig:
 
 
 def decay_mask(params: Any) -> Any:
-    """True where weight decay applies: matrices, not biases, norms, embeddings of one row a place.
+    """True where weight decay applies: everywhere but at the parameters that are named above.
 
     Args:
       params: parameter tree, or a tree of shapes with the same paths.
@@ -87,7 +87,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], 
 
     Args:
       config: the optimizer's fields.
-      steps: length of the run, where a cosine decay ends unless `decay_steps` says otherwise.
+      steps: length of the run; a cosine decay ends there unless `decay_steps` is set.
 
     Raises:
       UserError: `decay` is unknown.
@@ -126,12 +126,12 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that a training step changes; one pytree, checkpointed as it is.
+    """Everything that a training step changes; one pytree, checkpointed as it is.
 
     Attributes:
       step: steps taken, skipped ones included; int32.
       params: trained parameters, float32.
-      ema: their exponential moving average, which is what is exported.
+      ema: their exponential moving averages, which are exported.
       opt_state: optax state.
       skipped: steps whose loss or gradient was not finite; int32.
       bad_in_a_row: such steps since the last good one; int32.
@@ -171,7 +171,7 @@ def apply_gradients(
     """One AdamW and EMA update; a step whose loss or gradient is not finite changes nothing.
 
     Args:
-      state: a `TrainState` or one that holds more, which is left alone.
+      state: a `TrainState`, or a subclass, whose other fields stay as they are.
 
     Returns:
       The next state and the scalars `grad_norm` (before clipping), `skipped`, `bad_in_a_row`.
@@ -183,7 +183,7 @@ def apply_gradients(
     count = (state.step - state.skipped).astype(jnp.float32)
     rate = 1 - jnp.minimum(config.ema_decay, (1 + count) / (10 + count))
     ema = jax.tree.map(lambda old, new: old + rate * (new - old), state.ema, params)
-    # `where` discards whatever the bad branch computed, NaN included.
+    # `where` discards the results of a bad step, NaN included.
     keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
     bad = 1 - good.astype(jnp.int32)
     state = state.replace(

@@ -1,4 +1,4 @@
-"""What a run folder says about its run, and what a model remembers of it."""
+"""The description of a run in its run folder, and in the model folder that it exports."""
 
 import dataclasses
 import json
@@ -13,18 +13,18 @@ from infinity_jax.config import STORED, current_name
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.atomic_write import atomic_file
 
-CHECKPOINTS = 'checkpoints'  # folder in a run folder; a folder a step in it
-# Paths on the machine that it ran on.
+CHECKPOINTS = 'checkpoints'  # in a run folder; holds one folder per step
+# Fields that hold paths on the machine of the run; a model folder does without them.
 PATH_FIELDS = (
     'run_dir', 'init_from', 'tokenizer', 'index_dir', 'path', 'images', 'vgg_weights',
     'lpips_heads',
 )  # fmt: skip
-
-IGNORED_FIELDS = ('run_dir', 'data.num_workers', 'data.index_dir')  # these change nothing
+# A change of these fields changes no result, so `changed_since` ignores it.
+IGNORED_FIELDS = ('run_dir', 'data.num_workers', 'data.index_dir')
 
 
 def write_description(config: Any, run_dir: pathlib.Path) -> None:
-    """Leaves config.json and versions.json in the run folder.
+    """Writes config.json and versions.json into the run folder.
 
     Args:
       config: dataclass of the run.
@@ -47,14 +47,14 @@ def write_description(config: Any, run_dir: pathlib.Path) -> None:
 
 
 def changed_since(config: Any, run_dir: pathlib.Path) -> str:
-    """What a configuration has otherwise than at the last start of its run, in one line, or ''.
+    """One line on how a configuration differs from that of the run's last start, or ''.
 
     Args:
       config: dataclass of the run.
-      run_dir: with the `config.json` of the last start; without one nothing is known.
+      run_dir: holds the `config.json` of the last start; without that file the result is ''.
 
     Raises:
-      UserError: that file is damaged.
+      UserError: `config.json` is damaged.
     """
     path = run_dir / 'config.json'
     if not path.exists():
@@ -69,10 +69,10 @@ def changed_since(config: Any, run_dir: pathlib.Path) -> str:
     if not names:
         return ''
     values = {n: f' {old[n]!r} -> {new[n]!r}' for n in names}
-    told = (n + (value if len(value) < 80 else '') for n, value in values.items())
-    line = 'changed since this run was last started: ' + ', '.join(told)
+    changes = (n + (value if len(value) < 80 else '') for n, value in values.items())
+    line = 'changed since this run was last started: ' + ', '.join(changes)
     if any(n in ('seed', 'batch_size') or n.startswith('data.') for n in names):
-        line += '; the records to come are others than they would have been'
+        line += '; the coming data records differ from those of the unchanged run'
     if 'init_from' in names and new.get('lora.rank'):
         line += '; the adapters so far were trained on the weights of the former init_from'
     return line
@@ -88,7 +88,7 @@ def _flat(described: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def _current_path(name: str, known: dict[str, Any]) -> str:
-    """A dotted name by an older version as it is now; sources are lists, whose fields stay."""
+    """The present name of a dotted field of an older version; fields inside lists keep theirs."""
     head, dot, last = name.rpartition('.')
     return head + dot + current_name(last, {n.rpartition('.')[2] for n in known}, STORED)
 
@@ -96,7 +96,7 @@ def _current_path(name: str, known: dict[str, Any]) -> str:
 def run_named(path: str | os.PathLike) -> tuple[pathlib.Path | None, int | None]:
     """The run folder and the step that a path names: RUN, RUN/checkpoints, RUN/checkpoints/STEP.
 
-    The step is None for the newest one; None, None for another folder.
+    The step is None, for the newest, where the path names none; other folders give (None, None).
     """
     path = pathlib.Path(path)
     if (path / CHECKPOINTS).is_dir():
@@ -108,8 +108,8 @@ def run_named(path: str | os.PathLike) -> tuple[pathlib.Path | None, int | None]
     return None, None
 
 
-def recipe(config: Any) -> dict[str, Any]:
-    """The run's configuration as a model folder remembers it: without paths."""
+def config_without_paths(config: Any) -> dict[str, Any]:
+    """The run's configuration as a model folder stores it."""
     return _without_paths(dataclasses.asdict(config))
 
 

@@ -1,8 +1,8 @@
-"""How fast a run goes: steps, images, model FLOP/s, and the share of the devices' peak.
+"""Throughput of a run: steps, images, model FLOP/s, and the share of the devices' peak (MFU).
 
-Model FLOP/s are `training.flops` of what is trained, forward and backward, over the time that
-the steps took. Frozen networks and whatever is computed again are not counted. MFU divides by the
-dense bfloat16 peak of all devices, whatever precision the run has.
+Model FLOP/s are the `training.flops` of the trained networks, forward and backward, over the time
+of the steps. Frozen networks and recomputed operations are not counted. MFU divides by the dense
+bfloat16 peak of all devices, also where the run has another precision.
 """
 
 import time
@@ -15,7 +15,7 @@ TERA = 1e12
 
 
 def mesh_peak(mesh: Mesh) -> float | None:
-    """bfloat16 FLOP/s of all devices together; None where the peak of one is not known."""
+    """bfloat16 FLOP/s of all devices together; None where the peak is unknown."""
     peak = peak_of(mesh.devices.flat[0].device_kind)
     return None if peak is None else mesh.devices.size * peak.bf16_flops
 
@@ -24,7 +24,7 @@ class Stopwatch:
     """Rates over the steps that finished since the last reading.
 
     Args:
-      batch_size: images a step, over all devices.
+      batch_size: images per step, over all devices.
       peak_flops: FLOP/s of all devices; None leaves MFU out.
     """
 
@@ -33,20 +33,20 @@ class Stopwatch:
         self.restart()
 
     def restart(self) -> None:
-        """Forgets what was counted: the time from here on is training time."""
+        """Starts a new interval now."""
         self._start, self._steps, self._flops, self._waited = time.monotonic(), 0, 0.0, 0.0
 
     def add_wait(self, seconds: float) -> None:
-        """Counts time in which the loop had no batch."""
+        """Adds the time that the loop waited for a batch."""
         self._waited += seconds
 
     def add_step(self, flops: float) -> None:
-        """Counts a finished step of so many model FLOP."""
+        """Counts a finished step of that many model FLOP."""
         self._steps += 1
         self._flops += flops
 
     def read(self) -> dict[str, float]:
-        """Rates over the interval, at least one step long; the next one starts here."""
+        """The rates of the interval, which holds at least one step; starts the next interval."""
         elapsed = max(time.monotonic() - self._start, 1e-9)
         rate = self._flops / elapsed
         rates = {
@@ -62,7 +62,7 @@ class Stopwatch:
 
 
 def shown(rates: dict[str, float]) -> dict[str, float]:
-    """Those of `Stopwatch.read` that a progress bar has room for, by short names."""
+    """The rates that the progress bar shows, under short names."""
     short = {
         'pictures_per_second': 'images/s',
         'model_tflops_per_second': 'TFLOP/s',

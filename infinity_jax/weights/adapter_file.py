@@ -1,4 +1,4 @@
-"""LoRA adapters as one small file beside a model, and merged into its folder."""
+"""LoRA adapters: saved as one small file, and merged into a model folder."""
 
 import dataclasses
 import json
@@ -21,10 +21,10 @@ FORMAT = 'infinity_jax lora'
 
 
 def save_adapter(path: Path, adapters: Any, config: LoraConfig) -> None:
-    """Writes adapters, float32, and what is needed to merge them; replaces a file that is there.
+    """Writes adapters, float32, with the configuration that merging needs.
 
     Raises:
-      UserError: the file cannot be written; an old one is then untouched.
+      UserError: the file cannot be written; an existing one is then untouched.
     """
     arrays = {n: np.asarray(a) for n, a in flatten_dict(adapters, sep='.').items()}
     described = {'rank': config.rank, 'alpha': config.alpha, 'matrices': list(config.targets)}
@@ -37,10 +37,10 @@ def save_adapter(path: Path, adapters: Any, config: LoraConfig) -> None:
 
 
 def load_adapter(path: str | Path) -> tuple[LoraConfig, Any]:
-    """What `save_adapter` wrote.
+    """Reads a file of `save_adapter`.
 
     Raises:
-      UserError: no such file, or not one of ours.
+      UserError: no such file, or none of ours.
     """
     try:
         with safetensors.safe_open(path, 'numpy') as file:
@@ -57,11 +57,9 @@ def load_adapter(path: str | Path) -> tuple[LoraConfig, Any]:
 def check_fit(transformer: Any, adapters: Any, config: LoraConfig, name: str) -> None:
     """Raises `UserError`, which names the adapter file, unless A B has the shape of each kernel."""
     kernels, flat = flatten_dict(transformer, sep='.'), flatten_dict(adapters, sep='.')
-    wanted = {f'{matrix}.{half}' for matrix in config.targets for half in 'ab'}
-    if set(flat) != wanted:
-        raise UserError(
-            f'{name}: has {", ".join(sorted(flat))}; wanted {", ".join(sorted(wanted))}'
-        )
+    names = {f'{matrix}.{half}' for matrix in config.targets for half in 'ab'}
+    if set(flat) != names:
+        raise UserError(f'{name}: has {", ".join(sorted(flat))}; wanted {", ".join(sorted(names))}')
     for matrix in config.targets:
         layers, inputs, outputs = kernels[f'blocks.{matrix}.kernel'].shape
         shapes = flat[f'{matrix}.a'].shape, flat[f'{matrix}.b'].shape
@@ -79,11 +77,11 @@ def merge_into_folder(
     """Writes the model folder `checkpoint` with the adapters merged in as folder `out`.
 
     Args:
-      dtype: of the stored weights. float32 draws what model and adapters together draw; 16 bits
-        round the sum.
+      dtype: of the stored weights. With float32 the images are those of model and adapters; 16
+        bits round the sum.
 
     Raises:
-      UserError: either is missing, or they do not fit.
+      UserError: model or adapters are missing, or they do not fit.
     """
     config, adapters = load_adapter(adapter)
     loaded = load_model(checkpoint)

@@ -1,13 +1,13 @@
-"""A model as one self-describing folder: what is needed to draw, or to go on training.
+"""A model as one self-describing folder, to generate images with or to continue training.
 
-    config.json               dimensions, schedule, and whatever the maker wishes to remember
+    config.json               dimensions, schedule, and free entries under `extra`
     transformer.safetensors   our parameter paths joined by dots, layers stacked; above 5 GB in
                               shards with an index
     tokenizer.safetensors
     text_encoder/             a Hugging Face folder: config.json, model.safetensors, tokenizer.json
 
-Any part may be absent. A folder is written beside its target and renamed into place, so that an
-interrupted save never harms the last good one.
+Any part may be absent. A folder is written next to its target and renamed into place, so that an
+interrupted save never harms the last good folder.
 """
 
 import contextlib
@@ -48,6 +48,7 @@ FORMAT = 'infinity_jax'
 VERSION = 1
 PARTS = ('transformer', 'tokenizer', 'text_encoder')
 DTYPES = ('float32', 'bfloat16', 'float16')
+DEMO_FOLDER = Path(__file__).parent.parent / 'demo'  # the model that ships with the package
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +69,10 @@ class LoadedModel:
 
 
 def save_model(folder: str | Path, loaded: LoadedModel, dtype: str = 'float32') -> None:
-    """Writes a model folder, replacing one that is there.
+    """Writes a model folder, in the place of an existing one.
 
     Args:
-      folder: target; its parent is made.
+      folder: target; its parent folders are made.
       loaded: the parts to write.
       dtype: of the stored weights: float32, bfloat16 or float16.
 
@@ -84,8 +85,8 @@ def save_model(folder: str | Path, loaded: LoadedModel, dtype: str = 'float32') 
         raise UserError(f'dtype {dtype!r} is unknown; choose one of {", ".join(DTYPES)}')
     problems = []
     for part, config, params in _weights(loaded):
-        wanted, found = flat_shapes(part_shapes(config)), flat_shapes(params)
-        problems += [f'{part}: {line}' for line in name_problems(wanted, found)]
+        shapes = flat_shapes(part_shapes(config)), flat_shapes(params)
+        problems += [f'{part}: {line}' for line in name_problems(*shapes)]
     if problems:
         raise UserError(f'not saved to {folder}: ' + '; '.join(problems))
     with replacing(folder) as temporary:
@@ -103,7 +104,7 @@ def save_model(folder: str | Path, loaded: LoadedModel, dtype: str = 'float32') 
 
 @contextlib.contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `folder` once it is whole on disk.
+    """A temporary folder to fill, which replaces `folder` once it is complete on disk.
 
     Raises:
       UserError: no room, or not writable; an old folder is then untouched.
@@ -116,7 +117,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def _weights(loaded: LoadedModel) -> list[tuple[str, Any, Params]]:
-    """(part, config, params) of the parts that are there and kept in our own names."""
+    """(part, config, params) of the parts that are present and stored under our own names."""
     parts = [
         ('transformer', loaded.configs.transformer, loaded.transformer_params),
         ('tokenizer', loaded.configs.tokenizer, loaded.tokenizer_params),
@@ -125,7 +126,7 @@ def _weights(loaded: LoadedModel) -> list[tuple[str, Any, Params]]:
 
 
 def write_description(folder: Path, configs: ModelConfigs) -> None:
-    """Leaves config.json, which says what the folder's weights are."""
+    """Writes config.json, the description of the folder's weights."""
     described: dict[str, Any] = {'format': FORMAT, 'version': VERSION}
     for part, config in (
         ('transformer', configs.transformer),
@@ -142,21 +143,21 @@ def write_description(folder: Path, configs: ModelConfigs) -> None:
 
 
 def read_configs(folder: str | os.PathLike[str]) -> ModelConfigs:
-    """Reads what a model folder says of its parts; no weights.
+    """Reads the configurations of a model folder's parts, without weights.
 
     Raises:
-      UserError: no model folder, an unknown field, or parts that do not fit each other.
+      UserError: not a model folder, an unknown field, or parts that do not fit each other.
     """
     folder, described = read_description(folder)
     parts: dict[str, Any] = {'source': described.get('source', {})}
     parts['extra'] = described.get('extra', {})
-    for part, kind in (
+    for part, config_type in (
         ('transformer', TransformerConfig),
         ('tokenizer', TokenizerConfig),
         ('schedule', ScaleSchedule),
     ):
         if described.get(part) is not None:
-            parts[part] = from_mapping(kind, described[part], part, stored=True)
+            parts[part] = from_mapping(config_type, described[part], part, stored=True)
     if (folder / 'text_encoder').is_dir():
         parts['text'] = read_text_config(folder / 'text_encoder')
     configs = ModelConfigs(**parts)
@@ -177,15 +178,15 @@ def load_model(
     Args:
       folder: as written by `save_model`.
       dtype: of the returned arrays; None keeps the stored one.
-      parts: which of transformer, tokenizer and text_encoder to read, where they are there.
+      parts: those of transformer, tokenizer and text_encoder to read, if they are present.
       mesh: weights stream tensor by tensor into their shards on it; None returns numpy arrays.
-      configs: of the folder, if they were read already.
+      configs: those of the folder, if they were read already.
 
     Raises:
       UserError: no such model, an unknown configuration field, or weights missing, unknown or
         misshapen: all of these at once.
     """
-    folder = present(folder)
+    folder = existing_folder(folder)
     configs = configs or read_configs(folder)
     problems: list[str] = []
     weights: dict[str, Any] = {}
@@ -205,7 +206,7 @@ def load_model(
     return LoadedModel(configs, **weights)
 
 
-def present(folder: str | os.PathLike[str]) -> Path:
+def existing_folder(folder: str | os.PathLike[str]) -> Path:
     """The folder itself, or its backup where a save was cut off between its two renames."""
     folder = Path(folder)
     previous = previous_folder(folder)
@@ -213,12 +214,12 @@ def present(folder: str | os.PathLike[str]) -> Path:
 
 
 def read_description(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
-    """Where the model of that name lies, and its config.json.
+    """The existing folder of a model, and the content of its config.json.
 
     Raises:
-      UserError: there is none, or not one of ours.
+      UserError: no such folder, or no model folder of ours.
     """
-    folder = present(folder)
+    folder = existing_folder(folder)
     path = folder / 'config.json'
     if not path.is_file():
         lack = 'no config.json there' if folder.exists() else 'no such folder'
@@ -228,6 +229,3 @@ def read_description(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, An
         seen = f'{described.get("format")!r} version {described.get("version")!r}'
         raise UserError(f'{path}: describes {seen}; wanted {FORMAT!r} version {VERSION}')
     return folder, described
-
-
-DEMO_FOLDER = Path(__file__).parent.parent / 'demo'  # the model that ships with the package

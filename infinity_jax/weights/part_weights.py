@@ -1,7 +1,7 @@
-"""Transformer and tokenizer weights as a model folder keeps them: read, placed and written.
+"""Reads and writes the transformer and tokenizer weights of a model folder.
 
-Names are our parameter paths joined by dots, layers stacked. Above 5 GB a part is cut into shards
-with an index. Nothing here holds more than one tensor besides what it returns.
+Names are our parameter paths joined by dots, layers stacked. A part above 5 GB is split into shards
+with an index. Besides its result, each function holds one tensor at a time.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ def flat_shapes(tree: Params) -> dict[str, tuple[int, ...]]:
 
 
 def part_shardings(config: PartConfig, mesh: Mesh) -> dict[str, NamedSharding]:
-    """Dotted path -> where that parameter lies on the mesh."""
+    """Dotted path -> sharding of that parameter."""
     return flatten_dict(shardings_of(part_shapes(config, boxed=True), mesh), sep='.')
 
 
@@ -50,7 +50,7 @@ def write_part(folder: Path, part: str, params: Params, dtype: str) -> None:
     """Writes parameters, cast to `dtype`, as PART.safetensors or shards.
 
     Raises:
-      UserError: a value beyond the dtype's range.
+      UserError: a value is beyond the dtype's range.
     """
     flat = flatten_dict(params, sep='.')
     specs = {n: Spec(tuple(a.shape), np.dtype(jnp.dtype(dtype))) for n, a in flat.items()}
@@ -60,7 +60,7 @@ def write_part(folder: Path, part: str, params: Params, dtype: str) -> None:
 
 
 def cast(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
-    """`array` in another dtype; a `UserError` names what would overflow."""
+    """Casts `array`; a `UserError` names an array that would overflow."""
     dtype = np.dtype(jnp.dtype(dtype))
     if array.dtype == dtype:
         return array
@@ -89,7 +89,7 @@ def read_part(
     dtype: Any = np.float32,
     mesh: Mesh | None = None,
 ) -> Params | None:
-    """Reads a part's weights, or adds to `problems` all that is wrong with them.
+    """Reads a part's weights, or adds everything that is wrong with them to `problems`.
 
     Args:
       folder: the model folder.
@@ -97,21 +97,21 @@ def read_part(
       config: its configuration.
       problems: grows by one line for every missing, unknown and misshapen tensor.
       dtype: of the result; None keeps the stored one.
-      mesh: where the arrays go, each device's shards read on their own; None gives numpy.
+      mesh: where the arrays go, each device's shards read by themselves; None gives numpy.
     """
     try:
         tensors = open_part(folder, part)
     except UserError as error:
         problems.append(str(error))
         return None
-    wanted = flat_shapes(part_shapes(config))
-    wrong = name_problems(wanted, {name: tuple(t.shape) for name, t in tensors.items()})
+    shapes = flat_shapes(part_shapes(config))
+    wrong = name_problems(shapes, {name: tuple(t.shape) for name, t in tensors.items()})
     if wrong:
         problems += [f'{part}: {line}' for line in wrong]
         return None
     shardings = part_shardings(config, mesh) if mesh is not None else {}
     arrays = {}
-    for name, shape in wanted.items():
-        kind = dtype or tensors[name].dtype
-        arrays[name] = read_placed(tensors[name].read, shape, kind, shardings.get(name))
+    for name, shape in shapes.items():
+        tensor = tensors[name]
+        arrays[name] = read_placed(tensor.read, shape, dtype or tensor.dtype, shardings.get(name))
     return unflatten_dict(arrays, sep='.')

@@ -130,7 +130,7 @@ def device_dtype(path: tuple[str, ...], product_dtype: Any) -> np.dtype:
     """The dtype that a parameter has on the device, by its path in the tree.
 
     Kernels inside the stacked layers have the dtype of their products. All else is a float32
-    island (norms, modulation, condition, head, tokenizer), or too small to matter (biases).
+    island (norms, modulation, conditioning, head, tokenizer), or too small to matter (biases).
     """
     product = path[0] in STACKS and path[-1] == 'kernel'
     return jnp.dtype(product_dtype if product else jnp.float32)
@@ -165,7 +165,7 @@ def place(params: Params, product_dtype: Any, config: Config, mesh: Mesh | None 
     Args:
       params: numpy or jax arrays.
       product_dtype: see `device_dtype`.
-      config: of the part that these are the parameters of.
+      config: of the part that has these parameters.
       mesh: None for a single device.
     """
     shardings = {} if mesh is None else flatten_dict(shardings_on(config, mesh))
@@ -199,14 +199,14 @@ def placed_shapes(
 
 
 def hold(params: Params, product_dtype: Any) -> Params:
-    """Parameters as `place` would have them on a device, but as numpy arrays on the host."""
+    """Parameters in the dtypes that `place` gives them, but as numpy arrays on the host."""
     flat = flatten_dict(params).items()
     cast = {path: np.asarray(a).astype(device_dtype(path, product_dtype)) for path, a in flat}
     return unflatten_dict(cast)
 
 
 def share_batch(rows: Any, mesh: Mesh | None) -> jax.Array:
-    """Rows of a batch on the default device, or split over the mesh."""
+    """Puts rows of a batch on the default device, or splits them over the mesh."""
     return jax.device_put(rows, None if mesh is None else batch_sharding(mesh))
 
 

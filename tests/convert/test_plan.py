@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from helpers import tiny
+from helpers.models import assert_same
 from helpers.paths import GOLDEN
-from helpers.torch_files import write_pth
+from helpers.torch_files import assert_same_files, write_pth
 
 from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig
 from infinity_jax.convert import names as torch_table
@@ -31,19 +32,6 @@ PAIRS = {
     'b_8b_style': ('infinity_sharded', 'vae.pth', Naming(chunks=4)),
 }
 CONFIG = dataclasses.replace(tiny.TRANSFORMER, depth=4, dtype='bfloat16', text_channels=256)
-
-
-def same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def same_files(tensors, arrays):
-    """Names, shapes, dtypes and bytes."""
-    assert set(tensors) == set(arrays)
-    for name, tensor in tensors.items():
-        read = tensor.read()
-        assert (read.dtype, read.shape) == (arrays[name].dtype, arrays[name].shape), name
-        assert read.tobytes() == arrays[name].tobytes(), name
 
 
 @pytest.mark.parametrize('folder', PAIRS)
@@ -68,11 +56,11 @@ def test_import_then_export_gives_the_same_bytes(folder):
     transformer, tokenizer, wanted_naming = PAIRS[folder]
     path = GOLDEN / folder / tokenizer
     config, params = load_torch_tokenizer(path, dtype=None)
-    same_files(open_tokenizer(path), to_torch(config, params))
+    assert_same_files(open_tokenizer(path), to_torch(config, params))
     path = GOLDEN / folder / transformer
     config, params, naming = load_torch_transformer(path, config.bits, dtype=None)
     assert naming == wanted_naming
-    same_files(open_transformer(path), to_torch(config, params, naming))
+    assert_same_files(open_transformer(path), to_torch(config, params, naming))
 
 
 @pytest.mark.parametrize('naming', [Naming(1, 1), Naming(4, 2), Naming(2, 1)])
@@ -84,7 +72,7 @@ def test_every_naming_comes_back(tmp_path, naming):
     write_pth(tmp_path / 'x.pth', arrays)
     config, again, found = load_torch_transformer(tmp_path / 'x.pth', CONFIG.bits)
     assert found == naming and config == CONFIG
-    same(again, params)
+    assert_same(again, params)
 
 
 def test_linear_and_convolution_layouts():
@@ -162,10 +150,10 @@ def test_wrappers_and_training_checkpoints(tmp_path):
     states = [to_torch(CONFIG, p, Naming(2)) for p in (params, average)]
     content = {'epoch': 1, 'trainer': {'gpt_fsdp': states[0], 'gpt_ema_fsdp': states[1]}}
     write_pth(tmp_path / 'train.pth', content)
-    same(load_torch_transformer(tmp_path / 'train.pth', CONFIG.bits)[1], params)
-    same(load_torch_transformer(tmp_path / 'train.pth', CONFIG.bits, ema=True)[1], average)
+    assert_same(load_torch_transformer(tmp_path / 'train.pth', CONFIG.bits)[1], params)
+    assert_same(load_torch_transformer(tmp_path / 'train.pth', CONFIG.bits, ema=True)[1], average)
     write_pth(tmp_path / 'x.pth', {f'module.{n}': a for n, a in states[0].items()})
-    same(load_torch_transformer(tmp_path / 'x.pth', CONFIG.bits)[1], params)
+    assert_same(load_torch_transformer(tmp_path / 'x.pth', CONFIG.bits)[1], params)
     with pytest.raises(UserError, match='without a moving average'):
         open_transformer(tmp_path / 'x.pth', ema=True)
 
@@ -174,9 +162,9 @@ def test_wrappers_and_training_checkpoints(tmp_path):
     write_pth(tmp_path / 'vae.pth', {'vae': {}, 'ema': state})
     config, again = load_torch_tokenizer(tmp_path / 'vae.pth', norm_groups=4)
     assert config == tiny.TOKENIZER
-    same(again, tokenizer)
+    assert_same(again, tokenizer)
     safetensors.numpy.save_file(state, tmp_path / 'vae.safetensors')
-    same(load_torch_tokenizer(tmp_path / 'vae.safetensors', norm_groups=4)[1], tokenizer)
+    assert_same(load_torch_tokenizer(tmp_path / 'vae.safetensors', norm_groups=4)[1], tokenizer)
     with pytest.raises(UserError, match='divides by neither norm_groups 32'):
         load_torch_tokenizer(tmp_path / 'vae.safetensors')
     write_pth(tmp_path / 'other.pth', {'gan': state})

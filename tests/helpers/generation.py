@@ -1,4 +1,4 @@
-"""What tests of generation share: grids, keys, sampling numbers, and one small whole model."""
+"""Grids, keys, sampling settings and one small complete model for tests of generation."""
 
 import dataclasses
 import functools

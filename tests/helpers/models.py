@@ -2,6 +2,9 @@
 
 import dataclasses
 
+import jax
+import numpy as np
+
 from infinity_jax.config import ModelConfigs
 from infinity_jax.weights.model_folder import LoadedModel
 
@@ -26,3 +29,8 @@ def changed(loaded, **parts):
     configs = {CONFIGS[name]: parts.pop(name) for name in tuple(parts) if name in CONFIGS}
     configs = dataclasses.replace(loaded.configs, **configs)
     return dataclasses.replace(loaded, configs=configs, **parts)
+
+
+def assert_same(a, b):
+    """Trees of equal structure and equal arrays."""
+    jax.tree.map(np.testing.assert_array_equal, a, b)

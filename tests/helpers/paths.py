@@ -1,4 +1,4 @@
-"""Where tests find what the repository ships."""
+"""Paths of the repository, its configs, golden files and the shipped model."""
 
 import importlib.util
 import pathlib

@@ -118,6 +118,13 @@ def write_legacy_pth(path, content, magic=MAGIC, version=VERSION, keys=None, cou
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
+def arrays_of_every_dtype(*shape):
+    """Name -> random array, for each dtype that torch files have."""
+    rng = np.random.default_rng(0)
+    dtypes = ['float32', 'float64', 'float16', BFLOAT16, 'int64', 'bool']
+    return {str(dtype): (rng.standard_normal(shape) * 5).astype(dtype) for dtype in dtypes}
+
+
 def assert_reads(found, content):
     """Holds the tensors of a file, in order, to the arrays that were written."""
     assert list(found) == list(content)
@@ -126,3 +133,14 @@ def assert_reads(found, content):
         read = found[name].read()
         assert read.dtype == array.dtype
         np.testing.assert_array_equal(read, array)
+
+
+def assert_same_files(tensors, others):
+    """Equal names, shapes, dtypes and bytes; `others` are tensors of a file or arrays."""
+    assert set(tensors) == set(others)
+    for name, tensor in tensors.items():
+        ours, theirs = (
+            x if isinstance(x, np.ndarray) else x.read() for x in (tensor, others[name])
+        )
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), name
+        assert ours.tobytes() == theirs.tobytes(), name

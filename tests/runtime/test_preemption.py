@@ -6,46 +6,28 @@ Schedulers send it to all processes of a group, those that read data too.
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 
 from helpers.paths import REPOSITORY
+from helpers.tiny_run import COMPILE_CACHE, command
 
 from infinity_jax.runtime.preemption import StopNotice
 from infinity_jax.training.metrics import read_metrics
 
-FLAGS = {
-    'steps': 150,
-    'batch_size': 4,
-    'tokenizer.bits': 4,
-    'tokenizer.base_channels': 4,
-    'tokenizer.channel_multipliers': '(1,)',
-    'tokenizer.residual_blocks': 1,
-    'tokenizer.norm_groups': 2,
-    'grids': '((1,1),(2,2),(4,4))',
-    'data.image_size': 16,
-    'data.subset': 'starter',
-    'log_every': 1,
-    'eval_batches': 1,
-    'eval_every': 1000,
-    'sample_every': 1000,
-    'checkpoint_every': 1000,
-}
+STEPS = 150
 
 
 def train(run_dir, **flags):
     """Starts the tiny training through the real entry point, in a process group of its own."""
-    flags = [f'--config.{name}={value}' for name, value in {**FLAGS, **flags}.items()]
     return subprocess.Popen(
-        [sys.executable, '-m', 'infinity_jax.main', '--config=configs/tokenizer.py']
-        + [f'--config.run_dir={run_dir}', *flags],
+        command(**{'run_dir': run_dir, 'steps': STEPS, 'batch_size': 4, **flags}),
         cwd=REPOSITORY,
         env={
             **os.environ,
             'JAX_PLATFORMS': 'cpu',
             'JAX_NUM_CPU_DEVICES': '1',
-            'JAX_COMPILATION_CACHE_DIR': str(REPOSITORY / '.pytest_cache' / 'jax'),
+            'JAX_COMPILATION_CACHE_DIR': COMPILE_CACHE,
         },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -84,7 +66,7 @@ def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(tmp_path):
     wait_for_the_end_of_group(process.pid)
     (saved,) = (int(path.name) for path in (run_dir / 'checkpoints').iterdir())
     assert last.startswith(f'stopped by SIGTERM after step {saved}, saved in ')
-    assert 3 <= saved == max(losses(run_dir)) < FLAGS['steps']
+    assert 3 <= saved == max(losses(run_dir)) < STEPS
 
     # Workers change nothing about the order; only a saved position wants as many as before.
     again, whole = train(run_dir, **workers), train(tmp_path / 'whole')
@@ -92,7 +74,7 @@ def test_sigterm_saves_and_the_same_command_goes_on_bit_for_bit(tmp_path):
         stderr = process.communicate(timeout=300)[1]
         assert process.returncode == 0, stderr
     assert losses(run_dir) == losses(tmp_path / 'whole')
-    assert sorted(losses(run_dir)) == list(range(1, FLAGS['steps'] + 1))
+    assert sorted(losses(run_dir)) == list(range(1, STEPS + 1))
 
 
 def test_a_notice_is_kept_until_asked_and_the_handler_given_back():

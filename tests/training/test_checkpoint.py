@@ -1,4 +1,4 @@
-"""Save, restore, what wins at the start, and failures that leave the last good one alone."""
+"""Save, restore, the order of starts, and failures that leave the last good checkpoint alone."""
 
 import shutil
 
@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from infinity_jax.errors import UserError
 from infinity_jax.sharding import make_mesh
 from infinity_jax.training.checkpoint import Checkpoints, load_weights
-from infinity_jax.training.init_from import check_start, starting_state
+from infinity_jax.training.init_from import check_shapes, starting_state
 from infinity_jax.training.loop import with_shardings
 
 
@@ -120,7 +120,7 @@ def test_a_failed_save_says_so_and_leaves_the_last_good_one(saved, monkeypatch):
     with pytest.raises(UserError, match='No space left on device.*step 2, unharmed') as caught:
         checkpoints.wait()
     assert '\n' not in str(caught.value)
-    checkpoints.close()  # says nothing a second time
+    checkpoints.close()  # does not report it again
     monkeypatch.setattr(checkpoints, '_checkpointer', working)
     restored = checkpoints.restore(2, abstract(state()))
     np.testing.assert_array_equal(restored['w'], 2.0)
@@ -154,8 +154,8 @@ def test_order_resume_then_init_from_then_scratch(saved, tmp_path_factory):
     assert starting_state(empty, None, **choices, **quiet) == 'scratch'
     full = Checkpoints(saved, keep=2)
     said = []
-    told = {'init_from': 'there', 'say': said.append}
-    resumed = starting_state(full, abstract(state()), **choices, **told)
+    reporting = {'init_from': 'there', 'say': said.append}
+    resumed = starting_state(full, abstract(state()), **choices, **reporting)
     assert len(said) == 1 and said[0].endswith('checkpoints/2, so not from config.init_from there')
     np.testing.assert_array_equal(resumed['w'], 2.0)
     empty.close()
@@ -170,11 +170,11 @@ def test_folder_that_cannot_be_written(tmp_path):
 
 def test_weights_of_another_shape_are_no_start():
     wanted = {'a': jax.ShapeDtypeStruct((2, 3), jnp.float32)}
-    check_start('there', wanted, {'a': np.zeros((2, 3))})
+    check_shapes('there', wanted, {'a': np.zeros((2, 3))})
     with pytest.raises(UserError, match=r'config.init_from there: a is \(2, 4\)'):
-        check_start('there', wanted, {'a': np.zeros((2, 4))})
+        check_shapes('there', wanted, {'a': np.zeros((2, 4))})
     with pytest.raises(UserError, match='a is absent'):
-        check_start('there', wanted, None)
+        check_shapes('there', wanted, None)
 
 
 def test_a_checkpoint_that_holds_a_position_in_the_data_too_is_resumed(tmp_path):

@@ -28,10 +28,10 @@ BATCH, TEXT = 2, 16
 
 
 def test_2b_at_1024_costs_what_the_paper_model_must():
-    drawn = flops.generation(PRESETS['2b'], TokenizerConfig(), TextConfig(), MEGAPIXEL, 1, 512)
-    assert drawn.matrices / TERA == pytest.approx(79, abs=0.5)
-    assert drawn.self_attention / TERA == pytest.approx(36, abs=0.5)
-    assert drawn.tokenizer / TERA == pytest.approx(9.8, abs=0.05)
+    image = flops.generation(PRESETS['2b'], TokenizerConfig(), TextConfig(), MEGAPIXEL, 1, 512)
+    assert image.matrices / TERA == pytest.approx(79, abs=0.5)
+    assert image.self_attention / TERA == pytest.approx(36, abs=0.5)
+    assert image.tokenizer / TERA == pytest.approx(9.8, abs=0.05)
     step = flops.training_step(PRESETS['2b'], MEGAPIXEL, 1, 512)
     assert (step.matrices + step.self_attention) / TERA == pytest.approx(172, abs=1)
 
@@ -46,7 +46,12 @@ def test_guidance_doubles_the_transformer_alone():
 
 def test_parts_add_up():
     whole = flops.generation(PRESETS['2b'], TokenizerConfig(), TextConfig(), MEGAPIXEL, 2, 128)
-    assert whole.total == pytest.approx(sum(dataclasses.astuple(whole)))
+    parts = (
+        flops.text_encoder_forward(TextConfig(), 2, 128),
+        flops.transformer_forward(PRESETS['2b'], MEGAPIXEL, 4, 128),  # guided
+        flops.tokenizer_decode(TokenizerConfig(), 1024, 1024, 2),
+    )
+    assert whole.total == pytest.approx(sum(part.total for part in parts))
     assert (whole + whole).total == pytest.approx((whole * 2).total)
 
 
@@ -127,7 +132,7 @@ def test_tokenizer_is_what_jax_traces(config):
 
 
 def test_xla_counts_the_same_for_one_layer():
-    """One layer, as XLA counts a loop's body once; what it counts beside products is little."""
+    """One layer, as XLA counts a loop's body once; it counts little but products."""
     config = dataclasses.replace(SMALL, depth=1, width=256)
     arguments = transformer_arguments(config)
     run = forward(config)

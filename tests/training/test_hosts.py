@@ -3,31 +3,12 @@
 import os
 import socket
 import subprocess
-import sys
 
 import pytest
 from helpers.paths import REPOSITORY
+from helpers.tiny_run import COMPILE_CACHE, command
 
 from infinity_jax.training.metrics import read_metrics
-
-CACHE = str(REPOSITORY / '.pytest_cache' / 'jax')  # of no use to several processes on CPUs
-FLAGS = {
-    'batch_size': 8,
-    'tokenizer.bits': 4,
-    'tokenizer.base_channels': 4,
-    'tokenizer.channel_multipliers': '(1,)',
-    'tokenizer.residual_blocks': 1,
-    'tokenizer.norm_groups': 2,
-    'grids': '((1,1),(2,2),(4,4))',
-    'data.image_size': 16,
-    'data.subset': 'starter',
-    'optimizer.decay': 'constant',  # which the number of steps does not change
-    'log_every': 1,
-    'eval_batches': 1,
-    'eval_every': 100,
-    'sample_every': 100,
-    'checkpoint_every': 100,
-}
 
 
 def train(run_dir, steps, *, hosts, devices, **mesh):
@@ -35,20 +16,21 @@ def train(run_dir, steps, *, hosts, devices, **mesh):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    flags = {**FLAGS, 'run_dir': run_dir, 'steps': steps}
-    command = [sys.executable, '-m', 'infinity_jax.main', '--config=configs/tokenizer.py']
-    flags |= {f'mesh.{axis}': size for axis, size in mesh.items()}
-    command += [f'--config.{name}={value}' for name, value in flags.items()]
+    axes = {f'mesh.{axis}': size for axis, size in mesh.items()}
+    fields = {'run_dir': run_dir, 'steps': steps, 'batch_size': 8, **axes}
+    # The number of steps changes nothing at a constant rate.
+    arguments = command(**fields, **{'optimizer.decay': 'constant'})
     several = {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}', 'JAX_NUM_PROCESSES': str(hosts)}
     common = {
         **os.environ,
         'JAX_PLATFORMS': 'cpu',
         'JAX_NUM_CPU_DEVICES': str(devices),
-        **(several if hosts > 1 else {'JAX_COMPILATION_CACHE_DIR': CACHE}),
+        # Several processes on CPUs make no use of the cache.
+        **(several if hosts > 1 else {'JAX_COMPILATION_CACHE_DIR': COMPILE_CACHE}),
     }
     started = [
         subprocess.Popen(
-            command,
+            arguments,
             cwd=REPOSITORY,
             env={**common, 'JAX_PROCESS_ID': str(host)},
             stdout=subprocess.PIPE,
@@ -57,9 +39,9 @@ def train(run_dir, steps, *, hosts, devices, **mesh):
         )
         for host in range(hosts)
     ]
-    told = [process.communicate(timeout=900) for process in started]
-    assert [process.returncode for process in started] == [0] * hosts, told
-    return [out + error for out, error in told]
+    outputs = [process.communicate(timeout=900) for process in started]
+    assert [process.returncode for process in started] == [0] * hosts, outputs
+    return [out + error for out, error in outputs]
 
 
 def test_two_hosts_train_as_one_and_a_single_one_goes_on(tmp_path):

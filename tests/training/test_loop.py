@@ -1,4 +1,4 @@
-"""The loop on a toy: where it resumes, what it does about SIGTERM, what it logs."""
+"""The loop on a toy: resuming, SIGTERM, and the log."""
 
 import dataclasses
 import os
@@ -64,7 +64,7 @@ def terminate(*_):
 
 
 def run(folder, loss=lambda number: 1 / (1 + number), **changed):
-    """Trains a toy whose loss follows from the batch's number; returns the names of what it did."""
+    """Trains a toy whose loss follows from the batch's number; returns the names of its actions."""
     config = RunConfig(
         task='toy', run_dir=str(folder), steps=6, batch_size=1, data=DataConfig(),
         optimizer=OptimizerConfig(learning_rate=1.0), log_every=1, eval_every=2, sample_every=3,
@@ -95,7 +95,7 @@ def run(folder, loss=lambda number: 1 / (1 + number), **changed):
         train_step=train_step,
         step_flops=lambda _: 1.0,
         evaluate=evaluate,
-        sample=lambda state, _: done.append(f'draw {int(state.step)}'),
+        sample=lambda state, _: done.append(f'sample {int(state.step)}'),
         export=lambda state, _: done.append(f'export {int(state.step)}'),
     )
     fields = {name: changed.pop(name) for name in ('steps', 'log_every') if name in changed}
@@ -126,26 +126,26 @@ def test_a_resumed_run_reads_the_batches_that_it_has_not_read(tmp_path, capsys):
 @pytest.mark.parametrize(
     ('phase', 'at', 'kept', 'then'),
     [
-        ('evaluate', 2, [2], ['draw 3', 'evaluate 4', 'evaluate 6', 'draw 6', 'export 6']),
-        ('sample', 3, [3], ['evaluate 4', 'evaluate 6', 'draw 6', 'export 6']),
-        ('evaluate', 6, [4, 6], ['evaluate 6', 'draw 6', 'export 6']),
-        ('sample', 6, [4, 6], ['evaluate 6', 'draw 6', 'export 6']),
-        ('export', 6, [4, 6], ['evaluate 6', 'draw 6', 'export 6']),
+        ('evaluate', 2, [2], ['sample 3', 'evaluate 4', 'evaluate 6', 'sample 6', 'export 6']),
+        ('sample', 3, [3], ['evaluate 4', 'evaluate 6', 'sample 6', 'export 6']),
+        ('evaluate', 6, [4, 6], ['evaluate 6', 'sample 6', 'export 6']),
+        ('sample', 6, [4, 6], ['evaluate 6', 'sample 6', 'export 6']),
+        ('export', 6, [4, 6], ['evaluate 6', 'sample 6', 'export 6']),
     ],
 )
-def test_sigterm_beside_the_steps_is_told_and_loses_nothing(tmp_path, phase, at, kept, then):
+def test_sigterm_between_steps_is_reported_and_loses_nothing(tmp_path, phase, at, kept, then):
     def noticed(state, *_):
         if int(state.step) == at:
             terminate()
         return {'loss': state.params['w'].sum()}
 
     before = signal.getsignal(signal.SIGTERM)
-    told = run(tmp_path, **{phase: noticed})[-1]
+    message = run(tmp_path, **{phase: noticed})[-1]
     assert signal.getsignal(signal.SIGTERM) == before
     if phase == 'export':
-        assert told.startswith('stopped by SIGTERM while finishing; training is done and saved')
+        assert message.startswith('stopped by SIGTERM while finishing; training is done and saved')
     else:
-        assert told.startswith(f'stopped by SIGTERM after step {at}, saved in ')
+        assert message.startswith(f'stopped by SIGTERM after step {at}, saved in ')
     assert saved(tmp_path) == kept
     assert run(tmp_path) == then
     held_out = {r['step']: r['loss'] for r in read_metrics(tmp_path, 'heldout')}
@@ -163,10 +163,10 @@ def test_sigterm_while_the_last_step_is_saved_is_heard(tmp_path, monkeypatch):
     monkeypatch.setattr(Checkpoints, 'wait', wait)
     before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail('nobody listened'))
     try:
-        told = run(tmp_path, sample=lambda state, _: looked.append(int(state.step)))[-1]
+        message = run(tmp_path, sample=lambda state, _: looked.append(int(state.step)))[-1]
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert told.startswith('stopped by SIGTERM after step 6, saved in ')
+    assert message.startswith('stopped by SIGTERM after step 6, saved in ')
     assert saved(tmp_path) == [4, 6]
 
 

@@ -1,11 +1,20 @@
-"""The run's own record: appended, cut back on resume, plotted."""
+"""The record of a run: appended, cut back on resume, plotted; spikes of the loss."""
 
 import json
 
 import jax.numpy as jnp
+import numpy as np
+import pytest
 from PIL import Image
 
-from infinity_jax.training.metrics import FILE_NAME, RunLog, plot_losses, read_metrics
+from infinity_jax.training.metrics import (
+    FILE_NAME,
+    MIN_LOSSES,
+    RunLog,
+    SpikeDetector,
+    plot_losses,
+    read_metrics,
+)
 
 
 def write_run(folder, start, stop):
@@ -58,7 +67,43 @@ def test_plots(tmp_path):
         file.write(json.dumps({'step': 4, 'split': 'train', 'loss': float('nan')}) + '\n')
         file.write(json.dumps(held_out) + '\n')
     assert Image.open(plot_losses(tmp_path)).size == (1000, 400)
-    game = {'step': 5, 'split': 'train', 'adversarial_weight': 0.3, 'discriminator': 0.0}
+    adversarial = {'step': 5, 'split': 'train', 'adversarial_weight': 0.3, 'discriminator': 0.0}
     with (tmp_path / FILE_NAME).open('a') as file:
-        file.write(json.dumps(game) + '\n')
+        file.write(json.dumps(adversarial) + '\n')
     assert Image.open(plot_losses(tmp_path)).size == (1500, 400)
+
+
+def spikes(losses):
+    """Index of each spike -> the recent level below it."""
+    detector = SpikeDetector()
+    levels = {i: detector.update(loss) for i, loss in enumerate(losses)}
+    return {i: level for i, level in levels.items() if level is not None}
+
+
+def noisy(count, seed=0):
+    return 0.5 + 0.01 * np.random.default_rng(seed).standard_normal(count)
+
+
+def test_noise_and_a_falling_loss_are_no_spikes():
+    assert spikes(noisy(2000)) == {}
+    assert spikes(noisy(500) + np.exp(-np.arange(500) / 50)) == {}
+    assert spikes([0.5] * 50 + [0.505] * 50) == {}  # however steady the loss was before
+
+
+@pytest.mark.parametrize('height', [0.65, 3.0, 1e30])
+def test_a_spike_is_reported_with_the_level_below_it(height):
+    losses = noisy(300)
+    losses[[150, 151, 200]] = height
+    found = spikes(losses)
+    assert sorted(found) == [150, 151, 200]  # the first hides neither the second nor the third
+    np.testing.assert_allclose(list(found.values()), 0.5, atol=0.01)
+
+
+def test_a_loss_that_stays_up_becomes_the_level():
+    found = spikes(np.concatenate([noisy(100), 1 + noisy(200)]))
+    assert 100 in found and max(found) < 160
+
+
+def test_the_first_losses_and_those_that_are_not_finite_are_no_spikes():
+    assert spikes([0.5] * (MIN_LOSSES - 1) + [5.0]) == {}
+    assert spikes([0.5] * MIN_LOSSES + [np.nan, np.inf, 5.0]) == {MIN_LOSSES + 2: 0.5}

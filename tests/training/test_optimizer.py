@@ -1,4 +1,4 @@
-"""Which parameters decay, the schedule, the clip, EMA, and steps that are not finite."""
+"""Weight decay, the schedule, the clip, averages, and steps that are not finite."""
 
 import flax.linen as nn
 import jax
@@ -36,9 +36,8 @@ def test_decay_mask_of_the_transformer():
     mask = decay_mask(nn.unbox(shapes)['params'])
     flat = jax.tree_util.tree_flatten_with_path(mask)[0]
     decayed = {jax.tree_util.keystr(p, simple=True, separator='/') for p, yes in flat if yes}
-    assert decayed and all(name.endswith('/kernel') for name in decayed)
-    kernels = {jax.tree_util.keystr(p, simple=True, separator='/') for p, _ in flat}
-    assert decayed == {name for name in kernels if name.endswith('/kernel')}
+    names = {jax.tree_util.keystr(p, simple=True, separator='/') for p, _ in flat}
+    assert decayed == {name for name in names if name.endswith('/kernel')} != set()
     # The same leaves whether or not they still carry their logical axes.
     boxed = nn.unbox(decay_mask(shapes['params']))
     assert jax.tree.leaves(boxed) == jax.tree.leaves(mask)
@@ -96,14 +95,14 @@ def test_bias_does_not_decay_and_kernel_does():
 
 def test_clip_is_of_the_global_norm():
     config = OptimizerConfig(learning_rate=1.0, clip_norm=5.0, weight_decay=0.0)
-    clip = optax.clip_by_global_norm(config.clip_norm)
     grads = {'a': jnp.full(3, 100.0), 'b': jnp.full(1, 100.0)}
-    clipped, _ = clip.update(grads, clip.init(grads))
-    assert optax.global_norm(clipped) == pytest.approx(5.0)
     optimizer = make_optimizer(config, 10)
     state = new_state(grads, optimizer)
-    _, metrics = apply_gradients(state, grads, jnp.float32(0.0), optimizer, config)
+    state, metrics = apply_gradients(state, grads, jnp.float32(0.0), optimizer, config)
     assert metrics['grad_norm'] == pytest.approx(200.0)  # reported before clipping
+    # After one step the first moment is (1 - beta1) times the clipped gradient.
+    moment = optax.tree_utils.tree_get(state.opt_state, 'mu')
+    assert optax.global_norm(moment) == pytest.approx((1 - config.beta1) * 5.0)
 
 
 @pytest.mark.parametrize('broken', ['loss', 'gradient'])

@@ -1,3 +1,5 @@
+"""The description of a run: written, compared at a resume, stored in model folders."""
+
 import dataclasses
 import json
 
@@ -5,7 +7,7 @@ import pytest
 
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.training.run_folder import changed_since, recipe, write_description
+from infinity_jax.training.run_folder import changed_since, config_without_paths, write_description
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +19,9 @@ class Run:
     sources: tuple = ({'path': '/private', 'weight': 2.0},)
 
 
-def test_a_recipe_holds_no_paths_but_keeps_sizes():
-    assert recipe(Run()) == {'steps': 3, 'sources': [{'weight': 2.0}]}
-    assert recipe(Run(tokenizer=TokenizerConfig()))['tokenizer']['bits'] == 32
+def test_a_model_folder_gets_the_configuration_without_paths():
+    assert config_without_paths(Run()) == {'steps': 3, 'sources': [{'weight': 2.0}]}
+    assert config_without_paths(Run(tokenizer=TokenizerConfig()))['tokenizer']['bits'] == 32
 
 
 def test_the_description_is_the_whole_configuration(tmp_path):
@@ -54,16 +56,16 @@ class Resumed(Run):
         ({}, ''),
         ({'run_dir': 'moved', 'data': Data(num_workers=3)}, ''),
         ({'steps': 5}, 'changed since this run was last started: steps 3 -> 5'),
-        ({'batch_size': 8}, 'batch_size 4 -> 8; the records to come are others'),
-        ({'data': Data(subset='all')}, "data.subset 'demo' -> 'all'; the records to come are"),
+        ({'batch_size': 8}, 'batch_size 4 -> 8; the coming data records differ'),
+        ({'data': Data(subset='all')}, "data.subset 'demo' -> 'all'; the coming data records"),
         (
             {'init_from': 'b', 'lora': {'rank': 2}},
             'the adapters so far were trained on',
         ),
     ],
 )
-def test_a_resumed_run_tells_what_is_new_in_its_configuration(tmp_path, fields, line):
-    assert changed_since(Resumed(), tmp_path) == ''  # nothing is known
+def test_a_resumed_run_lists_the_changes_of_its_configuration(tmp_path, fields, line):
+    assert changed_since(Resumed(), tmp_path) == ''  # the first start
     write_description(Resumed(), tmp_path)
-    told = changed_since(Resumed(**fields), tmp_path)
-    assert line in told and bool(line) == bool(told) and '\n' not in told
+    printed = changed_since(Resumed(**fields), tmp_path)
+    assert line in printed and bool(line) == bool(printed) and '\n' not in printed

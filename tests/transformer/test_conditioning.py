@@ -18,7 +18,7 @@ def test_norms_of_zeros_are_zero_with_slopes_of_at_most_a_thousand():
     for norm in (rms, layer_norm):
         y, pull = jax.vjp(norm, x)
         (dx,) = pull(jnp.arange(24.0).reshape(x.shape) / 24)
-        # 1/√ε with the usual ε of 1e-6. One norm per block stands beside a residual path, so that
+        # 1/√ε with the usual ε of 1e-6. One norm per block has a residual path around it, so that
         # these slopes are not multiplied.
         assert not y.any() and 0 < np.abs(dx).max() <= 1000
 

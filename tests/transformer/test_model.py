@@ -128,7 +128,7 @@ def test_dropped_condition_is_the_learned_text_at_the_same_length():
     assert np.abs(mixed[1] - plain[1]).max() > 0.01 * scale
 
 
-def test_stochastic_depth_spares_block_zero_and_draws_per_image():
+def test_stochastic_depth_spares_block_zero_and_is_sampled_per_image():
     config = dataclasses.replace(TRANSFORMER, drop_path=0.5)
     variables, (features, lengths) = transformer_variables(), text(1)
     same = [jnp.repeat(x, 24, 0) for x in (features, lengths, inputs(batch=1))]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from helpers import paths, tiny
-from helpers.models import changed, model_of
+from helpers.models import assert_same, changed, model_of
 
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
@@ -37,10 +37,6 @@ def make_model(seed=0):
     )
 
 
-def same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 @pytest.fixture
 def model():
     return make_model()
@@ -51,7 +47,7 @@ def test_comes_back_as_it_was(model, tmp_path):
     loaded = load_model(tmp_path / 'new' / 'model')
     assert loaded.configs == model.configs
     for field in ('transformer_params', 'tokenizer_params', 'text_params'):
-        same(getattr(loaded, field), getattr(model, field))
+        assert_same(getattr(loaded, field), getattr(model, field))
     assert os.listdir(tmp_path / 'new') == ['model']  # nothing temporary left
 
 
@@ -61,9 +57,9 @@ def test_stored_dtype(model, tmp_path, dtype):
     rounded = jax.tree.map(lambda a: np.asarray(a).astype(jnp.dtype(dtype)), model.text_params)
     kept = load_model(tmp_path / 'm', dtype=None)
     assert kept.transformer_params['head']['kernel'].dtype == jnp.dtype(dtype)
-    same(kept.text_params, rounded)
+    assert_same(kept.text_params, rounded)
     wide = load_model(tmp_path / 'm').text_params
-    same(wide, jax.tree.map(lambda a: a.astype(np.float32), rounded))
+    assert_same(wide, jax.tree.map(lambda a: a.astype(np.float32), rounded))
 
 
 def test_parts_may_be_absent_or_passed_over(model, tmp_path):
@@ -72,7 +68,7 @@ def test_parts_may_be_absent_or_passed_over(model, tmp_path):
     )
     save_model(tmp_path / 'tokenizer', only)
     loaded = load_model(tmp_path / 'tokenizer')
-    same(loaded.tokenizer_params, model.tokenizer_params)
+    assert_same(loaded.tokenizer_params, model.tokenizer_params)
     assert loaded.configs.transformer is None and loaded.text_params is None
     save_model(tmp_path / 'whole', model)
     part = load_model(tmp_path / 'whole', parts=('tokenizer',))
@@ -138,7 +134,7 @@ def test_misfit_or_overflow_is_not_saved(model, tmp_path):
         save_model(tmp_path / 'm', dataclasses.replace(model, tokenizer_params=huge), 'float16')
     with pytest.raises(UserError, match='int8'):
         save_model(tmp_path / 'm', model, 'int8')
-    same(load_model(tmp_path / 'm').tokenizer_params, model.tokenizer_params)
+    assert_same(load_model(tmp_path / 'm').tokenizer_params, model.tokenizer_params)
 
 
 def test_full_disk_keeps_the_old_model(model, tmp_path, monkeypatch):
@@ -150,7 +146,7 @@ def test_full_disk_keeps_the_old_model(model, tmp_path, monkeypatch):
     monkeypatch.setattr(model_folder, 'save_encoder', full)
     with pytest.raises(UserError, match='No space left.*old one is kept'):
         save_model(tmp_path / 'm', make_model(seed=1))
-    same(load_model(tmp_path / 'm').transformer_params, model.transformer_params)
+    assert_same(load_model(tmp_path / 'm').transformer_params, model.transformer_params)
     assert os.listdir(tmp_path) == ['m']
 
 
@@ -167,8 +163,8 @@ def test_cut_off_between_the_renames_keeps_a_model(model, tmp_path, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         save_model(tmp_path / 'm', make_model(seed=1))
     monkeypatch.undo()
-    same(load_model(tmp_path / 'm').transformer_params, model.transformer_params)
+    assert_same(load_model(tmp_path / 'm').transformer_params, model.transformer_params)
     newer = make_model(seed=2)
     save_model(tmp_path / 'm', newer)
-    same(load_model(tmp_path / 'm').transformer_params, newer.transformer_params)
+    assert_same(load_model(tmp_path / 'm').transformer_params, newer.transformer_params)
     assert os.listdir(tmp_path) == ['m']

@@ -6,11 +6,11 @@ import json
 import shutil
 
 import huggingface_hub
-import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 from helpers import paths
+from helpers.models import assert_same
 
 from infinity_jax.errors import UserError
 from infinity_jax.weights.safetensors_writer import Spec
@@ -20,20 +20,16 @@ from infinity_jax.weights.torch_file.writer import TorchWriter
 GOLDEN = paths.GOLDEN / 't5_tiny'
 
 
-def same(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
 def test_encoder_round_trip(tmp_path):
     config, params = load_encoder(GOLDEN)
     save_encoder(tmp_path, config, params)
     config_again, again = load_encoder(tmp_path)
     assert config_again == config
-    same(again, params)
+    assert_same(again, params)
     # Same names and bytes as transformers wrote, apart from the alias of the embedding.
     theirs = safetensors.numpy.load_file(GOLDEN / 'model.safetensors')
     ours = safetensors.numpy.load_file(tmp_path / 'model.safetensors')
-    same(ours, {name: theirs[name] for name in ours})
+    assert_same(ours, {name: theirs[name] for name in ours})
     assert set(theirs) - set(ours) <= {'encoder.embed_tokens.weight'}
 
 
@@ -52,7 +48,7 @@ def test_sharded_encoder_decoder_folder(tmp_path):
     shutil.copy(GOLDEN / 'config.json', tmp_path)
     config_again, again = load_encoder(tmp_path)
     assert config_again == config
-    same(again, params)
+    assert_same(again, params)
     (tmp_path / 'part1.safetensors').unlink()
     with pytest.raises(UserError, match='shards missing: part1.safetensors'):
         load_encoder(tmp_path)
@@ -142,7 +138,7 @@ def test_a_repository_with_safetensors(repository):
     config, params = load_encoder('google/flan-t5-xl')
     wanted_config, wanted = load_encoder(GOLDEN)
     assert config == wanted_config
-    same(params, wanted)
+    assert_same(params, wanted)
     assert set(asked) == {'google/flan-t5-xl', 'config.json', 'model.safetensors'}
 
 
@@ -153,7 +149,7 @@ def test_a_repository_with_torch_files_alone(repository):
     with TorchWriter(files / 'pytorch_model.bin', specs) as writer:
         for name, tensor in tensors.items():
             writer.write(name, tensor)
-    same(load_encoder('google/t5-v1_1-xl')[1], load_encoder(GOLDEN)[1])
+    assert_same(load_encoder('google/t5-v1_1-xl')[1], load_encoder(GOLDEN)[1])
     assert 'pytorch_model.bin' in asked and 'tf_model.h5' not in asked
 
 

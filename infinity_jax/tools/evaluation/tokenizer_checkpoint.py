@@ -10,7 +10,7 @@ from infinity_jax.config import ModelConfigs, from_mapping
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.training.checkpoint import load_weights
-from infinity_jax.training.run_folder import recipe, run_named
+from infinity_jax.training.run_folder import config_without_paths, run_named
 from infinity_jax.training.tokenizer.config import TokenizerRunConfig
 from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model
 from infinity_jax.weights.weight_files import read_json
@@ -71,7 +71,7 @@ def _of_run(run_dir: pathlib.Path, step: int | None) -> LoadedModel:
     configs = ModelConfigs(
         tokenizer=config.tokenizer,
         schedule=ScaleSchedule.free(config.grids) if config.grids else None,
-        extra={'run': recipe(config)},
+        extra={'run': config_without_paths(config)},
     )
     params = jax.device_get(load_weights(run_dir, step, 'ema'))
     return LoadedModel(configs, tokenizer_params=params)

@@ -1,1 +1,1 @@
-"""The tokenizer task."""
+"""The training task of the tokenizer."""

@@ -1,4 +1,4 @@
-"""Configuration of a tokenizer's training, and what of it must agree."""
+"""Configuration of a tokenizer's training, and the check that its fields agree."""
 
 import dataclasses
 import math
@@ -16,15 +16,14 @@ from infinity_jax.training.tokenizer.noise import QuantizerTraining
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerLosses:
-    """Weights of the terms. The released recipe: l1 1, perceptual 1, commitment 4·0.25, entropy
-    4·0.1."""
+    """Weights of the loss terms. Released: l1 1, LPIPS 1, commitment 4·0.25, entropy 4·0.1."""
 
     l1: float = 1.0
     l2: float = 1.0
     commitment: float = 0.25
     entropy: float = 0.1
     inverse_temperature: float = INVERSE_TEMPERATURE  # β of the entropy term; see its docstring
-    perceptual: float = 0.0  # LPIPS; wants config.vgg_weights and config.lpips_heads
+    perceptual: float = 0.0  # LPIPS; needs config.vgg_weights and config.lpips_heads
     truncated: float = 0.0  # l1 and l2 of an image decoded after a random number of scales
 
     def __post_init__(self):
@@ -45,11 +44,11 @@ class AdversarialConfig:
     """The discriminator and its term in the loss; off unless `weight` is set."""
 
     weight: float = 0.0  # of the adversarial term; 0.3 as published
-    start_step: int = 0  # before it, neither network feels the other; 50,000 in stage 1
+    start_step: int = 0  # the first with adversarial losses; 50,000 in stage 1
     adaptive: bool = False  # scale the term to the reconstruction gradient at the last convolution
     adaptive_limit: float = 1e4  # of that scale, as in VQGAN
     channels: int = 64  # of the discriminator's first layer
-    layers: int = 3  # stride-2 convolutions; 3 judges patches of 70² pixels
+    layers: int = 3  # stride-2 convolutions; 3 give patches of 70² pixels
     lecam: float = 0.001  # weight of LeCam in the discriminator's loss; 0: none
     lecam_decay: float = 0.999  # of its moving averages, reached through (1 + n) / (10 + n)
     optimizer: OptimizerConfig | None = None  # of the discriminator; None: as the tokenizer's
@@ -75,18 +74,18 @@ class TokenizerRunConfig(RunConfig):
     """Configuration of `configs/tokenizer.py`."""
 
     tokenizer: TokenizerConfig
-    # (h, w) of each scale, the last being image size / stride; (): as released, by image shape
+    # (h, w) of each scale, the last image size / stride; (): the released ones of each image shape
     grids: tuple[tuple[int, ...], ...] = ()
     losses: TokenizerLosses = TokenizerLosses()
     quantizer: QuantizerTraining = QuantizerTraining()
     adversarial: AdversarialConfig = AdversarialConfig()
     freeze_encoder: bool = False  # train the decoder alone: all bits stay as they are
-    vgg_weights: str = ''  # VGG-16 in torchvision's format; wants losses.perceptual above 0
+    vgg_weights: str = ''  # VGG-16 in torchvision's format; needs losses.perceptual above 0
     lpips_heads: str = ''  # lin0 to lin4 in the LPIPS package's format
     precision: str = 'highest'  # of products in training: 'highest', or 'default' (faster on GPU)
     dtype: str = 'float32'  # of convolutions in training; 'bfloat16' halves their memory
-    remat: str = 'none'  # 'full': residual blocks are computed again in the backward pass
-    accumulate_steps: int = 1  # parts of a batch that are worked on one after the other
+    remat: str = 'none'  # 'full': the backward pass recomputes residual blocks
+    accumulate_steps: int = 1  # parts of a batch that are processed one after the other
 
     def code_grids(self, image: tuple[int, int]) -> tuple[Grid, ...]:
         """The grids of an image of (height, width) pixels.
@@ -144,7 +143,7 @@ def check(config: TokenizerRunConfig) -> None:
             'freeze_encoder is set without init_from; name the model folder whose encoder is kept'
         )
     if config.losses.truncated and config.quantizer.scale_drop and not config.quantizer.keep_first:
-        # An empty total decodes to the same image for all: the term would teach nothing.
+        # An empty total decodes to one image for all inputs, from which nothing can be learned.
         raise UserError(
             'losses.truncated with quantizer.scale_drop could leave no scale of an image to '
             'decode; set quantizer.keep_first'
@@ -155,14 +154,13 @@ def check(config: TokenizerRunConfig) -> None:
         raise UserError(f"dtype is {config.dtype!r}; wanted 'float32' or 'bfloat16'")
     if config.remat not in ('none', 'full'):
         raise UserError(f"remat is {config.remat!r}; wanted 'none' or 'full'")
-    wanted = smallest_image(config.adversarial.layers) if config.adversarial.weight else 1
-    if size < wanted:
+    smallest = smallest_image(config.adversarial.layers) if config.adversarial.weight else 1
+    if size < smallest:
         raise UserError(
             f'data.image_size is {size}, too small for a discriminator of '
-            f'{config.adversarial.layers} layers, which wants {wanted}; lower adversarial.layers'
+            f'{config.adversarial.layers} layers, which wants {smallest}; lower adversarial.layers'
         )
     if config.losses.perceptual and config.vgg_weights and size < MIN_EDGE:
         raise UserError(
-            f'data.image_size is {size}; the perceptual term wants {MIN_EDGE} or more: set '
-            'losses.perceptual to 0'
+            f'data.image_size is {size}; LPIPS wants {MIN_EDGE} or more: set losses.perceptual to 0'
         )

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from infinity_jax.tokenizer.autoencoder import GroupNorm
 
 WIDEST = 8  # times the first width
-NORM_GROUPS = 32
+NORM_GROUPS = 32  # at most
 SLOPE = 0.2  # of the leaky ReLU below zero
 ADAPTIVE_EPSILON = 1e-4  # added to the adversarial gradient norm, as in VQGAN
 
@@ -61,8 +61,8 @@ class PatchDiscriminator(nn.Module):
 
 
 def smallest_image(layers: int) -> int:
-    """Pixels along the shortest edge that leaves one logit."""
-    edge = 3  # the two stride-1 convolutions take one position each
+    """The shortest edge in pixels of an image that gives one logit."""
+    edge = 3  # each of the two stride-1 convolutions takes one position
     for _ in range(layers):
         edge = 2 * edge
     return edge
@@ -81,10 +81,10 @@ def generator_loss(fake_Byx: jax.Array) -> jax.Array:
 def lecam(
     real_Byx: jax.Array, fake_Byx: jax.Array, mean_real: jax.Array, mean_fake: jax.Array
 ) -> jax.Array:
-    """Squared overshoot of logits beyond the other side's moving average.
+    """Mean square by which logits exceed the other side's moving average.
 
-    Holds real logits near what fakes usually get and the other way round, so that the discriminator
-    does not run away from a small data set.
+    Keeps real logits near the mean of fake ones and the other way round, which regularises the
+    discriminator on small data sets.
 
     Args:
       mean_real, mean_fake: moving averages of the mean logits; scalars, constants here.
@@ -97,7 +97,7 @@ def lecam(
 def adaptive_weight(
     reconstruction_norm: jax.Array, adversarial_norm: jax.Array, limit: float
 ) -> jax.Array:
-    """How many times the adversarial gradient fits into the other losses' one, clipped to `limit`.
+    """Ratio of reconstruction gradient to adversarial gradient, clipped to `limit`.
 
     Args:
       reconstruction_norm: norm of the gradient of the reconstruction terms at the decoder's last

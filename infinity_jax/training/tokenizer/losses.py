@@ -1,7 +1,7 @@
 """Losses of tokenizer training: reconstruction, commitment and the entropy penalty of BSQ.
 
-Source: paper 3.2 and binary spherical quantization (arXiv 2406.07548). Adversarial and perceptual
-terms are not here.
+Source: paper 3.2 and binary spherical quantization (arXiv 2406.07548). LPIPS and the
+adversarial terms have modules of their own.
 """
 
 from typing import NamedTuple
@@ -17,8 +17,8 @@ class EntropyTerms(NamedTuple):
 
     Attributes:
       per_sample: mean over positions of the entropy of each position's bit probabilities; small
-        when codes are certain.
-      codebook: entropy of the bit probabilities averaged over the batch; d·log 2 when every bit is
+        where codes are certain.
+      codebook: entropy of the bit probabilities averaged over the batch; d·log 2 where every bit is
         0 half of the time.
     """
 
@@ -27,7 +27,7 @@ class EntropyTerms(NamedTuple):
 
 
 def bit_logits(z_Bhwd: jax.Array, inverse_temperature: float = INVERSE_TEMPERATURE) -> jax.Array:
-    """Log-odds −4·z·β/√d that a bit is 0 when codes ±1/√d are drawn by squared distance to z."""
+    """Log-odds −4·z·β/√d that a bit is 0: softmax of −β times the squared distance to ±1/√d."""
     return -4.0 * z_Bhwd * inverse_temperature / z_Bhwd.shape[-1] ** 0.5
 
 
@@ -36,8 +36,8 @@ def bit_entropies(
 ) -> EntropyTerms:
     """Both entropies of one scale's L2-normalised residuals, at a cost linear in d.
 
-    Probabilities are handled as logits throughout: −p·log p of a saturated sigmoid is 0·∞, which
-    a plain log turns into NaN (seen at d = 32). Float32, as saturation is a matter of exponents.
+    Probabilities stay logits throughout: −p·log p of a saturated sigmoid is 0·∞, which is NaN in a
+    plain formula (seen at d = 32). Float32: saturated probabilities need its range of exponents.
 
     Args:
       z_Bhwd: (..., d); all leading axes are positions to average over.
@@ -58,10 +58,10 @@ def bit_entropies(
 def entropy_penalty(
     normalised: tuple[jax.Array, ...], inverse_temperature: float = INVERSE_TEMPERATURE
 ) -> jax.Array:
-    """(per-sample − codebook entropy) / β, of each scale by itself, then the mean over scales.
+    """(per-sample − codebook entropy) / β of each scale, averaged over scales.
 
-    Pooling positions of all scales would let the fine ones, which are many, hide coarse bits that
-    never change.
+    If the positions of all scales were pooled, the many fine ones would hide coarse bits that never
+    change.
 
     Args:
       normalised: z per scale, (B, h, w, d).
@@ -72,7 +72,7 @@ def entropy_penalty(
 
 
 def commitment(normalised: tuple[jax.Array, ...]) -> jax.Array:
-    """Squared distance of z to its code: sum over d, mean over positions, then over scales."""
+    """Squared distance of z to its code: summed over d, averaged over positions and scales."""
     distances = []
     for z in normalised:
         code = jnp.where(z > 0, 1.0, -1.0) / z.shape[-1] ** 0.5
@@ -81,6 +81,6 @@ def commitment(normalised: tuple[jax.Array, ...]) -> jax.Array:
 
 
 def reconstruction(pixels_BYX3: jax.Array, target_BYX3: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(mean |difference|, mean squared difference) of pixels in [-1, 1]; the output unclamped."""
+    """(mean |difference|, mean squared difference) of pixels in [-1, 1], not clamped."""
     difference = pixels_BYX3 - target_BYX3
     return jnp.mean(jnp.abs(difference)), jnp.mean(jnp.square(difference))

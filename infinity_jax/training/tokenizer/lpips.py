@@ -1,6 +1,6 @@
 """Perceptual distance LPIPS, version 0.1, on VGG-16 features (arXiv 1801.03924).
 
-The weights are frozen and come from files that the user names: `lpips_files`.
+The weights are frozen and come from files that the user names, see `lpips_files`.
 """
 
 from typing import Any
@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 from jax.lax import conv_general_dilated, reduce_window
 
-# Widths of VGG-16's convolutions by block; a 2×2 max pool stands between blocks.
+# Widths of VGG-16's convolutions by block; 2×2 max pools separate the blocks.
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-# Mean and spread of ImageNet's colours, moved from [0, 1] to pixels in [-1, 1].
+# Mean and standard deviation of ImageNet's colours, for pixels in [-1, 1] instead of [0, 1].
 SHIFT = (-0.030, -0.088, -0.188)
 SPREAD = (0.458, 0.448, 0.450)
 NORM_EPSILON = 1e-10  # added to the length of a feature vector, as published
-NO_LENGTH = 1e-6  # a feature vector this short is rounding
+NO_LENGTH = 1e-6  # a feature vector this short is a rounding error
 HIGHEST = jax.lax.Precision.HIGHEST
-MIN_EDGE = 16  # pixels; four max pools leave one position of it
+MIN_EDGE = 16  # pixels; four max pools reduce them to one position
 
 
 def convolution_shapes() -> dict[str, tuple[int, int, int, int]]:
@@ -64,17 +64,17 @@ def vgg_features(
 
 
 def _unit(x_Bhwc: jax.Array) -> jax.Array:
-    """Feature vectors over their lengths, (B, h, w, c).
+    """Feature vectors divided by their lengths, (B, h, w, c).
 
-    A vector of length `NO_LENGTH` or less has no direction beyond rounding, and gets the gradient
-    zero instead of up to 1e10, the inverse of the published ε. A vector of zeros stays as it is.
+    A vector of length `NO_LENGTH` or less is a rounding error, and gets the gradient zero instead
+    of up to 1e10, the inverse of the published ε. A vector of zeros stays as it is.
     """
     square = jnp.sum(jnp.square(x_Bhwc), axis=-1, keepdims=True)
-    some = square > NO_LENGTH**2
+    long = square > NO_LENGTH**2
     # The root has a gradient only where it is finite; the values are those of the plain formula.
-    root = jnp.sqrt(jnp.where(some, square, 1.0))
-    length = jnp.where(some, root, jax.lax.stop_gradient(jnp.sqrt(square)))
-    return jnp.where(some, x_Bhwc, jax.lax.stop_gradient(x_Bhwc)) / (length + NORM_EPSILON)
+    root = jnp.sqrt(jnp.where(long, square, 1.0))
+    length = jnp.where(long, root, jax.lax.stop_gradient(jnp.sqrt(square)))
+    return jnp.where(long, x_Bhwc, jax.lax.stop_gradient(x_Bhwc)) / (length + NORM_EPSILON)
 
 
 def lpips(
@@ -83,18 +83,17 @@ def lpips(
     target_BYX3: jax.Array,
     precision: jax.lax.Precision = HIGHEST,
 ) -> jax.Array:
-    """(B,) distances of image pairs in [-1, 1]; 0 for equal ones.
+    """(B,) distances of pairs of images in [-1, 1]; 0 for equal ones.
 
     Args:
       params: {'vgg': …, 'heads': ((64,), (128,), (256,), (512,), (512,))}, as
         `lpips_files.load_lpips` reads them.
-      precision: of the convolutions' products; measuring wants the highest.
+      precision: of the convolutions' products; evaluation needs the highest.
     """
     distance_B = jnp.zeros(pixels_BYX3.shape[0])
-    taps = zip(
-        *(vgg_features(params, x, precision) for x in (pixels_BYX3, target_BYX3)), strict=True
-    )
-    for head, (ours, wanted) in zip(params['heads'], taps, strict=True):
-        square = jnp.square(_unit(ours) - _unit(wanted))
+    features = (vgg_features(params, x, precision) for x in (pixels_BYX3, target_BYX3))
+    taps = zip(*features, strict=True)
+    for head, (tap, target_tap) in zip(params['heads'], taps, strict=True):
+        square = jnp.square(_unit(tap) - _unit(target_tap))
         distance_B += jnp.mean(jnp.sum(square * head[None, None, None], axis=-1), axis=(1, 2))
     return distance_B

@@ -1,4 +1,4 @@
-"""Reads the weights of LPIPS from files that the user names; nothing is ever downloaded."""
+"""Reads the weights of LPIPS from files that the user names; downloads nothing."""
 
 import os
 from collections.abc import Mapping
@@ -11,10 +11,10 @@ from infinity_jax.errors import UserError
 from infinity_jax.training.tokenizer.lpips import BLOCKS, convolution_shapes
 from infinity_jax.weights.weight_files import is_tensor, open_weights
 
-# Where the convolutions stand in torchvision's list of VGG-16's layers; ReLUs and pools between.
+# Positions of the convolutions in torchvision's list of VGG-16's layers.
 TORCHVISION_INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 HEAD_NAME = 'lin{}.model.1.weight'  # in the LPIPS package's own vgg.pth
-NAMED = 5  # wrong weights in an error; as many as there are heads
+MAX_NAMED = 5  # wrong weights that an error names; as many as there are heads
 
 
 def load_lpips(vgg: str | os.PathLike[str], heads: str | os.PathLike[str]) -> dict[str, Any]:
@@ -26,15 +26,15 @@ def load_lpips(vgg: str | os.PathLike[str], heads: str | os.PathLike[str]) -> di
       heads: `lin{0…4}.model.1.weight`, as the LPIPS package (version 0.1) has them in `vgg.pth`.
 
     Raises:
-      UserError: a file cannot be read, or lacks or misshapes weights, of which the first are named.
+      UserError: a file cannot be read, or weights are missing or misshapen; the first are named.
     """
     tensors = open_weights(vgg)
     shapes = dict(zip(TORCHVISION_INDICES, convolution_shapes().items(), strict=True))
-    wanted: dict[str, tuple[int, ...]] = {}
+    expected: dict[str, tuple[int, ...]] = {}
     for index, (_, (height, width, inner, outer)) in shapes.items():
-        wanted[f'features.{index}.weight'] = (outer, inner, height, width)
-        wanted[f'features.{index}.bias'] = (outer,)
-    arrays = _read(vgg, tensors, wanted, "VGG-16 in torchvision's format")
+        expected[f'features.{index}.weight'] = (outer, inner, height, width)
+        expected[f'features.{index}.bias'] = (outer,)
+    arrays = _read(vgg, tensors, expected, "VGG-16 in torchvision's format")
     layers = {
         name: {
             'kernel': np.ascontiguousarray(
@@ -45,27 +45,36 @@ def load_lpips(vgg: str | os.PathLike[str], heads: str | os.PathLike[str]) -> di
         for index, (name, _) in shapes.items()
     }
     widths = {HEAD_NAME.format(i): (1, block[-1], 1, 1) for i, block in enumerate(BLOCKS)}
-    lines = _read(heads, open_weights(heads), widths, 'LPIPS heads for VGG-16, version 0.1')
-    return {'vgg': layers, 'heads': tuple(lines[name].reshape(-1) for name in widths)}
+    head_arrays = _read(heads, open_weights(heads), widths, 'LPIPS heads for VGG-16, version 0.1')
+    return {'vgg': layers, 'heads': tuple(head_arrays[name].reshape(-1) for name in widths)}
 
 
-def _read(path: Any, tensors: Any, wanted: Mapping[str, tuple[int, ...]], what: str) -> dict:
-    """The wanted arrays in float32; others in the file are left alone."""
-    found = {n: tuple(t.shape) if is_tensor(t) else 'no tensor' for n, t in tensors.items()}
-    wrong = [f'{n} {s} is {found.get(n, "absent")}' for n, s in wanted.items() if found.get(n) != s]
+def _read(
+    path: Any, tensors: Any, expected: Mapping[str, tuple[int, ...]], content: str
+) -> dict[str, np.ndarray]:
+    """Reads the arrays of the expected names and shapes in float32, and no others."""
+    shapes = {n: tuple(t.shape) if is_tensor(t) else 'no tensor' for n, t in tensors.items()}
+    wrong = [
+        f'{name} {shape} is {shapes.get(name, "absent")}'
+        for name, shape in expected.items()
+        if shapes.get(name) != shape
+    ]
     if wrong:
-        more = f' and {len(wrong) - NAMED} more' if len(wrong) > NAMED else ''
+        more = f' and {len(wrong) - MAX_NAMED} more' if len(wrong) > MAX_NAMED else ''
         raise UserError(
-            f'{path}: wanted {what}, but {"; ".join(wrong[:NAMED])}{more}; name a file of that kind'
+            f'{path}: wanted {content}, but {"; ".join(wrong[:MAX_NAMED])}{more}; name a file of '
+            'that kind'
         )
-    return {name: np.asarray(tensors[name].read(), np.float32) for name in wanted}
+    return {name: np.asarray(tensors[name].read(), np.float32) for name in expected}
 
 
 def lpips_or_none(weight: float, vgg: str, heads: str) -> dict[str, Any] | None:
-    """The weights on the host where the term is on; None, said in one line, without files.
+    """The weights of LPIPS on the host; None where the term is off, or for lack of files.
+
+    Prints a line where the term is wanted and no files are named.
 
     Args:
-      weight: losses.perceptual; 0: off, nothing is said.
+      weight: losses.perceptual; 0: off.
       vgg: config.vgg_weights.
       heads: config.lpips_heads.
 

@@ -1,8 +1,7 @@
 """Noise in the quantizer during training, so that decoders tolerate missing or wrong bits.
 
-As in the released training: scales dropped at random, random bit flips on the first scales. Here
-every image has random choices of its own; the released code drops the same scales for the whole
-batch.
+As in the released training, scales are dropped and bits of the first scales are flipped at random.
+Here the choices are made per image; the released code drops the same scales for the whole batch.
 """
 
 import dataclasses
@@ -16,13 +15,13 @@ from infinity_jax.scales import Grid
 
 @dataclasses.dataclass(frozen=True)
 class QuantizerTraining:
-    """Scale dropout, bit flips and the residual's gradient; the defaults change nothing."""
+    """Scale dropout, bit flips and the residual's gradient; all off by default."""
 
-    scale_drop: float = 0.0  # probability that an image goes without a scale; 0.5 in stage 2
+    scale_drop: float = 0.0  # probability that a scale of an image is dropped; 0.5 in stage 2
     keep_first: bool = False  # the first scale is never dropped
-    keep_last: bool = True  # nor the last one, as published
-    flip_rate: float = 0.0  # probability that a bit of the scales below is flipped
-    flip_scales: int = 1  # first scales whose bits may flip
+    keep_last: bool = True  # the last scale is never dropped, as published
+    flip_rate: float = 0.0  # probability that a bit of the first `flip_scales` scales is flipped
+    flip_scales: int = 1  # number of first scales whose bits may flip
     attach_residual: bool = False  # later residuals carry the gradient of earlier codes
 
     def __post_init__(self):
@@ -58,7 +57,7 @@ def sample_kept(
 def sample_flips(
     key: jax.Array, config: QuantizerTraining, batch: int, grids: tuple[Grid, ...], bits: int
 ) -> tuple[jax.Array | None, ...] | None:
-    """Per scale (B, h, w, d) bool, or None for a scale that is left alone; None without flips."""
+    """Per scale (B, h, w, d) bool, or None for a scale without flips; None without flip_rate."""
     if not config.flip_rate:
         return None
     return tuple(
@@ -70,5 +69,5 @@ def sample_flips(
 
 
 def sample_truncation(key: jax.Array, batch: int, scales: int) -> jax.Array:
-    """(B,) int32, after how many scales each image is decoded: 1 to K − 1, or 1 where K is 1."""
+    """(B,) int32, how many first scales of each image to decode: 1 to K − 1, or 1 if K is 1."""
     return jax.random.randint(key, (batch,), 1, max(scales, 2), jnp.int32)

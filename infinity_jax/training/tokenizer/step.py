@@ -33,7 +33,7 @@ STRIP_IMAGES = 8  # originals above reconstructions in the sample image
 
 
 class Outputs(NamedTuple):
-    """Outputs of the tokenizer that the losses read and are differentiated by.
+    """Outputs of the tokenizer, with respect to which the losses are differentiated.
 
     Attributes:
       pixels: reconstruction, not clamped, (B, Y, X, 3).
@@ -52,7 +52,7 @@ class Noise(NamedTuple):
     Attributes:
       kept_BK: bool, the scales that an image keeps.
       flips: per scale (B, h, w, d) bool, the bits that change.
-      scales_B: int32, after how many scales an image is decoded once more.
+      scales_B: int32, the number of first scales of an image for `Outputs.truncated`.
     """
 
     kept_BK: jax.Array | None
@@ -80,7 +80,7 @@ def forward(
     config: TokenizerRunConfig,
     noise: Noise | None = None,
 ) -> tuple[Outputs, tuple[jax.Array, ...], jax.Array]:
-    """Images to outputs, bits and the last convolution's input; without noise in evaluation."""
+    """Outputs, bits and the last convolution's input for images; evaluation has no noise."""
     _, height, width, _ = pixels_BYX3.shape
     grids = config.code_grids((height, width))
     encoded = model.apply({'params': params}, pixels_BYX3, method=Autoencoder.encode)
@@ -212,7 +212,7 @@ def train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update of the tokenizer and, if there is one, of the discriminator. Pure.
 
-    With `config.accumulate_steps` above 1 the batch is worked on in parts, whose gradients are
+    With `config.accumulate_steps` above 1 the batch is processed in parts, whose gradients are
     averaged. The entropy penalty then averages its probabilities over a part, not over the batch.
 
     Args:

@@ -1,4 +1,4 @@
-"""Trains the bitwise tokenizer: autoencoder and multi-scale quantizer, on images alone."""
+"""Training task of the bitwise tokenizer: autoencoder and multi-scale quantizer, on images."""
 
 import functools
 import pathlib
@@ -29,7 +29,7 @@ from infinity_jax.training.batches import held_out_batches, make_batches, put_ba
 from infinity_jax.training.config import init_key
 from infinity_jax.training.init_from import tokenizer_params
 from infinity_jax.training.optimizer import TrainState, make_optimizer, new_state
-from infinity_jax.training.run_folder import recipe
+from infinity_jax.training.run_folder import config_without_paths
 from infinity_jax.training.tokenizer.adversarial import add_discriminator
 from infinity_jax.training.tokenizer.config import TokenizerRunConfig, check
 from infinity_jax.training.tokenizer.lpips_files import lpips_or_none
@@ -109,7 +109,7 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
         configs = ModelConfigs(
             tokenizer=config.tokenizer,
             schedule=ScaleSchedule.free(config.grids) if config.grids else None,
-            extra={'run': recipe(config)},
+            extra={'run': config_without_paths(config)},
         )
         loaded = LoadedModel(configs, tokenizer_params=to_host(state.ema, mesh))
         if jax.process_index() == 0:

@@ -1,1 +1,1 @@
-"""The text-to-image task."""
+"""The training task of the text-to-image transformer."""

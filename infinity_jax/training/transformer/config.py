@@ -1,4 +1,4 @@
-"""Configuration of a text-to-image run, and the grids that follow from it; nothing is read."""
+"""Configuration of a text-to-image run, and the token grids that it gives; reads no file."""
 
 import dataclasses
 
@@ -13,19 +13,19 @@ from infinity_jax.transformer.remat import check_remat
 
 @dataclasses.dataclass(frozen=True)
 class TextTraining:
-    """The text encoder: a frozen one from a folder, or a new one trained along."""
+    """The text encoder: a frozen one from a folder, or one that is trained as well."""
 
     folder: str = ''  # Hugging Face folder or org/name, of encoder or vocabulary; '': the demo's
     encoder: TextConfig | None = None  # sizes of a new encoder; None: the folder's, with weights
-    train: bool = False  # along with the transformer
+    train: bool = False  # together with the transformer
 
 
 @dataclasses.dataclass(frozen=True)
 class SelfCorrection:
-    """Bits flipped while training, for later scales to repair (paper 3.4)."""
+    """Random bit flips in training, which later scales learn to correct (paper 3.4)."""
 
-    max_strength: float = 0.3  # flip probabilities are drawn from 0, 0.01, … to this; 0: none
-    per_image: bool = False  # one strength an image instead of one for the whole batch
+    max_strength: float = 0.3  # flip probabilities are sampled from 0, 0.01, … to this; 0: none
+    per_image: bool = False  # one strength per image instead of one for the whole batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class T2IConfig(RunConfig):
     reweight_scales: bool = True  # tokens weigh 1/√(h·w) of their scale in the loss
     attention: str = 'auto'  # 'auto', 'xla', 'cudnn' or 'splash', see docs/scaling.md
     remat: str = 'none'  # what the backward pass recomputes, see `remat.POLICIES`
-    accumulate_steps: int = 1  # parts of a batch that are worked on one after the other
+    accumulate_steps: int = 1  # parts of a batch that are processed one after the other
     lora: LoraConfig = LoraConfig()  # adapters are trained instead of the transformer
 
     def __post_init__(self):
@@ -64,12 +64,12 @@ class T2IConfig(RunConfig):
 
 
 def run_schedule(config: T2IConfig, stored: ScaleSchedule | None, folded: bool) -> ScaleSchedule:
-    """Token grids: from the code grids that the tokenizer was trained with, or as released.
+    """The token grids: by the code grids that the tokenizer was trained with, or as released.
 
     Args:
-      stored: the schedule in the tokenizer's folder. A released one only says what another stage
-        drew.
-      folded: whether it is of tokens of 2x2 codes.
+      stored: the schedule in the tokenizer's folder. A released one is not used: it is of the image
+        size of another stage.
+      folded: whether a token of `stored` holds 2x2 codes.
 
     Raises:
       UserError: there is none for the run's images, or its grids cannot be folded.
@@ -92,7 +92,7 @@ def run_schedule(config: T2IConfig, stored: ScaleSchedule | None, folded: bool) 
 
 
 def bucket_schedules(config: T2IConfig, configs: ModelConfigs) -> tuple[ScaleSchedule, ...]:
-    """The schedules of a run, one a ratio; `configs.schedule` is that of the square.
+    """The schedules of a run, one per ratio; `configs.schedule` is that of the square.
 
     Raises:
       UserError: several ratios are wanted and the square's schedule is not a released one.

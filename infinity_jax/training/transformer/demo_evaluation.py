@@ -25,7 +25,8 @@ from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_mod
 from infinity_jax.weights.placement import place_model
 
 PAIRS = ('trained', 'held_out')
-SHEET_IMAGES = 32  # of each kind of pairs on the contact sheet
+GENERATED, FORMER_NAME = 'generated', 'drawn'  # the latter in JSON files, for one release
+SHEET_IMAGES = 32  # per kind of pairs, on the contact sheet
 BATCH = 50  # images reconstructed in one call
 
 
@@ -67,8 +68,8 @@ def evaluate_demo(
     """Generates images of trained and held-out captions and counts those the matcher recognises.
 
     Three rows for each kind of pairs: the model's images and, for comparison, true renders and
-    their reconstructions. Prints a table; writes evaluation.json and
-    a contact sheet, evaluation.png, into `out`.
+    their reconstructions. Prints a table; writes evaluation.json and a contact sheet,
+    evaluation.png, into `out`.
 
     Args:
       folder: a complete model folder.
@@ -106,15 +107,16 @@ def evaluate_demo(
         reconstructions, ratio = reconstruct(loaded, pipeline.schedule, renders)
         generated = pipeline(captions, seed=seed, sampling=sampling).pixels
         results[kind] = {'psnr': ratio}
-        rows = {'drawn': generated, 'reconstructions': reconstructions, 'renders': renders}
+        rows = {GENERATED: generated, 'reconstructions': reconstructions, 'renders': renders}
         for row, images in rows.items():
             report = match(images, specs, candidates)
             results[kind][row] = {
                 'emoji': report.emoji_rate,
                 'background': report.background_rate,
             }
-            if row == 'drawn':
+            if row == GENERATED:
                 marks += (report.emoji_right & report.background_right)[:SHEET_IMAGES].tolist()
+        results[kind][FORMER_NAME] = results[kind][GENERATED]
         shown.append(generated[:SHEET_IMAGES])
         titles += captions[:SHEET_IMAGES]
     save_png(out / 'evaluation.png', contact_sheet(np.concatenate(shown), titles, marks))
@@ -130,7 +132,7 @@ def table(results: dict[str, Any]) -> str:
         f'{"pairs":10}{"images":18}{"emoji right":>12}{"background right":>18}{"PSNR":>10}',
     ]
     for kind in PAIRS:
-        for row in ('drawn', 'reconstructions', 'renders'):
+        for row in (GENERATED, 'reconstructions', 'renders'):
             rates = results[kind][row]
             decibel = f'{results[kind]["psnr"]:.1f} dB' if row == 'reconstructions' else ''
             lines.append(

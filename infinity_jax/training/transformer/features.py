@@ -1,4 +1,4 @@
-"""Whether stored features are those that a run would make itself."""
+"""Checks that stored features equal those that a run would compute itself."""
 
 import dataclasses
 import functools
@@ -28,8 +28,8 @@ def check_features(config: T2IConfig, loaded: LoadedModel) -> None:
       loaded: the run's frozen parts.
     """
     sources = [s for split in SPLITS for s in config.data.sources_of(split) if s.kind == 'features']
-    found = {source.path: read_info(pathlib.Path(source.path)) for source in sources}
-    infos = {path: info for path, info in found.items() if info}  # who opens them tells of others
+    read = {source.path: read_info(pathlib.Path(source.path)) for source in sources}
+    infos = {path: info for path, info in read.items() if info}  # the reader refuses others
     if not infos:
         return
     tokenizer = tokenizer_fingerprint(loaded)
@@ -41,19 +41,20 @@ def check_features(config: T2IConfig, loaded: LoadedModel) -> None:
         )
     text = text_fingerprint(loaded) if with_text else ''
     for path, info in infos.items():
-        wanted = {
+        expected = {
             'tokenizer': tokenizer,
             'image_size': config.data.image_size,
             'ratios': config.data.bucket_names,
         }
         if info.text:
-            wanted['text.encoder'] = text
-            wanted['text.length'] = config.transformer.text_length
-        _compare(path, info, wanted)
+            expected['text.encoder'] = text
+            expected['text.length'] = config.transformer.text_length
+        _compare(path, info, expected)
 
 
-def _compare(path: str, info: FeatureInfo, wanted: dict[str, Any]) -> None:
-    for name, value in wanted.items():
+def _compare(path: str, info: FeatureInfo, expected: dict[str, Any]) -> None:
+    """Raises `UserError` where a field of `info`, by its dotted name, has another value."""
+    for name, value in expected.items():
         made_with = functools.reduce(getattr, name.split('.'), info)
         if made_with != value:
             raise UserError(
@@ -63,13 +64,13 @@ def _compare(path: str, info: FeatureInfo, wanted: dict[str, Any]) -> None:
 
 
 def tokenizer_fingerprint(loaded: LoadedModel) -> str:
-    """Tells a tokenizer's encoder from others."""
+    """Fingerprint of the tokenizer's encoder."""
     config = dataclasses.asdict(required(loaded.configs.tokenizer, 'tokenizer'))
     return fingerprint(config, required(loaded.tokenizer_params, 'tokenizer')['encoder'])
 
 
 def text_fingerprint(loaded: LoadedModel) -> str:
-    """Tells a text encoder and its vocabulary from others."""
+    """Fingerprint of the text encoder and its vocabulary."""
     files = required(loaded.text_tokenizer, 'vocabulary').files
     vocabulary = hashlib.sha256(files['tokenizer.json']).hexdigest()
     config = required(loaded.configs.text, 'text encoder')
@@ -78,14 +79,14 @@ def text_fingerprint(loaded: LoadedModel) -> str:
 
 
 def text_info(loaded: LoadedModel, dtype: str, captions: str) -> TextInfo:
-    """What a folder says about text features made with this encoder."""
+    """The description of text features of this encoder, for the folder that stores them."""
     length = required(loaded.configs.transformer, 'transformer').text_length
     width = required(loaded.configs.text, 'text encoder').width
     return TextInfo(text_fingerprint(loaded), length, width, dtype, captions)
 
 
 def fingerprint(described: dict[str, Any], params: Any) -> str:
-    """A digest of JSON and of weights, wherever these lie.
+    """A digest of a JSON description and of weights, on the host or on devices.
 
     Weights are compared as bfloat16, so a model that was stored in that dtype counts as the same.
     """
@@ -99,7 +100,7 @@ def fingerprint(described: dict[str, Any], params: Any) -> str:
 
 @jax.jit
 def _sums(leaf: jax.Array) -> jax.Array:
-    """The weights' bits, summed plainly and by position; integers, so exact in any order."""
+    """Sums of the weights' bits, plain and weighted by position; exact in any order."""
     words = jax.lax.bitcast_convert_type(leaf.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
     position = jnp.zeros(leaf.shape, jnp.uint32)
     for axis in range(leaf.ndim):

@@ -10,7 +10,7 @@ from infinity_jax.scales import ScaleSchedule
 
 
 class BitMetrics(NamedTuple):
-    """Per scale, means over images and tokens, so that means of parts are those of a batch.
+    """Metrics per scale: means over images and tokens, so that averages over parts are exact.
 
     Attributes:
       loss, accuracy: (K,), means over bits too.
@@ -25,7 +25,7 @@ class BitMetrics(NamedTuple):
     def majority_rate(self) -> jax.Array:
         """(K,) the accuracy of always guessing each bit's more frequent value in this batch.
 
-        Where accuracy does not exceed it, the scale has told the model nothing.
+        A scale whose accuracy does not exceed it is not learned yet.
         """
         return jnp.maximum(self.ones, 1 - self.ones).mean(-1)
 
@@ -58,7 +58,7 @@ def bit_loss(
     Args:
       logits_BLd2: for each bit the logits of 0 and 1.
       targets_BLd: true bits, bool or 0/1.
-      reweight: weigh tokens by 1/√(h·w) so that coarse scales count as much as fine ones.
+      reweight: weight tokens by 1/√(h·w), so that coarse scales count more than by their tokens.
     """
     losses_BL = token_losses(logits_BLd2, targets_BLd)
     weights = jnp.asarray(token_weights(schedule, reweight))

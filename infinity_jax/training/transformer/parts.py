@@ -1,4 +1,4 @@
-"""The networks that a text-to-image run does not train, from their folders to the devices."""
+"""The frozen networks of a text-to-image run: read from their folders, put on the devices."""
 
 import pathlib
 from typing import Any
@@ -8,8 +8,9 @@ from jax.sharding import Mesh
 
 from infinity_jax.config import ModelConfigs, pixels_per_token, required
 from infinity_jax.errors import UserError
+from infinity_jax.scales import BUDGET_OF_EDGE
 from infinity_jax.text.tokenizer import TextTokenizer
-from infinity_jax.training.init_from import base_params, check_named, source_of
+from infinity_jax.training.init_from import frozen_transformer, torch_source
 from infinity_jax.training.transformer.config import T2IConfig, run_schedule
 from infinity_jax.transformer.model import check_schedule
 from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model
@@ -18,20 +19,15 @@ from infinity_jax.weights.t5_folder import load_encoder
 
 
 def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> LoadedModel:
-    """The parts that a run starts from: tokenizer, vocabulary and perhaps a text encoder.
+    """Reads the tokenizer, the vocabulary and, unless a new one is trained, the text encoder.
 
     Args:
-      mesh: the devices whose shards are read one by one; None gives numpy arrays.
+      mesh: the devices, each of whose shards is read by itself; None gives numpy arrays.
 
     Raises:
       UserError: a folder is missing, or the parts do not fit the configuration.
     """
-    check_named(
-        config.data.image_size,
-        config.transformer,
-        tokenizer=bool(config.tokenizer),
-        text_encoder=bool(config.text.folder) or config.text.encoder is not None,
-    )
+    _check_named(config)
     stored = load_model(config.tokenizer or DEMO_FOLDER, parts=('tokenizer',), mesh=mesh)
     if stored.tokenizer_params is None:
         raise UserError(f'{config.tokenizer}: holds no tokenizer; train one or name another folder')
@@ -39,7 +35,7 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> LoadedModel:
     text_tokenizer = TextTokenizer.from_folder(folder)
     text, text_params = config.text.encoder, None
     if text is None:
-        # What is only read keeps the file's dtype until `place_frozen` casts its shards.
+        # A frozen encoder keeps the file's dtype until `place_frozen` casts its shards.
         dtype = np.float32 if config.text.train else None
         text, text_params = load_encoder(folder, dtype, mesh)
     configs = ModelConfigs(
@@ -47,7 +43,7 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> LoadedModel:
         tokenizer=stored.configs.tokenizer,
         text=text,
         schedule=run_schedule(config, stored.configs.schedule, stored.configs.spatial_patchify),
-        source={**stored.configs.source, **source_of(config.init_from)},
+        source={**stored.configs.source, **torch_source(config.init_from)},
         extra=stored.configs.extra,
     )
     _check_parts(config, configs, text_tokenizer.vocab_size, folder)
@@ -59,10 +55,30 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> LoadedModel:
     )
 
 
+def _check_named(config: T2IConfig) -> None:
+    """Raises `UserError` where a model of the paper's image sizes would get the demo's parts."""
+    if config.data.image_size not in BUDGET_OF_EDGE:
+        return
+    missing = []
+    if not config.tokenizer:
+        missing.append(
+            f'config.tokenizer is empty: name a model folder with a tokenizer of '
+            f'{config.transformer.bits} bits (infinity-jax convert from-torch, or '
+            'configs/tokenizer.py)'
+        )
+    if not config.text.folder and config.text.encoder is None:
+        missing.append(
+            'config.text.folder is empty: name a Hugging Face folder of a T5 encoder of width '
+            f'{config.transformer.text_channels}; Flan-T5-XL has 2048'
+        )
+    if missing:
+        raise UserError('; '.join(missing))
+
+
 def _check_parts(
     config: T2IConfig, configs: ModelConfigs, vocab_size: int, text_folder: str | pathlib.Path
 ) -> None:
-    """Raises `UserError` with all reasons why the parts do not fit the run or each other."""
+    """Raises `UserError` with every reason why the parts do not fit the run or each other."""
     schedule = required(configs.schedule, 'schedule')
     tokenizer = required(configs.tokenizer, 'tokenizer')
     text = required(configs.text, 'text encoder')
@@ -87,10 +103,10 @@ def _check_parts(
 
 
 def place_frozen(config: T2IConfig, loaded: LoadedModel, mesh: Mesh) -> dict[str, Any]:
-    """The parameters that no step changes, split over the mesh: {'tokenizer'} and perhaps {'text'}.
+    """The frozen parameters, split over the mesh: {'tokenizer'}, and {'text'} unless it is trained.
 
     The tokenizer is float32, since signs decide bits; the text encoder's matrices have the dtype of
-    the transformer's products. Under adapters the transformer, float32, is frozen as well.
+    the transformer's products. With LoRA the transformer, float32, is frozen as well.
     """
     params = required(loaded.tokenizer_params, 'tokenizer')
     tokenizer = required(loaded.configs.tokenizer, 'tokenizer')
@@ -101,11 +117,11 @@ def place_frozen(config: T2IConfig, loaded: LoadedModel, mesh: Mesh) -> dict[str
         text = required(loaded.configs.text, 'text encoder')
         frozen['text'] = place(text_params, dtype, text, mesh)
     if config.lora.rank:
-        frozen['transformer'] = base_params(config, mesh)
+        frozen['transformer'] = frozen_transformer(config, mesh)
     return frozen
 
 
-def read_text(config: T2IConfig) -> dict[str, Any]:
+def frozen_text_params(config: T2IConfig) -> dict[str, Any]:
     """The weights of a frozen text encoder as numpy arrays, float32."""
     return load_encoder(_text_folder(config))[1]
 

@@ -1,7 +1,7 @@
-"""Bitwise self-correction: training inputs with flipped bits, targets that repair them (paper 3.4).
+"""Bitwise self-correction: inputs with flipped bits, targets that correct them (paper 3.4).
 
 Bits of coarse scales are flipped at random, the residual of every later scale is taken against the
-corrupted accumulation, and so the true bits of later scales make up for earlier mistakes.
+corrupted accumulation, and so the true bits of later scales correct earlier mistakes.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from infinity_jax.tokenizer.quantizer import (
     normalised_residual,
 )
 
-STRENGTH_STEP = 0.01  # strengths are drawn from {0, 0.01, …, maximum}
+STRENGTH_STEP = 0.01  # strengths are sampled from {0, 0.01, …, maximum}
 
 
 def correct(
@@ -28,7 +28,7 @@ def correct(
     *,
     patchify: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """Codes features scale by scale on top of whatever `flip` did to earlier scales.
+    """Quantizes features scale by scale, on top of the bits that `flip` gave for earlier scales.
 
     Args:
       features_Bhwd: encoder output at the last code grid, float32.
@@ -63,9 +63,9 @@ def sample_flips(
     per_image: bool = False,
     patchify: bool = False,
 ) -> tuple[jax.Array, ...]:
-    """Which bits flip: bool (B, h, w, d) for every scale but the last, whose reach no input.
+    """Samples the bits to flip, bool (B, h, w, d), of all scales but the last, which is no input.
 
-    At each scale a strength is drawn uniformly from {0, 0.01, …, `max_strength`}, once for the
+    At each scale a strength is sampled uniformly from {0, 0.01, …, `max_strength`}, once for the
     whole batch as released or once per image, and every bit flips with that probability.
 
     Args:
@@ -75,8 +75,8 @@ def sample_flips(
 
     def of_scale(scale: int, grid: Grid) -> jax.Array:
         strength_key, bit_key = jax.random.split(jax.random.fold_in(key, scale))
-        draws = (batch if per_image else 1, 1, 1, 1)
-        strength = jax.random.randint(strength_key, draws, 0, steps + 1) * STRENGTH_STEP
+        shape = (batch if per_image else 1, 1, 1, 1)
+        strength = jax.random.randint(strength_key, shape, 0, steps + 1) * STRENGTH_STEP
         return jax.random.uniform(bit_key, (batch, *grid, bits)) < strength
 
     grids = schedule.code_grids(patchify)[:-1]

@@ -34,7 +34,7 @@ from infinity_jax.transformer.model import Transformer, init_transformer, transf
 
 @dataclasses.dataclass(frozen=True)
 class Models:
-    """The networks of a run and the grids they work on, a schedule a bucket; static under jit."""
+    """The networks of a run and their token grids, one schedule per bucket; static under jit."""
 
     transformer: Transformer
     autoencoder: Autoencoder
@@ -54,7 +54,7 @@ class Models:
         return self.schedules[sizes.index(size)]
 
     def init(self, key: jax.Array, train_text: bool) -> Any:
-        """Boxed trained parameters: {'transformer'} and, when trained along, {'text'}."""
+        """Random trained parameters, boxed: {'transformer'}, and {'text'} if `train_text`."""
         keys = jax.random.split(key)
         variables = init_transformer(self.transformer, keys[0], self.schedules[0])
         params = {'transformer': variables['params']}
@@ -75,8 +75,8 @@ def make_models(config: T2IConfig, configs: ModelConfigs) -> Models:
     )
 
 
-def flips_of(key: jax.Array, batch: Batch, models: Models, config: T2IConfig) -> tuple:
-    """The bits of a batch that self-correction flips."""
+def batch_flips(key: jax.Array, batch: Batch, models: Models, config: T2IConfig) -> tuple:
+    """Samples the bits of a batch that self-correction flips."""
     assert batch.lengths_B is not None
     return sample_flips(
         key,
@@ -90,7 +90,7 @@ def flips_of(key: jax.Array, batch: Batch, models: Models, config: T2IConfig) ->
 
 
 def encode(frozen: Any, batch: Batch, models: Models) -> jax.Array:
-    """Tokenizer features (B, h, w, d) of a batch: those it holds, or computed from its images."""
+    """Tokenizer features (B, h, w, d) of a batch: stored ones, or computed from its images."""
     if batch.features_Bhwd is not None:
         return batch.features_Bhwd.astype(jnp.float32)
     assert batch.pixels_BYX3 is not None
@@ -103,7 +103,7 @@ def encode(frozen: Any, batch: Batch, models: Models) -> jax.Array:
 def encode_and_corrupt(
     flips: tuple, frozen: Any, batch: Batch, models: Models
 ) -> tuple[jax.Array, jax.Array]:
-    """Images to the transformer's inputs (B, L − 1, d) and target bits (B, L, d); no gradient."""
+    """The transformer's inputs (B, L − 1, d), without gradient, and target bits (B, L, d)."""
     inputs, targets = corrupt(
         encode(frozen, batch, models),
         models.schedule_of(batch),
@@ -116,7 +116,7 @@ def encode_and_corrupt(
 def predict(
     params: Any, batch: Batch, inputs_BLd: jax.Array, models: Models, **options: Any
 ) -> jax.Array:
-    """Captions and inputs to logits (B, L, d, 2). `params` has 'transformer' and 'text'."""
+    """Logits (B, L, d, 2) from captions and inputs. `params` has 'transformer' and 'text'."""
     if batch.text_BTE is not None:
         text = batch.text_BTE.astype(jnp.float32)
     else:
@@ -148,31 +148,31 @@ def bit_metrics(loss: jax.Array, parts: Any, schedule: ScaleSchedule) -> dict[st
 def train_step(
     state: TrainState, frozen: Any, batch: Batch, *, models: Models, config: T2IConfig
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update. Pure: every random draw comes from the seed and `state.step`.
+    """One update. Pure: all randomness comes from the seed and `state.step`.
 
-    All is drawn for the whole batch, so that parts of it see what the whole would.
+    Random choices are sampled for the whole batch, so that they do not depend on its parts.
     """
     schedule = models.schedule_of(batch)
     key = step_key(config.seed, state.step)
     corrupt_key, drop_key, path_key = jax.random.split(key, 3)
     assert batch.lengths_B is not None
     shape = batch.lengths_B.shape
-    draws = {
-        'flips': flips_of(corrupt_key, batch, models, config),
+    choices = {
+        'flips': batch_flips(corrupt_key, batch, models, config),
         'drop_condition_B': jax.random.bernoulli(drop_key, config.condition_drop, shape),
         'kept': sample_kept(path_key, models.transformer.config, *shape),
     }
 
     def loss_fn(params, rows):
-        batch, draws = rows
-        flips, options = draws['flips'], {n: x for n, x in draws.items() if n != 'flips'}
+        batch, choices = rows
+        flips, options = choices['flips'], {n: x for n, x in choices.items() if n != 'flips'}
         inputs, targets = encode_and_corrupt(flips, frozen, batch, models)
         logits = predict(joined(frozen, params, config.lora), batch, inputs, models, **options)
         return bit_loss(logits, targets, schedule, reweight=config.reweight_scales)
 
     gradients_of = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, parts), grads = mean_of_parts(
-        lambda rows: gradients_of(state.params, rows), (batch, draws), config.accumulate_steps
+        lambda rows: gradients_of(state.params, rows), (batch, choices), config.accumulate_steps
     )
     learning_rate = make_schedule(config.optimizer, config.steps)(state.step - state.skipped)
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -184,10 +184,10 @@ def train_step(
 def evaluation_step(
     params: Any, frozen: Any, batch: Batch, index: int, *, models: Models, config: T2IConfig
 ) -> dict[str, jax.Array]:
-    """Metrics of one held-out batch, its flips always the same ones, all captions kept."""
+    """Metrics of one held-out batch; `index` alone decides its flips, and no caption is dropped."""
     schedule = models.schedule_of(batch)
     key = jax.random.fold_in(jax.random.key(HELD_OUT_SEED), index)
-    flips = flips_of(key, batch, models, config)
+    flips = batch_flips(key, batch, models, config)
 
     def losses_of(rows):
         batch, flips = rows
@@ -195,7 +195,7 @@ def evaluation_step(
         logits = predict(joined(frozen, params, config.lora), batch, inputs, models)
         return bit_loss(logits, targets, schedule, reweight=config.reweight_scales)
 
-    # In parts as in training: the tokenizer wants more memory for an image than a layer does.
+    # In parts as in training: the tokenizer needs more memory per image than a layer does.
     loss, parts = mean_of_parts(losses_of, (batch, flips), config.accumulate_steps)
     return bit_metrics(loss, parts, schedule)
 

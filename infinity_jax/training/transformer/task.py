@@ -28,10 +28,10 @@ from infinity_jax.training.batches import first_batches, held_out_batches, make_
 from infinity_jax.training.config import init_key
 from infinity_jax.training.init_from import transformer_params
 from infinity_jax.training.optimizer import TrainState, make_optimizer, new_state
-from infinity_jax.training.run_folder import recipe
+from infinity_jax.training.run_folder import config_without_paths
 from infinity_jax.training.transformer.config import T2IConfig
 from infinity_jax.training.transformer.features import check_features
-from infinity_jax.training.transformer.parts import load_parts, place_frozen, read_text
+from infinity_jax.training.transformer.parts import frozen_text_params, load_parts, place_frozen
 from infinity_jax.training.transformer.step import (
     evaluation_step,
     init_state,
@@ -67,12 +67,12 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         return state if start_text is None else start({**state.params, 'text': start_text})
 
     def from_model() -> TrainState:
-        if config.lora.rank:  # that model is among the frozen parts
+        if config.lora.rank:  # its weights are among the frozen parts
             return from_scratch(init_key(config.seed))
         return start(transformer_params(config, shapes.params, mesh))
 
     frozen = place_frozen(config, loaded, mesh)
-    # The arrays that `place_frozen` cast are not needed twice.
+    # `frozen` holds the text encoder on the devices.
     loaded = dataclasses.replace(loaded, text_params=None)
     step = jit_step(models, config, shardings, mesh)
     evaluate_batch = jax.jit(
@@ -100,7 +100,9 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
             transformer_params=to_host(params['transformer'], mesh),
             tokenizer_params=to_host(params['tokenizer'], mesh),
             text_params=to_host(params['text'], mesh) if config.text.train else None,
-            configs=dataclasses.replace(loaded.configs, extra={'run': recipe(config)}),
+            configs=dataclasses.replace(
+                loaded.configs, extra={'run': config_without_paths(config)}
+            ),
         )
 
     def sample(state: TrainState, path: pathlib.Path) -> None:
@@ -119,8 +121,8 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         complete = complete_model(state)
         adapters = to_host(state.ema['lora'], mesh) if config.lora.rank else None
         if jax.process_index() == 0:
-            if not config.text.train:  # as it was read: on the devices it may be rounded
-                complete = dataclasses.replace(complete, text_params=read_text(config))
+            if not config.text.train:  # read again: on the devices it may be rounded
+                complete = dataclasses.replace(complete, text_params=frozen_text_params(config))
             save_model(folder, complete)
             if adapters is not None:
                 save_adapter(folder.parent / FILE_NAME, adapters, config.lora)
@@ -153,7 +155,7 @@ def train(config: T2IConfig) -> pathlib.Path:
     on_emoji, first = not config.data.sources, jax.process_index() == 0
     large = config.data.image_size in BUDGET_OF_EDGE
     if on_emoji and large and first:
-        print('data.sources is empty: the embedded emoji stand in, see docs/data.md')
+        print('data.sources is empty: the embedded emoji are used instead, see docs/data.md')
     folder = loop.run(config, make_task(config, mesh), mesh)
     if on_emoji and not large and first:
         from infinity_jax.training.transformer.demo_evaluation import evaluate_demo

@@ -1,4 +1,4 @@
-"""What the discriminator learns from, how fast and from when on, against plain definitions."""
+"""The discriminator's gradient, updates, schedule and weight, against plain definitions."""
 
 import dataclasses
 

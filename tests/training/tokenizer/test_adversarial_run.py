@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.stride4 import EIGHT_BITS, GRIDS
 from helpers.tiny import QUICK_COMPILE
 
-from infinity_jax.config import TokenizerConfig
 from infinity_jax.data.batch import Batch
 from infinity_jax.data.config import DataConfig
 from infinity_jax.sharding import MeshConfig, make_mesh
@@ -52,7 +52,7 @@ CONFIG = TokenizerRunConfig(
     checkpoint_every=6,
     optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.5),
     data=DataConfig(image_size=16),
-    grids=((1, 1), (2, 2), (4, 4)),
+    grids=GRIDS,
     losses=TokenizerLosses(truncated=0.5),
     adversarial=AdversarialConfig(
         weight=0.3,
@@ -62,11 +62,8 @@ CONFIG = TokenizerRunConfig(
         layers=1,
         optimizer=OptimizerConfig(learning_rate=1e-3),
     ),
-    tokenizer=TokenizerConfig(
-        bits=8, base_channels=8, channel_multipliers=(1,), residual_blocks=1, unshuffle=4,
-        norm_groups=4,
-    ),
-)  # fmt: skip
+    tokenizer=EIGHT_BITS,
+)
 MODEL = Autoencoder(CONFIG.tokenizer)
 # The first step of AdamW is the sign of the gradient, which would show rounding and hide size.
 PLAIN = OptimizerConfig(learning_rate=1e-2, ema_decay=0.5, epsilon=1.0, clip_norm=1e3)
@@ -92,7 +89,9 @@ def compiled(config=CONFIG):
 
 
 def same(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 def test_both_networks_train_from_the_start_step_on():
@@ -101,10 +100,10 @@ def test_both_networks_train_from_the_start_step_on():
         before, (state, metrics) = state, compiled()(state, None, batch)
         assert all(np.isfinite(value).all() for value in metrics.values())
         assert not same(before.params, state.params)
-        playing = step >= START
-        assert same(before.discriminator, state.discriminator) == (not playing)
-        assert (metrics['discriminator'] > 0) == playing
-        assert (metrics['adversarial_weight'] > 0) == playing
+        started = step >= START
+        assert same(before.discriminator, state.discriminator) == (not started)
+        assert (metrics['discriminator'] > 0) == started
+        assert (metrics['adversarial_weight'] > 0) == started
     assert state.discriminator.updates == 1
     real = 0.9 * metrics['logit_real']  # from 0, with a decay of (1 + 0) / (10 + 0) at first
     assert state.discriminator.mean_real == pytest.approx(float(real), rel=1e-5)

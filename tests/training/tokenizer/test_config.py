@@ -1,4 +1,4 @@
-"""What a tokenizer run must agree on, and the released schedule of every image shape."""
+"""The checks of a tokenizer run's configuration, and the released schedule of every image shape."""
 
 import dataclasses
 
@@ -52,7 +52,7 @@ def test_truncated_images_keep_a_scale():
     check(dataclasses.replace(dropped, quantizer=kept))
 
 
-def test_a_image_too_small_for_the_perceptual_term():
+def test_an_image_too_small_for_lpips():
     small = dataclasses.replace(
         CONFIG,
         data=DataConfig(image_size=8),
@@ -65,7 +65,7 @@ def test_a_image_too_small_for_the_perceptual_term():
         check(small)
 
 
-def test_released_schedules_are_told_by_the_image():
+def test_an_image_determines_its_released_schedule():
     for ratio in RATIOS:
         for budget in BUDGETS:
             schedule = ScaleSchedule.for_image(ratio, budget)

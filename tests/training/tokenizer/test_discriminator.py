@@ -1,4 +1,4 @@
-"""PatchGAN: what it sees, the hinge, LeCam by hand, and finite gradients everywhere."""
+"""PatchGAN: its receptive field, the hinge, LeCam by hand, and finite gradients everywhere."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.numeric
 
 
 @pytest.mark.parametrize('layers', [1, 2, 3])
-def test_one_logit_a_patch(layers):
+def test_one_logit_per_patch(layers):
     model = PatchDiscriminator(channels=8, layers=layers)
     edge = smallest_image(layers)
     shape = lambda n: (

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from helpers import paths
 
+from infinity_jax.images import psnr
 from infinity_jax.tokenizer.quantizer import quantize
 from infinity_jax.training.tokenizer import losses
 
@@ -95,7 +96,7 @@ def test_the_entropy_penalty_by_hand():
 
 def test_psnr_of_a_known_error():
     target = jnp.zeros((2, 4, 4, 3))
-    assert losses.psnr(target + 0.2, target) == pytest.approx(20.0, abs=1e-4)  # (2 / 0.2)² = 20 dB
+    assert psnr(target + 0.2, target) == pytest.approx(20.0, abs=1e-4)  # (2 / 0.2)² = 20 dB
 
 
 def test_a_lower_inverse_temperature_reaches_bits_that_never_change():

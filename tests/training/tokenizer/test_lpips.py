@@ -129,6 +129,6 @@ def test_equal_and_dead_features_have_no_distance_and_a_finite_gradient(params):
         assert value < 1e-8 and jnp.isfinite(grad).all()
 
 
-def test_a_image_too_small_for_four_pools_is_refused(params):
+def test_an_image_too_small_for_four_pools_is_refused(params):
     with pytest.raises(ValueError, match='wanted edges of 16'):
         lpips(params, jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 8, 8, 3)))

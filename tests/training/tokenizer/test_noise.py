@@ -16,7 +16,7 @@ KEY = jax.random.key(0)
 GRIDS = ((1, 1), (2, 2), (8, 8))
 
 
-def test_defaults_draw_nothing():
+def test_defaults_sample_nothing():
     assert sample_kept(KEY, QuantizerTraining(), 4, 3) is None
     assert sample_flips(KEY, QuantizerTraining(), 4, GRIDS, 8) is None
 

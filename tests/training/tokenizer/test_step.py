@@ -28,7 +28,7 @@ SCALES_B = np.array([2, 1], np.int32)
 
 
 class Patches(nn.Module):
-    """The encoder of `LinearAutoencoder`: one product a patch."""
+    """The encoder of `LinearAutoencoder`: one product per patch."""
 
     config: TokenizerConfig
 
@@ -52,7 +52,7 @@ class Pixels(nn.Module):
 
 
 class LinearAutoencoder(Autoencoder):
-    """What `forward` asks of an `Autoencoder`, and little to compile."""
+    """The methods of an `Autoencoder` that `forward` calls, quick to compile."""
 
     def setup(self):
         self.encoder, self.decoder = Patches(self.config), Pixels(self.config)
@@ -75,7 +75,7 @@ def run_config(**fields):
     )  # fmt: skip
 
 
-def drawn():
+def sampled():
     rng = np.random.default_rng(0)
     flips = tuple(rng.random((2, *grid, 8)) < 0.3 for grid in GRIDS[:2])
     pixels = rng.uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
@@ -90,7 +90,7 @@ def outputs_and_gradients():
         run_config(),
     )
     model = LinearAutoencoder(detached.tokenizer)
-    pixels, noise = drawn()
+    pixels, noise = sampled()
     shapes = jax.eval_shape(model.init, jax.random.key(0), pixels)
     params = lively(shapes['params'])
 
@@ -120,7 +120,7 @@ def outputs_and_gradients():
     def value_and_gradient(way, params):
         def score(params):
             outputs = way(params)
-            # Odd powers: gradients that do not vanish, whatever the sign.
+            # Odd powers: gradients that vanish for neither sign.
             return sum((leaf**3).sum() for leaf in jax.tree.leaves(outputs)), outputs
 
         gradient, outputs = jax.grad(score, has_aux=True)(params)
@@ -160,8 +160,8 @@ def test_a_truncated_image_is_decoded_from_its_first_scales():
     assert np.abs(outputs.truncated - outputs.pixels).max(axis=(1, 2, 3)).min() > 1e-2
 
 
-def test_gradients_with_blocks_computed_again_are_those_without():
-    pixels, gradients, products = drawn()[0], [], []
+def test_recomputed_blocks_give_the_same_gradients():
+    pixels, gradients, products = sampled()[0], [], []
     for remat in ('none', 'full'):
         config = run_config(remat=remat)
         model, variables = make_model(config), tokenizer_variables(config.tokenizer)
@@ -169,7 +169,7 @@ def test_gradients_with_blocks_computed_again_are_those_without():
         traced = jax.jit(jax.grad(loss)).trace(variables)
         products.append(str(traced.jaxpr).count('conv_general_dilated['))
         gradients.append(traced.lower().compile(QUICK_COMPILE)(variables))
-    assert products[1] > products[0]  # so they are computed again
+    assert products[1] > products[0]  # so the blocks are recomputed
     for ours, wanted in zip(*map(jax.tree.leaves, gradients), strict=True):
         assert np.abs(wanted).max() > 1e-4
         np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-6)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from helpers.lpips_weights import narrow_files
 from helpers.models import model_of
+from helpers.stride4 import EIGHT_BITS, GRIDS
 from helpers.tiny import tokenizer_variables
 from PIL import Image
 
-from infinity_jax.config import TokenizerConfig
 from infinity_jax.data.config import DataConfig
 from infinity_jax.errors import UserError
 from infinity_jax.sharding import make_mesh
@@ -45,12 +45,15 @@ def config(tmp_path):
         checkpoint_every=10,
         optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.5),
         data=DataConfig(image_size=16),
-        grids=((1, 1), (2, 2), (4, 4)),
-        tokenizer=TokenizerConfig(
-            bits=8, base_channels=8, channel_multipliers=(1,), residual_blocks=1, unshuffle=4,
-            norm_groups=4,
-        ),
-    )  # fmt: skip
+        grids=GRIDS,
+        tokenizer=EIGHT_BITS,
+    )
+
+
+def save_tokenizer(folder, config):
+    params = tokenizer_variables(config)['params']
+    save_model(folder, model_of(tokenizer_config=config, tokenizer_params=params))
+    return params
 
 
 def run(config):
@@ -129,7 +132,7 @@ def test_every_option_trains_and_is_finite(config):
     assert all(np.isfinite(record['truncated']) for record in records)
 
 
-def test_perceptual_weights_are_used_and_not_remembered(config, tmp_path, monkeypatch):
+def test_lpips_weights_are_used_and_not_stored(config, tmp_path, monkeypatch):
     vgg, heads = narrow_files(tmp_path, monkeypatch)
     named = dataclasses.replace(
         config,
@@ -145,9 +148,7 @@ def test_perceptual_weights_are_used_and_not_remembered(config, tmp_path, monkey
 
 
 def test_a_folder_with_other_bits_gives_all_but_the_layers_next_to_them(config, tmp_path, capsys):
-    params = tokenizer_variables(config.tokenizer)['params']
-    save_model(tmp_path / 'd8', model_of(tokenizer_config=config.tokenizer,
-                                            tokenizer_params=params))  # fmt: skip
+    params = save_tokenizer(tmp_path / 'd8', config.tokenizer)
     for bits, new in ((8, 0), (12, 3)):
         wider = dataclasses.replace(config.tokenizer, bits=bits)
         fresh = tokenizer_variables(wider, seed=1)['params']
@@ -167,9 +168,7 @@ def test_a_folder_with_other_bits_gives_all_but_the_layers_next_to_them(config, 
 
 
 def test_a_frozen_encoder_wants_its_own_number_of_bits(config, tmp_path):
-    params = tokenizer_variables(config.tokenizer)['params']
-    save_model(tmp_path / 'd8', model_of(tokenizer_config=config.tokenizer,
-                                            tokenizer_params=params))  # fmt: skip
+    save_tokenizer(tmp_path / 'd8', config.tokenizer)
     frozen = dataclasses.replace(
         config,
         tokenizer=dataclasses.replace(config.tokenizer, bits=12),
@@ -184,7 +183,7 @@ def test_a_frozen_encoder_wants_its_own_number_of_bits(config, tmp_path):
     assert 'd8 has 8:' in str(e.value) and '\n' not in str(e.value)
 
 
-def test_a_folder_without_a_tokenizer_is_told_so(config, tmp_path):
+def test_a_folder_without_a_tokenizer_is_refused(config, tmp_path):
     save_model(tmp_path / 'none', model_of())
     fresh = tokenizer_variables(config.tokenizer)['params']
     with pytest.raises(UserError, match='none: holds no tokenizer; name a model folder') as e:
@@ -193,9 +192,7 @@ def test_a_folder_without_a_tokenizer_is_told_so(config, tmp_path):
 
 
 def test_training_starts_from_a_folder_with_other_bits(config, tmp_path):
-    params = tokenizer_variables(config.tokenizer)['params']
-    save_model(tmp_path / 'd8', model_of(tokenizer_config=config.tokenizer,
-                                            tokenizer_params=params))  # fmt: skip
+    params = save_tokenizer(tmp_path / 'd8', config.tokenizer)
     wider = dataclasses.replace(config.tokenizer, bits=12)
     mesh = make_mesh(devices=jax.devices()[:1])
     task = make_task(
@@ -210,9 +207,7 @@ def test_training_starts_from_a_folder_with_other_bits(config, tmp_path):
 
 
 def test_a_deeper_decoder_on_a_kept_encoder_starts_as_it_was_and_changes_no_bit(config, tmp_path):
-    params = tokenizer_variables(config.tokenizer)['params']
-    save_model(tmp_path / 'old', model_of(tokenizer_config=config.tokenizer,
-                                             tokenizer_params=params))  # fmt: skip
+    params = save_tokenizer(tmp_path / 'old', config.tokenizer)
     deeper = dataclasses.replace(
         config,
         steps=3,

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 from helpers.models import model_of
-from helpers.tiny import tokenizer_variables
+from helpers.stride4 import GRIDS, PARAMS, TOKENIZER
 from PIL import Image
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config import TransformerConfig
 from infinity_jax.emoji.image_spec import caption
 from infinity_jax.emoji.matcher import evaluation_specs
 from infinity_jax.emoji.render import render
@@ -19,10 +19,6 @@ from infinity_jax.scales import ScaleSchedule
 from infinity_jax.training.transformer import demo_evaluation as evaluate
 
 COUNT = 6
-GRIDS = ((1, 1), (2, 2), (4, 4))
-TOKENIZER = TokenizerConfig(
-    bits=4, base_channels=8, channel_multipliers=(1,), residual_blocks=1, unshuffle=4, norm_groups=4
-)
 
 
 class PerfectPipeline:
@@ -45,7 +41,7 @@ class PerfectPipeline:
 def loaded():
     return model_of(
         tokenizer_config=TOKENIZER,
-        tokenizer_params=tokenizer_variables(TOKENIZER)['params'],
+        tokenizer_params=PARAMS,
         transformer_config=TransformerConfig(depth=1, width=16, num_heads=2, bits=4),
         schedule=ScaleSchedule.free(GRIDS),
         extra={'run': {'data': {'subset': 'starter'}}},
@@ -57,14 +53,17 @@ def test_counts_what_is_right_and_leaves_table_and_sheet(loaded, tmp_path, monke
     monkeypatch.setattr(evaluate, 'place_model', lambda loaded, quantization: loaded)
     monkeypatch.setattr(evaluate, 'InfinityPipeline', PerfectPipeline)
     results = evaluate.evaluate_demo('somewhere', count=COUNT, out=tmp_path)
-    assert json.loads((tmp_path / 'evaluation.json').read_text())['trained'] == results['trained']
+    written = json.loads((tmp_path / 'evaluation.json').read_text())
+    assert written['trained'] == results['trained']
     assert Image.open(tmp_path / 'evaluation.png').width > 100
     for kind in evaluate.PAIRS:
         assert results[kind]['renders'] == {'emoji': 1.0, 'background': 1.0}
-        assert results[kind]['drawn']['emoji'] >= 1 - 1 / COUNT
-        assert results[kind]['drawn']['background'] == 1.0
+        assert results[kind]['generated']['emoji'] >= 1 - 1 / COUNT
+        assert results[kind]['generated']['background'] == 1.0
+        assert written[kind]['drawn'] == results[kind]['generated']  # its name in version 0.1
         assert np.isfinite(results[kind]['psnr'])
-    assert 'held_out' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert 'held_out  generated' in printed and 'drawn' not in printed
 
 
 def test_reconstruct_keeps_the_count_over_batches(loaded):

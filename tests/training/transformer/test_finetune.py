@@ -1,4 +1,4 @@
-"""Fine-tuning: dimensions and first loss are the folder's; adapters leave what they drew."""
+"""Fine-tuning: dimensions and first loss are the folder's; adapters merge into the folder."""
 
 import dataclasses
 import runpy
@@ -9,9 +9,11 @@ import pytest
 import safetensors
 from helpers.models import model_of
 from helpers.paths import CONFIGS
+from helpers.stride4 import EIGHT_BITS as TOKENIZER
+from helpers.stride4 import GRIDS
 from helpers.tiny import lively, tokenizer_variables, transformer_variables
 
-from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig
+from infinity_jax.config import TextConfig, TransformerConfig
 from infinity_jax.convert.exporting import to_torch_files
 from infinity_jax.errors import UserError
 from infinity_jax.inference.pipeline import InfinityPipeline
@@ -36,9 +38,6 @@ TRANSFORMER = TransformerConfig(
     depth=2, width=32, num_heads=2, bits=8, text_channels=16, text_length=16, max_scales=3,
     dtype='float32', drop_path=0.1,
 )  # fmt: skip
-TOKENIZER = TokenizerConfig(
-    bits=8, base_channels=8, channel_multipliers=(1,), residual_blocks=1, unshuffle=4, norm_groups=4
-)  # fmt: skip
 TEXT = TextConfig(vocab_size=1500, width=16, num_layers=1, num_heads=2, head_dim=8, ffn_width=32)
 CAPTIONS = ['a red apple on a blue background', 'a green leaf']
 
@@ -60,7 +59,7 @@ def save(folder, transformer=TRANSFORMER, tokenizer=TOKENIZER, schedule=None, te
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    schedule = ScaleSchedule.free(((1, 1), (2, 2), (4, 4)))
+    schedule = ScaleSchedule.free(GRIDS)
     return save(tmp_path_factory.mktemp('models') / 'base', schedule=schedule)
 
 
@@ -74,7 +73,7 @@ def fields(folder, tmp_path, variant='full'):
     return config
 
 
-def test_the_folder_says_what_is_trained(folder, tmp_path):
+def test_the_folder_gives_the_missing_fields(folder, tmp_path):
     config = run_config(fields(folder, tmp_path))
     assert config.transformer == dataclasses.replace(TRANSFORMER, drop_path=0.0)
     assert config.tokenizer == str(folder) and config.text.folder == str(folder / 'text_encoder')
@@ -104,7 +103,7 @@ def pixels(images):
     return np.stack([np.asarray(image) for image in images.images])
 
 
-def test_adapters_start_at_the_folders_loss_and_merge_into_what_they_drew(folder, tmp_path):
+def test_adapters_start_at_the_folders_loss_and_merge_into_the_same_images(folder, tmp_path):
     config = fields(folder, tmp_path, 'lora')
     config.lora.rank, config.optimizer.warmup_steps = 1, 1
     config.optimizer.learning_rate = 0.1

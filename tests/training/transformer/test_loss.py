@@ -1,3 +1,5 @@
+"""The bit loss and its metrics against float64 formulas."""
+
 import jax
 import jax.numpy as jnp
 import numpy as np

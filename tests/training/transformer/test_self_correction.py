@@ -1,3 +1,5 @@
+"""Self-correction against teacher forcing, and the statistics of its flips."""
+
 import functools
 
 import jax
@@ -48,7 +50,7 @@ def run(key, f, schedule=SCHEDULE, max_strength=0.3, per_image=False, patchify=F
 
 @functools.cache
 def flipped_share(per_image):
-    """Which of 64 images' 1024 bits of a first scale flip, for 40 keys: (keys, 64)."""
+    """Share of the 1024 bits of a first scale that flip, for 40 keys and 64 images: (40, 64)."""
     f = features(64, 1024, TWO_SCALES)
     shares = []
     for seed in range(40):
@@ -127,7 +129,7 @@ def test_flip_rate_per_image():
     assert 0.015 < none < 0.06
 
 
-def test_both_ends_of_the_strengths_are_drawn():
+def test_both_ends_of_the_strengths_are_sampled():
     """At most 0.01, half of the images get strength 0 and half 0.01, ten of 1024 bits."""
     f = features(64, 1024, TWO_SCALES)
     inputs, targets = run(jax.random.key(0), f, TWO_SCALES, 0.01, True)

@@ -152,7 +152,7 @@ def test_a_batch_that_does_not_divide_into_parts_is_refused():
 
 @functools.cache
 def operations(remat, implementation='xla'):
-    """How often matrices are multiplied, and kernels called, for a value and its gradient."""
+    """Numbers of matrix products and of kernel calls for a value and its gradient."""
     schedule = ScaleSchedule.free(((1, 1), (12, 12)))
     model = Transformer(TRANSFORMER, implementation, remat)
     features, lengths = jnp.zeros((1, 8, 16)), jnp.ones(1, jnp.int32)

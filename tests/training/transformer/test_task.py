@@ -1,4 +1,4 @@
-"""The text-to-image trainer on a toy: resume, bad steps, several devices, what it leaves behind."""
+"""The text-to-image trainer on a toy: resume, bad steps, several devices, files."""
 
 import dataclasses
 import json
@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 from helpers.data_folders import jsonl_folder, tar_folder, tfds_folder
 from helpers.models import model_of
+from helpers.stride4 import EIGHT_BITS as TOKENIZER
+from helpers.stride4 import GRIDS
 from PIL import Image
 
-from infinity_jax.config import TextConfig, TokenizerConfig, TransformerConfig
+from infinity_jax.config import TextConfig, TransformerConfig
 from infinity_jax.convert.exporting import to_torch_files
 from infinity_jax.convert.plan import to_torch
 from infinity_jax.convert.state_dict import open_transformer
@@ -36,10 +38,6 @@ from infinity_jax.training.transformer.step import make_models
 from infinity_jax.training.transformer.task import make_task
 from infinity_jax.weights.model_folder import load_model, save_model
 
-GRIDS = ((1, 1), (2, 2), (4, 4))
-TOKENIZER = TokenizerConfig(
-    bits=8, base_channels=8, channel_multipliers=(1,), residual_blocks=1, unshuffle=4, norm_groups=4
-)  # fmt: skip
 TEXT = TextConfig(vocab_size=1500, width=16, num_layers=1, num_heads=2, head_dim=8, ffn_width=32)
 
 
@@ -102,7 +100,8 @@ def test_resuming_continues_bit_for_bit_and_exports(config, tmp_path):
     ours, theirs = load_model(folder), load_model(again)
     jax.tree.map(np.testing.assert_array_equal, ours.transformer_params, theirs.transformer_params)
     jax.tree.map(np.testing.assert_array_equal, ours.text_params, theirs.text_params)
-    assert ours.schedule == ScaleSchedule.free(GRIDS) and ours.extra['run']['steps'] == 6
+    assert ours.configs.schedule == ScaleSchedule.free(GRIDS)
+    assert ours.configs.extra['run']['steps'] == 6
     assert run(cut) == again  # a finished run only exports again
     # Its checkpoints become PyTorch files; the model folder holds the average.
     for ema in (True, False):
@@ -147,7 +146,7 @@ def test_eight_devices_equal_one(config):
     np.testing.assert_allclose(results[0], results[1], rtol=1e-5)
 
 
-def test_samples_are_drawn_where_the_parameters_lie(config, tmp_path, monkeypatch):
+def test_samples_are_generated_where_the_parameters_are(config, tmp_path, monkeypatch):
     mesh = make_mesh(MeshConfig(2, 2, 2))
     task = make_task(config, mesh)
     state = task.init(jax.random.key(0))
@@ -206,7 +205,7 @@ def test_parts_that_do_not_fit_are_refused(config):
         load_parts(dataclasses.replace(config, tokenizer='/nowhere'))
 
 
-def test_the_run_folder_tells_what_was_run(config):
+def test_the_run_folder_describes_the_run(config):
     folder = run(dataclasses.replace(config, steps=1))
     described = json.loads((pathlib.Path(config.run_dir) / 'config.json').read_text())
     assert described['transformer']['width'] == 32
@@ -217,8 +216,8 @@ def test_the_run_folder_tells_what_was_run(config):
     step = flops.training_step(
         config.transformer, ScaleSchedule.free(GRIDS), 8, 16, trained_text=TEXT
     )
-    told = line['model_tflops_per_second'] * 1e12 * line['step_seconds']
-    assert told == pytest.approx(step.total) and step.text_encoder > 0
+    logged = line['model_tflops_per_second'] * 1e12 * line['step_seconds']
+    assert logged == pytest.approx(step.total) and step.text_encoder > 0
     assert line['pictures_per_second'] * line['step_seconds'] == pytest.approx(8)
     assert 'mfu' not in line  # a CPU has no published peak
     # The finished model has that very loss, with nothing but its folder and the held-out data.
@@ -302,7 +301,7 @@ def test_a_batch_is_trained_on_the_grids_of_its_shape(config, tmp_path):
         seen = []
 
         def step(params, frozen, batch, seen=seen):
-            flips = train_step.flips_of(jax.random.key(0), batch, models, config)
+            flips = train_step.batch_flips(jax.random.key(0), batch, models, config)
             inputs, targets = train_step.encode_and_corrupt(flips, frozen, batch, models)
             seen.append(targets.shape[1])
             return train_step.predict({**frozen, **params}, batch, inputs, models)

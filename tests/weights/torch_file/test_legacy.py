@@ -7,11 +7,11 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 from helpers.torch_files import (
-    BFLOAT16,
     C_TYPES,
     MAGIC,
     VERSION,
     Stored,
+    arrays_of_every_dtype,
     assert_reads,
     write_legacy_pth,
 )
@@ -38,9 +38,7 @@ def python_2(before=b'', after=b''):
 
 @pytest.mark.parametrize('length', [1, 2, 3])  # odd and even places of the elements in the file
 def test_reads_every_dtype(tmp_path, length):
-    rng = np.random.default_rng(0)
-    dtypes = ['float32', 'float64', 'float16', BFLOAT16, 'int64', 'bool']
-    content = {str(d): (rng.standard_normal((3, length)) * 5).astype(d) for d in dtypes}
+    content = arrays_of_every_dtype(3, length)
     content['x' * length] = np.array(2.5, np.float32)
     content['empty'] = np.zeros((0, 3), np.float32)
     write_legacy_pth(tmp_path / 'x.pth', OrderedDict(content))

@@ -7,7 +7,7 @@ from collections import OrderedDict
 
 import numpy as np
 import pytest
-from helpers.torch_files import BFLOAT16, Stored, assert_reads, write_pth
+from helpers.torch_files import Stored, arrays_of_every_dtype, assert_reads, write_pth
 
 from infinity_jax.errors import UserError
 from infinity_jax.weights.torch_file.reader import read_torch_file
@@ -15,9 +15,7 @@ from infinity_jax.weights.torch_file.reader import read_torch_file
 
 @pytest.mark.parametrize('compression', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_reads_every_dtype(tmp_path, compression):
-    rng = np.random.default_rng(0)
-    dtypes = ['float32', 'float64', 'float16', BFLOAT16, 'int64', 'bool']
-    content = {str(d): (rng.standard_normal((3, 4)) * 5).astype(d) for d in dtypes}
+    content = arrays_of_every_dtype(3, 4)
     content['scalar'] = np.array(2.5, np.float32)
     content['empty'] = np.zeros((0, 3), np.float32)
     write_pth(tmp_path / 'x.pth', OrderedDict(content), compression)
