@@ -27,7 +27,7 @@ GRAPH = {
     'tokenizer': (*FACTS, 'sharding'),
     'transformer': (*FACTS, 'sharding', 'text'),
     'emoji': ('errors',),
-    'data': (*FACTS, 'runtime', 'emoji'),
+    'data': (*FACTS, 'runtime', 'text', 'emoji'),
     'weights': (*FACTS, 'runtime', 'sharding', *NETWORKS),
     'inference': (*FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'weights'),
     'training': (

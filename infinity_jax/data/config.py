@@ -18,6 +18,7 @@ _RANGES = {
     'num_workers': Range(0, 4096),
     'held_out_share': RATE,
     'smallest_crop': real(0, 1, above=True),
+    'max_image_pixels': Range(1, 2**40),
     'short_captions': RATE,
     'max_broken_share': RATE,
 }
@@ -73,6 +74,8 @@ class DataConfig:
     # each use, its edge at least this share of the largest crop's; for training tokenizers.
     smallest_crop: float = 1.0
     short_captions: float = 0.2  # probability that the short caption of a record is used
+    # Images of more pixels are broken records. A reading thread needs up to 8 bytes per pixel.
+    max_image_pixels: int = 178_956_970
     max_broken_share: float = 0.01  # a run stops if more records than this share are broken
     index_dir: str = ''  # folder of the indexes of sources; '': in the run folder
 
