@@ -37,6 +37,8 @@ Expected by the paper on ImageNet at 256², rFID / PSNR: d16 1.22 / 20.9, d24 0.
 d32 0.61 / 22.7, d64 0.33 / 24.9.
 """
 
+import sys
+
 from ml_collections import ConfigDict
 
 STRIDE_16 = (16, 18, 20, 24, 32, 48, 64)  # bits
@@ -48,7 +50,13 @@ VARIANTS = (*DEMOS, *(f'd{d}_{stage}' for d in (*STRIDE_8, *STRIDE_16) for stage
 
 def get_config(arg: str = 'demo') -> ConfigDict:
     """`arg` names the variant: 'demo', or 'd32_stage1' and so on."""
-    arg = {'pictures': 'images'}.get(arg, arg)  # as it was called in version 0.1
+    if arg == 'pictures':
+        print(
+            'variant pictures is now images; the old name works until version 0.3', file=sys.stderr
+        )
+        config = images()
+        config.run_dir = 'runs/tokenizer_pictures'  # the run folder of the old name
+        return config
     if arg not in VARIANTS:
         raise ValueError(
             f'unknown variant {arg!r} of configs/tokenizer.py; known: {", ".join(VARIANTS)}'

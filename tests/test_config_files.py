@@ -4,10 +4,12 @@ import dataclasses
 import importlib.util
 import math
 import re
+import subprocess
+import sys
 
 import pytest
 from absl import flags
-from helpers.paths import CONFIGS
+from helpers.paths import CONFIGS, REPOSITORY
 from ml_collections import ConfigDict
 
 from infinity_jax.config import (
@@ -270,3 +272,35 @@ def test_ranges_of_all_presets_are_wide_enough():
     for transformer in PRESETS.values():
         assert dataclasses.replace(transformer) == transformer
     assert TextConfig().buckets == 32
+
+
+def test_fields_by_their_old_names_are_read_from_the_command_line(tmp_path):
+    old = {
+        'data.picture_size': 63,  # refused, which ends the run at once
+        'self_correction.per_picture': True,
+        'transformer.levels': 4,
+    }
+    flags = [f'--config.{name}={value}' for name, value in old.items()]
+    command = [sys.executable, '-m', 'infinity_jax.main', f'--config={CONFIGS / "t2i.py"}']
+    done = subprocess.run(
+        [*command, f'--config.run_dir={tmp_path}', *flags],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    lines = done.stderr.splitlines()
+    assert lines[:3] == [
+        f'config field {old} is now {new}; the old name works until version 0.3'
+        for old, new in (
+            ('data.picture_size', 'data.image_size'),
+            ('self_correction.per_picture', 'self_correction.per_image'),
+            ('transformer.levels', 'transformer.max_scales'),
+        )
+    ]
+    assert done.returncode == 2 and 'data.image_size is 63' in lines[-1]
+
+
+def test_the_old_variant_of_folders_of_images_says_its_new_name(capsys):
+    config = load('tokenizer').get_config('pictures')
+    assert config.run_dir == 'runs/tokenizer_pictures'
+    assert 'variant pictures is now images' in capsys.readouterr().err

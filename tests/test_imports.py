@@ -121,6 +121,15 @@ def test_the_two_tasks_share_no_module_of_their_own():
                 assert not any(name.startswith(f'training.{other}.') for name in others), module
 
 
+def test_the_training_step_reaches_no_readers_of_data_or_weights_and_no_inference():
+    reached, waiting = set(), ['training.transformer.step']
+    while waiting:  # imports inside functions count as well
+        for other in edges()[waiting.pop()] - reached:
+            reached.add(other)
+            waiting.append(other)
+    assert not [n for n in reached if n.startswith(UNWANTED) and n not in CONFIGURATION]
+
+
 def test_the_training_step_loads_no_readers_of_data_or_weights_and_no_inference():
     code = (
         'import sys, infinity_jax.training.transformer.step;'

@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from infinity_jax.config import ModelConfigs, TokenizerConfig, TransformerConfig, pixels_per_token
-from infinity_jax.convert import names as torch_table
+from infinity_jax.convert import names as name_table
 from infinity_jax.convert.dimensions import Tensors, read_tokenizer_config, read_transformer_config
 from infinity_jax.convert.names import Entry, Naming
 from infinity_jax.convert.state_dict import open_tokenizer, open_transformer
@@ -49,12 +49,12 @@ class Plan:
         """The plan of a transformer or a tokenizer."""
         shapes = flat_shapes(part_shapes(config))
         if isinstance(config, TokenizerConfig):
-            entries = torch_table.entries(torch_table.TOKENIZER, shapes)
-            buffers = torch_table.buffer_names(torch_table.TOKENIZER_BUFFERS, 1)
+            entries = name_table.entries(name_table.TOKENIZER, shapes)
+            buffers = name_table.buffer_names(name_table.TOKENIZER_BUFFERS, 1)
             return cls(shapes, tuple(entries), buffers)
-        entries = torch_table.entries(torch_table.TRANSFORMER, shapes, naming)
-        buffers = torch_table.buffer_names(torch_table.TRANSFORMER_BUFFERS, config.depth, naming)
-        return cls(shapes, tuple(entries), buffers, torch_table.TRANSFORMER_IGNORED)
+        entries = name_table.entries(name_table.TRANSFORMER, shapes, naming)
+        buffers = name_table.buffer_names(name_table.TRANSFORMER_BUFFERS, config.depth, naming)
+        return cls(shapes, tuple(entries), buffers, name_table.TRANSFORMER_IGNORED)
 
     def problems(self, tensors: Tensors) -> list[str]:
         """All missing, unknown and misshapen names, and buffers with wrong values."""

@@ -52,7 +52,7 @@ class RecordCaptions:
         the first two if the first is short; it replaces a missing short caption.
         """
         shorts, sentences, counts = self._choices()
-        long = ' '.join(sentences[: counts[rng.integers(len(counts))]]) if counts else ''
+        long = ' '.join(sentences[: counts[int(rng.integers(len(counts)))]]) if counts else ''
         if shorts and (not long or rng.random() < short_probability):
             return shorts[rng.integers(len(shorts))]
         return long

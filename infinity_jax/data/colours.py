@@ -37,7 +37,9 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if profile is not None or image.mode == 'LAB':
         transform = _transform(image.mode, profile)
     if transform is not None:
-        return ImageCms.applyTransform(image, transform)
+        converted = ImageCms.applyTransform(image, transform)
+        assert converted is not None  # only conversions in place return nothing
+        return converted
     return image if image.mode == 'RGB' else image.convert('RGB')
 
 

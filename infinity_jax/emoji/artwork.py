@@ -14,7 +14,6 @@ from infinity_jax.errors import UserError
 
 FOLDER = pathlib.Path(__file__).parent / 'files'
 ARTWORK = FOLDER / 'artwork.zip'
-ARTWORK_PIXELS = 64
 REMEDY = (
     'wanted a zip of PNGs; install the package again, or make the zip again with '
     'python scripts/build_emoji.py'

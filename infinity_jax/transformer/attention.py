@@ -17,7 +17,7 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.sharding import target_platform
 from infinity_jax.transformer.attention_ops import attend
 from infinity_jax.transformer.layers import VECTOR, linear
-from infinity_jax.transformer.tpu import normalize_and_rotate
+from infinity_jax.transformer.rope import normalize_and_rotate
 
 MAX_LOG_SCALE = np.log(100.0).astype(np.float32)
 

@@ -9,8 +9,8 @@ import jax
 from infinity_jax.errors import UserError
 from infinity_jax.transformer.block import UPDATE
 from infinity_jax.transformer.layers import STATISTICS
+from infinity_jax.transformer.rope import ROTATED
 from infinity_jax.transformer.splash import ATTENDED
-from infinity_jax.transformer.tpu import ROTATED
 
 _attention = jax.checkpoint_policies.save_only_these_names(ATTENDED)
 _queries = jax.checkpoint_policies.save_only_these_names(ATTENDED, ROTATED, UPDATE, STATISTICS)

@@ -1,12 +1,22 @@
-"""Two-dimensional rotary position embedding on a scale-independent grid (paper 3.3)."""
+"""Two-dimensional rotary position embedding on a scale-independent grid (paper 3.3).
+
+`normalize_and_rotate` applies it to queries and keys together with their L2 normalisation.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import target_platform
 
 BASE = 10000.0
+NORM_EPSILON = 1e-12
+NO_LENGTH = 1e-6  # a query or key this short is rounding: without direction, so without gradient
+ROTATED = 'rotated'  # checkpoint name of rotated queries and keys, for `remat.POLICIES`
 
 
 def rope_table(schedule: ScaleSchedule, head_dim: int) -> np.ndarray:
@@ -53,3 +63,68 @@ def rotate_swapped(
     cos, sin = np.expand_dims(np.repeat(table_2Lh, 2, axis=-1), (1, heads_axis + 1))
     sin = np.where(np.arange(sin.shape[-1]) % 2, sin, -sin)
     return x * cos + swapped * sin
+
+
+def normalize_and_rotate(
+    x: jax.Array, rope_2Lh: np.ndarray, scale_N: jax.Array | None = None, *, heads_axis: int = 2
+) -> jax.Array:
+    """L2-normalises queries or keys over the last axis, scales them per head and rotates them.
+
+    Computes in float32 and returns the dtype of x. The gradient is written out. With s the scale
+    and R the rotation, y = s·R(x/|x|) gives dx = s/|x| · Rᵀ(g − y (y·g)/s²) and ds = Σ y·g/s. It
+    reads y and |x| alone, and attention keeps y for its own gradient anyway.
+
+    Args:
+      x: (B, L, N, H), or with `heads_axis` 1 (B, N, L, H).
+      rope_2Lh: from `rope.rope_table`.
+      scale_N: one scale per head; None: no scale.
+      heads_axis: the axis of x that holds the heads, 1 or 2.
+    """
+    if scale_N is None:
+        scale_N = jnp.ones(x.shape[heads_axis], jnp.float32)
+    run = jax.custom_vjp(lambda *args: _rotated_forward(rope_2Lh, heads_axis, *args)[0])
+    run.defvjp(
+        functools.partial(_rotated_forward, rope_2Lh, heads_axis),
+        functools.partial(_rotated_backward, rope_2Lh, heads_axis),
+    )
+    return run(x, scale_N)
+
+
+def _rotated_forward(rope_2Lh, heads_axis, x, scale_N):
+    square = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=-1, keepdims=True)
+    length = checkpoint_name(jnp.sqrt(jnp.maximum(square, NORM_EPSILON**2)), ROTATED)
+    y = _rotate_and_multiply(x, rope_2Lh, heads_axis, _per_head(scale_N, heads_axis) / length)
+    y = checkpoint_name(y.astype(x.dtype), ROTATED)
+    return y, (y, length, scale_N)
+
+
+def _rotated_backward(rope_2Lh, heads_axis, residuals, g):
+    y, length, scale_N = residuals
+    scale, inverse_2Lh = (
+        _per_head(scale_N, heads_axis),
+        rope_2Lh * np.array([[[1]], [[-1]]], np.float32),
+    )
+    along = jnp.sum(y.astype(jnp.float32) * g.astype(jnp.float32), axis=-1, keepdims=True)
+    across = g.astype(jnp.float32) - y.astype(jnp.float32) * (along / jnp.square(scale))
+    slope = jnp.where(length > NO_LENGTH, scale / length, 0.0)
+    dx = _rotate_and_multiply(across.astype(y.dtype), inverse_2Lh, heads_axis, slope)
+    return dx.astype(y.dtype), jnp.sum(along, _axes_except(heads_axis)) / scale_N
+
+
+def _per_head(scale_N: jax.Array, heads_axis: int) -> jax.Array:
+    """One number per head, with axes of size 1 for all others."""
+    return jnp.expand_dims(scale_N, _axes_except(heads_axis))
+
+
+def _axes_except(heads_axis: int) -> tuple[int, ...]:
+    return tuple(axis for axis in range(4) if axis != heads_axis)
+
+
+def _rotate_and_multiply(
+    x: jax.Array, rope_2Lh: np.ndarray, heads_axis: int, factor: jax.Array
+) -> jax.Array:
+    """factor · R x, float32."""
+    if target_platform() != 'tpu':
+        return rotate(x.astype(jnp.float32) * factor, rope_2Lh, heads_axis)
+    swapped = swap_pairs(x).astype(jnp.float32)  # exact, and so computed in the dtype of x
+    return rotate_swapped(x.astype(jnp.float32), swapped, rope_2Lh, heads_axis) * factor

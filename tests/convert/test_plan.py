@@ -13,7 +13,7 @@ from helpers.paths import GOLDEN
 from helpers.torch_files import assert_same_files, write_pth
 
 from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig
-from infinity_jax.convert import names as torch_table
+from infinity_jax.convert import names as name_table
 from infinity_jax.convert.dimensions import read_tokenizer_config
 from infinity_jax.convert.names import Naming
 from infinity_jax.convert.plan import (
@@ -91,7 +91,7 @@ def test_linear_and_convolution_layouts():
 
 
 def test_bit_values_wrap_as_int64_does():
-    values = torch_table.bit_values(np.zeros(66))
+    values = name_table.bit_values(np.zeros(66))
     assert values.dtype == np.int64
     assert values[:3].tolist() == [0, 0, -(2**63)] and values[-2:].tolist() == [2, 1]
 
@@ -105,8 +105,8 @@ def test_every_preset_has_a_torch_name_for_each_weight(preset):
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
     }
     naming = Naming(8 if config.depth % 8 == 0 else 1)
-    entries = torch_table.entries(torch_table.TRANSFORMER, flat, naming)
-    buffers = torch_table.buffer_names(torch_table.TRANSFORMER_BUFFERS, config.depth, naming)
+    entries = name_table.entries(name_table.TRANSFORMER, flat, naming)
+    buffers = name_table.buffer_names(name_table.TRANSFORMER_BUFFERS, config.depth, naming)
     names = [entry.torch for entry in entries] + list(buffers)
     assert len(set(names)) == len(names) == 22 + 21 * config.depth
 

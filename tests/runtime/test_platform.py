@@ -46,8 +46,7 @@ def test_options_reach_lowered_programs_for_tpu_alone(monkeypatch):
     refused_on_tpu(monkeypatch, lambda: scaled.lower(jnp.ones(5), times=3).compile())
 
 
-def test_drawing_has_such_options(monkeypatch):
+def test_generation_has_such_options(monkeypatch):
     codes = jnp.zeros((1, 2, 2, TOKENIZER.bits))
     arguments = Autoencoder(TOKENIZER), tokenizer_variables(TOKENIZER), codes
     refused_on_tpu(monkeypatch, lambda: generate.decode(*arguments))
-    assert isinstance(generate.generate_codes, PlatformJit)

@@ -229,7 +229,7 @@ def test_features_and_images_train_together_in_batches_of_their_own(config, fold
 
 
 def test_sixteen_bit_features_are_quantized_as_float32(config, folders):
-    models = make_models(config, load_parts(config))
+    models = make_models(config, load_parts(config).configs)
     source = FeatureSource.open(SourceConfig('features', str(folders[0])))
     features = source.read(tuple(source.table().locations[0].tolist())).features[None]
     stored = encode({}, Batch(features_Bhwd=features.astype(np.float16)), models)

@@ -4,6 +4,7 @@ import difflib
 import pathlib
 import re
 import runpy
+import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +30,8 @@ def parse_flags(argv: list[str]) -> list[str]:
         _check_file(file)
         _config_of(file)  # its own errors, in one line
         argv = [_with_current_names(argument, file) for argument in argv]
+        # ml_collections reads the fields from here, not from what absl passes on.
+        sys.argv[1:] = [_with_current_names(argument, file) for argument in sys.argv[1:]]
     rest = _parsed(flags.FLAGS, argv, file)
     if CONFIG.value is None:
         raise UserError('no config file; name one, for instance --config=configs/t2i.py')

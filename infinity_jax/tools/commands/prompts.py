@@ -66,9 +66,9 @@ def _lines(file: str) -> list[str]:
     except OSError as error:
         raise UserError(f'--prompts-file {file}: {error}') from None
     except UnicodeDecodeError as error:
-        line = len(_LINE_END.split(content[: error.start].decode()))
+        number = len(_LINE_END.split(content[: error.start].decode()))
         raise UserError(
-            f'--prompts-file {file}: line {line} is not UTF-8 (byte 0x{content[error.start]:02x}); '
+            f'--prompts-file {file}: line {number} is not UTF-8 (byte 0x{content[error.start]:02x}); '
             'save the file as UTF-8'
         ) from None
     lines = [line.removeprefix(_MARK) for line in lines]

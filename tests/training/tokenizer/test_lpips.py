@@ -95,7 +95,10 @@ def test_a_wrong_gradient_is_seen(golden, params, planted):
     elif planted == 'bias':
         vgg = {**vgg, '2_1': {**vgg['2_1'], 'bias': vgg['2_1']['bias'] + 0.01}}
     elif planted == 'kernel':
-        vgg = {**vgg, '3_1': {**vgg['3_1'], 'kernel': 1.05 * vgg['3_1']['kernel']}}
+        # Channels apart: a common factor would vanish in the normalisation.
+        kernel = vgg['3_1']['kernel']
+        factors = 1 + 0.05 * (-1.0) ** np.arange(kernel.shape[-1], dtype=np.float32)
+        vgg = {**vgg, '3_1': {**vgg['3_1'], 'kernel': kernel * factors[None, None, None]}}
     elif planted == 'shifted image':
         image0 = image0 + 1e-3
     gradient, _ = compiled_gradient()(image0, image1, {'vgg': vgg, 'heads': heads})

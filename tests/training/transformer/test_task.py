@@ -290,7 +290,7 @@ def test_a_batch_is_trained_on_the_grids_of_its_shape(config, tmp_path):
         data=DataConfig(image_size=256, ratios=('1.000', '2.000')),
         transformer=dataclasses.replace(config.transformer, depth=1, max_scales=7),
     )
-    models = make_models(config, load_parts(config))
+    models = make_models(config, load_parts(config).configs)
     square, tall = (ScaleSchedule.for_image(ratio, '0.06M') for ratio in ('1.000', '2.000'))
     assert models.schedules == (square, tall)
     variables = nn.unbox(jax.eval_shape(lambda key: models.init(key, True), jax.random.key(0)))

@@ -10,8 +10,7 @@ from helpers.tiny import TRANSFORMER
 
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.attention import SelfAttention
-from infinity_jax.transformer.rope import rope_table, rotate
-from infinity_jax.transformer.tpu import normalize_and_rotate
+from infinity_jax.transformer.rope import normalize_and_rotate, rope_table, rotate
 
 pytestmark = pytest.mark.numeric
 
@@ -42,7 +41,7 @@ def values_and_gradients(function, *args):
 @pytest.mark.parametrize('platform', ['cpu', 'tpu'])
 @pytest.mark.parametrize('heads_axis', [1, 2])
 def test_values_and_gradients_are_those_of_the_formula(monkeypatch, platform, heads_axis):
-    module = 'infinity_jax.transformer.tpu.target_platform'
+    module = 'infinity_jax.transformer.rope.target_platform'
     monkeypatch.setattr(module, lambda: platform)
 
     def ours(x, scale):
