@@ -15,10 +15,46 @@ from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from infinity_jax.errors import UserError
+from infinity_jax.ranges import LARGEST_EDGE, Range, check_ranges, real
 from infinity_jax.scales import ScaleSchedule
 
 FALLBACK_GROUPS = 24  # of a group norm whose width `norm_groups` does not divide, as released
 DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+MAX_PARAMETERS = 10**12  # of a transformer; more fit no memory
+_WIDTH = Range(1, LARGEST_EDGE)
+_TOKENIZER_RANGES = {
+    'bits': Range(1, 256),
+    'base_channels': _WIDTH,
+    'channel_multipliers': Range(1, 64),
+    'residual_blocks': Range(1, 64),
+    'unshuffle': Range(1, 64),
+    'norm_groups': _WIDTH,
+    'decoder_blocks': Range(0, 64),
+}
+_TRANSFORMER_RANGES = {
+    'depth': Range(1, 1000),
+    'width': _WIDTH,
+    'num_heads': Range(1, 1024),
+    'bits': Range(1, 256),
+    'mlp_ratio': real(0, 64, above=True),
+    'text_channels': _WIDTH,
+    'text_length': _WIDTH,
+    'max_scales': Range(1, 256),
+    'drop_path': real(0, 1, below=True),
+}
+_TEXT_RANGES = {
+    'vocab_size': Range(0, 10**7),
+    'width': _WIDTH,
+    'num_layers': Range(1, 1000),
+    'num_heads': Range(1, 1024),
+    'head_dim': Range(1, 1024),
+    'ffn_width': Range(1, 2**20),
+    'buckets': Range(4, 4096),
+    'max_distance': Range(1, 10**6),
+}
+_MOST_LEVELS = 8  # of a tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,19 +79,12 @@ class TokenizerConfig:
     def __post_init__(self):
         if not self.channel_multipliers:
             raise UserError('tokenizer.channel_multipliers is empty; wanted one per resolution')
-        if min(self.channel_multipliers) < 1:
+        if len(self.channel_multipliers) > _MOST_LEVELS:
             raise UserError(
-                f'tokenizer.channel_multipliers are {self.channel_multipliers}; wanted 1 or more '
-                'of each'
+                f'tokenizer.channel_multipliers has {len(self.channel_multipliers)} numbers; '
+                f'wanted {_MOST_LEVELS} at most'
             )
-        for name in ('bits', 'base_channels', 'residual_blocks', 'unshuffle', 'norm_groups'):
-            if getattr(self, name) < 1:
-                raise UserError(f'tokenizer.{name} is {getattr(self, name)}; wanted 1 or more')
-        if self.decoder_blocks < 0:
-            raise UserError(
-                f'tokenizer.decoder_blocks is {self.decoder_blocks}; wanted 1 or more, or 0 for '
-                'residual_blocks + 1'
-            )
+        check_ranges(self, 'tokenizer.', _TOKENIZER_RANGES)
         for multiplier in self.channel_multipliers:
             width = self.base_channels * multiplier
             if width % self.norm_groups and width % FALLBACK_GROUPS:
@@ -99,12 +128,8 @@ class TransformerConfig:
     dtype: str = 'bfloat16'  # of the matrix products inside blocks; the rest is float32
 
     def __post_init__(self):
-        for name in ('depth', 'width', 'bits', 'text_channels', 'text_length', 'max_scales'):
-            if getattr(self, name) < 1:
-                raise UserError(f'transformer.{name} is {getattr(self, name)}; wanted 1 or more')
-        if not 0 <= self.drop_path < 1:
-            raise UserError(f'transformer.drop_path is {self.drop_path}; wanted 0 up to below 1')
-        if self.num_heads < 1 or self.width % (4 * self.num_heads):
+        check_ranges(self, 'transformer.', _TRANSFORMER_RANGES)
+        if self.width % (4 * self.num_heads):
             raise UserError(
                 f'transformer.width {self.width} over {self.num_heads} heads: 2-D RoPE wants a '
                 'head dim that is a whole multiple of 4; change transformer.width or num_heads'
@@ -113,6 +138,14 @@ class TransformerConfig:
             raise UserError(
                 f'transformer.width {self.width} does not divide over the {self.pool_heads} heads '
                 f'that pool {self.text_channels} text channels; change transformer.width'
+            )
+        # Of a block: 8 D² in two attentions, 2 D F in the feed-forward.
+        parameters = self.depth * self.width * (8 * self.width + 2 * self.hidden_width)
+        if parameters > MAX_PARAMETERS:
+            raise UserError(
+                f'transformer.depth {self.depth}, width {self.width} and mlp_ratio '
+                f'{self.mlp_ratio:g} make {parameters:.1e} parameters; wanted '
+                f'{MAX_PARAMETERS:.0e} at most: lower one of them'
             )
         if self.dtype not in DTYPES:
             raise UserError(f'transformer.dtype is {self.dtype!r}; wanted {", ".join(DTYPES)}')
@@ -154,6 +187,19 @@ class TextConfig:
     ffn_width: int = 5120
     buckets: int = 32  # of the relative position bias
     max_distance: int = 128  # beyond it all distances share the last bucket
+
+    def __post_init__(self):
+        check_ranges(self, 'text.encoder.', _TEXT_RANGES)
+        # Half of the buckets serve each direction; the second half of these grow logarithmically.
+        if self.buckets % 2:
+            raise UserError(
+                f'config field text.encoder.buckets is {self.buckets}; wanted an even number'
+            )
+        if self.max_distance <= self.buckets // 4:
+            raise UserError(
+                f'config field text.encoder.max_distance is {self.max_distance}; wanted more than '
+                f'a quarter of the {self.buckets} buckets'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +262,11 @@ class ModelConfigs:
             problems.append(
                 f'the transformer reads text of {transformer.text_channels} channels, the text '
                 f'encoder gives {text.width}; use the encoder that it was trained with'
+            )
+        if transformer and self.schedule and len(self.schedule) > transformer.max_scales:
+            problems.append(
+                f'the schedule has {len(self.schedule)} scales, and transformer.max_scales is '
+                f'{transformer.max_scales}; use the schedule that it was trained with'
             )
         return problems
 
@@ -309,6 +360,8 @@ def from_mapping(
     Raises:
       UserError: a field is unknown (the nearest known name is suggested), missing or mistyped.
     """
+    if not hasattr(fields, 'items'):
+        raise UserError(f'config field {where} is {fields!r:.60}; wanted a group of fields')
     # No public type stands for "a dataclass".
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
@@ -342,7 +395,7 @@ def _convert(hint: Any, value: Any, where: str, stored: bool) -> Any:
         hint = next(o for o in options if o is not type(None))
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         if not hasattr(value, 'items'):
-            raise UserError(f'config field {where} is {value!r}; wanted a group of fields')
+            raise UserError(f'config field {where} is {value!r:.60}; wanted a group of fields')
         return from_mapping(hint, value, where, stored=stored)
     if typing.get_origin(hint) is tuple:
         if isinstance(value, (str, bytes)) or not hasattr(value, '__iter__'):
@@ -350,7 +403,10 @@ def _convert(hint: Any, value: Any, where: str, stored: bool) -> Any:
         inner = hint.__args__[0]
         return tuple(_convert(inner, v, where, stored) for v in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise UserError(f'config field {where} is beyond 1e308; wanted a number') from None
     if isinstance(hint, type) and (
         not isinstance(value, hint) or (hint is int and isinstance(value, bool))
     ):

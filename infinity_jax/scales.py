@@ -12,6 +12,7 @@ import re
 import numpy as np
 
 from infinity_jax.errors import UserError
+from infinity_jax.ranges import Range
 
 STRIDE = 16  # pixels per token along an edge, in the released models
 SQUARE = '1.000'  # the ratio of square images, by its name in RATIOS
@@ -48,6 +49,10 @@ BUDGETS: dict[str, int] = {'0.06M': 7, '0.25M': 10, '0.60M': 12, '1M': 13}
 BUDGET_OF_EDGE = {STRIDE * RATIOS['1.000'][n - 1][0]: name for name, n in BUDGETS.items()}
 
 
+EDGE = Range(1, 4096)  # of a grid, in tokens
+MOST_SCALES = 256
+
+
 @dataclasses.dataclass(frozen=True)
 class ScaleSchedule:
     """The token grids of one image shape.
@@ -63,9 +68,16 @@ class ScaleSchedule:
 
     def __post_init__(self):
         grids = self.grids
-        pairs = all(len(grid) == 2 and min(grid) >= 1 for grid in (*grids, self.full_grid))
+        if len(grids) > MOST_SCALES:
+            raise UserError(f'scale schedule has {len(grids)} scales; wanted {MOST_SCALES} at most')
+        pairs = all(
+            len(grid) == 2 and all(map(EDGE.has, grid)) for grid in (*grids, self.full_grid)
+        )
         if not grids or not pairs:
-            raise UserError(f'scale schedule {grids} is not a list of grids (h, w), each 1 or more')
+            raise UserError(
+                f'scale schedule {grids} is not a list of grids (h, w), each 1 or more and '
+                f'{EDGE.high} at most, or its full grid {self.full_grid} is not one'
+            )
         for previous, grid in itertools.pairwise(grids):
             if grid[0] < previous[0] or grid[1] < previous[1]:
                 raise UserError(f'scale schedule {grids} shrinks at {grid}; list it coarse to fine')

@@ -14,6 +14,7 @@ from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from infinity_jax.errors import UserError
+from infinity_jax.ranges import Range, check_ranges
 from infinity_jax.runtime.accelerators import name_of
 
 
@@ -25,6 +26,10 @@ class MeshConfig:
     fsdp: int = 1  # parameters and batch are split
     tensor: int = 1  # heads and feed-forward are split
     sequence: int = 1  # activations are split along their tokens
+
+    def __post_init__(self):
+        # `mesh_sizes` refuses 0 and what does not fit the devices.
+        check_ranges(self, 'mesh.', dict.fromkeys(vars(self), Range(-1, 2**20)))
 
 
 # KiB of vector memory for the operands of one operation, twice the default; a chip has 64 MiB (v5p)
@@ -171,9 +176,16 @@ def read_placed(
     """
     if sharding is None:
         return read(()).astype(dtype, copy=False)
-    return jax.make_array_from_callback(
-        shape, sharding, lambda index: read(index or ()).astype(dtype, copy=False)
-    )
+    parts: dict[Any, np.ndarray] = {}  # copies on several devices are read once
+
+    def part(index: tuple[slice, ...] | None) -> np.ndarray:
+        index = index or ()
+        key = tuple(each.indices(size) for each, size in zip(index, shape, strict=False))
+        if key not in parts:
+            parts[key] = read(index).astype(dtype, copy=False)
+        return parts[key]
+
+    return jax.make_array_from_callback(shape, sharding, part)
 
 
 def in_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:

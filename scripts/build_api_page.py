@@ -22,6 +22,7 @@ MODULES = (
     'infinity_jax.inference.sampling',
     'infinity_jax.config',
     'infinity_jax.errors',
+    'infinity_jax.ranges',
     'infinity_jax.scales',
     'infinity_jax.sharding',
     'infinity_jax.tokenizer.quantizer',

@@ -109,14 +109,14 @@ def test_derived_sizes_of_the_released_models():
         (lambda: TokenizerConfig(base_channels=20), 'norm_groups'),
         (lambda: TokenizerConfig(kernel_size=2), 'kernel_size'),
         (lambda: TokenizerConfig(kernel_size=1), 'channel_multipliers'),
-        (lambda: TokenizerConfig(bits=0), 'tokenizer.bits is 0; wanted 1 or more'),
+        (lambda: TokenizerConfig(bits=0), 'tokenizer.bits is 0; wanted a whole number from 1'),
         (lambda: TokenizerConfig(bits=-1), 'tokenizer.bits is -1; wanted'),
         (lambda: TokenizerConfig(base_channels=0), 'tokenizer.base_channels is 0; wanted'),
         (lambda: TokenizerConfig(residual_blocks=0), 'tokenizer.residual_blocks is 0; wanted'),
         (lambda: TokenizerConfig(decoder_blocks=-1), 'tokenizer.decoder_blocks is -1; wanted'),
         (lambda: TokenizerConfig(unshuffle=0), 'tokenizer.unshuffle is 0; wanted'),
         (lambda: TokenizerConfig(norm_groups=0), 'tokenizer.norm_groups is 0; wanted'),
-        (lambda: TokenizerConfig(channel_multipliers=(1, 0)), r'multipliers are \(1, 0\); wanted'),
+        (lambda: TokenizerConfig(channel_multipliers=(1, 0)), r'multipliers is \(1, 0\); wanted'),
     ],
 )
 def test_impossible_sizes_are_refused(make, name):

@@ -2,19 +2,29 @@
 
 import dataclasses
 import importlib.util
+import math
+import re
 import subprocess
 import sys
 
 import pytest
 from absl import flags
 from helpers.paths import CONFIGS, REPOSITORY
+from ml_collections import ConfigDict
 
-from infinity_jax.config import from_mapping
+from infinity_jax.config import (
+    PRESETS,
+    TextConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    from_mapping,
+)
 from infinity_jax.data.buckets import target_size
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tools.commands.config_flags import parse_flags
+from infinity_jax.tools.commands.config_flags import parse_flags, read_config_file
+from infinity_jax.training.init_from import run_config
 from infinity_jax.training.tokenizer.config import (
     AdversarialConfig,
     TokenizerLosses,
@@ -161,6 +171,107 @@ def test_bad_flags_are_one_line(arguments, message, monkeypatch):
     with pytest.raises(UserError, match=message) as caught:
         parsed(arguments, monkeypatch)
     assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (b'x = 1\ndef get_config(:\n', ':2: SyntaxError: '),
+        (b'x = 1\n\nimport no_such_module\n', ':3: ModuleNotFoundError: No module named'),
+        (b'[a]\nb = 1\n', ':1: NameError: '),
+        (b"def get_config(arg=''):\n    return 1 / 0\n", ':2: ZeroDivisionError: '),
+        (b"def get_config(arg=''):\n    return None.x\n", ':2: AttributeError: '),
+        (b"def get_config(arg=''):\n    return {}['steps']\n", ":2: KeyError: 'steps'"),
+        (b'raise SystemExit(3)\n', ':1: SystemExit: 3'),
+        (b'x = chr(0)\n\0\n', 'null bytes'),
+        (b'x = 1\n', 'has no function get_config'),
+        (b'get_config = 5\n', 'has no function get_config'),
+        (b"def get_config(arg=''):\n    pass\n", 'returns a NoneType; wanted a ConfigDict'),
+        (b"def get_config(arg=''):\n    return {'task': 't2i'}\n", 'returns a dict; wanted'),
+    ],
+)
+@pytest.mark.parametrize('override', [(), ('--config.steps=1',)])
+def test_a_config_file_that_fails_is_one_line(tmp_path, monkeypatch, content, message, override):
+    path = tmp_path / 'c.py'
+    path.write_bytes(content)
+    wanted = re.escape(f'{path}') + '.*' + re.escape(message)
+    with pytest.raises(UserError, match=wanted) as caught:
+        parsed([f'--config={path}', *override], monkeypatch)
+    assert '\n' not in str(caught.value)
+    with pytest.raises(UserError, match=wanted):
+        read_config_file(str(path), override)
+
+
+BAD_FIELDS = [
+    ('seed', -1), ('seed', 2**32), ('seed', 10**23), ('seed', True), ('steps', 10**21),
+    ('steps', None), ('batch_size', 10**9), ('condition_drop', 2.0), ('condition_drop', -1.0),
+    ('condition_drop', math.nan), ('accumulate_steps', 0), ('self_correction.max_strength', 5.0),
+    ('self_correction.max_strength', -1.0), ('self_correction.max_strength', math.nan),
+    ('self_correction.max_strength', math.inf), ('self_correction.max_strength', 0.005),
+    ('transformer.mlp_ratio', math.nan), ('transformer.mlp_ratio', math.inf),
+    ('transformer.mlp_ratio', -1.0), ('transformer.mlp_ratio', 0.0),
+    ('transformer.mlp_ratio', 1e12), ('transformer.mlp_ratio', 10**400),
+    ('transformer.text_length', 10**9), ('transformer.depth', 10**7),
+    ('transformer.depth', True), ('transformer.width', 2.5), ('transformer.num_heads', 0),
+    ('transformer', [1]), ('transformer', 'big'), ('optimizer', None), ('data', 'emoji'),
+    ('data.num_workers', -1), ('data.image_size', 0), ('data.image_size', 10**6),
+    ('data.smallest_crop', 0.0), ('optimizer.learning_rate', 1e30),
+    ('optimizer.learning_rate', math.nan), ('optimizer.weight_decay', 1e30),
+    ('optimizer.ema_decay', 1.5), ('optimizer.warmup_steps', -1),
+    ('optimizer.clip_norm', math.inf), ('text.encoder.num_layers', 0),
+    ('text.encoder.num_layers', -1), ('text.encoder.num_heads', 0),
+    ('text.encoder.head_dim', -4), ('text.encoder.ffn_width', 0), ('text.encoder.buckets', 0),
+    ('text.encoder.buckets', 1), ('text.encoder.buckets', 2), ('text.encoder.buckets', 31),
+    ('text.encoder.buckets', -2), ('text.encoder.max_distance', 0),
+    ('text.encoder.max_distance', 1), ('text.encoder.max_distance', -1),
+    ('lora.rank', -1), ('lora.alpha', math.nan), ('mesh.data', 10**9), ('mesh.fsdp', None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('name', 'value'), BAD_FIELDS, ids=str)
+def test_a_value_outside_of_its_range_names_the_field(name, value):
+    fields = load('t2i').get_config().to_dict()
+    *groups, last = name.split('.')
+    node = fields
+    for group in groups:
+        node = node.setdefault(group, {})
+    node[last] = value
+    with pytest.raises(UserError, match=f'{name.replace(".", "[.]")}.* wanted') as caught:
+        run_config(ConfigDict(fields))
+    assert '\n' not in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_a_transformer_that_fits_no_memory_is_refused():
+    with pytest.raises(UserError, match='parameters; wanted 1e[+]12 at most'):
+        TransformerConfig(depth=1000, width=65536, num_heads=512)
+
+
+@pytest.mark.parametrize(
+    'fields',
+    [
+        {'residual_blocks': 10**7}, {'decoder_blocks': 10**7}, {'channel_multipliers': (1,) * 9},
+        {'channel_multipliers': (1, 10**9)}, {'norm_groups': True}, {'unshuffle': 10**6},
+        {'bits': 10**9},
+    ],
+)  # fmt: skip
+def test_a_tokenizer_that_fits_no_memory_is_refused(fields):
+    (name,) = fields
+    with pytest.raises(UserError, match=f'tokenizer.{name}.* wanted'):
+        TokenizerConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    'grids', [(), ((0, 1),), ((1, 1), (10**9, 10**9)), ((1, True),), ((1, 1),) * 300, ((1, 1, 1),)]
+)
+def test_a_schedule_that_fits_no_memory_is_refused(grids):
+    with pytest.raises(UserError, match='scale schedule'):
+        ScaleSchedule(grids, (4, 4))
+
+
+def test_ranges_of_all_presets_are_wide_enough():
+    for transformer in PRESETS.values():
+        assert dataclasses.replace(transformer) == transformer
+    assert TextConfig().buckets == 32
 
 
 def test_fields_by_their_old_names_are_read_from_the_command_line(tmp_path):

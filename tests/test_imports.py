@@ -13,20 +13,21 @@ PACKAGE = REPOSITORY / 'infinity_jax'
 
 # Folder (or module next to the folders) -> all that it may import. Each comes after those it names,
 # so that reading this from the top tells where a thing can live.
-FACTS = ('errors', 'scales', 'config')
+FACTS = ('errors', 'ranges', 'scales', 'config')
 NETWORKS = ('text', 'tokenizer', 'transformer')
 GRAPH = {
     'errors': (),
-    'scales': ('errors',),
-    'config': ('errors', 'scales'),
+    'ranges': ('errors',),
+    'scales': ('errors', 'ranges'),
+    'config': ('errors', 'ranges', 'scales'),
     'runtime': ('errors',),
     'images': ('errors', 'runtime'),
-    'sharding': ('errors', 'runtime'),
+    'sharding': ('errors', 'ranges', 'runtime'),
     'text': ('errors', 'config', 'runtime'),
     'tokenizer': (*FACTS, 'sharding'),
     'transformer': (*FACTS, 'sharding', 'text'),
     'emoji': ('errors',),
-    'data': (*FACTS, 'runtime', 'emoji'),
+    'data': (*FACTS, 'runtime', 'text', 'emoji'),
     'weights': (*FACTS, 'runtime', 'sharding', *NETWORKS),
     'inference': (*FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'weights'),
     'training': (

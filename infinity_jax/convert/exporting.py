@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import re
 import shutil
 import sys
@@ -18,7 +17,7 @@ from infinity_jax.convert.importing import with_bar
 from infinity_jax.convert.names import Naming
 from infinity_jax.convert.plan import Plan, layer_of
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.atomic_write import flush_and_rename
+from infinity_jax.runtime.atomic_write import flush_and_rename, temporary_path
 from infinity_jax.text.tokenizer import TOKENIZER_FILES
 from infinity_jax.training.run_folder import run_named
 from infinity_jax.weights.model_folder import existing_folder, read_configs
@@ -96,7 +95,7 @@ def to_torch_files(
         raise UserError(f'shard size is {shard_size}; wanted at least 1 byte')
     out = Path(out)
     parts, write_text = _parts_of(Path(checkpoint), ema)
-    temporary = out / f'.saving-{os.getpid()}'
+    temporary = temporary_path(out / 'export')
     try:
         temporary.mkdir(parents=True)
         for part in parts:

@@ -19,6 +19,7 @@ from infinity_jax.convert.dimensions import Tensors, read_tokenizer_config, read
 from infinity_jax.convert.names import Entry, Naming
 from infinity_jax.convert.state_dict import open_tokenizer, open_transformer
 from infinity_jax.errors import UserError
+from infinity_jax.weights.integrity import check_values
 from infinity_jax.weights.model_folder import LoadedModel
 from infinity_jax.weights.part_weights import Params, PartConfig, cast, flat_shapes, part_shapes
 from infinity_jax.weights.safetensors_writer import Spec
@@ -81,9 +82,12 @@ class Plan:
     def read(
         self, tensors: Tensors, specs: Mapping[str, Spec]
     ) -> Iterator[tuple[str, int | None, np.ndarray]]:
-        """Yields our path, layer and array of each tensor."""
+        """Yields our path, layer and array of each tensor; refuses NaN and infinity."""
         for entry in self.entries:
-            array = entry.transform.to_ours(tensors[entry.torch].read())
+            stored = tensors[entry.torch].read()
+            if problem := check_values(entry.torch, stored):
+                raise UserError(f'{problem}: the file is damaged, copy it again')
+            array = entry.transform.to_ours(stored)
             yield entry.ours, entry.layer, cast(entry.torch, array, specs[entry.ours].dtype)
 
     def torch_specs(self, dtype_of: Callable[[str, str], Any]) -> dict[str, Spec]:

@@ -2,16 +2,26 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 import numpy as np
+
+from infinity_jax.text.characters import MAX_CHARACTERS, is_blank, shortened
 
 LONG_SENTENCE = 15  # words; a first sentence of so many is a caption by itself
 _SENTENCE_END = re.compile(r'(?<=[.!?])\s+')
 
 
 def cut(text: str) -> str:
-    """The text before `--`, which starts the settings in prompts of some services."""
-    return text.split('--')[0].strip()
+    """The text before `--`, which starts the settings in prompts of some services.
+
+    A text that begins with `--` is kept whole, as the released loader keeps it. Of a text of more
+    than `MAX_CHARACTERS`, only the beginning is used. A text without a visible character is ''.
+    """
+    text = shortened(text, MAX_CHARACTERS)
+    before = text.partition('--')[0]
+    text = text if is_blank(before) else before
+    return '' if is_blank(text) else text.strip()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +40,7 @@ class RecordCaptions:
 
     @property
     def usable(self) -> bool:
-        """Whether any caption has text before `--`."""
+        """Whether any caption has a visible character."""
         return bool(cut(self.long)) or any(map(cut, self.short))
 
     def sample(self, rng: np.random.Generator, short_probability: float) -> str:
@@ -41,31 +51,33 @@ class RecordCaptions:
         is uniform from one more than the lead to all of them. The lead is the first sentence, or
         the first two if the first is short; it replaces a missing short caption.
         """
-        shorts, longs = self._choices()
-        long = longs[rng.integers(len(longs))] if longs else ''
+        shorts, sentences, counts = self._choices()
+        long = ' '.join(sentences[: counts[int(rng.integers(len(counts)))]]) if counts else ''
         if shorts and (not long or rng.random() < short_probability):
             return shorts[rng.integers(len(shorts))]
         return long
 
     def every(self) -> tuple[str, ...]:
         """All captions that `sample` can return, each once, in a fixed order."""
-        shorts, longs = self._choices()
+        shorts, sentences, counts = self._choices()
+        longs = [' '.join(sentences[:count]) for count in counts]
         return tuple(dict.fromkeys((*shorts, *longs)))
 
     def uncut(self) -> 'RecordCaptions':
         """The same captions, but the long one is never cut; few are left for `sample`."""
-        shorts, longs = self._choices()
-        return RecordCaptions(tuple(shorts), longs[-1] if longs else '')
+        shorts, sentences, _ = self._choices()
+        return RecordCaptions(tuple(shorts), ' '.join(sentences))
 
-    def _choices(self) -> tuple[list[str], list[str]]:
-        """Short captions, and long ones from the shortest cut to the whole caption."""
+    def _choices(self) -> tuple[list[str], list[str], Sequence[int]]:
+        """Short captions; sentences of the long one, and after how many of them it may be cut.
+
+        A long caption that is never cut counts as one sentence.
+        """
         shorts, long = [text for text in map(cut, self.short) if text], cut(self.long)
-        longs = [long] if long else []
         if self.machine_written and long:
             sentences = _SENTENCE_END.split(long)
             lead = 1 if len(sentences[0].split()) >= LONG_SENTENCE else 2
             shorts = shorts or [' '.join(sentences[:lead])]
             if len(sentences) > lead:
-                counts = range(lead + 1, len(sentences) + 1)
-                longs = [' '.join(sentences[:count]) for count in counts]
-        return shorts, longs
+                return shorts, sentences, range(lead + 1, len(sentences) + 1)
+        return (shorts, [long], (1,)) if long else (shorts, [], ())

@@ -3,11 +3,25 @@
 import dataclasses
 
 from infinity_jax.errors import UserError
+from infinity_jax.ranges import RATE, Range, check_ranges, real
 from infinity_jax.scales import RATIOS
 
 PLACED_RATE = 0.3  # default share of emoji images with a random size and place
 KINDS = ('emoji', 'features', 'folder', 'jsonl', 'tar', 'tfds')
 SPLITS = ('train', 'held_out')
+
+
+_WEIGHT = real(0, 1e9, above=True)
+_RANGES = {
+    'image_size': Range(1, 2**14),
+    'placed_rate': RATE,
+    'num_workers': Range(0, 4096),
+    'held_out_share': RATE,
+    'smallest_crop': real(0, 1, above=True),
+    'max_image_pixels': Range(1, 2**40),
+    'short_captions': RATE,
+    'max_broken_share': RATE,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +48,8 @@ class SourceConfig:
             )
         if self.kind != 'emoji' and not self.path:
             raise UserError(f'a data source of kind {self.kind} has no path; name its folder')
-        if not self.weight > 0:
+        check_ranges(self, 'data.sources.', {'placed_rate': RATE})
+        if not _WEIGHT.has(self.weight):
             raise UserError(
                 f'data source {self.kind} {self.path} has weight {self.weight}; wanted a positive '
                 'number, or leave the source out'
@@ -59,6 +74,8 @@ class DataConfig:
     # each use, its edge at least this share of the largest crop's; for training tokenizers.
     smallest_crop: float = 1.0
     short_captions: float = 0.2  # probability that the short caption of a record is used
+    # Images of more pixels are broken records. A reading thread needs up to 8 bytes per pixel.
+    max_image_pixels: int = 178_956_970
     max_broken_share: float = 0.01  # a run stops if more records than this share are broken
     index_dir: str = ''  # folder of the indexes of sources; '': in the run folder
 
@@ -67,13 +84,7 @@ class DataConfig:
             raise UserError(
                 f'data source {self.source!r} is unknown; wanted emoji, or a list in data.sources'
             )
-        for name in ('placed_rate', 'held_out_share', 'short_captions', 'max_broken_share'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f'config field data.{name} is {getattr(self, name)}; wanted 0 to 1')
-        if not 0 < self.smallest_crop <= 1:
-            raise UserError(
-                f'config field data.smallest_crop is {self.smallest_crop}; wanted above 0, up to 1'
-            )
+        check_ranges(self, 'data.', _RANGES)
         unknown = [name for name in self.ratios if name not in (*RATIOS, 'all')]
         if unknown or not self.ratios:
             raise UserError(
@@ -81,7 +92,8 @@ class DataConfig:
                 f'{", ".join(RATIOS)}'
             )
         if self.ratio_weights and (
-            len(self.ratio_weights) != len(self.bucket_names) or min(self.ratio_weights) <= 0
+            len(self.ratio_weights) != len(self.bucket_names)
+            or not all(map(_WEIGHT.has, self.ratio_weights))
         ):
             raise UserError(
                 f'config field data.ratio_weights is {self.ratio_weights}; wanted a positive '

@@ -2,17 +2,26 @@
 
 import contextlib
 import math
-import struct
+import os
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from infinity_jax.data.colours import opaque, to_srgb
 from infinity_jax.data.records import BrokenRecord
 
 DRAFT_MARGIN = 2  # a JPEG is decoded at a fraction of its size, at least twice the target
+MAX_PIXELS = 178_956_970  # of an image, before it is resized; Pillow's own limit
+# The formats that are opened, whatever the ending of a file. No others: Pillow would hand
+# PostScript to an interpreter.
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'JPEG2000', 'PPM')
+ENDINGS = (
+    '.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.avif',
+    '.jp2', '.j2k', '.jpf', '.jpx', '.ppm', '.pgm', '.pnm',
+)  # fmt: skip
 # Transposition that shows the image upright, by EXIF orientation.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -23,6 +32,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_PNG_END = 1 << 16  # bytes at the end of a PNG that are searched for EXIF
 
 
 class Crop(NamedTuple):
@@ -34,67 +44,113 @@ class Crop(NamedTuple):
 
 
 @contextlib.contextmanager
-def _opened(stream: BinaryIO) -> Iterator[tuple[Image.Image, int]]:
+def _opened(stream: BinaryIO, max_pixels: int) -> Iterator[tuple[Image.Image, int]]:
     """The image, of which only the header is read, and its EXIF orientation.
 
     Raises:
       BrokenRecord: reading the header, or the image inside the context, fails.
     """
+    if Image.MAX_IMAGE_PIXELS is not None:  # `max_pixels` decides, below or above it
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, max_pixels)
     try:
-        with stream, Image.open(stream) as image:
-            # In a PNG, Pillow would decode all pixels to look for EXIF after them.
-            stated = image.getexif().get(0x0112) if image.format != 'PNG' else None
-            yield image, stated if stated in _UPRIGHT else 1  # it may be text
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        raise BrokenRecord(f'image cannot be read: {error}') from None
-    except Image.DecompressionBombError as error:
-        raise BrokenRecord(str(error)) from None
+        with stream, Image.open(stream, formats=_formats()) as image:
+            pixels = image.width * image.height
+            if pixels > max_pixels:
+                raise BrokenRecord(
+                    f'image of {image.width} x {image.height} = {pixels} pixels, more than '
+                    f'data.max_image_pixels {max_pixels}'
+                )
+            yield image, _orientation(image, stream)
+    except BrokenRecord:
+        raise
+    except UnidentifiedImageError:
+        raise BrokenRecord(f'not an image, or damaged; read are {", ".join(FORMATS)}') from None
+    except Exception as error:  # damaged images raise any kind, such as AssertionError
+        reason = str(error) or type(error).__name__
+        raise BrokenRecord(f'image cannot be read: {reason}') from None
 
 
-def upright_size(stream: BinaryIO) -> tuple[int, int]:
+def _formats() -> list[str]:
+    """Those of `FORMATS` that this Pillow was built with."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def _orientation(image: Image.Image, stream: BinaryIO) -> int:
+    """The orientation, 1 to 8, in which the image must be turned after it was decoded."""
+    if image.format == 'TIFF':  # Pillow turns it
+        return 1
+    if image.format == 'PNG' and 'exif' not in image.info:
+        # Pillow would decode all pixels to look for EXIF after them.
+        stated = _trailing_orientation(stream)
+    else:
+        stated = image.getexif().get(0x0112)
+    return stated if stated in _UPRIGHT else 1  # it may be text
+
+
+def _trailing_orientation(stream: BinaryIO) -> int | None:
+    """The orientation in the EXIF chunk of a PNG, which may follow the pixels.
+
+    Only the end of the file is read: to walk over all chunks of pixels would read most of a file.
+    """
+    before = stream.tell()
+    stream.seek(max(stream.seek(0, os.SEEK_END) - _PNG_END, 0))
+    end = stream.read(_PNG_END)
+    stream.seek(before)
+    start = end.rfind(b'eXIf')
+    length = int.from_bytes(end[max(start - 4, 0) : max(start, 0)])
+    chunk, check = end[start : start + 4 + length], end[start + 4 + length :][:4]
+    if start < 4 or zlib.crc32(chunk).to_bytes(4) != check:
+        return None
+    exif = Image.Exif()
+    exif.load(b'Exif\0\0' + chunk[4:])
+    return exif.get(0x0112)
+
+
+def upright_size(stream: BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
     """(height, width) of an image as a viewer shows it; only the header is read.
 
     Raises:
-      BrokenRecord: it is not an image.
+      BrokenRecord: it is not an image, or has more pixels than `max_pixels`.
     """
-    with _opened(stream) as (image, orientation):
+    with _opened(stream, max_pixels) as (image, orientation):
         return image.size if orientation > 4 else image.size[::-1]
 
 
-def decode(stream: BinaryIO, size: tuple[int, int], crop: Crop | None = None) -> np.ndarray:
+def decode(
+    stream: BinaryIO,
+    size: tuple[int, int],
+    crop: Crop | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
     """Decodes an image, resizes it (Lanczos) so that it covers `size`, and crops it to `size`.
 
-    Transparent images are composited on white.
+    The result is in sRGB. Transparent images are composited on white; of an animation, the first
+    frame is used.
 
     Args:
       stream: the encoded image; it is closed.
       size: (Y, X) of the result, in pixels.
       crop: the part of the image to use; None: the largest crop, at the centre.
+      max_pixels: an image of more pixels is not decoded.
 
     Returns:
       pixels, uint8 (Y, X, 3).
 
     Raises:
-      BrokenRecord: it is not an image, truncated, or not of 8 bits per channel.
+      BrokenRecord: it is not an image, truncated, too large, or grey in an unknown range.
     """
-    with _opened(stream) as (image, orientation):
+    with _opened(stream, max_pixels) as (image, orientation):
         target = size if orientation > 4 else size[::-1]  # width and height as stored
         margin = DRAFT_MARGIN / (crop.edge if crop else 1)
         image.draft('RGB', (math.ceil(margin * target[0]), math.ceil(margin * target[1])))
         box = _box(image.size, target, crop) if crop else _centre(image.size, target)
-        image = _rgb(image).resize(target, Image.Resampling.LANCZOS, box)
+        profile = image.info.get('icc_profile')
+        image = opaque(image, profile).resize(target, Image.Resampling.LANCZOS, box)
+        image = to_srgb(image, profile)
         if orientation in _UPRIGHT:
             image = image.transpose(_UPRIGHT[orientation])
         return np.array(image)
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(('I', 'F')):
-        raise BrokenRecord(f'image has pixels of kind {image.mode}, not of 8 bits per channel')
-    if image.has_transparency_data:
-        image = image.convert('RGBA')
-        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-    return image if image.mode == 'RGB' else image.convert('RGB')
 
 
 def _centre(size: tuple[int, int], target: tuple[int, int]) -> tuple[float, float, float, float]:

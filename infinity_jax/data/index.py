@@ -7,6 +7,7 @@ that changed files lead to a new index:
     sizes.npy    int32 (N, 2), height and width as shown, zeros where broken
     keys.npy     uint32 (N,), checksum of the record's name
     broken.json  [[name, reason], …]
+    passed_over.json  [[reason, count, name of the first], …] of files and lines without a record
 """
 
 import concurrent.futures
@@ -23,13 +24,14 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from infinity_jax.data.decode import upright_size
+from infinity_jax.data.decode import MAX_PIXELS, upright_size
 from infinity_jax.data.features.reader import FeatureSource
+from infinity_jax.data.passed_over import PassedOver, described
 from infinity_jax.data.records import BrokenRecord, IndexTable, RecordLocation, Source
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.atomic_write import atomic_folder
 
-VERSION = 2  # of the stored files, and of the rules for broken records
+VERSION = 3  # of the stored files, and of the rules for broken records
 THREADS = 8  # most of their time they wait for files
 CHUNK = 8192  # records per round of the threads
 
@@ -60,6 +62,11 @@ class Index:
         """(name, reason) of each broken record."""
         return [tuple(pair) for pair in json.loads((self.folder / 'broken.json').read_text())]
 
+    @functools.cached_property
+    def passed_over(self) -> list[tuple[str, int, str]]:
+        """(reason, count, name of the first) of the files, members and lines without a record."""
+        return [tuple(row) for row in json.loads((self.folder / 'passed_over.json').read_text())]
+
     def __len__(self) -> int:
         return len(self.sizes)
 
@@ -67,18 +74,25 @@ class Index:
         return Index, (self.folder,)  # a worker process maps the arrays itself
 
 
-def load_index(source: Source | FeatureSource, folder: str | os.PathLike) -> Index:
+def load_index(
+    source: Source | FeatureSource, folder: str | os.PathLike, max_pixels: int = MAX_PIXELS
+) -> Index:
     """The index of a source; it is made if `folder` has none of the present files.
+
+    Args:
+      source: the source.
+      folder: the folder of all indexes.
+      max_pixels: an image of more pixels is a broken record.
 
     Raises:
       UserError: a file of the source cannot be read, or the folder not written.
     """
-    target = pathlib.Path(folder) / f'{type(source).__name__.lower()}-{_digest(source)}'
+    target = pathlib.Path(folder) / f'{type(source).__name__.lower()}-{_digest(source, max_pixels)}'
     if not target.exists():
         try:
             # Other hosts that share the folder may make the same index at the same time.
             with atomic_folder(target, keep_existing=True) as temporary:
-                _write(temporary, source)
+                _write(temporary, source, max_pixels)
         except OSError as error:
             raise UserError(
                 f'the index of {source.name} cannot be made in {folder}: {error}; set '
@@ -87,7 +101,7 @@ def load_index(source: Source | FeatureSource, folder: str | os.PathLike) -> Ind
     return Index(target)
 
 
-def _digest(source: Source | FeatureSource) -> str:
+def _digest(source: Source | FeatureSource, max_pixels: int) -> str:
     files = []
     for path in source.files():
         try:
@@ -95,30 +109,36 @@ def _digest(source: Source | FeatureSource) -> str:
         except OSError as error:
             raise UserError(f'{source.name}: {path}: {error.strerror}; repair the source') from None
         files.append((str(path), status.st_size, status.st_mtime_ns))
-    return hashlib.sha256(repr((VERSION, source, files)).encode()).hexdigest()[:16]
+    facts = repr((VERSION, source, max_pixels, files))
+    return hashlib.sha256(facts.encode()).hexdigest()[:16]
 
 
-def _write(folder: pathlib.Path, source: Source | FeatureSource) -> None:
-    broken: list[tuple[str, str]] = []
+def _write(folder: pathlib.Path, source: Source | FeatureSource, max_pixels: int) -> None:
+    passed_over, broken = PassedOver(), list[tuple[str, str]]()
     if isinstance(source, FeatureSource):  # the records were checked when they were made
         table = source.table()
     else:
-        table, broken = _scan(source)
+        table, broken = _scan(source, max_pixels, passed_over)
     if not len(table.sizes):
-        raise UserError(f'{source.name} holds no record; name another folder')
+        reasons = ''.join(f', {described([row])}' for row in passed_over.rows)
+        raise UserError(f'{source.name} holds no record{reasons}; name another folder')
     np.save(folder / 'places.npy', table.locations)
     np.save(folder / 'sizes.npy', table.sizes)
     np.save(folder / 'keys.npy', table.keys)
     (folder / 'broken.json').write_text(json.dumps(broken))
+    (folder / 'passed_over.json').write_text(json.dumps(passed_over.rows))
 
 
-def _scan(source: Source) -> tuple[IndexTable, list[tuple[str, str]]]:
+def _scan(
+    source: Source, max_pixels: int, passed_over: PassedOver
+) -> tuple[IndexTable, list[tuple[str, str]]]:
     """The table and the broken records; reads every record, but of images only the headers."""
     chunks: list[IndexTable] = []
     broken: list[tuple[str, str]] = []
-    progress = tqdm.tqdm(source.locations(), f'index of {source.name}', unit='', disable=None)
+    locations = source.locations(passed_over)
+    progress = tqdm.tqdm(locations, f'index of {source.name}', unit='', disable=None)
     locations = iter(progress)
-    scan = functools.partial(_scan_record, source)
+    scan = functools.partial(_scan_record, source, max_pixels)
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         while chunk := list(itertools.islice(locations, CHUNK)):
             names, sizes, reasons = zip(*pool.map(scan, chunk), strict=True)
@@ -131,7 +151,7 @@ def _scan(source: Source) -> tuple[IndexTable, list[tuple[str, str]]]:
     return IndexTable(*map(np.concatenate, zip(*chunks, strict=True))), broken
 
 
-def _scan_record(source: Source, location: RecordLocation) -> tuple[str, Any, str]:
+def _scan_record(source: Source, max_pixels: int, location: RecordLocation) -> tuple[str, Any, str]:
     """(name, (height, width), '') of a record; of a broken one (name, (0, 0), reason)."""
     name = source.record_name(location)
     try:
@@ -142,6 +162,6 @@ def _scan_record(source: Source, location: RecordLocation) -> tuple[str, Any, st
             stream = record.open_image()
         except OSError as error:
             raise BrokenRecord(f'{error.filename}: {error.strerror}') from None
-        return name, upright_size(stream), ''
+        return name, upright_size(stream, max_pixels), ''
     except BrokenRecord as error:
         return name, (0, 0), str(error)

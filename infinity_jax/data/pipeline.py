@@ -82,9 +82,9 @@ class ReadRecord:
     def _example(self, location: RecordLocation, rng: np.random.Generator) -> Example:
         source = self.stored.source
         if not isinstance(source, FeatureSource):
-            raw = source.read(location)
+            raw, limit = source.read(location), self.stored.max_pixels
             caption = self._caption(raw.captions, rng)
-            return Example(caption, decode(raw.open_image(), self.size, self._crop(rng)))
+            return Example(caption, decode(raw.open_image(), self.size, self._crop(rng), limit))
         record = source.read(location)
         caption = self._caption(record.captions, rng)
         text_TE = record.text(caption) if source.info.text else None

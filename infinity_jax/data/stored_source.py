@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from infinity_jax.data.config import DataConfig, SourceConfig
+from infinity_jax.data.decode import MAX_PIXELS
 from infinity_jax.data.features.reader import FeatureSource, Layout
 from infinity_jax.data.index import Index, load_index
 from infinity_jax.data.records import Source
@@ -36,11 +37,19 @@ MAX_LOGGED = 20  # broken records per source that are named in the log
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class StoredSource:
-    """A source, its index, and the records that a split may use."""
+    """A source, its index, and the records that a split may use.
+
+    Attributes:
+      source: the source.
+      index: its index.
+      usable: bool (N,).
+      max_pixels: an image of more pixels is a broken record.
+    """
 
     source: Source | FeatureSource
     index: Index
-    usable: np.ndarray  # bool (N,)
+    usable: np.ndarray
+    max_pixels: int = MAX_PIXELS
 
     @property
     def layout(self) -> Layout | None:
@@ -68,12 +77,12 @@ def open_stored(config: SourceConfig, data: DataConfig, split: str) -> StoredSou
       UserError: the source cannot be read.
     """
     source = open_source(config)
-    index = load_index(source, data.index_dir)
+    index = load_index(source, data.index_dir, data.max_image_pixels)
     usable = np.ones(len(index), bool)
     if not data.held_out:
         held_out = index.keys < data.held_out_share * 2.0**32
         usable = held_out if split == 'held_out' else ~held_out
-    return StoredSource(source, index, usable)
+    return StoredSource(source, index, usable, data.max_image_pixels)
 
 
 def open_all(data: DataConfig, split: str) -> list[StoredSource | None]:

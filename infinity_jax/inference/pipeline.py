@@ -4,6 +4,7 @@ import dataclasses
 import math
 import pathlib
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypedDict, Unpack
 
@@ -26,6 +27,7 @@ from infinity_jax.inference.warmup import GenerationRequest, calls_for
 from infinity_jax.runtime.hub import local_folder
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh, to_host
+from infinity_jax.text.characters import is_blank
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
 from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model, read_configs
@@ -146,6 +148,7 @@ class InfinityPipeline:
         mesh: MeshConfig | None = None,
         quantization: QuantizationConfig = QuantizationConfig(),
         request: GenerationRequest | None = None,
+        verify: bool = True,
         **options: Unpack[PipelineOptions],
     ) -> 'InfinityPipeline':
         """Loads a model folder; without one, the demo that ships with the package.
@@ -161,11 +164,12 @@ class InfinityPipeline:
           quantization: lossy savings of memory.
           request: the first call that will be made: its programs are loaded, or compiled, while
             the weights are read.
+          verify: whether weights are compared with their hashes, see `load_model`.
           options: image size, batch size and text, see `PipelineOptions`.
 
         Raises:
-          UserError: no such model, an incomplete one, an image size that it cannot generate, or
-            too little memory.
+          UserError: no such model, a damaged or incomplete one, an image size that it cannot
+            generate, or too little memory.
           TypeError: an unknown option.
         """
         if unknown := options.keys() - PipelineOptions.__annotations__.keys():
@@ -191,7 +195,7 @@ class InfinityPipeline:
                 executables.prepare(*call)
 
         def load(part: str) -> LoadedModel:
-            return load_model(folder, None, (part,), devices, configs)
+            return load_model(folder, None, (part,), devices, configs, verify=verify)
 
         # Part by part, so that the host never holds two parts at once.
         params = place_transformer(
@@ -248,7 +252,8 @@ class InfinityPipeline:
           prompts: one or several, none empty.
           num: images per prompt.
           seed: of all randomness, 0 to 2^32 - 1.
-          negative: what the images should not show; replaces the learned unconditional text.
+          negative: what the images should not show; replaces the learned unconditional text. A
+            blank one counts as none.
           sampling: guidance, temperature, top-k, top-p.
           schedule: the token grids; by default those of the pipeline.
 
@@ -295,9 +300,13 @@ class InfinityPipeline:
         settings = sampling.static(schedule, self._quantization)
         prompts = [prompt for prompt in prompts for _ in range(num)]
         rewritten = {prompt: self._rewrite(prompt) for prompt in dict.fromkeys(prompts)}
-        negative = self._rewrite(negative) if settings.guided and negative is not None else None
+        negative = None if negative is None or is_blank(negative) else negative
+        if negative is not None and not settings.guided:
+            warnings.warn('the negative prompt has no effect: guidance is 1', stacklevel=2)
+            negative = None
+        negative = None if negative is None else self._rewrite(negative)
         texts_read = [*rewritten.values()] + ([] if negative is None else [negative])
-        self._prompt_encoder.warn_of_cuts(texts_read)
+        self._prompt_encoder.warn_of_losses(texts_read)
         size = self._batch_size(len(prompts))
         starts = range(0, len(prompts), size)
         # One shape, one compilation: the last batch is filled up with its last prompt.

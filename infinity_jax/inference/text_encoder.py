@@ -16,6 +16,7 @@ from infinity_jax.sharding import in_mesh
 from infinity_jax.text.t5 import T5Encoder
 from infinity_jax.weights.placement import PlacedModel, share_batch
 
+MAX_SHOWN = 20  # unknown characters in a warning
 Pair = tuple[Text, Text | None]  # prompts and the negative text, padded to the same length
 
 
@@ -90,9 +91,23 @@ class PromptEncoder:
         finally:
             jax.tree.map(lambda leaf: leaf.delete(), params)
 
-    def warn_of_cuts(self, prompts: Sequence[str]) -> None:
-        """Warns in one line about prompts whose end the model will not read."""
-        counts = self._tokenizer.token_counts(prompts)
+    def warn_of_losses(self, prompts: Sequence[str]) -> None:
+        """Warns in one line about prompts whose end the model will not read.
+
+        Another line warns about characters that the vocabulary lacks: every run of them is read as
+        the same unknown token.
+        """
+        unknown = self._tokenizer.unknown_characters(prompts, self._limit)
+        characters = ''.join(dict.fromkeys(''.join(unknown)))
+        if characters:
+            warnings.warn(
+                f'{sum(map(bool, unknown))} of {len(prompts)} prompts hold characters that the '
+                f"model's vocabulary lacks, {len(characters)} in all: "
+                f'{characters[:MAX_SHOWN]!r}; the model reads each run of them as the same unknown '
+                'token',
+                stacklevel=2,
+            )
+        counts = self._tokenizer.token_counts(prompts, self._limit)
         cut = [i for i, count in enumerate(counts) if count > self._limit]
         if cut:
             warnings.warn(

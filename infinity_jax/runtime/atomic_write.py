@@ -1,12 +1,17 @@
 """Files and folders that appear whole or not at all.
 
 New content is written under a temporary name in the same folder, flushed to the disk and then
-renamed. A process or machine that stops in between leaves the old content in its place.
+renamed. A process or machine that stops in between leaves the old content in its place. Temporary
+content of processes that are gone is removed at the next write to the same place.
 """
 
 import contextlib
+import functools
+import hashlib
 import os
+import re
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +28,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = temporary_path(path)
     try:
         yield temporary
         flush_and_rename(temporary, path)
@@ -47,7 +52,7 @@ def atomic_folder(folder: Path, keep_existing: bool = False) -> Iterator[Path]:
     Raises:
       OSError: the folder cannot be written; an old one is unchanged.
     """
-    temporary = _temporary(folder)
+    temporary = temporary_path(folder)
     try:
         temporary.mkdir(parents=True)
         yield temporary
@@ -73,9 +78,55 @@ def previous_folder(folder: Path) -> Path:
     return folder.parent / f'.{folder.name}.previous'
 
 
-def _temporary(path: Path) -> Path:
-    # Not the process id: hosts that share the folder may have the same one.
-    return path.with_name(f'.{path.name}.{uuid.uuid4().hex}.partial')
+def temporary_path(path: Path) -> Path:
+    """A name in the folder of `path` for content in progress; removes what dead processes left."""
+    _remove_stale(path)
+    return path.with_name(
+        f'.{path.name}.{_machine()}-{os.getpid()}-{uuid.uuid4().hex[:12]}.partial'
+    )
+
+
+@functools.cache
+def _machine() -> str:
+    """Digits for the set of processes whose ids this process sees.
+
+    Hosts and containers that share a folder may have equal process ids.
+    """
+    text = socket.gethostname()
+    with contextlib.suppress(OSError, AttributeError):
+        text += os.readlink('/proc/self/ns/pid')
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+@functools.cache  # once per place and process
+def _remove_stale(path: Path) -> None:
+    """Removes temporary content of `path` whose process, on this machine, is gone.
+
+    Version 0.1 called it .NAME.saving-PID.
+    """
+    if os.name != 'posix' or not path.parent.is_dir():
+        return
+    ours = re.compile(
+        rf'\.{re.escape(path.name)}\.(?:saving-(\d+)|{_machine()}-(\d+)-[0-9a-f]+\.partial)'
+    )
+    with contextlib.suppress(OSError):
+        for found in list(path.parent.iterdir()):
+            match = ours.fullmatch(found.name)
+            if match and not _is_alive(int(match[1] or match[2])):
+                if found.is_dir() and not found.is_symlink():
+                    shutil.rmtree(found, ignore_errors=True)
+                else:
+                    found.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # sends nothing
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True  # of another user
+    return True
 
 
 def _flush(path: Path) -> None:

@@ -8,6 +8,7 @@ import tokenizers
 
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.hub import local_folder
+from infinity_jax.text.characters import is_blank, readable
 from infinity_jax.text.pretrained import tokenizer_json
 
 TOKENIZER_FILES = (
@@ -17,6 +18,7 @@ TOKENIZER_FILES = (
     'spiece.model',
 )
 END_TOKEN = '</s>'
+UNKNOWN_TOKEN = '<unk>'
 
 
 class TextTokenizer:
@@ -54,6 +56,7 @@ class TextTokenizer:
         if end_id is None:
             raise UserError(f'{source}: its vocabulary lacks {END_TOKEN}; wanted a T5 tokenizer')
         self.end_id: int = end_id
+        self._unknown_id: int | None = self._tokenizer.token_to_id(UNKNOWN_TOKEN)
         self.vocab_size: int = self._tokenizer.get_vocab_size()
 
     @classmethod
@@ -78,11 +81,31 @@ class TextTokenizer:
         for name, content in self.files.items():
             (Path(folder) / name).write_bytes(content)
 
-    def token_counts(self, prompts: Sequence[str]) -> list[int]:
-        """Number of tokens of each prompt, the end token included, before truncation."""
-        encodings = self._tokenizer.encode_batch(list(prompts))
+    def token_counts(self, prompts: Sequence[str], max_length: int = 512) -> list[int]:
+        """Number of tokens of each prompt, the end token included, before truncation.
+
+        Of a text that is much longer than `max_length` tokens, only the beginning is counted.
+        """
+        encodings = self._encode(prompts, max_length)
         ends = [e.ids[-1:] == [self.end_id] for e in encodings]
         return [len(e.ids) + (not end) for e, end in zip(encodings, ends, strict=True)]
+
+    def unknown_characters(self, prompts: Sequence[str], max_length: int = 512) -> list[str]:
+        """The characters of each prompt that the vocabulary lacks, each once.
+
+        All characters of an unknown token count. Spaces are never among them.
+        """
+        found = []
+        for prompt, encoding in zip(prompts, self._encode(prompts, max_length), strict=True):
+            pairs = zip(encoding.ids, encoding.offsets, strict=True)
+            spans = [span for token, span in pairs if token == self._unknown_id]
+            text = ''.join(prompt[start:end] for start, end in spans)
+            found.append(''.join(dict.fromkeys(c for c in text if c != ' ')))
+        return found
+
+    def _encode(self, prompts: Sequence[str], max_length: int) -> list[tokenizers.Encoding]:
+        """Encodes prompts without truncation, but no more than what may be read."""
+        return self._tokenizer.encode_batch([readable(prompt, max_length) for prompt in prompts])
 
     def __call__(
         self, prompts: list[str], max_length: int, pad_to: int | None = None
@@ -91,7 +114,8 @@ class TextTokenizer:
 
         Args:
           prompts: none of them blank.
-          max_length: longer prompts are truncated to this many tokens, the end token included.
+          max_length: longer prompts are truncated to this many tokens, the end token included; of
+            prompts of many more characters, only the beginning is tokenized, see `readable`.
           pad_to: number of columns T of the result; None takes the longest prompt.
 
         Returns:
@@ -100,12 +124,12 @@ class TextTokenizer:
         Raises:
           UserError: a prompt is blank, or longer than `pad_to`.
         """
-        blank = [i for i, prompt in enumerate(prompts) if not prompt.strip()]
+        blank = [i for i, prompt in enumerate(prompts) if is_blank(prompt)]
         if blank or not prompts:
             which = f'prompt {blank[0] + 1} of {len(prompts)}' if blank else 'the list of prompts'
             raise UserError(f'{which} is empty; write what the image should show')
         rows = []
-        for encoding in self._tokenizer.encode_batch(list(prompts)):
+        for encoding in self._encode(prompts, max_length):
             ids = encoding.ids
             if ids and ids[-1] == self.end_id:
                 ids = ids[:-1]

@@ -59,7 +59,7 @@ def inspect_data(config: RunConfig, *, count: int, out: str | os.PathLike) -> di
 def _source(stored: StoredSource | None) -> dict[str, Any]:
     if stored is None:
         print('emoji: rendered without end')
-        return {'records': None, 'broken': []}
+        return {'records': None, 'broken': [], 'passed_over': []}
     index = stored.index
     print(f'{stored.source.name}: {len(index)} records, {len(index.broken)} broken, '
           f'{int(stored.usable.sum())} of the train split')  # fmt: skip
@@ -67,7 +67,9 @@ def _source(stored: StoredSource | None) -> dict[str, Any]:
         print(f'  {name}: {reason}')
     if len(index.broken) > MAX_LISTED:
         print(f'  … all in {index.folder / "broken.json"}')
-    return {'records': len(index), 'broken': index.broken}
+    for reason, passed, first in index.passed_over:
+        print(f'  {passed} passed over: {reason} (the first: {first})')
+    return {'records': len(index), 'broken': index.broken, 'passed_over': index.passed_over}
 
 
 def _bucket(bucket: Bucket) -> dict[str, Any]:

@@ -5,11 +5,23 @@ import dataclasses
 import jax
 
 from infinity_jax.data.config import DataConfig
-from infinity_jax.errors import UserError
+from infinity_jax.ranges import COUNT, SEED, Range, check_ranges
 from infinity_jax.sharding import MeshConfig
 from infinity_jax.training.optimizer import OptimizerConfig
 
 HELD_OUT_SEED = 1  # of the held-out images in every run, so that their metrics compare
+_RANGES = {
+    'steps': COUNT,
+    'batch_size': Range(1, 2**20),
+    'seed': SEED,
+    'log_every': COUNT,
+    'eval_every': COUNT,
+    'eval_batches': COUNT,
+    'sample_every': COUNT,
+    'checkpoint_every': COUNT,
+    'keep_checkpoints': COUNT,
+    'max_bad_steps': COUNT,
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,12 +46,7 @@ class RunConfig:
     max_bad_steps: int = 20  # successive steps without finite loss and gradient that end the run
 
     def __post_init__(self):
-        for name in (
-            'steps', 'batch_size', 'log_every', 'eval_every', 'eval_batches', 'sample_every',
-            'checkpoint_every', 'keep_checkpoints', 'max_bad_steps',
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f'config field {name} is {getattr(self, name)}; wanted 1 or more')
+        check_ranges(self, '', _RANGES)
 
 
 def init_key(seed: int) -> jax.Array:

@@ -59,7 +59,12 @@ def _with_model_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
       UserError: `init_from` is empty or holds no transformer.
     """
-    given = {n: v for n, v in (fields.get('transformer') or {}).items() if v is not None}
+    transformer = fields.get('transformer') or {}
+    if not hasattr(transformer, 'items'):
+        raise UserError(
+            f'config field transformer is {transformer!r:.60}; wanted a group of fields'
+        )
+    given = {n: v for n, v in transformer.items() if v is not None}
     if 'depth' in given:
         return fields
     folder = fields.get('init_from') or ''

@@ -1,7 +1,6 @@
 """AdamW as in the paper: weight decay, schedule, clipping, averaging, and the state (paper 4)."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from infinity_jax.errors import UserError
+from infinity_jax.ranges import RATE, Range, check_ranges, real
 
 # Parameters that never decay, by the last name in their path ...
 NO_DECAY_NAMES = frozenset(
@@ -31,6 +31,20 @@ NO_DECAY_NAMES = frozenset(
 NO_DECAY_PAIRS = frozenset({('text_pool', 'query')})
 
 
+_RANGES = {
+    'learning_rate': real(0, 100),
+    'warmup_steps': Range(0, 10**9),
+    'decay_steps': Range(0, 10**9),
+    'final_learning_rate': real(0, 100),
+    'beta1': real(0, 1, below=True),
+    'beta2': real(0, 1, below=True),
+    'epsilon': real(0, 1, above=True),
+    'weight_decay': real(0, 100),
+    'clip_norm': real(0, 1e9),
+    'ema_decay': RATE,
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW and its schedule. `learning_rate` is the peak, and the batch size does not scale it."""
@@ -48,23 +62,7 @@ class OptimizerConfig:
     ema_decay: float = 0.9999  # reached through (1 + step) / (10 + step)
 
     def __post_init__(self):
-        if not 0 < self.epsilon < math.inf:
-            raise UserError(f'optimizer.epsilon is {self.epsilon}; wanted a positive number')
-        for name in ('beta1', 'beta2'):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(
-                    f'optimizer.{name} is {getattr(self, name)}; wanted 0 up to below 1'
-                )
-        if not 0 <= self.ema_decay <= 1:
-            raise UserError(f'optimizer.ema_decay is {self.ema_decay}; wanted 0 to 1')
-        for name in ('learning_rate', 'final_learning_rate', 'weight_decay', 'clip_norm'):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(
-                    f'optimizer.{name} is {getattr(self, name)}; wanted 0 or more, and finite'
-                )
-        for name in ('warmup_steps', 'decay_steps'):
-            if getattr(self, name) < 0:
-                raise UserError(f'optimizer.{name} is {getattr(self, name)}; wanted 0 or more')
+        check_ranges(self, 'optimizer.', _RANGES)
 
 
 def decay_mask(params: Any) -> Any:

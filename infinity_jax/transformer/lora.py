@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from infinity_jax.errors import UserError
+from infinity_jax.ranges import Range, check_ranges, real
 
 MATRICES = (
     'self_attention.qkv',
@@ -38,8 +39,7 @@ class LoraConfig:
     matrices: tuple[str, ...] = MATRICES
 
     def __post_init__(self):
-        if self.rank < 0:
-            raise UserError(f'lora.rank is {self.rank}; wanted 1 or more, or 0 for no adapters')
+        check_ranges(self, 'lora.', {'rank': Range(0, 2**13), 'alpha': real(0, 1e6)})
         for name in self.matrices:
             if not any(_names(name, matrix) for matrix in MATRICES):
                 raise UserError(

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from infinity_jax.config import from_mapping
@@ -15,6 +14,8 @@ from infinity_jax.errors import UserError
 from infinity_jax.runtime.atomic_write import atomic_file
 from infinity_jax.transformer.lora import LoraConfig, merge
 from infinity_jax.weights.model_folder import load_model, save_model
+from infinity_jax.weights.safetensors_writer import SafetensorsWriter, Spec
+from infinity_jax.weights.weight_files import open_safetensors
 
 FILE_NAME = 'adapter.safetensors'
 FORMAT = 'infinity_jax lora'
@@ -31,26 +32,34 @@ def save_adapter(path: Path, adapters: Any, config: LoraConfig) -> None:
     metadata = {'format': FORMAT, 'lora': json.dumps(described)}
     try:
         with atomic_file(path) as temporary:
-            safetensors.numpy.save_file(arrays, temporary, metadata)
+            specs = {name: Spec(array.shape, array.dtype) for name, array in arrays.items()}
+            with SafetensorsWriter(temporary, specs, metadata) as writer:
+                for name, array in arrays.items():
+                    writer.write(name, array)
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f'{path}: could not be saved ({error}); free space, then again') from None
 
 
 def load_adapter(path: str | Path) -> tuple[LoraConfig, Any]:
-    """Reads a file of `save_adapter`.
+    """Reads a file of `save_adapter`; compares its hashes and refuses NaN and infinity.
 
     Raises:
-      UserError: no such file, or none of ours.
+      UserError: no such file, not one of ours, or damaged.
     """
     try:
         with safetensors.safe_open(path, 'numpy') as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f'{path}: cannot be read ({error}); name a {FILE_NAME} of a run') from None
     if metadata.get('format') != FORMAT:
         raise UserError(f'{path}: holds no adapters; name a {FILE_NAME} of a run')
-    config = from_mapping(LoraConfig, json.loads(metadata['lora']), 'lora')
+    try:
+        described = dict(json.loads(metadata['lora']))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f'{path}: its header is damaged; copy it again') from None
+    config = from_mapping(LoraConfig, described, 'lora')
+    tensors = open_safetensors(Path(path), refuse_values=True)
+    arrays = {name: tensor.read() for name, tensor in tensors.items()}
     return config, unflatten_dict(arrays, sep='.')
 
 

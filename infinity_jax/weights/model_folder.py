@@ -6,7 +6,8 @@
     tokenizer.safetensors
     text_encoder/             a Hugging Face folder: config.json, model.safetensors, tokenizer.json
 
-Any part may be absent. A folder is written next to its target and renamed into place, so that an
+Any part may be absent. The safetensors have a hash of each tensor in their header, compared when
+they are read. A folder is written next to its target and renamed into place, so that an
 interrupted save never harms the last good folder.
 """
 
@@ -149,15 +150,23 @@ def read_configs(folder: str | os.PathLike[str]) -> ModelConfigs:
       UserError: not a model folder, an unknown field, or parts that do not fit each other.
     """
     folder, described = read_description(folder)
-    parts: dict[str, Any] = {'source': described.get('source', {})}
-    parts['extra'] = described.get('extra', {})
+    parts: dict[str, Any] = {}
+    for name in ('source', 'extra'):
+        parts[name] = described.get(name, {})
+        if not isinstance(parts[name], dict):
+            raise UserError(
+                f'{folder}/config.json: {name} is {parts[name]!r:.60}; wanted an object'
+            )
     for part, config_type in (
         ('transformer', TransformerConfig),
         ('tokenizer', TokenizerConfig),
         ('schedule', ScaleSchedule),
     ):
-        if described.get(part) is not None:
-            parts[part] = from_mapping(config_type, described[part], part, stored=True)
+        if part in described:
+            try:
+                parts[part] = from_mapping(config_type, described[part], part, stored=True)
+            except UserError as error:
+                raise UserError(f'{folder}/config.json: {error}') from None
     if (folder / 'text_encoder').is_dir():
         parts['text'] = read_text_config(folder / 'text_encoder')
     configs = ModelConfigs(**parts)
@@ -172,6 +181,8 @@ def load_model(
     parts: Iterable[str] = PARTS,
     mesh: Mesh | None = None,
     configs: ModelConfigs | None = None,
+    *,
+    verify: bool = True,
 ) -> LoadedModel:
     """Reads a model folder.
 
@@ -181,10 +192,12 @@ def load_model(
       parts: those of transformer, tokenizer and text_encoder to read, if they are present.
       mesh: weights stream tensor by tensor into their shards on it; None returns numpy arrays.
       configs: those of the folder, if they were read already.
+      verify: whether tensors are compared with their hashes, which older folders lack, and NaN,
+        infinity and kernels of zeros are refused.
 
     Raises:
       UserError: no such model, an unknown configuration field, or weights missing, unknown or
-        misshapen: all of these at once.
+        misshapen: all of these at once; or a damaged tensor.
     """
     folder = existing_folder(folder)
     configs = configs or read_configs(folder)
@@ -192,11 +205,13 @@ def load_model(
     weights: dict[str, Any] = {}
     for part, config in (('transformer', configs.transformer), ('tokenizer', configs.tokenizer)):
         if part in parts and config is not None:
-            weights[f'{part}_params'] = read_part(folder, part, config, problems, dtype, mesh)
+            weights[f'{part}_params'] = read_part(
+                folder, part, config, problems, dtype, mesh, verify
+            )
     text_folder = folder / 'text_encoder'
     if 'text_encoder' in parts and text_folder.is_dir():
         try:
-            _, weights['text_params'] = load_encoder(text_folder, dtype, mesh)
+            _, weights['text_params'] = load_encoder(text_folder, dtype, mesh, verify=verify)
         except UserError as error:
             problems.append(str(error))
         if any((text_folder / name).is_file() for name in ('tokenizer.json', 'spiece.model')):

@@ -73,12 +73,17 @@ def cast(name: str, array: np.ndarray, dtype: Any) -> np.ndarray:
     return converted
 
 
-def open_part(folder: Path, part: str) -> Mapping[str, LazyTensor]:
-    """The unread tensors of PART.safetensors or of its shards."""
+def open_part(folder: Path, part: str, verify: bool = True) -> Mapping[str, LazyTensor]:
+    """The unread tensors of PART.safetensors or of its shards.
+
+    Args:
+      verify: whether reading compares hashes and refuses NaN, infinity and kernels of zeros.
+    """
     index = folder / f'{part}.safetensors.index.json'
     if index.is_file():
-        return open_shards(index)
-    return open_safetensors(folder / f'{part}.safetensors')
+        return open_shards(index, verify=verify, refuse_values=True)
+    path = folder / f'{part}.safetensors'
+    return open_safetensors(path, verify=verify, refuse_values=True)
 
 
 def read_part(
@@ -88,6 +93,7 @@ def read_part(
     problems: list[str],
     dtype: Any = np.float32,
     mesh: Mesh | None = None,
+    verify: bool = True,
 ) -> Params | None:
     """Reads a part's weights, or adds everything that is wrong with them to `problems`.
 
@@ -98,9 +104,13 @@ def read_part(
       problems: grows by one line for every missing, unknown and misshapen tensor.
       dtype: of the result; None keeps the stored one.
       mesh: where the arrays go, each device's shards read by themselves; None gives numpy.
+      verify: see `open_part`.
+
+    Raises:
+      UserError: a damaged tensor.
     """
     try:
-        tensors = open_part(folder, part)
+        tensors = open_part(folder, part, verify)
     except UserError as error:
         problems.append(str(error))
         return None

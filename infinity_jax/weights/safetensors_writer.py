@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from infinity_jax.weights.weight_files import SAFETENSORS_DTYPES
+from infinity_jax.weights.integrity import DIGITS, byte_view, scan
+from infinity_jax.weights.weight_files import HASHES, SAFETENSORS_DTYPES
 
 SHARD_BYTES = 5 * 10**9  # files above this are split
 _CODES = {np.dtype(dtype): code for code, dtype in SAFETENSORS_DTYPES.items()}
@@ -31,38 +32,43 @@ class Spec(NamedTuple):
 
 def raw_bytes(array: np.ndarray) -> memoryview:
     """The bytes of an array in row-major order, copied only if it is not contiguous."""
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    return byte_view(array).data
 
 
 class SafetensorsWriter:
-    """Writes one safetensors file, tensors in any order; a context manager.
+    """Writes one safetensors file, tensors in any order, with their hashes; a context manager.
 
     Args:
       path: overwritten.
       specs: tensor name -> shape and dtype.
+      metadata: more texts for the header.
     """
 
-    def __init__(self, path: Path, specs: Mapping[str, Spec]):
-        self._specs = dict(specs)
-        header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}
+    def __init__(
+        self, path: Path, specs: Mapping[str, Spec], metadata: Mapping[str, str] | None = None
+    ):
+        self._path, self._specs = path, dict(specs)
+        self._metadata = {'format': 'pt', **(metadata or {})}
+        self._entries: dict[str, Any] = {}
+        self._hashes = dict.fromkeys(specs, '0' * DIGITS)  # as long as those that replace it
         self._starts: dict[str, int] = {}
         end = 0
         # Wide elements first: every tensor then starts at a multiple of its element's size.
         for name in sorted(specs, key=lambda n: -specs[n].dtype.itemsize):
             spec, start = specs[name], end
             end = start + spec.nbytes
-            header[name] = {
+            self._entries[name] = {
                 'dtype': _CODES[spec.dtype],
                 'shape': list(spec.shape),
                 'data_offsets': [start, end],
             }
             self._starts[name] = start
-        text = json.dumps(header).encode()
-        text += b' ' * (-len(text) % 8)
-        self._data = 8 + len(text)
+        header = self._header()
+        self._data = len(header)
         self._missing = {name: spec.nbytes for name, spec in specs.items()}
+        self._layered: set[str] = set()
         self._file = open(path, 'wb')
-        self._file.write(len(text).to_bytes(8, 'little') + text)
+        self._file.write(header)
         self._file.truncate(self._data + end)
 
     def write(self, name: str, array: np.ndarray, layer: int | None = None) -> None:
@@ -73,12 +79,38 @@ class SafetensorsWriter:
         self._file.seek(self._data + self._starts[name] + array.nbytes * (layer or 0))
         self._file.write(raw_bytes(array))
         self._missing[name] -= array.nbytes
+        if layer is None:
+            self._hashes[name] = scan(byte_view(array), spec.dtype).hash
+        else:
+            self._layered.add(name)
+
+    def _header(self) -> bytes:
+        metadata = {**self._metadata, HASHES: json.dumps(self._hashes)}
+        text = json.dumps({'__metadata__': metadata, **self._entries}).encode()
+        text += b' ' * (-len(text) % 8)
+        return len(text).to_bytes(8, 'little') + text
+
+    def _finish(self) -> None:
+        """Hashes what was written layer by layer, from the file, and writes the final header."""
+        self._file.flush()
+        for name in self._layered:
+            spec = self._specs[name]
+            if spec.nbytes:
+                start = self._data + self._starts[name]
+                content = np.memmap(self._path, np.uint8, 'r', start, (spec.nbytes,))
+                self._hashes[name] = scan(content, spec.dtype).hash
+        self._file.seek(0)
+        self._file.write(self._header())
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind, *unused) -> None:
-        self._file.close()
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            self._file.close()
         forgotten = [name for name, size in self._missing.items() if size]
         assert kind or not forgotten, f'never written: {", ".join(forgotten)}'
 

@@ -103,15 +103,18 @@ def read_text_config(folder: str | Path) -> TextConfig:
     ]
     if wrong:
         raise UserError(f'{path}: {", ".join(wrong)}; wanted whole numbers from 1 on')
-    config = TextConfig(**{ours: fields[name] for name, ours in CONFIG_FIELDS.items()})
+    buckets, distance = (fields[f'relative_attention_{n}'] for n in ('num_buckets', 'max_distance'))
     # Half of the buckets serve each direction; the second half of these grow logarithmically.
-    if config.buckets < 4 or config.max_distance <= config.buckets // 4:
+    if buckets < 4 or distance <= buckets // 4:
         raise UserError(
-            f'{path}: relative_attention_num_buckets is {config.buckets} and '
-            f'relative_attention_max_distance {config.max_distance}; wanted at least 4, and more '
+            f'{path}: relative_attention_num_buckets is {buckets} and '
+            f'relative_attention_max_distance {distance}; wanted at least 4, and more '
             'than a quarter of the buckets'
         )
-    return config
+    try:
+        return TextConfig(**{ours: fields[name] for name, ours in CONFIG_FIELDS.items()})
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
 
 
 def _check_fields(path: Path, fields: Mapping[str, Any], required: Mapping[str, Any]) -> None:
@@ -132,12 +135,16 @@ def _weights_folder(name: str | Path) -> Path:
     return local_folder(name, files=('config.json', 'pytorch_model*.bin*'))
 
 
-def open_encoder(folder: str | Path) -> tuple[TextConfig, dict[str, LazyTensor]]:
+def open_encoder(
+    folder: str | Path, *, verify: bool = True
+) -> tuple[TextConfig, dict[str, LazyTensor]]:
     """Opens the encoder of a T5 v1.1 model without reading its tensors; ignores a decoder.
 
     Args:
       folder: with config.json and model.safetensors, or shards with an index, or
         pytorch_model.bin; or org/name of a repository with such files.
+      verify: whether reading safetensors compares their hashes, where they have some, and refuses
+        NaN, infinity and matrices of zeros.
 
     Returns:
       the dimensions, and the tensors by their torch names; of the two names that the embedding
@@ -150,7 +157,7 @@ def open_encoder(folder: str | Path) -> tuple[TextConfig, dict[str, LazyTensor]]
     folder = _weights_folder(folder)
     found = {
         name: tensor
-        for name, tensor in open_weights(folder).items()
+        for name, tensor in open_weights(folder, verify=verify, refuse_values=True).items()
         if is_tensor(tensor) and not name.startswith(('decoder.', 'lm_head.'))
     }
     wanted = _torch_shapes(config)
@@ -174,7 +181,11 @@ def _torch_shapes(config: TextConfig) -> dict[str, tuple[int, ...]]:
 
 
 def load_encoder(
-    folder: str | Path, dtype: Any = np.float32, mesh: Mesh | None = None
+    folder: str | Path,
+    dtype: Any = np.float32,
+    mesh: Mesh | None = None,
+    *,
+    verify: bool = True,
 ) -> tuple[TextConfig, Params]:
     """Loads the encoder of a T5 v1.1 model; a decoder is not read.
 
@@ -182,14 +193,15 @@ def load_encoder(
       folder: as `open_encoder` takes it.
       dtype: of the returned arrays; None keeps the file's.
       mesh: where the arrays go, shard by shard; None gives numpy.
+      verify: see `open_encoder`.
 
     Returns:
       the dimensions, and parameters for `T5Encoder`.
 
     Raises:
-      UserError: with every missing, unknown and misshapen name at once.
+      UserError: with every missing, unknown and misshapen name at once, or a damaged tensor.
     """
-    config, tensors = open_encoder(folder)
+    config, tensors = open_encoder(folder, verify=verify)
     boxed = encoder_shapes(config, boxed=True)
     shapes = flatten_dict(nn.unbox(boxed), sep='/')
     shardings = flatten_dict(shardings_of(boxed, mesh), sep='/') if mesh is not None else {}

@@ -6,6 +6,7 @@ without an index. Values are loaded by a tensor's `read()`.
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import safetensors
 
 from infinity_jax.errors import UserError
+from infinity_jax.weights.integrity import byte_view, scan, value_problem
 from infinity_jax.weights.torch_file.reader import read_torch_file
 from infinity_jax.weights.torch_file.unpickler import TorchTensor
 
@@ -31,6 +33,7 @@ SAFETENSORS_DTYPES = {
     'U8': np.uint8,
     'BOOL': np.bool_,
 }
+HASHES = 'hashes'  # key of a safetensors file's metadata: JSON of tensor name -> hash
 Index = tuple[int | slice, ...]  # into a tensor, as numpy takes it
 INDEX_NAMES = ('model.safetensors.index.json', 'pytorch_model.bin.index.json')
 SINGLE_NAMES = ('model.safetensors', 'pytorch_model.bin')
@@ -51,32 +54,81 @@ class LazyTensor(Protocol):
     def read(self, index: Index = ()) -> np.ndarray: ...
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(eq=False)
 class SafeTensor:
-    """A tensor inside a safetensors file."""
+    """A tensor inside a safetensors file.
+
+    Its first `read()` verifies the whole tensor, unless `verify` is False: in memory if it is read
+    whole, otherwise by one more pass over its bytes in the file.
+
+    Attributes:
+      start: byte of the file at which its values begin.
+      hash: as it was saved; None: the file has no hashes.
+      verify: whether hash and values are compared.
+      refuse_values: whether NaN, infinity and kernels of zeros are damage.
+    """
 
     path: Path
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype
+    start: int
+    hash: str | None
+    verify: bool
+    refuse_values: bool
 
     def read(self, index: Index = ()) -> np.ndarray:
+        whole = all(
+            isinstance(part, slice) and part.indices(size) == (0, size, 1)
+            for part, size in zip(index, self.shape, strict=False)
+        )
+        if self.verify and not whole:
+            size = math.prod(self.shape) * self.dtype.itemsize
+            self._check(np.memmap(self.path, np.uint8, 'r', self.start, (size,)) if size else None)
         with safetensors.safe_open(self.path, framework='numpy') as file:
-            return file.get_slice(self.name)[index] if index else file.get_tensor(self.name)
+            if not whole:
+                return file.get_slice(self.name)[index]
+            array = file.get_tensor(self.name)
+        if self.verify:
+            self._check(byte_view(array) if array.size else None)
+        return array
+
+    def _check(self, content: np.ndarray | None) -> None:
+        """Raises `UserError` if these bytes are not those that were saved; checks only once."""
+        if content is None:
+            return
+        hash, peak = scan(content, self.dtype)
+        if self.hash not in (None, hash):
+            raise UserError(
+                f'{self.path}: {self.name} is damaged: it has the hash {hash}, and was saved with '
+                f'{self.hash}; copy the file again'
+            )
+        if self.refuse_values and (line := value_problem(self.name, self.shape, self.dtype, peak)):
+            raise UserError(f'{self.path}: {line}: the file is damaged, copy it again')
+        self.verify = False
 
 
-def open_safetensors(path: Path) -> dict[str, SafeTensor]:
-    """The tensors of one safetensors file, without their values."""
+def open_safetensors(
+    path: Path, *, verify: bool = True, refuse_values: bool = False
+) -> dict[str, SafeTensor]:
+    """The tensors of one safetensors file, without their values; for the options see `SafeTensor`.
+
+    Raises:
+      UserError: no such file, or not a whole safetensors file with its hashes.
+    """
     tensors = {}
     try:
         with safetensors.safe_open(path, framework='numpy') as file:
+            hashes = _hashes(path, file.metadata() or {}, file.keys())
+            starts = _starts(path)
             for name in file.keys():
                 part = file.get_slice(name)
                 code = part.get_dtype()
                 if code not in SAFETENSORS_DTYPES:
                     raise UserError(f'{path}: {name} is of type {code}; wanted float or integer')
-                dtype = np.dtype(SAFETENSORS_DTYPES[code])
-                tensors[name] = SafeTensor(path, name, tuple(part.get_shape()), dtype)
+                dtype, shape = np.dtype(SAFETENSORS_DTYPES[code]), tuple(part.get_shape())
+                options = starts[name], hashes.get(name), verify, refuse_values
+                tensors[name] = SafeTensor(path, name, shape, dtype, *options)
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
     except (safetensors.SafetensorError, OSError) as error:
@@ -84,8 +136,37 @@ def open_safetensors(path: Path) -> dict[str, SafeTensor]:
     return tensors
 
 
-def open_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Opens a weight file or folder.
+def _hashes(path: Path, metadata: Mapping[str, str], names: list[str]) -> dict[str, str]:
+    """Tensor name -> hash, from a file's metadata; empty for files of other writers."""
+    if HASHES not in metadata:
+        return {}
+    try:
+        hashes = json.loads(metadata[HASHES])
+    except ValueError:
+        hashes = None
+    if not isinstance(hashes, dict) or set(hashes) != set(names):
+        raise UserError(
+            f'{path}: its hashes are not one per tensor: the file is damaged, copy it again'
+        )
+    return hashes
+
+
+def _starts(path: Path) -> dict[str, int]:
+    """Tensor name -> byte at which its values begin, of a file with a whole header."""
+    with open(path, 'rb') as file:
+        length = int.from_bytes(file.read(8), 'little')
+        header = json.loads(file.read(length))
+    return {
+        name: 8 + length + entry['data_offsets'][0]
+        for name, entry in header.items()
+        if name != '__metadata__'
+    }
+
+
+def open_weights(
+    path: str | os.PathLike[str], *, verify: bool = True, refuse_values: bool = False
+) -> dict[str, Any]:
+    """Opens a weight file or folder; for the options, of safetensors, see `SafeTensor`.
 
     Returns:
       name -> LazyTensor. For a torch file that nests its state dict, the nested dict.
@@ -95,35 +176,35 @@ def open_weights(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, verify=verify, refuse_values=refuse_values)
     if path.suffix == '.safetensors':
-        return open_safetensors(path)
+        return open_safetensors(path, verify=verify, refuse_values=refuse_values)
     found = read_torch_file(path)
     if not isinstance(found, Mapping):
         raise UserError(f'{path}: holds a {type(found).__name__}; wanted a state dict')
     return dict(found)
 
 
-def _open_folder(folder: Path) -> dict[str, Any]:
+def _open_folder(folder: Path, **options: bool) -> dict[str, Any]:
     """Opens a folder by its index, else its single weight file, else all its safetensors."""
     for name in INDEX_NAMES:
         if (folder / name).is_file():
-            return open_shards(folder / name)
+            return open_shards(folder / name, **options)
     for name in SINGLE_NAMES:
         if (folder / name).is_file():
-            return open_weights(folder / name)
+            return open_weights(folder / name, **options)
     others = sorted(folder.glob('*.safetensors'))
     if not others:
         wanted = ', '.join((*INDEX_NAMES, *SINGLE_NAMES))
         raise UserError(f'{folder}: no weights there; wanted one of {wanted} or *.safetensors')
     tensors: dict[str, Any] = {}
     for shard in others:
-        tensors.update(open_safetensors(shard))
+        tensors.update(open_safetensors(shard, **options))
     return tensors
 
 
-def open_shards(index: Path) -> dict[str, Any]:
-    """The tensors that an index lists, from the shards in its folder."""
+def open_shards(index: Path, *, verify: bool = True, refuse_values: bool = False) -> dict[str, Any]:
+    """The tensors that an index lists, from the shards in its folder; options as `open_weights`."""
     folder = index.parent
     weight_map = read_json(index).get('weight_map')
     if not isinstance(weight_map, dict):
@@ -134,7 +215,7 @@ def open_shards(index: Path) -> dict[str, Any]:
         if Path(shard).name != shard:
             raise UserError(f'{index}: names {shard!r}; wanted a file in the same folder')
         if (folder / shard).is_file():
-            shards[shard] = open_weights(folder / shard)
+            shards[shard] = open_weights(folder / shard, verify=verify, refuse_values=refuse_values)
         else:
             absent.append(shard)
     if absent:
@@ -177,7 +258,7 @@ def read_json(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding='utf-8'))
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f'{path}: not readable JSON ({error})') from None
     if not isinstance(found, dict):
         raise UserError(f'{path}: holds a JSON {type(found).__name__}; wanted an object')

@@ -64,12 +64,42 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
 def test_hosts_that_make_it_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
     source, inner, made = opened(jsonl_folder(tmp_path / 'data')), index_module._write, []
 
-    def write(folder, source):
+    def write(folder, source, *options):
         made.append(folder)
         if len(made) == 1:  # another host, of the same process id, begins and ends meanwhile
             load_index(source, tmp_path / 'index')
-        inner(folder, source)
+        inner(folder, source, *options)
 
     monkeypatch.setattr(index_module, '_write', write)
     assert len(load_index(source, tmp_path / 'index')) == 16
     assert len(set(made)) == 2 and len(list((tmp_path / 'index').iterdir())) == 1
+
+
+def test_what_is_no_record_is_counted_by_reason(tmp_path):
+    folder = jsonl_folder(tmp_path / 'data', count=2, broken=False)
+    (folder / '._1.000_99999.jsonl').write_bytes(b'\0\x05\x16\x07')
+    (folder / 'more.jsonl.gz').write_bytes(b'')
+    os.mkfifo(folder / 'pipe.jsonl')
+    index = load_index(opened(folder), tmp_path / 'index')
+    assert len(index) == 2
+    assert index.passed_over == [
+        ('list of records, hidden', 1, '._1.000_99999.jsonl'),
+        ('list of records, compressed or not a regular file', 2, 'more.jsonl.gz'),
+        ('empty line', 1, '1.000_99999.jsonl line 2'),
+    ]
+
+
+def test_a_pipe_a_folder_and_a_large_image_are_broken_records(tmp_path):
+    folder = tmp_path / 'data'
+    folder.mkdir()
+    os.mkfifo(folder / 'pipe.jpg')
+    (folder / 'large.png').write_bytes(encoded(40, 50, kind='PNG'))
+    (folder / 'small.png').write_bytes(encoded(20, 50, kind='PNG'))
+    names = ('pipe.jpg', '.', 'large.png', 'small.png')
+    (folder / 'a.jsonl').write_text('\n'.join(line(name, text='a cat') for name in names))
+    index = load_index(opened(folder), tmp_path / 'index', max_pixels=1000)
+    pipe, itself, large = (reason for _, reason in index.broken)
+    assert pipe.endswith('pipe.jpg: not a regular file') and itself.endswith('not a regular file')
+    assert large == ('image of 50 x 40 = 2000 pixels, more than data.max_image_pixels 1000')
+    assert index.sizes.tolist() == [[0, 0]] * 3 + [[20, 50]]
+    assert len(load_index(opened(folder), tmp_path / 'index').broken) == 2  # another index

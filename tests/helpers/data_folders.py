@@ -40,7 +40,7 @@ def jsonl_folder(folder, count=12, broken=True):
         lines += [
             line('missing.jpg', text='missing'),
             line('cut.jpg', text='truncated'),
-            line('01.jpg', text='--no words'),
+            line('01.jpg', text=' '),
             '{"image_path": "01.jpg", ',
         ]
     half = len(lines) // 2

@@ -76,7 +76,7 @@ def test_images_of_one_prompt_are_encoded_once():
     pipe._prompt_encoder = lambda batches, negative: (
         seen.append([list(b) for b in batches]) or encoder(seen[-1], negative)
     )
-    pipe._prompt_encoder.warn_of_cuts = encoder.warn_of_cuts
+    pipe._prompt_encoder.warn_of_losses = encoder.warn_of_losses
     shared = pipe(['a ghost', 'a red apple'], num=2, seed=1).pixels
     assert seen == [[['a ghost', 'a red apple']]]
     apart = pipe(['a ghost', 'a ghost', 'a red apple', 'a red apple'], seed=1).pixels
@@ -237,8 +237,8 @@ def test_a_mesh_gets_its_weights_in_shards(tmp_path, monkeypatch):
     save_model(tmp_path / 'm', small_model())
     mesh, wanted = eight()
 
-    def load_sharded(folder, dtype, parts, mesh, configs):
-        loaded = load_model(folder, dtype, parts, configs=configs)
+    def load_sharded(folder, dtype, parts, mesh, configs, verify):
+        loaded = load_model(folder, dtype, parts, configs=configs, verify=verify)
         for name, config in (
             ('transformer_params', configs.transformer),
             ('tokenizer_params', configs.tokenizer),
@@ -297,3 +297,13 @@ def test_settings_for_another_number_of_scales_are_a_user_error():
 def test_an_unknown_option_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(TypeError, match='from_pretrained\\(\\) has no option aspect'):
         InfinityPipeline.from_pretrained(tmp_path / 'nowhere', aspect='1:1')
+
+
+def test_a_blank_negative_prompt_is_none_and_one_without_guidance_is_said():
+    prompts = list(three().prompts[:2])
+    plain = pipeline()(prompts, seed=1).pixels
+    assert (pipeline()(prompts, seed=1, negative=' \u200b').pixels == plain).all()
+    unguided = SamplingConfig(guidance=(1.0,))
+    with pytest.warns(UserWarning, match='negative prompt has no effect: guidance is 1'):
+        pixels = pipeline()(prompts, seed=1, negative='green', sampling=unguided).pixels
+    assert (pixels == pipeline()(prompts, seed=1, sampling=unguided).pixels).all()

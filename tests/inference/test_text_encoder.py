@@ -147,10 +147,19 @@ def test_a_cut_prompt_is_said_and_others_are_not():
     encoder = PromptEncoder(placed())
     count = loaded().text_tokenizer.token_counts([LONG * 3])[0]
     with pytest.warns(UserWarning, match='1 of 2 prompts are cut at the 200 tokens') as caught:
-        encoder.warn_of_cuts([SHORT, LONG * 3])
+        encoder.warn_of_losses([SHORT, LONG * 3])
     message = str(caught[0].message)
     assert message.endswith(f'has {count}') and "'a red apple a red" in message
     assert '\n' not in message
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        encoder.warn_of_cuts([SHORT, LONG])
+        encoder.warn_of_losses([SHORT, LONG])
+
+
+def test_characters_that_the_vocabulary_lacks_are_said_in_a_line():
+    prompts = [SHORT, '一只红苹果', 'яблоко 🍎']
+    with pytest.warns(UserWarning, match='2 of 3 prompts hold characters') as caught:
+        PromptEncoder(placed()).warn_of_losses(prompts)
+    message = str(caught[0].message)
+    assert "lacks, 11 in all: '一只红苹果яблок🍎'" in message and '\n' not in message
+    assert len(caught) == 1

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from infinity_jax.runtime import atomic_write
 from infinity_jax.runtime.atomic_write import atomic_file, atomic_folder, previous_folder
 
 
@@ -107,3 +108,44 @@ def test_a_folder_that_cannot_be_renamed_is_an_error(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='full'):
         fill(tmp_path / 'index', 'one', keep_existing=True)
     assert not os.listdir(tmp_path)
+
+
+def gone() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, '-c', ''])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_killed_process_left_is_removed_at_the_next_save(tmp_path):
+    code = (
+        'import os, pathlib, signal, sys\n'
+        'from infinity_jax.runtime.atomic_write import atomic_folder\n'
+        'with atomic_folder(pathlib.Path(sys.argv[1])) as temporary:\n'
+        '    (temporary / "weights").write_text("half")\n'
+        '    os.kill(os.getpid(), signal.SIGKILL)\n'
+    )
+    folder = tmp_path / 'model'
+    for _ in range(2):  # the second run removes what the first left
+        killed = subprocess.run([sys.executable, '-c', code, folder])
+        assert killed.returncode == -signal.SIGKILL
+        assert len(os.listdir(tmp_path)) == 1
+    (tmp_path / f'.model.saving-{gone()}').mkdir()  # as version 0.1 called it
+    others = {
+        f'.model.saving-{os.getpid()}',  # a process that lives
+        f'.other.saving-{gone()}',  # of another model
+        f'.model.00000000-{gone()}-0123456789ab.partial',  # of another machine
+        '.model.saving-mine',
+    }
+    for name in others:
+        (tmp_path / name).mkdir()
+    fill(folder, 'whole')
+    assert set(os.listdir(tmp_path)) == {'model', *others}
+
+
+def test_a_save_under_way_in_another_place_is_left_alone(tmp_path):
+    with atomic_folder(tmp_path / 'model') as temporary:
+        atomic_write._remove_stale.cache_clear()
+        fill(tmp_path / 'model', 'first')
+        assert temporary.is_dir()
+    assert os.listdir(tmp_path) == ['model']

@@ -6,6 +6,7 @@ import tokenizers
 from helpers import paths
 
 from infinity_jax.errors import UserError
+from infinity_jax.text.characters import is_blank, shortened
 from infinity_jax.text.tokenizer import TextTokenizer
 
 GOLDEN = paths.GOLDEN / 't5_tiny'
@@ -53,7 +54,7 @@ def test_too_narrow_padding_is_refused(tokenizer):
         tokenizer(['a red apple'], max_length=16, pad_to=2)
 
 
-@pytest.mark.parametrize('prompts', [['a red apple', '  '], ['']])
+@pytest.mark.parametrize('prompts', [['a red apple', '  '], [''], ['\u200b\0']])
 def test_empty_prompt_is_refused(tokenizer, prompts):
     with pytest.raises(UserError, match=f'prompt {len(prompts)} of {len(prompts)} is empty'):
         tokenizer(prompts, max_length=16)
@@ -73,3 +74,28 @@ def test_folder_without_tokenizer_is_refused(tmp_path):
     (tmp_path / 'tokenizer.json').write_text('{}')
     with pytest.raises(UserError, match='not a tokenizer'):
         TextTokenizer.from_folder(tmp_path)
+
+
+def test_characters_that_the_vocabulary_lacks_are_found(tokenizer):
+    prompts = ['a red apple', 'a 红苹果 on 红', 'blue 🍎 cat']
+    assert tokenizer.unknown_characters(prompts) == ['', '红苹果', '🍎cat']
+
+
+def test_a_text_of_megabytes_gives_the_ids_of_its_beginning(tokenizer):
+    text = 'a red apple on blue ' * 100_000
+    ids, lengths = tokenizer([text, text[:4000]], max_length=512)
+    np.testing.assert_array_equal(ids[0], ids[1])
+    assert lengths.tolist() == [512, 512]
+    assert 512 < tokenizer.token_counts([text], 512)[0] < 10_000
+    assert tokenizer.token_counts([text], 10_000)[0] > 10_000
+
+
+def test_texts_are_shortened_at_a_word():
+    assert shortened('a red apple', 11) == 'a red apple'
+    assert shortened('a red apple', 10) == 'a red' and shortened('a red apple', 5) == 'a red'
+    assert shortened('a' * 50, 10) == 'a' * 10
+
+
+@pytest.mark.parametrize('text', ['', ' \n\t', '\0', '\u200b\u2060', '\ufeff', '\u2028\x85\xa0'])
+def test_texts_that_show_nothing_are_blank(text):
+    assert is_blank(text) and not is_blank(text + '.') and not is_blank(text + '🍎')

@@ -37,6 +37,7 @@ def test_the_report(config, tmp_path, capsys):
     assert [source['records'] for source in report['sources']] == [16, 10, None]
     assert 'jsonl: 16 records, 3 broken, 16 of the train split' in printed
     assert '0.500_1.jsonl line 7: its caption is empty' in printed
+    assert '1 passed over: empty line (the first: 1.000_99999.jsonl line' in printed
     square, wide = report['buckets']
     assert square['records'] == [7, 10, None] and wide['records'] == [6]
     assert square['share'] + wide['share'] == pytest.approx(1) and 'endless' in printed

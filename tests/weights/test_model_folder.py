@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
+import time
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,12 @@ from helpers.models import assert_same, changed, model_of
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.weights import model_folder
-from infinity_jax.weights.model_folder import load_model, save_model
+from infinity_jax.weights.model_folder import (
+    load_model,
+    read_configs,
+    save_model,
+    write_description,
+)
 from infinity_jax.weights.t5_folder import load_encoder
 
 T5 = paths.GOLDEN / 't5_tiny'
@@ -168,3 +175,43 @@ def test_cut_off_between_the_renames_keeps_a_model(model, tmp_path, monkeypatch)
     save_model(tmp_path / 'm', newer)
     assert_same(load_model(tmp_path / 'm').transformer_params, newer.transformer_params)
     assert os.listdir(tmp_path) == ['m']
+
+
+BAD_VALUES = [
+    ('transformer', None), ('transformer', 'big'), ('transformer', [1]), ('tokenizer', 7),
+    ('schedule', None), ('schedule', '1.000'), ('schedule', []), ('source', []), ('extra', 'x'),
+    ('transformer.depth', None), ('transformer.depth', True), ('transformer.depth', 10**7),
+    ('transformer.depth', -1), ('transformer.depth', 2.0), ('transformer.width', 10**23),
+    ('transformer.mlp_ratio', math.nan), ('transformer.mlp_ratio', math.inf),
+    ('transformer.mlp_ratio', -1), ('transformer.mlp_ratio', True), ('transformer.drop_path', -1),
+    ('transformer.text_length', 10**9), ('transformer.max_scales', 1), ('transformer.dtype', 3),
+    ('tokenizer.residual_blocks', 10**7), ('tokenizer.decoder_blocks', 10**7),
+    ('tokenizer.channel_multipliers', 3), ('tokenizer.channel_multipliers', [1, 10**9]),
+    ('tokenizer.norm_groups', 0), ('tokenizer.bits', 10**9), ('schedule.grids', None),
+    ('schedule.grids', [[1, 1], [10**9, 10**9]]), ('schedule.grids', [[1, 1], 'ab']),
+    ('schedule.full_grid', [0, 0]), ('schedule.full_grid', 4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('name', 'value'), BAD_VALUES, ids=str)
+def test_a_field_that_is_damaged_is_named(model, tmp_path, name, value):
+    write_description(tmp_path, model.configs)
+    path = tmp_path / 'config.json'
+    described = json.loads(path.read_text())
+    *groups, last = name.split('.')
+    node = described
+    for group in groups:
+        node = node[group]
+    node[last] = value
+    path.write_text(json.dumps(described))
+    start = time.monotonic()
+    with pytest.raises(UserError, match=f'{tmp_path}.*{last}|{tmp_path}.*schedule') as caught:
+        read_configs(tmp_path)
+    assert time.monotonic() - start < 2
+    assert '\n' not in str(caught.value)
+
+
+def test_deeply_nested_json_is_one_line(tmp_path):
+    (tmp_path / 'config.json').write_text('{"a": ' * 10**5)
+    with pytest.raises(UserError, match='not readable JSON'):
+        read_configs(tmp_path)

@@ -88,7 +88,7 @@ class ReadImages:
             try:
                 raw = source.read(location)
                 assert isinstance(raw, RawRecord), 'features are not encoded again'
-                pixels_YX3 = decode(raw.open_image(), size)
+                pixels_YX3 = decode(raw.open_image(), size, max_pixels=self.stored.max_pixels)
                 whole = tuple(self.stored.index.sizes[number].tolist())
                 good.append((number, name, whole, raw.captions, pixels_YX3))
             except (BrokenRecord, OSError) as error:

@@ -24,6 +24,7 @@ from infinity_jax.errors import UserError
 
 INFO = 'features.json'
 OPEN_SHARDS = 256  # files that a process keeps open
+CAPTION_RULES = 2  # stored with captions; records without it are of the first version
 # A row of a shard's table: position of the image's record in the file, height and width of the
 # image as shown, its code grid, and the checksum of its name, which decides its split.
 TABLE = np.dtype(
@@ -144,7 +145,10 @@ class FeatureSource:
         shape = (h, w, self.info.bits)
         values = np.frombuffer(content, self.info.dtype, count=h * w * self.info.bits)
         fields = json.loads(content[values.nbytes :])
-        name = fields.pop('name')
+        name, rules = fields.pop('name'), fields.pop('caption_rules', 1)
+        if rules == 1:  # what begins with `--` was left out; the text features follow its order
+            fields['short'] = [text.partition('--')[0] for text in fields['short']]
+            fields['long'] = fields['long'].partition('--')[0]
         captions = RecordCaptions(**{**fields, 'short': tuple(fields['short'])})
         return FeatureRecord(name, values.reshape(shape), captions, location, self)
 

@@ -10,7 +10,14 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from infinity_jax.data.captions import RecordCaptions
-from infinity_jax.data.features.reader import INFO, TABLE, FeatureInfo, FeatureSource, read_info
+from infinity_jax.data.features.reader import (
+    CAPTION_RULES,
+    INFO,
+    TABLE,
+    FeatureInfo,
+    FeatureSource,
+    read_info,
+)
 from infinity_jax.data.index import Index
 from infinity_jax.data.records import Source
 from infinity_jax.errors import UserError, first_line
@@ -63,7 +70,8 @@ class ShardWriter:
         key = zlib.crc32(record.name.encode())
         row = (self._position, *record.size, *record.features.shape[:2], key)
         self._rows.append((record.number, row))
-        fields = {'name': record.name, **dataclasses.asdict(record.captions)}
+        captions = dataclasses.asdict(record.captions)
+        fields = {'name': record.name, **captions, 'caption_rules': CAPTION_RULES}
         self._write(record.features.tobytes() + json.dumps(fields).encode())
         for text in record.texts:
             self._write(text.tobytes())

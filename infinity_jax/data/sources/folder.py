@@ -2,19 +2,61 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Iterator
 
 from infinity_jax.data.config import SourceConfig
+from infinity_jax.data.decode import ENDINGS
+from infinity_jax.data.passed_over import PassedOver, ending_reason, is_hidden
 from infinity_jax.data.records import RawRecord, RecordLocation, open_file
 from infinity_jax.errors import UserError
 
-ENDINGS = ('.png', '.jpg', '.jpeg', '.webp', '.bmp')
+
+def image_paths(folder: pathlib.Path, passed_over: PassedOver | None = None) -> list[pathlib.Path]:
+    """The images in a folder and its subfolders, sorted by name.
+
+    Hidden files and folders are passed over. A link to a folder is followed, but no folder is read
+    twice.
+
+    Args:
+      folder: the folder.
+      passed_over: counts the files that are no images.
+    """
+    passed_over, images = passed_over or PassedOver(), []
+    for path in _files(folder, passed_over):
+        name = path.relative_to(folder).as_posix()
+        if is_hidden(path.name):
+            passed_over.add('hidden file', name)
+        elif path.suffix.lower() not in ENDINGS:
+            passed_over.add(f'file of {ending_reason(name)}', name)
+        elif not path.is_file():
+            passed_over.add('not a regular file', name)
+        else:
+            images.append(path)
+    return sorted(images)
 
 
-def image_paths(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The images in a folder and its subfolders, sorted by name."""
-    return sorted(p for p in folder.rglob('*') if p.suffix.lower() in ENDINGS)
+def _files(folder: pathlib.Path, passed_over: PassedOver) -> Iterator[pathlib.Path]:
+    """All files of a folder; links to folders come last, so that own folders keep their names."""
+    roots, seen = [folder], set()
+    while roots:
+        for root, folders, files in os.walk(roots.pop(0)):
+            here, own = pathlib.Path(root), []
+            status = here.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            for name in sorted(folders):
+                if is_hidden(name):
+                    passed_over.add('hidden folder', (here / name).relative_to(folder).as_posix())
+                elif (here / name).is_symlink():
+                    roots.append(here / name)
+                else:
+                    own.append(name)
+            folders[:] = own
+            yield from (here / name for name in sorted(files))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +89,9 @@ class FolderSource:
     def files(self) -> tuple[pathlib.Path, ...]:
         return tuple(self.folder / name for name in self.names)
 
-    def locations(self) -> Iterator[RecordLocation]:
+    def locations(self, passed_over: PassedOver | None = None) -> Iterator[RecordLocation]:
+        if passed_over is not None:
+            image_paths(self.folder, passed_over)
         return ((number,) for number in range(len(self.names)))
 
     def read(self, location: RecordLocation) -> RawRecord:

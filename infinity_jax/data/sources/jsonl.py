@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Iterator
 
 from infinity_jax.data.config import SourceConfig
+from infinity_jax.data.passed_over import PassedOver, is_hidden
 from infinity_jax.data.records import (
     BrokenRecord,
     RawRecord,
@@ -39,7 +40,7 @@ class JsonlSource:
     @classmethod
     def open(cls, config: SourceConfig) -> 'JsonlSource':
         folder = pathlib.Path(config.path).absolute()
-        paths = tuple(sorted(folder.glob('*.jsonl')))
+        paths = tuple(sorted(path for path in folder.glob('*.jsonl') if _is_list(path)))
         if not paths:
             raise UserError(f'data source {config.path}: no *.jsonl in there; name their folder')
         return cls(paths, pathlib.Path(config.images).absolute() if config.images else folder)
@@ -51,13 +52,20 @@ class JsonlSource:
     def files(self) -> tuple[pathlib.Path, ...]:
         return self.paths
 
-    def locations(self) -> Iterator[RecordLocation]:
+    def locations(self, passed_over: PassedOver | None = None) -> Iterator[RecordLocation]:
+        passed_over = passed_over or PassedOver()
+        for path in sorted(self.paths[0].parent.glob('*.jsonl*')):
+            if path not in self.paths:
+                reason = 'hidden' if is_hidden(path.name) else 'compressed or not a regular file'
+                passed_over.add(f'list of records, {reason}', path.name)
         for number, path in enumerate(self.paths):
             offset = 0
             with path.open('rb') as file:
                 for line_number, line in enumerate(file, start=1):
                     if line.strip():
                         yield number, offset, len(line), line_number
+                    else:
+                        passed_over.add('empty line', f'{path.name} line {line_number}')
                     offset += len(line)
 
     def read(self, location: RecordLocation) -> RawRecord:
@@ -76,6 +84,10 @@ class JsonlSource:
 
     def record_name(self, location: RecordLocation) -> str:
         return f'{self.paths[location[0]].name} line {location[3]}'
+
+
+def _is_list(path: pathlib.Path) -> bool:
+    return path.is_file() and not is_hidden(path.name)
 
 
 def _may_name_a_file(path: str) -> bool:

@@ -9,6 +9,8 @@ import tarfile
 from collections.abc import Iterator
 
 from infinity_jax.data.config import SourceConfig
+from infinity_jax.data.decode import ENDINGS
+from infinity_jax.data.passed_over import PassedOver, ending_reason, is_hidden
 from infinity_jax.data.records import (
     BrokenRecord,
     RawRecord,
@@ -16,11 +18,13 @@ from infinity_jax.data.records import (
     captions_of,
     parse_object,
 )
+from infinity_jax.data.sources.tar_records import IMAGE, JSON, TEXT, Member, Record, group
 from infinity_jax.errors import UserError
 
-# Ending of a member -> its column pair (offset, bytes) in a location.
-_COLUMNS = {'jpg': 1, 'jpeg': 1, 'png': 1, 'webp': 1, 'txt': 3, 'json': 5}
+_KINDS = {**dict.fromkeys(ENDINGS, IMAGE), '.txt': TEXT, '.json': JSON}
+_COLUMNS = {IMAGE: 1, TEXT: 3, JSON: 5}  # of the pair (offset, bytes) in a location
 _ABSENT = -1
+_SEVERAL = -2
 MAX_FILL = 2 * tarfile.RECORDSIZE  # bytes of zeros that may follow the last member
 
 
@@ -61,11 +65,11 @@ def open_part(path: str | os.PathLike, start: int, size: int) -> io.BufferedRead
 
 @dataclasses.dataclass(frozen=True)
 class TarSource:
-    """The samples of some shards: members that agree up to the first dot of the file name.
+    """The records of some shards.
 
-    A location is (shard, image offset, bytes, text offset, bytes, JSON offset, bytes), −1
-    where the sample lacks a member. JSON holds the fields of the released data; a text is the short
-    caption.
+    A location is (shard, image offset, bytes, text offset, bytes, JSON offset, bytes). An offset
+    is −1 where the record lacks a member, and −2 where it has several. JSON holds the fields of
+    the released data; a text is the short caption. `tar_records` says which members are a record.
 
     Attributes:
       paths: the shards.
@@ -77,7 +81,8 @@ class TarSource:
 
     @classmethod
     def open(cls, config: SourceConfig) -> 'TarSource':
-        paths = tuple(sorted(pathlib.Path(config.path).absolute().glob('*.tar')))
+        folder = pathlib.Path(config.path).absolute()
+        paths = tuple(sorted(path for path in folder.glob('*.tar') if _is_shard(path)))
         if not paths:
             raise UserError(
                 f'data source {config.path}: no *.tar in there; name their folder, and unpack '
@@ -92,28 +97,28 @@ class TarSource:
     def files(self) -> tuple[pathlib.Path, ...]:
         return self.paths
 
-    def locations(self) -> Iterator[RecordLocation]:
+    def locations(self, passed_over: PassedOver | None = None) -> Iterator[RecordLocation]:
+        passed_over = passed_over or PassedOver()
+        for path in sorted(self.paths[0].parent.iterdir()):
+            if path not in self.paths and not path.is_dir():
+                passed_over.add(f'file next to the shards, {_file_reason(path)}', path.name)
         for number, path in enumerate(self.paths):
-            key: str | None = None
-            location: list[int] = []
-            for member_key, column, offset, size in _members(path):
-                if member_key != key:
-                    if key is not None:
-                        yield tuple(location)
-                    key, location = member_key, [number] + [_ABSENT] * 6
-                location[column : column + 2] = offset, size
-            if key is not None:
-                yield tuple(location)
+            for record in group(_members(path, passed_over), passed_over):
+                yield _location(number, record)
 
     def read(self, location: RecordLocation) -> RawRecord:
         path = self.paths[location[0]]
         image, text, fields = location[1:3], location[3:5], location[5:7]
         if image[0] == _ABSENT:
             raise BrokenRecord('it has no image')
+        if image[0] == _SEVERAL:
+            raise BrokenRecord('it has several images and none of them has the name of a text')
+        if _SEVERAL in (text[0], fields[0]):
+            raise BrokenRecord('it has several texts and none of them has the name of the image')
         try:
             mapping = parse_object(_content(path, fields)) if fields[0] != _ABSENT else {}
             if text[0] != _ABSENT:
-                mapping = {**mapping, self.text_field: _content(path, text).decode()}
+                mapping = {**mapping, self.text_field: _content(path, text).decode('utf-8-sig')}
         except (OSError, UnicodeDecodeError) as error:
             raise BrokenRecord(f'text cannot be read: {error}') from None
         captions = captions_of(mapping, self.text_field)
@@ -121,7 +126,7 @@ class TarSource:
 
     def record_name(self, location: RecordLocation) -> str:
         path = self.paths[location[0]]
-        offset = next(n for n in location[1::2] if n != _ABSENT)
+        offset = next(n for n in location[1::2] if n >= 0)
         try:  # the header block precedes the content
             header = _content(path, (offset - tarfile.BLOCKSIZE, tarfile.BLOCKSIZE))
             member = tarfile.TarInfo.frombuf(header, 'utf-8', 'replace').name
@@ -130,8 +135,27 @@ class TarSource:
         return f'{path.name} {member}'
 
 
-def _members(path: pathlib.Path) -> Iterator[tuple[str, int, int, int]]:
-    """(key, column, offset, bytes) of each member of a known kind.
+def _is_shard(path: pathlib.Path) -> bool:
+    return path.is_file() and not is_hidden(path.name)
+
+
+def _file_reason(path: pathlib.Path) -> str:
+    if is_hidden(path.name):
+        return 'hidden'
+    return ending_reason(path.name) if path.is_file() else 'not a regular file'
+
+
+def _location(shard: int, record: Record) -> RecordLocation:
+    location = [shard] + [_ABSENT] * 6
+    for kind, member in record.members.items():
+        location[_COLUMNS[kind] : _COLUMNS[kind] + 2] = member.offset, member.size
+    if record.several:
+        location[_COLUMNS[record.several]] = _SEVERAL
+    return tuple(location)
+
+
+def _members(path: pathlib.Path, passed_over: PassedOver) -> Iterator[Member]:
+    """The members of a shard that may be part of a record; all others but folders are counted.
 
     Raises:
       UserError: the shard is damaged or cannot be read.
@@ -139,11 +163,18 @@ def _members(path: pathlib.Path) -> Iterator[tuple[str, int, int, int]]:
     try:
         with tarfile.open(path, 'r:') as shard:
             for member in shard:
-                folder, _, file_name = member.name.rpartition('/')
-                stem, _, ending = file_name.partition('.')
-                column = _COLUMNS.get(ending.lower())
-                if member.isfile() and column:
-                    yield f'{folder}/{stem}', column, member.offset_data, member.size
+                kind = _KINDS.get(pathlib.PurePosixPath(member.name).suffix.lower())
+                if member.isdir():
+                    continue
+                if is_hidden(member.name):
+                    passed_over.add('hidden member', f'{path.name} {member.name}')
+                elif not member.isfile():
+                    passed_over.add('member that is a link or device', f'{path.name} {member.name}')
+                elif kind is None:
+                    reason = f'member of {ending_reason(member.name)}'
+                    passed_over.add(reason, f'{path.name} {member.name}')
+                else:
+                    yield Member(member.name, kind, member.offset_data, member.size)
             end = shard.offset
         # tarfile takes a damaged header, zeros or a missing end for the end of the archive, and
         # would lose the members that follow.

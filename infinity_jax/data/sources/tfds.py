@@ -10,6 +10,7 @@ from typing import Any
 
 from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.config import SourceConfig
+from infinity_jax.data.passed_over import PassedOver
 from infinity_jax.data.records import BrokenRecord, RawRecord, RecordLocation
 from infinity_jax.errors import UserError, first_line
 
@@ -60,7 +61,7 @@ class TfdsSource:
                 f'{self.name}: no such split; choose one of {", ".join(builder.info.splits)}'
             ) from None
 
-    def locations(self) -> Iterator[RecordLocation]:
+    def locations(self, passed_over: PassedOver | None = None) -> Iterator[RecordLocation]:
         return ((i,) for i in range(len(self._examples())))
 
     def read(self, location: RecordLocation) -> RawRecord:

@@ -5,6 +5,7 @@ import pathlib
 import re
 import runpy
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from infinity_jax.config import current_name
-from infinity_jax.errors import UserError
+from infinity_jax.errors import UserError, in_one_line
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, such as configs/t2i.py:demo')
 
@@ -21,12 +22,13 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line, for `absl.app.run`; returns the arguments that are no flags.
 
     Raises:
-      UserError: no such file or variant, an unknown field (the nearest known one is suggested), a
-        value of another type, an unknown flag.
+      UserError: no such file or variant, a file that fails in Python, an unknown field (the nearest
+        known one is suggested), a value of another type, an unknown flag.
     """
     file = _value_of(argv, 'config')
     if file:
         _check_file(file)
+        _config_of(file)  # its own errors, in one line
         argv = [_with_current_names(argument, file) for argument in argv]
         # ml_collections reads the fields from here, not from what absl passes on.
         sys.argv[1:] = [_with_current_names(argument, file) for argument in sys.argv[1:]]
@@ -46,15 +48,13 @@ def read_config_file(spec: str | None, overrides: Sequence[str] = ()) -> ConfigD
       overrides: --config.FIELD=VALUE, one string each.
 
     Raises:
-      UserError: no such file or variant, or what `parse_flags` raises for overrides.
+      UserError: no such file or variant, a file that fails in Python, or what `parse_flags` raises
+        for overrides.
     """
     if not spec:
         raise UserError('no config file; name one, for instance --config configs/t2i.py')
     _check_file(spec)
-    try:
-        config = _config_of(spec)
-    except (KeyError, ValueError) as error:
-        raise UserError(f'{spec}: {error}; name a variant that the file defines') from None
+    config = _config_of(spec)
     if not overrides:
         return config
     overrides = [_with_current_names(argument, spec) for argument in overrides]
@@ -92,8 +92,42 @@ def _with_current_names(argument: str, spec: str) -> str:
 
 
 def _config_of(spec: str) -> ConfigDict:
+    """Executes a config file.
+
+    Raises:
+      UserError: it fails, in one line with its line number, or returns no `ConfigDict`.
+    """
     file, *variant = spec.split(':', 1)
-    return runpy.run_path(file)['get_config'](*variant)
+    try:
+        get_config = runpy.run_path(file).get('get_config')
+        if not callable(get_config):
+            raise UserError(f'{file}: has no function get_config; wanted one that returns a config')
+        config = get_config(*variant)
+    except UserError:
+        raise
+    # The file is any Python code, so any error may come out of it.
+    except (Exception, SystemExit) as error:
+        if variant and isinstance(error, (KeyError, ValueError)):
+            text = f'{spec}: {in_one_line(error)}; name a variant that the file defines'
+        else:
+            text = f'{_place(file, error)}: {type(error).__name__}: {in_one_line(error, 300)}'
+        raise UserError(text) from None
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f'{file}: get_config returns a {type(config).__name__}; wanted a ConfigDict of '
+            'ml_collections'
+        )
+    return config
+
+
+def _place(file: str, error: BaseException) -> str:
+    """FILE:LINE of the last line of a config file that was executed, or could not be parsed."""
+    if isinstance(error, SyntaxError):
+        lines = [error.lineno] if error.filename == file else []
+    else:
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == file]
+    return f'{file}:{lines[-1]}' if lines and lines[-1] else file
 
 
 def _check_file(spec: str) -> None:

@@ -21,6 +21,7 @@ from infinity_jax.tools.commands.generation_flags import (
     ratio_of,
     sampling_of,
 )
+from infinity_jax.tools.commands.prompts import read_negative, read_prompts
 
 STARTED = time.perf_counter()  # before the imports that take long
 
@@ -31,10 +32,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         'prompts', nargs='*', metavar='PROMPT', help='text that describes the image'
     )
     parser.add_argument(
-        '--prompts-file', metavar='FILE', help='more prompts, one per line of a text file'
+        '--prompts-file', metavar='FILE', help='more prompts, one per line of a text file in UTF-8'
     )
     parser.add_argument(
-        '--negative', metavar='TEXT', help='what the images should not show (default: nothing)'
+        '--negative',
+        metavar='TEXT',
+        help='what the images should not show; needs guidance (default: nothing)',
     )
     parser.add_argument(
         '--num',
@@ -63,6 +66,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help='prompts are padded to it and cut at it (default: all that the model reads)',
     )
     add_model_flags(parser)
+    parser.add_argument(
+        '--no-verify',
+        action='store_false',
+        dest='verify',
+        help='do not compare the weights with their hashes and do not refuse NaN, infinity and '
+        'kernels of zeros; loads faster',
+    )
     add_image_size_flags(parser)
     add_sampling_flags(parser)
     add_quantization_flags(parser)
@@ -71,7 +81,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Generates images and writes PNG files whose metadata holds the settings."""
-    prompts = read_prompts(args)
+    prompts, negative = read_prompts(args.prompts, args.prompts_file), read_negative(args.negative)
     check_positive(args, 'num', 'max_batch')
     ratio, size = ratio_of(args), image_size_of(args)
     num_images = len(prompts) * args.num
@@ -95,21 +105,23 @@ def run(args: argparse.Namespace) -> None:
             max_batch=min(num_images, args.max_batch or MAX_BATCH),
             quantization=quantization,
             text_length=args.text_length,
-            request=GenerationRequest(tuple(prompts), args.num, args.negative, sampling),
+            verify=args.verify,
+            request=GenerationRequest(tuple(prompts), args.num, negative, sampling),
         )
         if ratio is not None or size is not None:
             print(image_size_line(pipeline.image_size, pipeline.schedule), file=sys.stderr)
         generated = pipeline(
-            prompts, num=args.num, seed=args.seed, negative=args.negative, sampling=sampling
+            prompts, num=args.num, seed=args.seed, negative=negative, sampling=sampling
         )
         if generated.batch_seconds:
             print(timing(generated.batch_seconds, num_images), file=sys.stderr)
     height, width = pipeline.image_size
+    guided = sampling.static(pipeline.schedule, quantization).guided
     released_ratio, budget = released_name(pipeline.schedule) or ('', '')
     for i, (path, image) in enumerate(zip(paths, generated.images, strict=True)):
         metadata = {
             'prompt': generated.prompts[i],
-            'negative': args.negative or '',
+            'negative': (negative or '') if guided else '',
             'seed': generated.seeds[i][0],
             'index': generated.seeds[i][1],
             'height': height,
@@ -141,26 +153,6 @@ def timing(batch_seconds: Sequence[float], images: int) -> str:
         return line
     batch = -(-images // len(batch_seconds))
     return f'{line}; then {sum(later) / max(images - batch, 1):.3f} s per image'
-
-
-def read_prompts(args: argparse.Namespace) -> list[str]:
-    """Prompts of the command line, then those of the file.
-
-    Raises:
-      UserError: there is none, one is empty, or the file cannot be read.
-    """
-    prompts = list(args.prompts)
-    if args.prompts_file:
-        try:
-            lines = pathlib.Path(args.prompts_file).read_text(encoding='utf-8').splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f'--prompts-file {args.prompts_file}: {error}') from None
-        prompts += [line for line in lines if line.strip()]
-    if not prompts:
-        raise UserError('no prompt given; write what the image should show, or --prompts-file')
-    if not all(prompt.strip() for prompt in prompts):
-        raise UserError('a prompt is empty; write what the image should show')
-    return prompts
 
 
 def output_paths(out: str, count: int) -> list[pathlib.Path]:

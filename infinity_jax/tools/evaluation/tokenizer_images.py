@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from infinity_jax.data.decode import decode
-from infinity_jax.data.records import BrokenRecord
+from infinity_jax.data.records import BrokenRecord, open_file
 from infinity_jax.data.sources.folder import ENDINGS, image_paths
 from infinity_jax.emoji.matcher import evaluation_specs
 from infinity_jax.emoji.render import render
@@ -66,7 +66,7 @@ def folder_images(data: str, count: int, size: int) -> ImageSet:
 
 def _open_square(path: pathlib.Path, size: int) -> np.ndarray:
     try:
-        return decode(path.open('rb'), (size, size))  # as in training
+        return decode(open_file(path), (size, size))  # as in training
     except (OSError, BrokenRecord) as error:
         raise UserError(f'{path}: not a readable image ({error}); repair or remove it') from None
 

@@ -5,6 +5,7 @@ import math
 
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.errors import UserError
+from infinity_jax.ranges import Range, check_ranges
 from infinity_jax.scales import BUDGETS, RATIOS, SQUARE, STRIDE, Grid, ScaleSchedule
 from infinity_jax.training.config import RunConfig
 from infinity_jax.training.optimizer import OptimizerConfig
@@ -39,6 +40,13 @@ class TokenizerLosses:
             )
 
 
+_ADVERSARIAL_RANGES = {
+    'layers': Range(0, 10),
+    'channels': Range(0, 2**12),
+    'start_step': Range(0, 10**9),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class AdversarialConfig:
     """The discriminator and its term in the loss; off unless `weight` is set."""
@@ -54,6 +62,7 @@ class AdversarialConfig:
     optimizer: OptimizerConfig | None = None  # of the discriminator; None: as the tokenizer's
 
     def __post_init__(self):
+        check_ranges(self, 'adversarial.', _ADVERSARIAL_RANGES)
         if self.layers < 1 or self.channels < 4 or self.channels % 4:
             raise UserError(
                 f'adversarial.layers is {self.layers} and adversarial.channels {self.channels}; '
@@ -86,6 +95,10 @@ class TokenizerRunConfig(RunConfig):
     dtype: str = 'float32'  # of convolutions in training; 'bfloat16' halves their memory
     remat: str = 'none'  # 'full': the backward pass recomputes residual blocks
     accumulate_steps: int = 1  # parts of a batch that are processed one after the other
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_ranges(self, '', {'accumulate_steps': Range(1, 2**20)})
 
     def code_grids(self, image: tuple[int, int]) -> tuple[Grid, ...]:
         """The grids of an image of (height, width) pixels.

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from infinity_jax.errors import UserError
+from infinity_jax.ranges import Range, check_ranges
 from infinity_jax.scales import Grid
 
 
@@ -34,10 +35,7 @@ class QuantizerTraining:
                 'quantizer.scale_drop could drop every scale of an image; set '
                 'quantizer.keep_last (as published) or quantizer.keep_first'
             )
-        if self.flip_scales < 1:
-            raise UserError(
-                f'config field quantizer.flip_scales is {self.flip_scales}; wanted 1 or more'
-            )
+        check_ranges(self, 'quantizer.', {'flip_scales': Range(1, 256)})
 
 
 def sample_kept(

@@ -4,8 +4,10 @@ import dataclasses
 
 from infinity_jax.config import ModelConfigs, TextConfig, TransformerConfig, required
 from infinity_jax.errors import UserError
+from infinity_jax.ranges import RATE, Range, check_ranges
 from infinity_jax.scales import BUDGET_OF_EDGE, SQUARE, ScaleSchedule, released_name
 from infinity_jax.training.config import RunConfig
+from infinity_jax.training.transformer.self_correction import STRENGTH_STEP
 from infinity_jax.transformer.attention_ops import IMPLEMENTATIONS
 from infinity_jax.transformer.lora import LoraConfig
 from infinity_jax.transformer.remat import check_remat
@@ -27,6 +29,14 @@ class SelfCorrection:
     max_strength: float = 0.3  # flip probabilities are sampled from 0, 0.01, … to this; 0: none
     per_image: bool = False  # one strength per image instead of one for the whole batch
 
+    def __post_init__(self):
+        check_ranges(self, 'self_correction.', {'max_strength': RATE})
+        if 0 < self.max_strength < STRENGTH_STEP:
+            raise UserError(
+                f'config field self_correction.max_strength is {self.max_strength}; wanted 0, or '
+                f'{STRENGTH_STEP} or more: strengths are its multiples'
+            )
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class T2IConfig(RunConfig):
@@ -45,6 +55,7 @@ class T2IConfig(RunConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        check_ranges(self, '', {'condition_drop': RATE, 'accumulate_steps': Range(1, 2**20)})
         check_remat(self.remat)
         if self.attention not in IMPLEMENTATIONS:
             raise UserError(f'attention is {self.attention!r}; wanted {", ".join(IMPLEMENTATIONS)}')

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from infinity_jax.errors import UserError
-from infinity_jax.weights.torch_file.unpickler import Storage, Unpickler
+from infinity_jax.weights.torch_file.unpickler import Storage, load_pickle
 
 MAGIC = 0x1950A86A20F9469CFC6C
 VERSION = 1001
@@ -87,7 +87,7 @@ def read_legacy(path: Path) -> Any:
     with open(path, 'rb') as stream:
 
         def load() -> Any:
-            return Unpickler(stream, path, file.storage).load()
+            return load_pickle(stream, path, file.storage)
 
         magic = load()
         if magic != MAGIC:

@@ -5,9 +5,11 @@ storage. `legacy` reads the layout before that.
 """
 
 import dataclasses
+import io
 import pickle
 import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,9 @@ import numpy as np
 
 from infinity_jax.errors import UserError
 from infinity_jax.weights.torch_file.legacy import read_legacy
-from infinity_jax.weights.torch_file.unpickler import Storage, Unpickler
+from infinity_jax.weights.torch_file.unpickler import MAX_PICKLE_BYTES, Storage, load_pickle
+
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)  # of damaged members
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +38,20 @@ class _Archive:
 
     def __init__(self, path: Path):
         self.path = path
+        self.whole: set[str] = set()  # members whose checksum was compared
         with zipfile.ZipFile(path) as archive:
             self.members = {info.filename: info for info in archive.infolist()}
+
+    def read(self, member: str) -> bytes:
+        """The content of a small member; zipfile compares its checksum."""
+        size = self.members[member].file_size
+        if size > MAX_PICKLE_BYTES:
+            raise UserError(
+                f'{self.path}: {member} has {size} bytes; wanted {MAX_PICKLE_BYTES} at most: not a '
+                'file of tensors alone'
+            )
+        with zipfile.ZipFile(self.path) as archive:
+            return archive.read(member)
 
     def storage(self, member: str, dtype: np.dtype, size: int) -> _Member:
         info = self.members.get(member)
@@ -48,19 +64,48 @@ class _Archive:
         return _Member(self.path, dtype, size, self, member)
 
     def map(self, storage: _Member) -> np.ndarray:
-        """The storage's elements: a view of the mapped file, or a copy if it was compressed."""
+        """The storage's elements: a view of the mapped file, or a copy if it was compressed.
+
+        zipfile compares the checksum of what it reads. A mapped member is read once for that.
+
+        Raises:
+          UserError: the member is damaged.
+        """
         info = self.members[storage.member]
-        if info.compress_type != zipfile.ZIP_STORED:
-            with zipfile.ZipFile(self.path) as archive:
-                return np.frombuffer(archive.read(info), storage.dtype, storage.size)
+        if not storage.size:
+            return np.empty(0, storage.dtype)
+        try:
+            if info.compress_type != zipfile.ZIP_STORED:
+                with zipfile.ZipFile(self.path) as archive:
+                    return np.frombuffer(archive.read(info), storage.dtype, storage.size)
+            content = np.memmap(self.path, np.uint8, 'r', self._start(info), (info.file_size,))
+        except (
+            zipfile.BadZipFile,
+            zlib.error,
+            EOFError,
+            OSError,
+            RuntimeError,
+            ValueError,
+        ) as error:
+            raise UserError(
+                f'{self.path}: {storage.member} is damaged ({error}); copy the file again'
+            ) from None
+        # 0: torch.serialization.set_crc32_options(False) leaves checksums out.
+        if storage.member not in self.whole and info.CRC not in (0, zlib.crc32(content.data)):
+            raise UserError(
+                f'{self.path}: {storage.member} is damaged: its bytes do not have the checksum of '
+                'the zip directory; copy the file again'
+            )
+        self.whole.add(storage.member)
+        return content[: storage.size * storage.dtype.itemsize].view(storage.dtype)
+
+    def _start(self, info: zipfile.ZipInfo) -> int:
+        """The first byte of a member that is not compressed."""
         with open(self.path, 'rb') as file:
             # The local header repeats name and extra field, with lengths of its own.
             file.seek(info.header_offset + 26)
             name_length, extra_length = struct.unpack('<HH', file.read(4))
-        start = info.header_offset + 30 + name_length + extra_length
-        if not storage.size:
-            return np.empty(0, storage.dtype)
-        return np.memmap(self.path, storage.dtype, 'r', start, (storage.size,))
+        return info.header_offset + 30 + name_length + extra_length
 
 
 def read_torch_file(path: str | Path) -> Any:
@@ -85,9 +130,9 @@ def read_torch_file(path: str | Path) -> Any:
             return read_legacy(path)
     except UserError:
         raise
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, OSError, KeyError) as error:
+    except (*ZIP_ERRORS, pickle.UnpicklingError, KeyError) as error:
         raise UserError(f'{path}: damaged ({error}); copy it again') from None
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
+    except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise UserError(f'{path}: not a pickle of plain tensors ({error})') from None
     raise UserError(
         f'{path}: not a torch file (starts with {start!r}); name one that torch.save wrote or a '
@@ -110,9 +155,7 @@ def _read_zip(path: Path) -> Any:
     def storage(key: str, dtype: np.dtype, size: int) -> _Member:
         return archive.storage(f'{prefix}data/{key}', dtype, size)
 
-    with zipfile.ZipFile(path) as file:
-        order = prefix + 'byteorder'
-        if order in archive.members and file.read(order) != b'little':
-            raise UserError(f'{path}: saved on a big-endian machine; save it on a little one')
-        with file.open(pickles[0]) as stream:
-            return Unpickler(stream, path, storage).load()
+    order = prefix + 'byteorder'
+    if order in archive.members and archive.read(order) != b'little':
+        raise UserError(f'{path}: saved on a big-endian machine; save it on a little one')
+    return load_pickle(io.BytesIO(archive.read(pickles[0])), path, storage)

@@ -8,9 +8,10 @@ import abc
 import collections
 import dataclasses
 import pickle
+import pickletools
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import ml_dtypes
 import numpy as np
@@ -29,6 +30,9 @@ STORAGE_DTYPES = {
     'ByteStorage': np.uint8,
     'BoolStorage': np.bool_,
 }
+
+
+MAX_PICKLE_BYTES = 2**28  # a description of a million tensors has less
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,3 +145,44 @@ class Unpickler(pickle.Unpickler):
         tensor = TorchTensor(storage, 0 if 0 in shape else offset, shape, tuple(strides))
         tensor.check_bounds(storage.size)
         return tensor
+
+
+def load_pickle(
+    file: IO[bytes], path: Path, storage: Callable[[str, np.dtype, int], Storage]
+) -> Any:
+    """`Unpickler.load()` after a check that the pickle asks for no more memory than it has bytes.
+
+    Raises:
+      UserError: it does.
+    """
+    start, puts = file.tell(), 0
+    for opcode, argument, _ in pickletools.genops(cast(IO[bytes], _Bounded(file, path))):
+        if not isinstance(argument, int):
+            continue
+        if opcode.name in ('PUT', 'BINPUT', 'LONG_BINPUT'):
+            puts += 1
+            _check_size(path, argument, 2 * puts + 256)
+        elif opcode.name == 'FRAME':
+            _check_size(path, argument, MAX_PICKLE_BYTES)
+    file.seek(start)
+    return Unpickler(file, path, storage).load()
+
+
+class _Bounded:
+    """A stream that refuses to read more than a description of tensors can have."""
+
+    def __init__(self, file: IO[bytes], path: Path):
+        self.file, self.path = file, path
+        self.readline, self.tell = file.readline, file.tell
+
+    def read(self, size: int) -> bytes:
+        _check_size(self.path, size, MAX_PICKLE_BYTES)
+        return self.file.read(size)
+
+
+def _check_size(path: Path, size: int, limit: int) -> None:
+    if size > limit:
+        raise UserError(
+            f'{path}: its pickle asks for room for {size} items or bytes, which a file of plain '
+            f'tensors does not need (at most {limit} here); copy the file again'
+        )

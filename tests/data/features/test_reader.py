@@ -5,8 +5,14 @@ import pytest
 
 from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.config import DataConfig, SourceConfig
+from infinity_jax.data.features import writer as writer_module
 from infinity_jax.data.features.image_batches import work_items
-from infinity_jax.data.features.reader import FeatureInfo, FeatureSource, shard_path
+from infinity_jax.data.features.reader import (
+    CAPTION_RULES,
+    FeatureInfo,
+    FeatureSource,
+    shard_path,
+)
 from infinity_jax.data.features.writer import NewRecord, ShardWriter, claim_folder
 from infinity_jax.data.pipeline import training_batches
 from infinity_jax.errors import UserError
@@ -93,3 +99,19 @@ def test_the_work_of_a_shard_does_not_depend_on_the_others():
     assert work([0]) + work([1]) == work([0, 1]) == [
         (0, 0, [0, 3]), (0, 1, [2]), (1, 0, [4, 6]), (1, 1, [5]),
     ]  # fmt: skip
+
+
+def test_captions_of_older_folders_keep_the_order_of_their_text_features(tmp_path, monkeypatch):
+    captions = RecordCaptions(('--ar 1:1', 'a cat'), '-- b')
+    found = []
+    for number, rules in enumerate((1, CAPTION_RULES)):
+        monkeypatch.setattr(writer_module, 'CAPTION_RULES', rules)
+        folder = tmp_path / str(number)
+        claim_folder(folder, INFO)
+        writer = ShardWriter(shard_path(folder, INFO, 0))
+        writer.add(NewRecord(0, 'a', (256, 256), np.zeros((16, 16, 4), np.float32), captions))
+        writer.finish()
+        source = FeatureSource.open(SourceConfig('features', str(folder)))
+        location = tuple(source.table().locations[0].tolist())
+        found.append(source.read(location).captions.every())
+    assert found == [('a cat',), ('--ar 1:1', 'a cat', '-- b')]

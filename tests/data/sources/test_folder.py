@@ -1,5 +1,6 @@
 """Folders of images without captions, crops sampled from them, and the photographs of packages."""
 
+import os
 import pathlib
 
 import numpy as np
@@ -9,8 +10,9 @@ from helpers.paths import script
 from PIL import Image
 
 from infinity_jax.data.config import DataConfig, SourceConfig
+from infinity_jax.data.passed_over import PassedOver
 from infinity_jax.data.pipeline import training_batches
-from infinity_jax.data.sources.folder import FolderSource
+from infinity_jax.data.sources.folder import FolderSource, image_paths
 from infinity_jax.errors import UserError
 
 
@@ -48,6 +50,30 @@ def test_images_in_subfolders_are_found_and_named_by_path(folder):
     assert source.read(locations[0]).captions is None
     with source.read(locations[-1]).open_image() as stream:
         assert stream.read() == (folder / 'below' / '19.PNG').read_bytes()
+
+
+def test_hidden_files_are_no_images_and_linked_folders_are_read_once(tmp_path):
+    top, other = tmp_path / 'top', tmp_path / 'other'
+    for path in ('b/1.jpg', 'b/._1.jpg', '.cache/2.jpg', '__MACOSX/3.jpg', 'notes.txt', 'c.GIF'):
+        (top / path).parent.mkdir(parents=True, exist_ok=True)
+        (top / path).write_bytes(b'')
+    other.mkdir()
+    (other / '4.tif').write_bytes(b'')
+    (top / 'a').symlink_to(top / 'b')  # read already
+    (top / 'd').symlink_to(other)
+    (other / 'up').symlink_to(top)  # a circle
+    (top / 'e').symlink_to(other)
+    (top / 'lost.png').symlink_to(tmp_path / 'nowhere')
+    os.mkfifo(top / 'pipe.png')
+    passed_over = PassedOver()
+    found = [path.relative_to(top).as_posix() for path in image_paths(top, passed_over)]
+    assert found == ['b/1.jpg', 'c.GIF', 'd/4.tif']
+    assert sorted(passed_over.rows) == [
+        ('file of ending .txt', 1, 'notes.txt'),
+        ('hidden file', 1, 'b/._1.jpg'),
+        ('hidden folder', 2, '.cache'),
+        ('not a regular file', 2, 'lost.png'),
+    ]
 
 
 def test_whole_images_are_held_out(folder, tmp_path):

@@ -1,9 +1,13 @@
+import json
+import os
 import tarfile
 
 import pytest
 from helpers.data_folders import add_member, encoded, tar_folder
 
 from infinity_jax.data.config import SourceConfig
+from infinity_jax.data.index import load_index
+from infinity_jax.data.passed_over import PassedOver
 from infinity_jax.data.records import BrokenRecord
 from infinity_jax.data.sources.tar import TarSource, open_part
 from infinity_jax.errors import UserError
@@ -73,3 +77,105 @@ def test_a_part_of_a_file_is_a_file(tmp_path):
         assert part.seek(-5, 2) == 15 and part.read(3) == bytes([25, 26, 27])
         part.seek(2)
         assert part.seek(1, 1) == 3 and part.read(1) == bytes([13])
+
+
+def shard(folder, *names):
+    """A shard of one-byte members and of images; texts hold their own names."""
+    with tarfile.open(folder / 'a.tar', 'w') as tar:
+        for name in names:
+            if name.endswith('.txt'):
+                add_member(tar, name, name.encode())
+            elif name.endswith('.json'):
+                add_member(tar, name, json.dumps({'text': name}).encode())
+            else:
+                add_member(tar, name, name.encode())
+    return opened(folder)
+
+
+def pairs(source, passed_over=None):
+    """(image, caption) of each record, or the reason why it is broken."""
+    found = []
+    for location in source.locations(passed_over):
+        try:
+            record = source.read(location)
+            with record.open_image() as image:
+                found.append((image.read().decode(), record.captions.short[0]))
+        except BrokenRecord as error:
+            found.append(str(error))
+    return found
+
+
+@pytest.mark.parametrize(('names', 'wanted'), [
+    # WebDataset: up to the first dot.
+    (('1.image.jpg', '1.caption.txt'), [('1.image.jpg', '1.caption.txt')]),
+    (('1.jpg', '1.en.txt'), [('1.jpg', '1.en.txt')]),
+    (('v1.0/1.jpg', 'v1.0/1.txt'), [('v1.0/1.jpg', 'v1.0/1.txt')]),
+    (('./1.JPG', './1.TXT'.lower()), [('./1.JPG', './1.txt')]),
+    # Further dots in the name.
+    (('photo.v2.jpg', 'photo.v2.txt'), [('photo.v2.jpg', 'photo.v2.txt')]),
+    (
+        ('a_1.5_1.gif', 'a_1.5_1.txt', 'a_1.5_2.tif', 'a_1.5_2.txt', 'a_1.5_3.png'),
+        [('a_1.5_1.gif', 'a_1.5_1.txt'), ('a_1.5_2.tif', 'a_1.5_2.txt'), ('a_1.5_3.png', '')],
+    ),
+    (('p.1.jpg', 'p.2.jpg', 'p.1.txt', 'p.2.json'),
+     [('p.1.jpg', 'p.1.txt'), ('p.2.jpg', 'p.2.json')]),
+    (('1.jpg', '1.txt', '1.v2.jpg', '1.v2.txt'), [('1.jpg', '1.txt'), ('1.v2.jpg', '1.v2.txt')]),
+    # The text of the image's own name counts, and a mask is no image of its own.
+    (('1.jpg', '1.mask.png', '1.txt'), [('1.jpg', '1.txt')]),
+    (('1.jpg', '1.mask.png', '1.caption.txt'), [('1.jpg', '1.caption.txt')]),
+    (('1.jpg', '1.json', '1.seg.txt'), [('1.jpg', '1.json')]),
+    (('1.image.jpg', '1.mask.png', '1.txt'), ['it has several images and none of them has the name '
+                                              'of a text']),
+    (('1.jpg', '1.en.txt', '1.fr.txt'), ['it has several texts and none of them has the name of '
+                                         'the image']),
+])  # fmt: skip
+def test_records_of_names_with_dots(tmp_path, names, wanted):
+    source = shard(tmp_path, *names)
+    assert pairs(source) == wanted
+    for location in source.locations():
+        assert source.record_name(location).startswith('a.tar ')
+
+
+def test_members_that_no_record_uses_are_counted(tmp_path):
+    (tmp_path / '00000_stats.json').write_text('{}')
+    (tmp_path / 'b.tar.gz').write_bytes(b'')
+    os.mkfifo(tmp_path / 'pipe.tar')
+    passed_over = PassedOver()
+    source = shard(
+        tmp_path, '1.jpg', '1.txt', '1.cls', '1.mask.png', 'readme', '._2.jpg', '.git/3.jpg',
+        '4.jpg', '4.txt', '4.jpg', '4.txt', '4.jpg', '4.txt', '4.jpg', '4.txt',
+    )  # fmt: skip
+    assert pairs(source, passed_over) == [('1.jpg', '1.txt'), ('4.jpg', '4.txt')]
+    assert {reason: count for reason, count, _ in passed_over.rows} == {
+        'file next to the shards, ending .json': 1,
+        'file next to the shards, ending .gz': 1,
+        'file next to the shards, not a regular file': 1,
+        'member of ending .cls': 1,
+        'member of no ending': 1,
+        'hidden member': 2,
+        'a further image of a record': 1,
+        'image replaced by a later one of the same key': 3,
+        'text replaced by a later one of the same key': 3,
+    }
+
+
+def test_the_reason_is_named_where_no_member_is_a_record(tmp_path):
+    source = shard(tmp_path, '1.cls', '2.cls')
+    with pytest.raises(
+        UserError, match='no record, 2 passed over: member of ending .cls .*a.tar 1'
+    ):
+        load_index(source, tmp_path / 'index')
+
+
+def test_captions_that_cannot_be_read_are_broken_records(tmp_path):
+    with tarfile.open(tmp_path / 'a.tar', 'w') as tar:
+        for number, (ending, content) in enumerate((
+            ('json', b'[' * 100_000), ('json', b'{"text":' * 100_000), ('txt', b'a\0b'),
+            ('json', b'{"text": "\\ud83d"}'), ('txt', b'\xff\xfea'), ('txt', b'\xef\xbb\xbfa cat'),
+        )):  # fmt: skip
+            add_member(tar, f'{number}.jpg', b'image')
+            add_member(tar, f'{number}.{ending}', content)
+    deep, deeper, zero, half, utf16, marked = pairs(opened(tmp_path))
+    assert deep == deeper == 'bad JSON: it is nested too deeply'
+    assert zero == 'a caption holds a zero byte' and half == 'a caption holds half of a character'
+    assert utf16.startswith('text cannot be read') and marked == ('image', 'a cat')

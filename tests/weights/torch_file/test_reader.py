@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 
@@ -10,6 +11,7 @@ import pytest
 from helpers.torch_files import Stored, arrays_of_every_dtype, assert_reads, write_pth
 
 from infinity_jax.errors import UserError
+from infinity_jax.weights.torch_file import reader
 from infinity_jax.weights.torch_file.reader import read_torch_file
 
 
@@ -136,3 +138,72 @@ def test_other_files_are_named_for_what_they_are(tmp_path):
             archive.writestr('archive/data.pkl', garbage)
         with pytest.raises(UserError, match='x.pth'):
             read_torch_file(path)
+
+
+@pytest.mark.parametrize('compression', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_flipped_bit_of_a_storage_is_refused(tmp_path, compression):
+    path = tmp_path / 'x.pth'
+    write_pth(path, {'w': np.random.default_rng(0).standard_normal(999).astype(np.float32)})
+    with zipfile.ZipFile(path) as archive:
+        members = {n: archive.read(n) for n in archive.namelist()}
+    with zipfile.ZipFile(path, 'w', compression) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+        (storage,) = (info for info in archive.infolist() if info.filename.endswith('/data/0'))
+    assert read_torch_file(path)['w'].read().shape == (999,)
+    whole = bytearray(path.read_bytes())
+    for place in (60, storage.compress_size // 2, storage.compress_size - 9):
+        damaged = whole.copy()
+        damaged[storage.header_offset + 30 + len(storage.filename) + place] ^= 4
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r'x\.pth: archive/data/0 is damaged'):
+            read_torch_file(path)['w'].read()
+        with pytest.raises(UserError, match=r'x\.pth: archive/data/0 is damaged'):
+            read_torch_file(path)['w'].read((slice(0, 1),))
+
+
+def test_a_file_without_checksums_is_read(tmp_path):
+    path = tmp_path / 'x.pth'
+    write_pth(path, {'w': np.arange(5, dtype=np.float32)})
+    with zipfile.ZipFile(path) as archive:
+        checksum = archive.getinfo('archive/data/0').CRC.to_bytes(4, 'little')
+    path.write_bytes(path.read_bytes().replace(checksum, bytes(4)))
+    assert read_torch_file(path)['w'].read()[-1] == 4
+
+
+HUGE_PICKLES = {
+    'LONG_BINPUT': b'\x80\x02}r\xff\xff\xff\x7f.',
+    'PUT': b'\x80\x02}p99999999999\n.',
+    'BINBYTES8': b'\x80\x04\x8e' + (2**35).to_bytes(8, 'little') + b'x.',
+    'BINBYTES8, beyond 63 bits': b'\x80\x04\x8e' + b'\xff' * 8 + b'x.',
+    'BINUNICODE8': b'\x80\x04\x8d' + (2**35).to_bytes(8, 'little') + b'x.',
+    'BYTEARRAY8': b'\x80\x05\x96' + (2**35).to_bytes(8, 'little') + b'x.',
+    'BINBYTES': b'\x80\x03B\xff\xff\xff\xffx.',
+    'LONG4': b'\x80\x02\x8b\xff\xff\xff\x7fx.',
+    'FRAME': b'\x80\x04\x95' + (2**40).to_bytes(8, 'little') + b'}.',
+}
+
+
+@pytest.mark.parametrize('content', HUGE_PICKLES.values(), ids=HUGE_PICKLES)
+@pytest.mark.parametrize('layout', ['zip', 'legacy'])
+def test_a_pickle_that_asks_for_gigabytes_is_refused_without_them(tmp_path, content, layout):
+    path = tmp_path / 'x.pth'
+    if layout == 'zip':
+        with zipfile.ZipFile(path, 'w') as archive:
+            archive.writestr('archive/data.pkl', content)
+    else:
+        path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match=r'x\.pth: '):
+            read_torch_file(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_pickle_of_gigabytes_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(reader, 'MAX_PICKLE_BYTES', 10)
+    write_pth(tmp_path / 'x.pth', {'w': np.zeros(4, np.float32)})
+    with pytest.raises(UserError, match='data.pkl has .* bytes; wanted 10 at most'):
+        read_torch_file(tmp_path / 'x.pth')

@@ -1,0 +1,41 @@
+"""Counts of the files, members and lines that a source passes over, by reason."""
+
+import pathlib
+
+_ARCHIVER_FOLDER = '__MACOSX'  # macOS puts the metadata of packed files in it
+
+
+class PassedOver:
+    """Collects what is no record of a source, so that nothing is lost without a word."""
+
+    def __init__(self):
+        self._found: dict[str, tuple[int, str]] = {}
+
+    def add(self, reason: str, name: str) -> None:
+        """Counts one file, member or line under a reason."""
+        count, first = self._found.get(reason, (0, name))
+        self._found[reason] = count + 1, first
+
+    @property
+    def rows(self) -> list[tuple[str, int, str]]:
+        """(reason, count, name of the first) of each reason, in order of appearance."""
+        return [(reason, count, first) for reason, (count, first) in self._found.items()]
+
+
+def described(rows: list[tuple[str, int, str]]) -> str:
+    """The rows as the end of a line: '3 passed over: ending .gif (the first: a.gif)'."""
+    return '; '.join(
+        f'{count} passed over: {reason} (the first: {first})' for reason, count, first in rows
+    )
+
+
+def is_hidden(path: str) -> bool:
+    """Whether a relative path has a hidden part, such as `._0001.jpg` or `.ipynb_checkpoints`."""
+    parts = pathlib.PurePosixPath(path).parts
+    return any((p.startswith('.') and p != '..') or p == _ARCHIVER_FOLDER for p in parts)
+
+
+def ending_reason(path: str) -> str:
+    """The reason why a file of another ending is passed over."""
+    ending = pathlib.PurePosixPath(path).suffix.lower()
+    return f'ending {ending}' if ending else 'no ending'
