@@ -71,7 +71,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action='store_false',
         dest='verify',
         help='do not compare the weights with their hashes and do not refuse NaN, infinity and '
-        'kernels of zeros; loads faster',
+        'kernels of zeros; loads faster (default: both are checked)',
     )
     add_image_size_flags(parser)
     add_sampling_flags(parser)
