@@ -14,6 +14,7 @@ from infinity_jax.tools.commands import (
     evaluate_command,
     generate_command,
     plan_command,
+    serve_command,
 )
 from infinity_jax.tools.commands.data_command import add_data
 
@@ -47,6 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = lambda name, text: commands.add_parser(name, help=text, description=text)
     generate_command.add_flags(add('generate', 'Generate images from prompts.'))
+    serve_command.add_flags(
+        add('serve', "Serve models over HTTP: OpenAI's images API, and a page.")
+    )
     train = add('train', 'Train a transformer or a tokenizer from a config file.')
     train.add_argument(
         'flags',

@@ -35,10 +35,11 @@ GRAPH = {
     'training': (
         *FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'emoji', 'data', 'weights', 'inference',
     ),
+    'serving': (*FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'weights', 'inference'),
     'convert': (*FACTS, 'runtime', 'text', 'weights', 'training'),
     'tools': (
         *FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'emoji', 'data', 'weights', 'inference',
-        'training', 'convert',
+        'training', 'serving', 'convert',
     ),
     'main': ('errors', 'config', 'runtime', 'training', 'tools'),
     'cli': ('errors', 'runtime', 'tools', 'main'),

@@ -25,6 +25,7 @@ from infinity_jax.inference.scale_steps import (
     no_codes,
     sample_scale_bits,
 )
+from infinity_jax.inference.stepwise import OnScale
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.block import Block
 from infinity_jax.transformer.conditioning import Conditioning
@@ -120,8 +121,12 @@ def generate_bits_layerwise(
     *,
     forced_bits: Sequence[jax.Array] | None = None,
     keep_logits: bool = False,
+    on_scale: OnScale = lambda scale, total_Bhwd: None,
 ) -> GeneratedBits:
-    """`generate.generate_bits`, called by the host; the arguments are those there."""
+    """`generate.generate_bits`, called by the host; the arguments are those there.
+
+    `on_scale` is called after each scale, see `stepwise.generate_by_scale`.
+    """
     config, schedule = model.config, settings.schedule
     check_schedule(config, schedule)
     guided = settings.guided_at(0)
@@ -154,6 +159,7 @@ def generate_bits_layerwise(
         )
         all_bits.append(bits)
         all_logits += [logits] if keep_logits else []
+        on_scale(scale, total)
     return GeneratedBits(tuple(all_bits), total, tuple(all_logits))
 
 

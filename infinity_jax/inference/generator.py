@@ -19,6 +19,7 @@ from infinity_jax.inference.generate import (
 )
 from infinity_jax.inference.sampling import GenerationSettings, SamplingNumbers
 from infinity_jax.inference.scale_steps import GenerationInputs, Text
+from infinity_jax.inference.stepwise import OnScale, generate_by_scale
 from infinity_jax.sharding import in_mesh, to_host
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
@@ -127,6 +128,19 @@ class Generator:
         if self._layers is None:
             return generate_codes(model, {'params': self.params.transformer}, inputs, settings)
         return generate_bits_layerwise(model, self._layers, inputs, settings).total_Bhwd
+
+    def codes_by_scale(
+        self, inputs: GenerationInputs, settings: GenerationSettings, on_scale: OnScale
+    ) -> jax.Array:
+        """`codes`, with a call after every scale; see `stepwise.generate_by_scale`."""
+        model = self.networks.transformer
+        if self._layers is None:
+            variables = {'params': self.params.transformer}
+            return generate_by_scale(model, variables, inputs, settings, on_scale)
+        generated = generate_bits_layerwise(
+            model, self._layers, inputs, settings, on_scale=on_scale
+        )
+        return generated.total_Bhwd
 
     def decode(self, total_Bhwd: jax.Array) -> jax.Array:
         """The decoder's part alone: accumulated codes to uint8 images (B, Y, X, 3)."""

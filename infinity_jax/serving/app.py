@@ -1,0 +1,175 @@
+"""The HTTP application: OpenAI's images API, health, metrics and the page."""
+
+import asyncio
+import contextlib
+import json
+import pathlib
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from infinity_jax.serving.api_error import ApiError
+from infinity_jax.serving.gate import Gate
+from infinity_jax.serving.service import Service
+
+PAGE = pathlib.Path(__file__).parent / 'page.html'
+# The page is one file without scripts of others: nothing may be loaded from elsewhere.
+PAGE_POLICY = (
+    "default-src 'none'; img-src 'self' data: blob:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'; connect-src 'self'; form-action 'none'; frame-ancestors 'none'"
+)
+CLIENT_LEFT = 499
+
+
+class _ClientLeft(Exception):
+    """The client closed the connection before its answer was ready."""
+
+
+class Endpoints:
+    """The functions behind the paths."""
+
+    def __init__(self, service: Service):
+        """service: the models."""
+        self._service = service
+
+    def routes(self) -> list[Route]:
+        """All paths."""
+        return [
+            Route('/', self.page),
+            Route('/health', self.health),
+            Route('/metrics', self.metrics),
+            Route('/v1/models', self.models),
+            Route('/v1/models/{model:path}', self.model),
+            Route('/v1/images/generations', self.generations, methods=['POST']),
+        ]
+
+    async def page(self, request: Request) -> Response:
+        """The page."""
+        headers = {'Content-Security-Policy': PAGE_POLICY, 'Referrer-Policy': 'no-referrer'}
+        return HTMLResponse(PAGE.read_text(encoding='utf-8'), headers=headers)
+
+    async def health(self, request: Request) -> Response:
+        """Answers as long as the event loop does."""
+        return JSONResponse({'status': 'ok', 'models': list(self._service.engines)})
+
+    async def metrics(self, request: Request) -> Response:
+        """Counters for Prometheus."""
+        return Response(self._service.metrics.page(), media_type='text/plain; version=0.0.4')
+
+    async def models(self, request: Request) -> Response:
+        """All models."""
+        return JSONResponse({'object': 'list', 'data': self._service.models()})
+
+    async def model(self, request: Request) -> Response:
+        """One model by its name."""
+        name = request.path_params['model']
+        for model in self._service.models():
+            if model['id'] == name:
+                return JSONResponse(model)
+        raise ApiError(
+            f'model is {name!r:.80}; this server has {", ".join(self._service.engines)}',
+            404,
+            param='model',
+            code='model_not_found',
+        )
+
+    async def generations(self, request: Request) -> Response:
+        """Images of a prompt, at once or as events."""
+        wanted = self._service.parse(await json_fields(request))
+        tasks = wanted.tasks()
+        if wanted.stream:
+            events = await self._service.events(wanted, tasks)
+            return StreamingResponse(
+                events, media_type='text/event-stream', headers={'Cache-Control': 'no-store'}
+            )
+        return JSONResponse(await unless_gone(request, self._service.answer(wanted, tasks)))
+
+
+async def json_fields(request: Request) -> dict[str, Any]:
+    """The JSON object of a request.
+
+    Raises:
+      ApiError: the body is something else.
+    """
+    kind = request.headers.get('content-type', '').partition(';')[0].strip()
+    if kind != 'application/json':
+        raise ApiError(f'Content-Type is {kind!r:.80}; wanted application/json', 415)
+    try:
+        fields = json.loads(await request.body())
+    except (ValueError, RecursionError):
+        raise ApiError('the body is no JSON in UTF-8; send one object') from None
+    if not isinstance(fields, dict):
+        raise ApiError(f'the body is a JSON {type(fields).__name__}; wanted an object')
+    return fields
+
+
+async def unless_gone(request: Request, answer: Coroutine[Any, Any, Any]) -> Any:
+    """The answer; it is cancelled when the client closes the connection.
+
+    Raises:
+      _ClientLeft: it did.
+    """
+
+    async def gone() -> None:
+        while (await request.receive())['type'] != 'http.disconnect':
+            pass
+
+    job, left = asyncio.ensure_future(answer), asyncio.ensure_future(gone())
+    try:
+        await asyncio.wait({job, left}, return_when=asyncio.FIRST_COMPLETED)
+        if not job.done():
+            raise _ClientLeft
+        return job.result()
+    finally:
+        job.cancel()
+        left.cancel()
+
+
+def make_app(service: Service, api_key: str | None = None) -> Starlette:
+    """The application of a service.
+
+    Args:
+      service: the models.
+      api_key: asked of every request but the page and /health; None: of none.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        yield
+        await service.close()
+
+    async def api_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return error.response()
+
+    async def http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        path = request.url.path[:80]
+        return ApiError(f'{request.method} {path}: {error.detail}', error.status_code).response()
+
+    async def any_error(request: Request, error: Exception) -> Response:
+        return ApiError('the server failed; its log says why', 500).response()
+
+    async def left(request: Request, error: Exception) -> Response:
+        return Response(status_code=CLIENT_LEFT)
+
+    return Starlette(
+        routes=Endpoints(service).routes(),
+        middleware=[
+            Middleware(Gate, metrics=service.metrics, limits=service.limits, api_key=api_key)
+        ],
+        exception_handlers={
+            ApiError: api_error,
+            HTTPException: http_error,
+            ClientDisconnect: left,
+            _ClientLeft: left,
+            Exception: any_error,
+        },
+        lifespan=lifespan,
+    )

@@ -1,0 +1,213 @@
+"""A loaded model that generates batches of images, each with its own seed, for a server."""
+
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from infinity_jax.config import QuantizationConfig, pixels_per_token, required
+from infinity_jax.errors import UserError
+from infinity_jax.inference.generator import Generator
+from infinity_jax.inference.loading import ReadyModel, load_for_generation, read_for_generation
+from infinity_jax.inference.resolution import choose_schedule
+from infinity_jax.inference.sampling import SamplingConfig
+from infinity_jax.inference.scale_steps import GenerationInputs, Text
+from infinity_jax.inference.text_encoder import PromptEncoder
+from infinity_jax.runtime.hub import local_folder
+from infinity_jax.scales import ScaleSchedule, released_name
+from infinity_jax.serving.batch_sizes import BatchSizes
+from infinity_jax.serving.tasks import BatchGroup, ImageTask
+
+BATCH_SIZES = (2, 4, 8)  # on a CPU, products of a single row round differently: 1 would stand alone
+
+
+class Dropped(Exception):
+    """Nobody waits for any image of a batch."""
+
+
+@jax.jit
+def _image_keys(seeds_B: jax.Array, indices_B: jax.Array) -> jax.Array:
+    """The keys of `generator.image_keys`, with a seed per image."""
+    key_of = lambda seed, index: jax.random.fold_in(jax.random.key(seed), index)
+    return jax.vmap(key_of)(seeds_B, indices_B)
+
+
+class Engine:
+    """Generates batches of images; one thread at a time may call it."""
+
+    def __init__(self, ready: ReadyModel, sizes: Sequence[int] = BATCH_SIZES):
+        """Takes a loaded model on one device.
+
+        Args:
+          ready: of `load_for_generation`.
+          sizes: batch sizes to compile, rising; those that do not fit into memory are left out.
+
+        Raises:
+          UserError: not even the smallest size fits.
+        """
+        model = ready.model
+        fitting = [size for size in sizes if size <= ready.batch]
+        if not fitting:
+            raise UserError(
+                f'batch sizes are {list(sizes)}; {ready.batch} images fit into memory: name a '
+                'smaller size'
+            )
+        self.sizes = BatchSizes(fitting)
+        self.configs, self._quantization = model.configs, model.quantization
+        self._generator = Generator.of_model(model, ready.executables)
+        self._encode = PromptEncoder(model, None, ready.executables)
+
+    @classmethod
+    def load(
+        cls,
+        name: str | pathlib.Path,
+        *,
+        revision: str | None = None,
+        dtype: str | None = None,
+        sizes: Sequence[int] = BATCH_SIZES,
+        quantization: QuantizationConfig = QuantizationConfig(),
+        **image_size: Any,
+    ) -> 'Engine':
+        """Loads a model folder; see `InfinityPipeline.from_pretrained`."""
+        folder = local_folder(name, revision)
+        configs = read_for_generation(folder, dtype, **image_size)
+        ready = load_for_generation(
+            folder, configs, max_batch=max(sizes), quantization=quantization
+        )
+        return cls(ready, sizes)
+
+    @property
+    def schedule(self) -> ScaleSchedule:
+        """The token grids of images of no requested size."""
+        return required(self.configs.schedule, 'schedule')
+
+    @property
+    def own_grids(self) -> bool:
+        """Whether the model has grids of its own, and so no other image size."""
+        return released_name(self.schedule) is None
+
+    def image_size(self, schedule: ScaleSchedule) -> tuple[int, int]:
+        """(height, width) in pixels of images of these grids."""
+        transformer = required(self.configs.transformer, 'transformer')
+        tokenizer = required(self.configs.tokenizer, 'tokenizer')
+        return schedule.image_size(pixels_per_token(transformer, tokenizer))
+
+    def choose_schedule(self, **size: Any) -> ScaleSchedule:
+        """The token grids of a requested size, see `resolution.choose_schedule`.
+
+        Raises:
+          UserError: the model cannot generate it, or it is larger than the model's own size, for
+            which memory was planned.
+        """
+        schedule = choose_schedule(self.configs, **size)
+        height, width = self.image_size(schedule)
+        own_height, own_width = self.image_size(self.schedule)
+        if len(schedule) > len(self.schedule):
+            raise UserError(
+                f'an image of {width} x {height} pixels is larger than this server generates; '
+                f'wanted about {own_width} x {own_height} pixels at most, in any shape'
+            )
+        return schedule
+
+    def __call__(self, tasks: Sequence[ImageTask]) -> list[np.ndarray]:
+        """Generates images of one group, as many as the largest batch size at most.
+
+        Images that fill a size which was never used are generated in the smallest size as well,
+        and these are returned: the size is used from then on if its bytes are the same.
+
+        Returns:
+          uint8 (Y, X, 3) each.
+
+        Raises:
+          Dropped: all tasks were dropped meanwhile.
+          UserError: settings that do not fit the model.
+        """
+        program = self._program(tasks[0].group)
+        untried = self.sizes.untried(program, len(tasks))
+        size = self.sizes.smallest if untried else self.sizes.fitting(program, len(tasks))
+        generated = self._in_batches(tasks, size)
+        if untried is not None:
+            compared = self._in_batches(tasks[:untried], untried, previews=False)
+            self._compare(program, untried, generated, compared)
+        return [pixels for _, pixels in generated]
+
+    def warm_up(self, group: BatchGroup, report: Callable[[str], None] = lambda line: None) -> None:
+        """Compiles and compares all batch sizes of a group, before the first request."""
+        negative = 'text' if group.negative else None
+        prompts = ['a red apple', 'a blue house', 'a cat', 'two dogs on a green hill']
+        for size in self.sizes.sizes:
+            tasks = [
+                ImageTask(group, prompts[i % len(prompts)], 1, i, negative) for i in range(size)
+            ]
+            self(tasks)
+        equal = self.sizes.equal(self._program(group))
+        report(f'batch sizes that generate the same bytes: {", ".join(map(str, equal))}')
+
+    def _program(self, group: BatchGroup) -> tuple[Any, bool]:
+        """What is compiled in, apart from the batch size."""
+        return group.sampling.static(group.schedule, self._quantization), group.negative
+
+    def _compare(self, program: Any, size: int, expected: list, found: list) -> None:
+        equal = all(
+            np.array_equal(codes, other) and np.array_equal(pixels, other_pixels)
+            for (codes, pixels), (other, other_pixels) in zip(expected, found, strict=False)
+        )
+        self.sizes.record(program, size, equal)
+        if not equal:
+            print(
+                f'batch size {size} generates other bytes than {self.sizes.smallest}; it is not '
+                'used',
+                file=sys.stderr,
+            )
+
+    def _in_batches(
+        self, tasks: Sequence[ImageTask], size: int, previews: bool = True
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Codes and pixels of each image, generated `size` at a time."""
+        generated: list[tuple[np.ndarray, np.ndarray]] = []
+        for start in range(0, len(tasks), size):
+            generated += self._batch(tasks[start : start + size], size, previews)
+        return generated
+
+    def _batch(
+        self, tasks: Sequence[ImageTask], size: int, previews: bool
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """One program call; filled up with its last image."""
+        group, count = tasks[0].group, len(tasks)
+        rows = [tasks[min(i, count - 1)] for i in range(size)]
+        inputs = GenerationInputs(
+            _image_keys(
+                np.array([task.seed for task in rows], np.uint32),
+                np.array([task.index for task in rows], np.uint32),
+            ),
+            self._text([task.prompt for task in rows]),
+            group.sampling.traced(group.schedule),
+            self._text([task.negative or '' for task in rows]) if group.negative else None,
+        )
+        last = len(group.schedule) - 1
+
+        def on_scale(scale: int, total_Bhwd: jax.Array) -> None:
+            if all(task.dropped for task in tasks):
+                raise Dropped
+            watched = [i for i, task in enumerate(tasks) if scale in task.preview_scales]
+            if previews and watched and scale < last:
+                pixels = np.asarray(self._generator.decode(total_Bhwd))
+                for i in watched:
+                    tasks[i].on_preview(scale, pixels[i])
+
+        settings = group.sampling.static(group.schedule, self._quantization)
+        total = self._generator.codes_by_scale(inputs, settings, on_scale)
+        pixels = np.asarray(self._generator.decode(total))
+        return list(zip(np.asarray(total)[:count], pixels[:count], strict=True))
+
+    def _text(self, prompts: list[str]) -> Text:
+        ((text, _),) = self._encode([prompts], None)
+        return text
+
+
+def default_group(engine: Engine, sampling: SamplingConfig = SamplingConfig()) -> BatchGroup:
+    """The group of requests that ask for nothing in particular."""
+    return BatchGroup(engine.schedule, sampling)
