@@ -24,15 +24,9 @@ import numpy as np
 import safetensors
 from jax.sharding import Mesh
 
-from infinity_jax.config import (
-    DTYPES,
-    ModelConfigs,
-    TokenizerConfig,
-    TransformerConfig,
-    from_mapping,
-    required,
-)
+from infinity_jax.config import DTYPES, ModelConfigs, TokenizerConfig, TransformerConfig, required
 from infinity_jax.errors import UserError
+from infinity_jax.parsing import from_mapping
 from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer

@@ -6,8 +6,9 @@ import pathlib
 
 import jax
 
-from infinity_jax.config import ModelConfigs, from_mapping
+from infinity_jax.config import ModelConfigs
 from infinity_jax.errors import UserError
+from infinity_jax.parsing import from_mapping
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.training.checkpoint import load_weights
 from infinity_jax.training.run_folder import config_without_paths, run_named
