@@ -14,10 +14,10 @@ from PIL import Image
 from infinity_jax.errors import UserError
 from infinity_jax.inference.edit_masks import composite, feathered, kept_codes, kept_scales
 from infinity_jax.inference.given_bits import GivenBits
-from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.source_images import Source, read_image, read_mask, resized
 from infinity_jax.scales import Grid, ScaleSchedule, released_name
 
+VARIATION_STRENGTH = 0.5
 STRETCH_WARNING = 1.25  # a source is resized to the model's shape; above this a warning says so
 
 
@@ -25,13 +25,16 @@ STRETCH_WARNING = 1.25  # a source is resized to the model's shape; above this a
 class EditConfig:
     """How much of a source an edit keeps. All fields are traced or of the host: none recompiles."""
 
-    strength: float = 1.0  # 0: the source, 1: nothing of it; its first scales are kept otherwise
+    # 0: the source, 1: nothing of it; between, its first scales. None: 1 with a mask or by words,
+    # else `VARIATION_STRENGTH`.
+    strength: float | None = None
     tolerance: float = 0.3  # by words: nats by which the new prompt may make a kept bit less likely
     composite: bool = True  # pixels outside of the mask are the source's own
     feather: int | None = None  # pixels inside the mask's edge that are mixed; None: edge / 64
 
     def __post_init__(self):
-        kept_scales(self.strength, 1)  # checks the range
+        if self.strength is not None:
+            kept_scales(self.strength, 1)  # checks the range
         if not self.tolerance >= 0:
             raise UserError(f'tolerance is {self.tolerance} nats; wanted 0 or more')
         if self.feather is not None and self.feather < 0:
@@ -119,8 +122,7 @@ class GivenSources:
           by_words: whether the tolerance decides.
         """
         self._features = features
-        first = kept_scales(editing.strength, len(grids))
-        self._kept = [_kept(source.mask_YX, grids, first, by_words) for source in sources]
+        self._kept = [_kept(source.mask_YX, grids, editing, by_words) for source in sources]
         self._tolerance = np.float32(editing.tolerance if by_words else -np.inf)
 
     def rows(self, numbers: Sequence[int]) -> GivenBits:
@@ -134,28 +136,18 @@ class GivenSources:
 
 
 def _kept(
-    mask_YX: np.ndarray | None, grids: Sequence[Grid], first: int, by_words: bool
+    mask_YX: np.ndarray | None, grids: Sequence[Grid], editing: EditConfig, by_words: bool
 ) -> list[np.ndarray]:
     """Per scale (h, w) bool: codes outside of the mask, and all codes of the first scales."""
+    strength = editing.strength
     if mask_YX is None:
         outside = [np.zeros(grid, bool) for grid in grids]
     else:
         outside = kept_codes(mask_YX, grids)
+    if strength is None:
+        strength = VARIATION_STRENGTH if mask_YX is None and not by_words else 1.0
+    first = kept_scales(strength, len(grids))
     return [kept | (scale < first) for scale, kept in enumerate(outside)]
-
-
-def check_words(sampling: SamplingConfig, negative: str | None) -> None:
-    """Raises `UserError` where the settings leave editing by words without its two texts."""
-    if negative is not None:
-        raise UserError(
-            'both a negative and a source prompt are given; guidance leads away from the source '
-            'prompt: give one of them'
-        )
-    if sampling.guidance_layer or sampling.unguided_scales or 1 in sampling.guidance:
-        raise UserError(
-            'editing by words compares two prompts at every scale: wanted guidance other than 1 on '
-            'the logits (guidance_layer 0) and no unguided scales'
-        )
 
 
 def finished(source: EditSource, generated_YX3: np.ndarray, editing: EditConfig) -> np.ndarray:

@@ -68,7 +68,9 @@ def feathered(mask_YX: np.ndarray, feather: int | None = None) -> np.ndarray:
     return (mask_YX * ramp).astype(np.float32)
 
 
-def composite(source_YX3: np.ndarray, generated_YX3: np.ndarray, share_YX: np.ndarray) -> np.ndarray:
+def composite(
+    source_YX3: np.ndarray, generated_YX3: np.ndarray, share_YX: np.ndarray
+) -> np.ndarray:
     """The source with generated pixels to the given share, uint8; a share of 0 changes nothing."""
     share = share_YX[..., None]
     mixed = source_YX3 * (1 - share) + generated_YX3 * share

@@ -20,8 +20,8 @@ class GivenBits(NamedTuple):
       features_Bhwd: encoder output at the last code grid, float32.
       kept: per scale (B, h, w) bool, on the code grids; True: the source's bits are taken.
       tolerance_B: for editing by words: a bit that is not in `kept` is the source's as well where
-        it is at most this many nats less likely under the prompt than under the source's prompt,
-        on average over its code. −inf: nowhere.
+        it is at most this many nats less likely under the prompt than under the source's prompt.
+        −inf: nowhere.
     """
 
     features_Bhwd: jax.Array
@@ -65,6 +65,6 @@ def with_given_bits(
         change = jax.nn.log_sigmoid(sign * margins.prompt) - jax.nn.log_sigmoid(
             sign * margins.other
         )
-        likely = change.mean(-1, keepdims=True) >= -given.tolerance_B[:, None, None, None]
+        likely = change >= -given.tolerance_B[:, None, None, None]
         kept = kept | likely
     return jnp.where(kept, source, sampled_Bhwd)

@@ -5,7 +5,7 @@ import math
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypedDict, Unpack
 
 import jax
@@ -15,18 +15,23 @@ from tqdm import tqdm
 
 from infinity_jax.config import QuantizationConfig, pixels_per_token, required
 from infinity_jax.errors import UserError
+from infinity_jax.inference.edit import EditConfig, EditedImages, EditSource, schedule_for
+from infinity_jax.inference.editor import ImageEditor, one_each, sources_of
 from infinity_jax.inference.executables import Executables
 from infinity_jax.inference.generate import NetworkParams, Networks
 from infinity_jax.inference.generator import Generator
+from infinity_jax.inference.job import GenerationJob
 from infinity_jax.inference.memory import plan_memory
 from infinity_jax.inference.resolution import choose_schedule
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.scale_steps import GenerationInputs
-from infinity_jax.inference.text_encoder import PromptEncoder
+from infinity_jax.inference.source_encoder import SourceEncoder, source_codes
+from infinity_jax.inference.source_images import Source, resized
+from infinity_jax.inference.text_encoder import Pair, PromptEncoder
 from infinity_jax.inference.warmup import GenerationRequest, calls_for
 from infinity_jax.runtime.hub import local_folder
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import MeshConfig, make_mesh, to_host
+from infinity_jax.sharding import MeshConfig, in_mesh, make_mesh, to_host
 from infinity_jax.text.characters import is_blank
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
@@ -89,9 +94,11 @@ OF_CONSTRUCTOR = ('rewrite_prompt', 'max_batch', 'text_length')
 
 
 @jax.jit
-def image_keys(seed: jax.Array, indices_B: jax.Array) -> jax.Array:
-    """One random key per image, with the sharding of the indices."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices_B)
+def image_keys(seeds_B: jax.Array, indices_B: jax.Array) -> jax.Array:
+    """One random key per image, with the sharding of seeds (uint32) and indices."""
+    return jax.vmap(lambda seed, index: jax.random.fold_in(jax.random.key(seed), index))(
+        seeds_B, indices_B
+    )
 
 
 class InfinityPipeline:
@@ -136,6 +143,9 @@ class InfinityPipeline:
             int8_cache=model.quantization.cache == 'int8',
             executables=executables,
         )
+        self._patchify = transformer.spatial_patchify
+        encoder = SourceEncoder(tokenizer, model.read_encoder, model.mesh)
+        self._editor = ImageEditor(encoder, self.run, self._stride, self._patchify)
 
     @classmethod
     def from_pretrained(
@@ -220,6 +230,10 @@ class InfinityPipeline:
             quantization,
             devices,
             plan.offload_text,
+            lambda: required(
+                load_model(folder, None, ('tokenizer',), None, configs).tokenizer_params,
+                'tokenizer',
+            ),
         )
         return cls(model, max_batch=plan.batch, executables=executables, **of_pipeline)
 
@@ -293,37 +307,149 @@ class InfinityPipeline:
         Images of one prompt follow each other and share its encoded text, as far as a batch holds
         the same number of all its prompts.
         """
-        if not 0 <= seed < SEEDS:
-            raise UserError(f'seed is {seed}; wanted a whole number from 0 to {SEEDS - 1}')
+        seeds = [(seed, i) for i in range(len(prompts) * num)]
         schedule = schedule or self.schedule
-        numbers = sampling.traced(schedule)
-        settings = sampling.static(schedule, self._quantization)
-        prompts = [prompt for prompt in prompts for _ in range(num)]
-        rewritten = {prompt: self._rewrite(prompt) for prompt in dict.fromkeys(prompts)}
-        negative = None if negative is None or is_blank(negative) else negative
-        if negative is not None and not settings.guided:
-            warnings.warn('the negative prompt has no effect: guidance is 1', stacklevel=2)
-            negative = None
-        negative = None if negative is None else self._rewrite(negative)
-        texts_read = [*rewritten.values()] + ([] if negative is None else [negative])
-        self._prompt_encoder.warn_of_losses(texts_read)
-        size = self._batch_size(len(prompts))
-        starts = range(0, len(prompts), size)
-        # One shape, one compilation: the last batch is filled up with its last prompt.
-        last = len(prompts) - 1
-        shared = 1 if self._mesh is not None else math.gcd(num, size)
+        yield from self.run(GenerationJob(prompts, seeds, schedule, num, sampling, negative))
+
+    def run(self, job: GenerationJob) -> Iterator[np.ndarray]:
+        """Generates a job's images and yields uint8 batches as they are ready.
+
+        Raises:
+          UserError: a seed out of range, or sampling settings that do not fit schedule or model.
+        """
+        for seed, _ in job.seeds:
+            if not 0 <= seed < SEEDS:
+                raise UserError(f'seed is {seed}; wanted a whole number from 0 to {SEEDS - 1}')
+        numbers = job.sampling.traced(job.schedule)
+        settings = job.sampling.static(job.schedule, self._quantization)
+        count = len(job.seeds)
+        size = self._batch_size(count)
+        # One shape, one compilation: the last batch is filled up with its last image.
         batches = [
-            [rewritten[prompts[min(i, last)]] for i in range(start, start + size, shared)]
-            for start in starts
+            [min(i, count - 1) for i in range(start, start + size)]
+            for start in range(0, count, size)
         ]
-        texts = self._prompt_encoder(batches, negative)
-        for start, (text, negative_text) in zip(starts, texts, strict=True):
-            indices_B = share_batch(np.arange(start, start + size), self._mesh)
-            keys_B = image_keys(np.uint32(seed), indices_B)
-            inputs = GenerationInputs(keys_B, text, numbers, negative_text)
+        texts = self._texts(job, batches, settings.guided)
+        for rows, (text, negative_text) in zip(batches, texts, strict=True):
+            of_rows = np.array([job.seeds[i] for i in rows])
+            seeds_B = share_batch(of_rows[:, 0].astype(np.uint32), self._mesh)
+            indices_B = share_batch(of_rows[:, 1], self._mesh)
+            given = None
+            if job.sources is not None:
+                given = share_batch(job.sources.rows([i // job.num for i in rows]), self._mesh)
+            inputs = GenerationInputs(
+                image_keys(seeds_B, indices_B), text, numbers, negative_text, given
+            )
             pixels = self._generator(inputs, settings)
             on_host = pixels if self._mesh is None else to_host(pixels, self._mesh)
-            yield np.asarray(on_host)[: len(prompts) - start]
+            yield np.asarray(on_host)[: count - rows[0]]
+
+    def _texts(
+        self, job: GenerationJob, batches: Sequence[Sequence[int]], guided: bool
+    ) -> Iterator[Pair]:
+        """The encoded prompts of each batch, and what replaces the unconditional text if any."""
+        negative = None if job.negative is None or is_blank(job.negative) else job.negative
+        if negative is not None and not guided:
+            warnings.warn('the negative prompt has no effect: guidance is 1', stacklevel=4)
+            negative = None
+        texts_read = [*job.prompts, *(job.source_prompts or ()), *([negative] if negative else ())]
+        rewritten = {text: self._rewrite(text) for text in dict.fromkeys(texts_read)}
+        self._prompt_encoder.warn_of_losses([*rewritten.values()])
+        shared = 1 if self._mesh is not None else math.gcd(job.num, len(batches[0]))
+
+        def encoded(prompts: Sequence[str]) -> Iterable[Pair]:
+            texts = [[rewritten[prompts[i // job.num]] for i in rows[::shared]] for rows in batches]
+            return self._prompt_encoder(texts, None if negative is None else rewritten[negative])
+
+        if job.source_prompts is None:
+            yield from encoded(job.prompts)
+            return
+        for (text, _), (other, _) in zip(
+            encoded(job.prompts), encoded(job.source_prompts), strict=True
+        ):
+            yield text, other
+
+    def edit(
+        self,
+        images: Source | EditSource | Sequence[Source | EditSource],
+        prompts: str | Sequence[str],
+        *,
+        masks: Source | Sequence[Source | None] | None = None,
+        source_prompts: str | Sequence[str] | None = None,
+        editing: EditConfig = EditConfig(),
+        num: int = 1,
+        seed: int = 0,
+        negative: str | None = None,
+        sampling: SamplingConfig = SamplingConfig(),
+    ) -> EditedImages:
+        """Edits images: inpainting, outpainting, variation, and editing by words.
+
+        With a mask, what it covers is generated and the rest is kept; without one the first scales
+        are kept (`editing.strength`); with source prompts every bit is kept that the prompt does
+        not make much less likely than the source prompt does. For outpainting put the image on a
+        larger canvas with `edit_masks.extend`, which returns the mask as well.
+
+        Masks, strengths, tolerances and seeds compile nothing. A source may have any size: it is
+        resized to the model's, stretched where the shapes differ, and the result to its own. Image
+        i has the random key of (seed, i), as in generation.
+
+        Args:
+          images: one or several: paths, encoded images, PIL images, uint8 arrays (Y, X, 3), or
+            `EditSource`s, which have their masks already.
+          prompts: what the results should show; one for all images, or one for each.
+          masks: white, or transparent, where the model generates; one for each image or None.
+          source_prompts: what the images show, for editing by words.
+          editing: strength, tolerance, compositing.
+          num: results per image.
+          seed, negative, sampling: as in generation.
+
+        Raises:
+          UserError: an image or mask that cannot be read, arguments of different lengths, or
+            settings that do not fit.
+        """
+        sources = sources_of(images, masks)
+        others = None
+        if source_prompts is not None:
+            others = one_each(source_prompts, len(sources), 'source prompts')
+        return self._editor(
+            sources,
+            one_each(prompts, len(sources), 'prompts'),
+            others,
+            editing,
+            num,
+            seed,
+            negative,
+            sampling,
+            self.schedule,
+        )
+
+    def reconstruct(self, image: Source, *, scales: int | None = None) -> np.ndarray:
+        """An image through the tokenizer and back: what the model sees of it.
+
+        Args:
+          image: as in `edit`.
+          scales: the number of first scales whose bits are used; None: all.
+
+        Returns:
+          uint8 (Y, X, 3), at the size of the image.
+
+        Raises:
+          UserError: an image that cannot be read, or a number of scales that there is not.
+        """
+        (source,) = sources_of(image, None)
+        schedule = schedule_for(source.size, self.schedule)
+        if scales is not None and not 1 <= scales <= len(schedule):
+            raise UserError(f'scales is {scales}; wanted 1 to {len(schedule)}')
+        features = self._editor.features([source], schedule) * self._batch_size(1)
+        rows = share_batch(np.stack(features), self._mesh)
+        grids = schedule.code_grids(self._patchify)
+        total = source_codes(rows, grids, len(schedule) if scales is None else scales)
+        if self._mesh is None:
+            pixels = np.asarray(self._generator.decode(total))
+        else:
+            decode = in_mesh(self._mesh, self._generator.decode)
+            pixels = to_host(decode(total), self._mesh)
+        return resized(pixels[0], source.size)
 
     def _batch_size(self, images: int) -> int:
         """Images per program call: a multiple of the mesh's shares of a batch."""

@@ -1,17 +1,21 @@
-"""The tokenizer's encoder in a pipeline: source images to features, and to their reconstructions."""
+"""The tokenizer's encoder in a pipeline: source images to features and codes."""
 
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from infinity_jax.config import TokenizerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.images import from_uint8
+from infinity_jax.scales import Grid
 from infinity_jax.sharding import in_mesh, to_host
 from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.tokenizer.quantizer import accumulate, codes_from_bits, normalised_residual
 from infinity_jax.weights.part_weights import Params
 from infinity_jax.weights.placement import place, share_batch
 
@@ -19,10 +23,20 @@ from infinity_jax.weights.placement import place, share_batch
 @functools.partial(jax.jit, static_argnames='autoencoder')
 def encode(autoencoder: Autoencoder, variables: Any, pixels_BYX3: jax.Array) -> jax.Array:
     """Pixels, uint8, to features (B, h, w, d); compiled once per image size."""
-    encoded = autoencoder.apply(
-        variables, from_uint8(pixels_BYX3), method=Autoencoder.encode
-    )
+    encoded = autoencoder.apply(variables, from_uint8(pixels_BYX3), method=Autoencoder.encode)
     return cast(jax.Array, encoded)
+
+
+@functools.partial(jax.jit, static_argnames='grids')
+def source_codes(
+    features_Bhwd: jax.Array, grids: tuple[Grid, ...], scales: int | jax.Array
+) -> jax.Array:
+    """Accumulated codes (B, h, w, d) of the features' own bits at the first `scales` scales."""
+    total = jnp.zeros_like(features_Bhwd)
+    for scale, grid in enumerate(grids):
+        bits = normalised_residual(features_Bhwd, total, grid) > 0
+        total = jnp.where(scale < scales, accumulate(total, codes_from_bits(bits)), total)
+    return total
 
 
 class SourceEncoder:
@@ -33,27 +47,29 @@ class SourceEncoder:
     """
 
     def __init__(
-        self, config: TokenizerConfig, read: Callable[[], Params], mesh: Mesh | None = None
+        self,
+        config: TokenizerConfig,
+        read: Callable[[], Params] | None,
+        mesh: Mesh | None = None,
     ):
         """Takes the tokenizer.
 
         Args:
           config: of the tokenizer.
-          read: returns the tokenizer's parameters; called when the first image is encoded.
+          read: returns the encoder's parameters under 'encoder'; called when the first image is
+            encoded. None: there are none.
           mesh: the devices that share the work; None: the default device.
         """
         self._autoencoder = Autoencoder(config)
-        self._read: Callable[[], Params] = functools.cache(
-            lambda: jax.tree.map(np.asarray, {'encoder': read()['encoder']})
-        )
-        self._mesh = mesh
+        self._read, self._mesh = read, mesh
+        self._held: Params | None = None
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Features (h, w, d), on the host, of images, uint8 (Y, X, 3), of one size of the model."""
         shares = 1  # images at once: one on each part of a mesh that has images of its own
         if self._mesh is not None:
             shares = self._mesh.shape['data'] * self._mesh.shape['fsdp']
-        params = place(self._read(), 'float32', self._autoencoder.config, self._mesh)
+        params = place(self._on_host(), 'float32', self._autoencoder.config, self._mesh)
         features: list[np.ndarray] = []
         try:
             for start in range(0, len(images), shares):
@@ -63,6 +79,13 @@ class SourceEncoder:
         finally:
             jax.tree.map(lambda leaf: leaf.delete(), params)
         return features[: len(images)]
+
+    def _on_host(self) -> Params:
+        if self._held is None:
+            if self._read is None:
+                raise UserError('this model has no encoder; editing needs a complete tokenizer')
+            self._held = jax.tree.map(np.asarray, {'encoder': self._read()['encoder']})
+        return self._held
 
     def _encode(self, params: Params, pixels_BYX3: np.ndarray) -> list[np.ndarray]:
         rows = share_batch(pixels_BYX3, self._mesh)

@@ -43,6 +43,8 @@ class PlacedModel:
       quantization: the formats of weights and cache.
       mesh: the devices that share the work; None: the default device.
       offload_text: the text encoder is on the device only while it encodes.
+      read_encoder: returns the parameters of the tokenizer's encoder under 'encoder', for editing;
+        None: there are none.
     """
 
     configs: ModelConfigs
@@ -53,6 +55,7 @@ class PlacedModel:
     quantization: QuantizationConfig = QuantizationConfig()
     mesh: Mesh | None = None
     offload_text: bool = False
+    read_encoder: Callable[[], Params] | None = None
 
 
 def place_model(
@@ -78,12 +81,14 @@ def place_model(
     configs = loaded.configs
     transformer = required(configs.transformer, 'transformer')
     tokenizer = required(configs.tokenizer, 'tokenizer')
+    tokenizer_params = required(loaded.tokenizer_params, 'tokenizer')
+    encoder = {'encoder': tokenizer_params['encoder']} if 'encoder' in tokenizer_params else None
     return PlacedModel(
         configs,
         place_transformer(
             required(loaded.transformer_params, 'transformer'), transformer, quantization, mesh
         ),
-        place_decoder(required(loaded.tokenizer_params, 'tokenizer'), tokenizer, mesh),
+        place_decoder(tokenizer_params, tokenizer, mesh),
         place_text_encoder(
             required(loaded.text_params, 'text encoder'), configs, mesh, offload_text
         ),
@@ -91,6 +96,7 @@ def place_model(
         quantization,
         mesh,
         offload_text,
+        None if encoder is None else lambda: encoder,
     )
 
 
