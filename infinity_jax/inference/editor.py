@@ -1,27 +1,24 @@
-"""Runs edits on a pipeline: sources are encoded, grouped by shape, generated and finished."""
+"""Runs edits: sources are encoded, grouped by what is compiled in, generated and finished."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
+from infinity_jax.config import pixels_per_token, required
 from infinity_jax.errors import UserError
-from infinity_jax.inference.edit import (
-    STRETCH_WARNING,
-    EditConfig,
-    EditedImages,
-    EditSource,
-    GivenSources,
-    edit_source,
-    finished,
-    schedule_for,
-)
+from infinity_jax.inference.edit import Edit, EditedImages, GivenSources, ReadEdit, schedule_for
+from infinity_jax.inference.generator import Generator
 from infinity_jax.inference.job import GenerationJob
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.source_encoder import SourceEncoder
-from infinity_jax.inference.source_images import resized
+from infinity_jax.inference.source_images import Source, read_image, resized
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.weights.placement import PlacedModel
+
+STRETCH_WARNING = 1.25  # sources whose shape is changed by more are named in a warning
+
+Seeds = Sequence[tuple[int, int]]
 
 
 class ImageEditor:
@@ -29,95 +26,104 @@ class ImageEditor:
 
     def __init__(
         self,
-        encoder: SourceEncoder,
+        model: PlacedModel,
+        schedule: ScaleSchedule,
+        generator: Generator,
         run: Callable[[GenerationJob], Iterator[np.ndarray]],
-        stride: int,
-        patchify: bool,
     ):
-        """Takes the pipeline's parts.
+        """Takes a pipeline's model.
 
         Args:
-          encoder: of source images.
+          model: with its weights in place.
+          schedule: the pipeline's token grids.
+          generator: for its decoder.
           run: generates a job's images in batches.
-          stride: pixels per token along an edge.
-          patchify: whether 2×2 codes are one token.
         """
-        self._encoder, self._run = encoder, run
-        self._stride, self._patchify = stride, patchify
+        transformer = required(model.configs.transformer, 'transformer')
+        tokenizer = required(model.configs.tokenizer, 'tokenizer')
+        self._encoder = SourceEncoder(tokenizer, model.read_tokenizer, model.mesh)
+        self._schedule, self._generator, self._run = schedule, generator, run
+        self._stride = pixels_per_token(transformer, tokenizer)
+        self._patchify = transformer.spatial_patchify
 
-    def __call__(
+    def edit(
         self,
-        sources: Sequence[EditSource],
-        prompts: Sequence[str],
-        source_prompts: Sequence[str] | None,
-        editing: EditConfig,
-        num: int,
-        seed: int,
-        negative: str | None,
-        sampling: SamplingConfig,
-        own: ScaleSchedule,
+        edits: Sequence[Edit],
+        seeds: Seeds,
+        *,
+        num: int = 1,
+        negative: str | None = None,
+        sampling: SamplingConfig = SamplingConfig(),
     ) -> EditedImages:
-        """See `InfinityPipeline.edit`; the prompts are one per source, `own` is its schedule."""
-        if source_prompts is not None:
+        """`InfinityPipeline.edit`, with the (seed, index) of each image.
+
+        Edits of one schedule, by words or not, are generated in the same batches.
+        """
+        by_words = [edit.source_prompt is not None for edit in edits]
+        if any(by_words):
             check_words(sampling, negative)
-        schedules = [schedule_for(source.size, own) for source in sources]
+        read = [edit.read() for edit in edits]
+        kinds = [
+            (schedule_for(each.size, self._schedule), words)
+            for each, words in zip(read, by_words, strict=True)
+        ]
         pixels: dict[int, np.ndarray] = {}
-        for schedule in dict.fromkeys(schedules):
-            group = [i for i, each in enumerate(schedules) if each == schedule]
+        for kind in dict.fromkeys(kinds):
+            group = [i for i, other in enumerate(kinds) if other == kind]
             images = [i * num + j for i in group for j in range(num)]
-            of_group = [sources[i] for i in group]
             job = GenerationJob(
-                [prompts[i] for i in group],
-                [(seed, image) for image in images],
-                schedule,
+                [edits[i].prompt for i in group],
+                [seeds[image] for image in images],
+                kind[0],
                 num,
                 sampling,
                 negative,
-                self.given(of_group, schedule, editing, source_prompts is not None),
-                None if source_prompts is None else [source_prompts[i] for i in group],
+                self._given([read[i] for i in group], kind[0]),
+                [edits[i].source_prompt or '' for i in group] if kind[1] else None,
             )
             generated = (image for batch in self._run(job) for image in batch)
             for image, generated_YX3 in zip(images, generated, strict=True):
-                pixels[image] = finished(sources[image // num], generated_YX3, editing)
-        count = len(sources) * num
+                pixels[image] = read[image // num].finish(generated_YX3)
         return EditedImages(
-            tuple(pixels[i] for i in range(count)),
-            tuple(prompt for prompt in prompts for _ in range(num)),
-            tuple((seed, i) for i in range(count)),
+            tuple(pixels[i] for i in range(len(edits) * num)),
+            tuple(edit.prompt for edit in edits for _ in range(num)),
+            tuple(seeds),
         )
 
-    def given(
-        self,
-        sources: Sequence[EditSource],
-        schedule: ScaleSchedule,
-        editing: EditConfig,
-        by_words: bool,
-    ) -> GivenSources:
-        """Encodes sources for a job with this schedule."""
-        features = self.features(sources, schedule)
-        grids = schedule.code_grids(self._patchify)
-        return GivenSources(features, sources, grids, editing, by_words)
+    def reconstruct(self, image: Source, scales: int | None = None) -> np.ndarray:
+        """See `InfinityPipeline.reconstruct`."""
+        read = ReadEdit(Edit(image, ''), read_image(image), None)
+        schedule = schedule_for(read.size, self._schedule)
+        scales = len(schedule) if scales is None else scales
+        if not 1 <= scales <= len(schedule):
+            raise UserError(f'scales is {scales}; wanted 1 to {len(schedule)}')
+        (features,) = self._features([read], schedule)
+        total = self._encoder.codes(features, schedule.code_grids(self._patchify), scales)
+        return read.finish(self._generator.decoded(total)[0])
 
-    def features(self, sources: Sequence[EditSource], schedule: ScaleSchedule) -> list[np.ndarray]:
+    def _given(self, read: Sequence[ReadEdit], schedule: ScaleSchedule) -> GivenSources:
+        features = self._features(read, schedule)
+        return GivenSources(features, read, schedule.code_grids(self._patchify))
+
+    def _features(self, read: Sequence[ReadEdit], schedule: ScaleSchedule) -> list[np.ndarray]:
         """Features (h, w, d) of the sources, resized to the images of this schedule."""
         size = schedule.image_size(self._stride)
-        stretched = [
-            source.size for source in sources if _stretch(source.size, size) > STRETCH_WARNING
-        ]
+        stretched = [each.size for each in read if stretch(each.size, size) > STRETCH_WARNING]
         if stretched:
             (height, width), (to_height, to_width) = stretched[0], size
             warnings.warn(
-                f'{len(stretched)} of {len(sources)} images are stretched to the shape that the '
-                f'model generates: {width} x {height} pixels to {to_width} x {to_height}; crop or '
-                'extend them first',
+                f'{len(stretched)} of {len(read)} images are stretched to the shape that the model '
+                f'generates: {width} x {height} pixels to {to_width} x {to_height}; crop or extend '
+                'them first',
                 stacklevel=4,
             )
-        return self._encoder([resized(source.pixels_YX3, size) for source in sources])
+        return self._encoder([resized(each.pixels_YX3, size) for each in read])
 
 
-def _stretch(size: tuple[int, int], target: tuple[int, int]) -> float:
-    ratio = size[0] * target[1] / (size[1] * target[0])
-    return max(ratio, 1 / ratio)
+def stretch(size: tuple[int, int], target: tuple[int, int]) -> float:
+    """The factor, 1 or more, by which resizing to the target changes height over width."""
+    factor = size[0] * target[1] / (size[1] * target[0])
+    return max(factor, 1 / factor)
 
 
 def check_words(sampling: SamplingConfig, negative: str | None) -> None:
@@ -127,32 +133,8 @@ def check_words(sampling: SamplingConfig, negative: str | None) -> None:
             'both a negative and a source prompt are given; guidance leads away from the source '
             'prompt: give one of them'
         )
-    if sampling.guidance_layer or sampling.unguided_scales or 1 in sampling.guidance:
+    if sampling.guidance_layer or sampling.unguided_scales or set(sampling.guidance) == {1}:
         raise UserError(
             'editing by words compares two prompts at every scale: wanted guidance other than 1 on '
             'the logits (guidance_layer 0) and no unguided scales'
         )
-
-
-def sources_of(images: Any, masks: Any) -> list[EditSource]:
-    """Reads one image or several, with their masks; see `InfinityPipeline.edit`."""
-    several = isinstance(images, Sequence) and not isinstance(images, str | bytes)
-    listed = list(images) if several else [images]
-    if masks is None:
-        masks = [None] * len(listed)
-    elif not (isinstance(masks, Sequence) and not isinstance(masks, str | bytes)):
-        masks = [masks]
-    if not listed or len(masks) != len(listed):
-        raise UserError(f'{len(listed)} images and {len(masks)} masks are given; wanted one each')
-    return [
-        image if isinstance(image, EditSource) else edit_source(image, mask)
-        for image, mask in zip(listed, masks, strict=True)
-    ]
-
-
-def one_each(texts: str | Sequence[str], count: int, name: str) -> list[str]:
-    """One text for each of `count` images, of which all may have the same."""
-    listed = [texts] * count if isinstance(texts, str) else list(texts)
-    if len(listed) != count:
-        raise UserError(f'{len(listed)} {name} for {count} images; wanted one, or one for each')
-    return listed

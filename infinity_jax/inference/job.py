@@ -2,10 +2,13 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from infinity_jax.inference.edit import GivenSources
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
+
+if TYPE_CHECKING:
+    from infinity_jax.inference.edit import GivenSources
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -30,5 +33,5 @@ class GenerationJob:
     num: int = 1
     sampling: SamplingConfig = SamplingConfig()
     negative: str | None = None
-    sources: GivenSources | None = None
+    sources: 'GivenSources | None' = None
     source_prompts: Sequence[str] | None = None

@@ -1,49 +1,35 @@
 """Prompts to images: `InfinityPipeline.from_pretrained(folder)(prompts).images`."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-import jax
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from infinity_jax.config import QuantizationConfig, pixels_per_token, required
 from infinity_jax.errors import UserError
-from infinity_jax.inference.edit import EditConfig, EditedImages, EditSource, schedule_for
-from infinity_jax.inference.editor import ImageEditor, one_each, sources_of
-from infinity_jax.inference.executables import Executables
-from infinity_jax.inference.generate import NetworkParams, Networks
-from infinity_jax.inference.generator import Generator
 from infinity_jax.inference.job import GenerationJob
-from infinity_jax.inference.memory import plan_memory
-from infinity_jax.inference.resolution import choose_schedule
 from infinity_jax.inference.sampling import SamplingConfig
-from infinity_jax.inference.scale_steps import GenerationInputs
-from infinity_jax.inference.source_encoder import SourceEncoder, source_codes
-from infinity_jax.inference.source_images import Source, resized
-from infinity_jax.inference.text_encoder import Pair, PromptEncoder
-from infinity_jax.inference.warmup import GenerationRequest, calls_for
-from infinity_jax.runtime.hub import local_folder
+from infinity_jax.runtime.hub import DEMO_FOLDER, local_folder
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import MeshConfig, in_mesh, make_mesh, to_host
 from infinity_jax.text.characters import is_blank
-from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.transformer.model import Transformer
-from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model, read_configs
-from infinity_jax.weights.placement import (
-    PlacedModel,
-    check_complete,
-    place_decoder,
-    place_text_encoder,
-    place_transformer,
-    share_batch,
-)
+
+if TYPE_CHECKING:
+    from infinity_jax.inference.edit import Edit, EditedImages
+    from infinity_jax.inference.editor import ImageEditor
+    from infinity_jax.inference.executables import Executables
+    from infinity_jax.inference.source_images import Source
+    from infinity_jax.inference.text_encoder import Pair
+    from infinity_jax.inference.warmup import GenerationRequest
+    from infinity_jax.sharding import MeshConfig
+    from infinity_jax.weights.placement import PlacedModel
 
 MAX_BATCH = 16  # images generated in one program call
 SEEDS = 2**32  # jax keys would silently take a larger seed modulo this
@@ -93,14 +79,6 @@ class PipelineOptions(TypedDict, total=False):
 OF_CONSTRUCTOR = ('rewrite_prompt', 'max_batch', 'text_length')
 
 
-@jax.jit
-def image_keys(seeds_B: jax.Array, indices_B: jax.Array) -> jax.Array:
-    """One random key per image, with the sharding of seeds (uint32) and indices."""
-    return jax.vmap(lambda seed, index: jax.random.fold_in(jax.random.key(seed), index))(
-        seeds_B, indices_B
-    )
-
-
 class InfinityPipeline:
     """A model that generates images; compiled once per batch size, `num` and static settings.
 
@@ -110,12 +88,12 @@ class InfinityPipeline:
 
     def __init__(
         self,
-        model: PlacedModel,
+        model: 'PlacedModel',
         *,
         rewrite_prompt: Callable[[str], str] | None = None,
         max_batch: int = MAX_BATCH,
         text_length: int | None = None,
-        executables: Executables | None = None,
+        executables: 'Executables | None' = None,
     ):
         """Takes a model whose weights are in place, see `placement.place_model`.
 
@@ -127,6 +105,7 @@ class InfinityPipeline:
           executables: the store of compiled programs; None: nothing is stored.
         """
         configs = model.configs
+        self._model = model
         self._mesh = model.mesh
         self._schedule = configs.schedule
         self._rewrite = rewrite_prompt or (lambda prompt: prompt)
@@ -135,17 +114,12 @@ class InfinityPipeline:
         tokenizer = required(configs.tokenizer, 'tokenizer')
         self._stride = pixels_per_token(transformer, tokenizer)
         self._quantization = model.quantization
+        # Imported here: the class is at hand before flax and the networks are loaded.
+        from infinity_jax.inference.generator import Generator
+        from infinity_jax.inference.text_encoder import PromptEncoder
+
         self._prompt_encoder = PromptEncoder(model, text_length, executables)
-        self._generator = Generator(
-            Networks(Transformer(transformer), Autoencoder(tokenizer)),
-            NetworkParams(model.transformer_params, model.tokenizer_params),
-            model.mesh,
-            int8_cache=model.quantization.cache == 'int8',
-            executables=executables,
-        )
-        self._patchify = transformer.spatial_patchify
-        encoder = SourceEncoder(tokenizer, model.read_encoder, model.mesh)
-        self._editor = ImageEditor(encoder, self.run, self._stride, self._patchify)
+        self._generator = Generator.of_model(model, executables)
 
     @classmethod
     def from_pretrained(
@@ -155,9 +129,9 @@ class InfinityPipeline:
         revision: str | None = None,
         cache_dir: str | pathlib.Path | None = None,
         dtype: str | None = None,
-        mesh: MeshConfig | None = None,
+        mesh: 'MeshConfig | None' = None,
         quantization: QuantizationConfig = QuantizationConfig(),
-        request: GenerationRequest | None = None,
+        request: 'GenerationRequest | None' = None,
         verify: bool = True,
         **options: Unpack[PipelineOptions],
     ) -> 'InfinityPipeline':
@@ -186,56 +160,21 @@ class InfinityPipeline:
             raise TypeError(f'from_pretrained() has no option {", ".join(sorted(unknown))}')
         size: dict[str, Any] = dict(options)
         of_pipeline = {key: size.pop(key) for key in OF_CONSTRUCTOR if key in size}
+        # Imported here: the class is at hand before flax and the networks are loaded.
+        from infinity_jax.inference.loading import load_for_generation, read_for_generation
+
         folder = local_folder(name, revision, cache_dir)
-        configs = read_configs(folder)
-        check_complete(configs, ('transformer', 'tokenizer', 'text'))
-        transformer = required(configs.transformer, 'transformer')
-        tokenizer = required(configs.tokenizer, 'tokenizer')
-        if dtype is not None:
-            transformer = dataclasses.replace(transformer, dtype=dtype)
-            configs = dataclasses.replace(configs, transformer=transformer)
-        configs = dataclasses.replace(configs, schedule=choose_schedule(configs, **size))
-        devices = None if mesh is None else make_mesh(mesh)
-        max_batch = of_pipeline.pop('max_batch', MAX_BATCH)
-        plan = plan_memory(configs, max_batch, devices, quantization)
-        executables = Executables(folder if devices is None else None)
-        if request is not None and devices is None:
-            length = of_pipeline.get('text_length')
-            for call in calls_for(request, configs, plan.batch, quantization, length):
-                executables.prepare(*call)
-
-        def load(part: str) -> LoadedModel:
-            return load_model(folder, None, (part,), devices, configs, verify=verify)
-
-        # Part by part, so that the host never holds two parts at once.
-        params = place_transformer(
-            required(load('transformer').transformer_params, 'transformer'),
-            transformer,
-            quantization,
-            devices,
+        ready = load_for_generation(
+            folder,
+            read_for_generation(folder, dtype, **size),
+            max_batch=of_pipeline.pop('max_batch', MAX_BATCH),
+            mesh=mesh,
+            quantization=quantization,
+            request=request,
+            text_length=of_pipeline.get('text_length'),
+            verify=verify,
         )
-        decoder = place_decoder(
-            required(load('tokenizer').tokenizer_params, 'tokenizer'), tokenizer, devices
-        )
-        text = load('text_encoder')
-        check_complete(text, ('text_params', 'text_tokenizer'))
-        model = PlacedModel(
-            configs,
-            params,
-            decoder,
-            place_text_encoder(
-                required(text.text_params, 'text encoder'), configs, devices, plan.offload_text
-            ),
-            required(text.text_tokenizer, 'vocabulary'),
-            quantization,
-            devices,
-            plan.offload_text,
-            lambda: required(
-                load_model(folder, None, ('tokenizer',), None, configs).tokenizer_params,
-                'tokenizer',
-            ),
-        )
-        return cls(model, max_batch=plan.batch, executables=executables, **of_pipeline)
+        return cls(ready.model, max_batch=ready.batch, executables=ready.executables, **of_pipeline)
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -330,23 +269,15 @@ class InfinityPipeline:
             for start in range(0, count, size)
         ]
         texts = self._texts(job, batches, settings.guided)
-        for rows, (text, negative_text) in zip(batches, texts, strict=True):
-            of_rows = np.array([job.seeds[i] for i in rows])
-            seeds_B = share_batch(of_rows[:, 0].astype(np.uint32), self._mesh)
-            indices_B = share_batch(of_rows[:, 1], self._mesh)
-            given = None
-            if job.sources is not None:
-                given = share_batch(job.sources.rows([i // job.num for i in rows]), self._mesh)
-            inputs = GenerationInputs(
-                image_keys(seeds_B, indices_B), text, numbers, negative_text, given
-            )
-            pixels = self._generator(inputs, settings)
-            on_host = pixels if self._mesh is None else to_host(pixels, self._mesh)
-            yield np.asarray(on_host)[: count - rows[0]]
+        for rows, text in zip(batches, texts, strict=True):
+            seeds = np.array([job.seeds[i] for i in rows])
+            given = None if job.sources is None else job.sources.rows([i // job.num for i in rows])
+            pixels = self._generator.images(seeds, text, numbers, settings, given)
+            yield pixels[: count - rows[0]]
 
     def _texts(
         self, job: GenerationJob, batches: Sequence[Sequence[int]], guided: bool
-    ) -> Iterator[Pair]:
+    ) -> 'Iterator[Pair]':
         """The encoded prompts of each batch, and what replaces the unconditional text if any."""
         negative = None if job.negative is None or is_blank(job.negative) else job.negative
         if negative is not None and not guided:
@@ -357,7 +288,7 @@ class InfinityPipeline:
         self._prompt_encoder.warn_of_losses([*rewritten.values()])
         shared = 1 if self._mesh is not None else math.gcd(job.num, len(batches[0]))
 
-        def encoded(prompts: Sequence[str]) -> Iterable[Pair]:
+        def encoded(prompts: Sequence[str]) -> 'Iterable[Pair]':
             texts = [[rewritten[prompts[i // job.num]] for i in rows[::shared]] for rows in batches]
             return self._prompt_encoder(texts, None if negative is None else rewritten[negative])
 
@@ -371,63 +302,38 @@ class InfinityPipeline:
 
     def edit(
         self,
-        images: Source | EditSource | Sequence[Source | EditSource],
-        prompts: str | Sequence[str],
+        edits: 'Edit | Sequence[Edit]',
         *,
-        masks: Source | Sequence[Source | None] | None = None,
-        source_prompts: str | Sequence[str] | None = None,
-        editing: EditConfig = EditConfig(),
         num: int = 1,
         seed: int = 0,
         negative: str | None = None,
         sampling: SamplingConfig = SamplingConfig(),
-    ) -> EditedImages:
+    ) -> 'EditedImages':
         """Edits images: inpainting, outpainting, variation, and editing by words.
 
-        With a mask, what it covers is generated and the rest is kept; without one the first scales
-        are kept (`editing.strength`); with source prompts every bit is kept that the prompt does
-        not make much less likely than the source prompt does. For outpainting put the image on a
-        larger canvas with `edit_masks.extend`, which returns the mask as well.
-
-        Masks, strengths, tolerances and seeds compile nothing. A source may have any size: it is
-        resized to the model's, stretched where the shapes differ, and the result to its own. Image
-        i has the random key of (seed, i), as in generation.
+        Edits may have any sources, masks and strengths; none of them compiles anything. A source is
+        resized to the size that the model generates, stretched where the shapes differ, and the
+        result to the size of the source. Image i has the random key of (seed, i), as in generation.
 
         Args:
-          images: one or several: paths, encoded images, PIL images, uint8 arrays (Y, X, 3), or
-            `EditSource`s, which have their masks already.
-          prompts: what the results should show; one for all images, or one for each.
-          masks: white, or transparent, where the model generates; one for each image or None.
-          source_prompts: what the images show, for editing by words.
-          editing: strength, tolerance, compositing.
-          num: results per image.
+          edits: one or several.
+          num: images per edit.
           seed, negative, sampling: as in generation.
 
         Raises:
-          UserError: an image or mask that cannot be read, arguments of different lengths, or
-            settings that do not fit.
+          UserError: an image or mask that cannot be read, or settings that do not fit.
         """
-        sources = sources_of(images, masks)
-        others = None
-        if source_prompts is not None:
-            others = one_each(source_prompts, len(sources), 'source prompts')
-        return self._editor(
-            sources,
-            one_each(prompts, len(sources), 'prompts'),
-            others,
-            editing,
-            num,
-            seed,
-            negative,
-            sampling,
-            self.schedule,
-        )
+        edits = list(edits) if isinstance(edits, Sequence) else [edits]
+        if not edits or num < 1:
+            raise UserError('no edit given; name an image and what it should show')
+        seeds = [(seed, i) for i in range(len(edits) * num)]
+        return self._editor.edit(edits, seeds, num=num, negative=negative, sampling=sampling)
 
-    def reconstruct(self, image: Source, *, scales: int | None = None) -> np.ndarray:
+    def reconstruct(self, image: 'Source', *, scales: int | None = None) -> np.ndarray:
         """An image through the tokenizer and back: what the model sees of it.
 
         Args:
-          image: as in `edit`.
+          image: a path, an encoded image, a PIL image, or pixels, uint8 (Y, X, 3).
           scales: the number of first scales whose bits are used; None: all.
 
         Returns:
@@ -436,20 +342,14 @@ class InfinityPipeline:
         Raises:
           UserError: an image that cannot be read, or a number of scales that there is not.
         """
-        (source,) = sources_of(image, None)
-        schedule = schedule_for(source.size, self.schedule)
-        if scales is not None and not 1 <= scales <= len(schedule):
-            raise UserError(f'scales is {scales}; wanted 1 to {len(schedule)}')
-        features = self._editor.features([source], schedule) * self._batch_size(1)
-        rows = share_batch(np.stack(features), self._mesh)
-        grids = schedule.code_grids(self._patchify)
-        total = source_codes(rows, grids, len(schedule) if scales is None else scales)
-        if self._mesh is None:
-            pixels = np.asarray(self._generator.decode(total))
-        else:
-            decode = in_mesh(self._mesh, self._generator.decode)
-            pixels = to_host(decode(total), self._mesh)
-        return resized(pixels[0], source.size)
+        return self._editor.reconstruct(image, scales)
+
+    @functools.cached_property
+    def _editor(self) -> 'ImageEditor':
+        """The part that edits; its encoder's weights are read at the first edit."""
+        from infinity_jax.inference.editor import ImageEditor
+
+        return ImageEditor(self._model, self.schedule, self._generator, self.run)
 
     def _batch_size(self, images: int) -> int:
         """Images per program call: a multiple of the mesh's shares of a batch."""

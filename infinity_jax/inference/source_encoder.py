@@ -43,53 +43,65 @@ class SourceEncoder:
     """Encodes images one by one; its weights are on the device only while it does.
 
     So editing needs no more memory than generating: features of an image are small, and a single
-    image's feature maps are those of the decoder.
+    image's feature maps are those of the decoder. On a mesh the weights stay.
     """
 
     def __init__(
         self,
         config: TokenizerConfig,
-        read: Callable[[], Params] | None,
+        read: Callable[[], Params | None],
         mesh: Mesh | None = None,
     ):
         """Takes the tokenizer.
 
         Args:
           config: of the tokenizer.
-          read: returns the encoder's parameters under 'encoder'; called when the first image is
-            encoded. None: there are none.
+          read: returns its parameters; called when the first image is encoded.
           mesh: the devices that share the work; None: the default device.
         """
         self._autoencoder = Autoencoder(config)
         self._read, self._mesh = read, mesh
-        self._held: Params | None = None
+        # Images at once: one on each part of a mesh that has images of its own.
+        self._shares = 1 if mesh is None else mesh.shape['data'] * mesh.shape['fsdp']
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Features (h, w, d), on the host, of images, uint8 (Y, X, 3), of one size of the model."""
-        shares = 1  # images at once: one on each part of a mesh that has images of its own
-        if self._mesh is not None:
-            shares = self._mesh.shape['data'] * self._mesh.shape['fsdp']
-        params = place(self._on_host(), 'float32', self._autoencoder.config, self._mesh)
-        features: list[np.ndarray] = []
+        """Features (h, w, d), on the host, of images, uint8 (Y, X, 3), of one size of the model.
+
+        Raises:
+          UserError: the model has no encoder.
+        """
+        params, features = self._params, []
+        if self._mesh is None:
+            params = place(params, 'float32', self._autoencoder.config)
         try:
-            for start in range(0, len(images), shares):
+            for start in range(0, len(images), self._shares):
                 # Filled up with the last one: one shape, one compilation.
-                rows = [images[min(i, len(images) - 1)] for i in range(start, start + shares)]
-                features += self._encode(params, np.stack(rows))
+                rows = range(start, start + self._shares)
+                pixels = np.stack([images[min(i, len(images) - 1)] for i in rows])
+                features += self._encode(params, share_batch(pixels, self._mesh))
         finally:
-            jax.tree.map(lambda leaf: leaf.delete(), params)
+            if self._mesh is None:
+                jax.tree.map(lambda leaf: leaf.delete(), params)
         return features[: len(images)]
 
-    def _on_host(self) -> Params:
-        if self._held is None:
-            if self._read is None:
-                raise UserError('this model has no encoder; editing needs a complete tokenizer')
-            self._held = jax.tree.map(np.asarray, {'encoder': self._read()['encoder']})
-        return self._held
+    def codes(self, features_hwd: np.ndarray, grids: tuple[Grid, ...], scales: int) -> np.ndarray:
+        """`source_codes` of one image, on the host, as many times as a mesh needs."""
+        total = np.asarray(source_codes(features_hwd[None], grids, scales))
+        return np.repeat(total, self._shares, axis=0)
 
-    def _encode(self, params: Params, pixels_BYX3: np.ndarray) -> list[np.ndarray]:
-        rows = share_batch(pixels_BYX3, self._mesh)
+    def _encode(self, params: Params, pixels_BYX3: jax.Array) -> list[np.ndarray]:
         if self._mesh is None:
-            return list(np.asarray(encode(self._autoencoder, {'params': params}, rows)))
+            return list(np.asarray(encode(self._autoencoder, {'params': params}, pixels_BYX3)))
         run = in_mesh(self._mesh, encode)
-        return list(to_host(run(self._autoencoder, {'params': params}, rows), self._mesh))
+        return list(to_host(run(self._autoencoder, {'params': params}, pixels_BYX3), self._mesh))
+
+    @functools.cached_property
+    def _params(self) -> Params:
+        """The encoder's parameters: numpy arrays, or placed on the mesh."""
+        tokenizer = self._read()
+        if tokenizer is None or 'encoder' not in tokenizer:
+            raise UserError('the tokenizer has no encoder; editing needs a complete model folder')
+        encoder = {'encoder': tokenizer['encoder']}
+        if self._mesh is not None:
+            return place(encoder, 'float32', self._autoencoder.config, self._mesh)
+        return jax.tree.map(np.asarray, encoder)

@@ -43,8 +43,7 @@ class PlacedModel:
       quantization: the formats of weights and cache.
       mesh: the devices that share the work; None: the default device.
       offload_text: the text encoder is on the device only while it encodes.
-      read_encoder: returns the parameters of the tokenizer's encoder under 'encoder', for editing;
-        None: there are none.
+      read_tokenizer: returns the tokenizer's parameters with the encoder, which only editing uses.
     """
 
     configs: ModelConfigs
@@ -55,7 +54,7 @@ class PlacedModel:
     quantization: QuantizationConfig = QuantizationConfig()
     mesh: Mesh | None = None
     offload_text: bool = False
-    read_encoder: Callable[[], Params] | None = None
+    read_tokenizer: Callable[[], Params | None] = lambda: None
 
 
 def place_model(
@@ -78,25 +77,54 @@ def place_model(
     check_complete(
         loaded, ('transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer')
     )
-    configs = loaded.configs
+    placed = place_parts(lambda part: loaded, loaded.configs, quantization, mesh, offload_text)
+    tokenizer_params = loaded.tokenizer_params  # and not `loaded`, which would keep all weights
+    return dataclasses.replace(placed, read_tokenizer=lambda: tokenizer_params)
+
+
+def place_parts(
+    load: Callable[[str], LoadedModel],
+    configs: ModelConfigs,
+    quantization: QuantizationConfig = QuantizationConfig(),
+    mesh: Mesh | None = None,
+    offload_text: bool = False,
+) -> PlacedModel:
+    """`place_model` of one part after the other, so that the host never holds two of them.
+
+    Args:
+      load: name of a part, as in `model_folder.PARTS`, to a model that has it.
+      configs: of all parts.
+      quantization, mesh, offload_text: see `place_model`.
+
+    Raises:
+      UserError: a part is missing, or 8 bits on several devices.
+    """
     transformer = required(configs.transformer, 'transformer')
     tokenizer = required(configs.tokenizer, 'tokenizer')
-    tokenizer_params = required(loaded.tokenizer_params, 'tokenizer')
-    encoder = {'encoder': tokenizer_params['encoder']} if 'encoder' in tokenizer_params else None
+    placed = {
+        'transformer_params': place_transformer(
+            required(load('transformer').transformer_params, 'transformer'),
+            transformer,
+            quantization,
+            mesh,
+        ),
+        'tokenizer_params': place_decoder(
+            required(load('tokenizer').tokenizer_params, 'tokenizer'), tokenizer, mesh
+        ),
+    }
+    text = load('text_encoder')
+    check_complete(text, ('text_params', 'text_tokenizer'))
     return PlacedModel(
         configs,
-        place_transformer(
-            required(loaded.transformer_params, 'transformer'), transformer, quantization, mesh
+        text_params=place_text_encoder(
+            required(text.text_params, 'text encoder'), configs, mesh, offload_text
         ),
-        place_decoder(tokenizer_params, tokenizer, mesh),
-        place_text_encoder(
-            required(loaded.text_params, 'text encoder'), configs, mesh, offload_text
-        ),
-        required(loaded.text_tokenizer, 'vocabulary'),
-        quantization,
-        mesh,
-        offload_text,
-        None if encoder is None else lambda: encoder,
+        text_tokenizer=required(text.text_tokenizer, 'vocabulary'),
+        quantization=quantization,
+        mesh=mesh,
+        offload_text=offload_text,
+        read_tokenizer=lambda: load('tokenizer').tokenizer_params,
+        **placed,
     )
 
 

@@ -14,15 +14,16 @@ jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 2)
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]), initialization_timeout=100)
 import numpy as np
-from infinity_jax.inference.pipeline import image_keys
+from infinity_jax.inference.generator import image_keys
 from infinity_jax.weights.placement import share_batch
 from infinity_jax.sharding import MeshConfig, from_first_process, make_mesh, to_host
 rank = jax.process_index()
 texts = from_first_process([f'a café of {rank}', 'x' * (5 + 10 * rank)])
 mesh = make_mesh(MeshConfig(data=2, fsdp=2))
 indices = share_batch(np.arange(4), mesh)
-keys = jax.random.key_data(image_keys(np.uint32(3), indices))
-alone = jax.random.key_data(image_keys(np.uint32(3), np.arange(4)))
+seeds = np.array([(3, i) for i in range(4)], np.uint32)
+keys = jax.random.key_data(image_keys(share_batch(seeds, mesh)))
+alone = jax.random.key_data(image_keys(seeds))
 print('result', texts, to_host(indices, mesh).tolist(), bool((to_host(keys, mesh) == alone).all()))
 """
 
