@@ -106,3 +106,16 @@ def extend(
     canvas = np.pad(image_YX3, (*around, (0, 0)), mode='edge')
     mask = np.pad(np.zeros((height, width), np.float32), around, constant_values=1)
     return canvas, mask
+
+
+def canvas_size(size: tuple[int, int], wanted: tuple[int, int] | float) -> tuple[int, int]:
+    """(Y, X) of a canvas for an image of this (Y, X).
+
+    Args:
+      size: of the image.
+      wanted: of the canvas; or height / width, for the smallest canvas that holds the image.
+    """
+    if isinstance(wanted, tuple):
+        return wanted
+    height, width = size
+    return max(height, round(width * wanted)), max(width, round(height / wanted))
