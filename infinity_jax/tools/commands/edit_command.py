@@ -159,10 +159,6 @@ def run(args: argparse.Namespace) -> None:
         }
         save_png(file, result, metadata)
         print(file)
-    print(
-        f'image size: {results.images[0].width} x {results.images[0].height} pixels',
-        file=sys.stderr,
-    )
 
 
 def canvas(text: str) -> Pair | float:
