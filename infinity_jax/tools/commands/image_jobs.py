@@ -91,9 +91,7 @@ def _parsed(line: str) -> dict[str, Any]:
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
-        raise UserError(
-            f'is not JSON ({error}); write an object such as {{"prompt": "…"}}'
-        ) from None
+        raise UserError(f'not JSON ({error}); wanted an object such as {{"prompt": "…"}}') from None
     if not isinstance(fields, dict) or 'prompt' not in fields:
         raise UserError(f'{line[:60]!r} has no prompt; wanted an object such as {{"prompt": "…"}}')
     known = (*LINE_FIELDS, *SAMPLING_FIELDS)
@@ -102,9 +100,8 @@ def _parsed(line: str) -> dict[str, Any]:
     for name, wanted in LINE_FIELDS.items():
         value = fields.get(name, wanted())
         if not isinstance(value, wanted) or isinstance(value, bool):
-            raise UserError(
-                f'{name} is {value!r}; wanted {"text" if wanted is str else "a whole number"}'
-            )
+            kind = 'text' if wanted is str else 'a whole number'
+            raise UserError(f'{name} is {value!r}; wanted {kind}')
     return fields
 
 

@@ -20,7 +20,7 @@ DEFAULT = SamplingConfig()
 
 
 class FakePipeline:
-    """Generates flat images whose colour is (10 · seed + index, 10 · guidance, length of prompt)."""
+    """Flat images of the colour (10 · seed + index, 10 · guidance, length of the prompt)."""
 
     schedule = ScaleSchedule.free(((1, 1), (2, 2)))
     image_size = (16, 16)
