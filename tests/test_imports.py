@@ -31,11 +31,13 @@ GRAPH = {
     'emoji': ('errors',),
     'data': (*FACTS, 'runtime', 'text', 'emoji'),
     'weights': (*FACTS, 'runtime', 'sharding', *NETWORKS),
-    'inference': (*FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'weights'),
+    'inference': (*FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'data', 'weights'),
     'training': (
         *FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'emoji', 'data', 'weights', 'inference',
     ),
-    'serving': (*FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'weights', 'inference'),
+    'serving': (
+        *FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'emoji', 'data', 'weights', 'inference',
+    ),
     'convert': (*FACTS, 'runtime', 'text', 'weights', 'training'),
     'tools': (
         *FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'emoji', 'data', 'weights', 'inference',

@@ -49,7 +49,7 @@ def generate_by_scale(
 
     Args:
       model, variables: the transformer.
-      inputs: keys, texts and sampling numbers.
+      inputs: keys, texts, sampling numbers and, if there are any, given bits.
       settings: static.
       on_scale: called after each scale with its zero-based number and the codes accumulated so
         far. An exception that it raises ends the generation.
@@ -115,6 +115,6 @@ def _run_scale(
         method=Transformer.generate_scale,
     )
     bits, _ = sample_scale_bits(
-        model, variables, conditioning, x_BLD, inputs.keys_B, inputs.numbers, settings, scale
+        model, variables, conditioning, x_BLD, total_Bhwd, inputs, settings, scale
     )
     return cache, add_bits(total_Bhwd, bits)

@@ -10,11 +10,15 @@ import numpy as np
 
 from infinity_jax.config import QuantizationConfig, pixels_per_token, required
 from infinity_jax.errors import UserError
-from infinity_jax.inference.generator import Generator
+from infinity_jax.inference.edit import GivenSources, ReadEdit, schedule_for
+from infinity_jax.inference.generator import Generator, image_keys
+from infinity_jax.inference.given_bits import GivenBits
 from infinity_jax.inference.loading import ReadyModel, load_for_generation, read_for_generation
 from infinity_jax.inference.resolution import choose_schedule
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.scale_steps import GenerationInputs, Text
+from infinity_jax.inference.source_encoder import SourceEncoder
+from infinity_jax.inference.source_images import resized
 from infinity_jax.inference.text_encoder import PromptEncoder
 from infinity_jax.runtime.hub import local_folder
 from infinity_jax.scales import ScaleSchedule, released_name
@@ -26,13 +30,6 @@ BATCH_SIZES = (2, 4, 8)  # on a CPU, products of a single row round differently:
 
 class Dropped(Exception):
     """Nobody waits for any image of a batch."""
-
-
-@jax.jit
-def _image_keys(seeds_B: jax.Array, indices_B: jax.Array) -> jax.Array:
-    """The keys of `generator.image_keys`, with a seed per image."""
-    key_of = lambda seed, index: jax.random.fold_in(jax.random.key(seed), index)
-    return jax.vmap(key_of)(seeds_B, indices_B)
 
 
 class Engine:
@@ -59,6 +56,9 @@ class Engine:
         self.configs, self._quantization = model.configs, model.quantization
         self._generator = Generator.of_model(model, ready.executables)
         self._encode = PromptEncoder(model, None, ready.executables)
+        self._transformer = required(model.configs.transformer, 'transformer')
+        self._tokenizer = required(model.configs.tokenizer, 'tokenizer')
+        self._encode_sources = SourceEncoder(self._tokenizer, model.read_tokenizer)
 
     @classmethod
     def load(
@@ -91,9 +91,7 @@ class Engine:
 
     def image_size(self, schedule: ScaleSchedule) -> tuple[int, int]:
         """(height, width) in pixels of images of these grids."""
-        transformer = required(self.configs.transformer, 'transformer')
-        tokenizer = required(self.configs.tokenizer, 'tokenizer')
-        return schedule.image_size(pixels_per_token(transformer, tokenizer))
+        return schedule.image_size(pixels_per_token(self._transformer, self._tokenizer))
 
     def choose_schedule(self, **size: Any) -> ScaleSchedule:
         """The token grids of a requested size, see `resolution.choose_schedule`.
@@ -134,6 +132,32 @@ class Engine:
             self._compare(program, untried, generated, compared)
         return [pixels for _, pixels in generated]
 
+    def given(self, read: ReadEdit) -> tuple[ScaleSchedule, GivenBits]:
+        """The token grids of an edit's images, and the bits of its source, of one image.
+
+        Raises:
+          UserError: the model has no encoder.
+        """
+        schedule = schedule_for(read.size, self.schedule)
+        grids = schedule.code_grids(self._transformer.spatial_patchify)
+        return schedule, GivenSources([self._features(read, schedule)], [read], grids).rows([0])
+
+    def reconstructions(self, read: ReadEdit) -> list[tuple[int, np.ndarray]]:
+        """A source after 1 to all scales: the bits so far, and the image at the source's size."""
+        schedule = schedule_for(read.size, self.schedule)
+        grids = schedule.code_grids(self._transformer.spatial_patchify)
+        features, bits, shown = self._features(read, schedule), 0, []
+        for scales, (h, w) in enumerate(grids, 1):
+            bits += h * w * self._transformer.bits
+            total = self._encode_sources.codes(features, grids, scales)
+            shown.append((bits, read.finish(self._generator.decoded(total)[0])))
+        return shown
+
+    def _features(self, read: ReadEdit, schedule: ScaleSchedule) -> np.ndarray:
+        """Encoder output (h, w, d) of a source, resized to the images of this schedule."""
+        pixels = resized(read.pixels_YX3, self.image_size(schedule))
+        return self._encode_sources([pixels])[0]
+
     def warm_up(self, group: BatchGroup, report: Callable[[str], None] = lambda line: None) -> None:
         """Compiles and compares all batch sizes of a group, before the first request."""
         negative = 'text' if group.negative else None
@@ -146,9 +170,10 @@ class Engine:
         equal = self.sizes.equal(self._program(group))
         report(f'batch sizes that generate the same bytes: {", ".join(map(str, equal))}')
 
-    def _program(self, group: BatchGroup) -> tuple[Any, bool]:
+    def _program(self, group: BatchGroup) -> tuple[Any, bool, bool]:
         """What is compiled in, apart from the batch size."""
-        return group.sampling.static(group.schedule, self._quantization), group.negative
+        settings = group.sampling.static(group.schedule, self._quantization)
+        return settings, group.negative, group.edits
 
     def _compare(self, program: Any, size: int, expected: list, found: list) -> None:
         equal = all(
@@ -179,13 +204,11 @@ class Engine:
         group, count = tasks[0].group, len(tasks)
         rows = [tasks[min(i, count - 1)] for i in range(size)]
         inputs = GenerationInputs(
-            _image_keys(
-                np.array([task.seed for task in rows], np.uint32),
-                np.array([task.index for task in rows], np.uint32),
-            ),
+            image_keys(np.array([(task.seed, task.index) for task in rows], np.uint32)),
             self._text([task.prompt for task in rows]),
             group.sampling.traced(group.schedule),
             self._text([task.negative or '' for task in rows]) if group.negative else None,
+            _stacked([task.given for task in rows]) if group.edits else None,
         )
         last = len(group.schedule) - 1
 
@@ -206,6 +229,12 @@ class Engine:
     def _text(self, prompts: list[str]) -> Text:
         ((text, _),) = self._encode([prompts], None)
         return text
+
+
+def _stacked(given: Sequence[GivenBits | None]) -> GivenBits:
+    """Given bits of one image each as those of a batch."""
+    each = [bits for bits in given if bits is not None]
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *each)
 
 
 def default_group(engine: Engine, sampling: SamplingConfig = SamplingConfig()) -> BatchGroup:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from infinity_jax.inference.given_bits import GivenBits
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
 
@@ -19,11 +20,13 @@ class BatchGroup:
       schedule: the token grids.
       sampling: guidance, temperature and the rest.
       negative: whether each has a negative prompt, of its own.
+      edits: whether each has given bits, of its own.
     """
 
     schedule: ScaleSchedule
     sampling: SamplingConfig
     negative: bool = False
+    edits: bool = False
 
 
 def no_preview(scale: int, pixels_YX3: np.ndarray) -> None:
@@ -38,9 +41,11 @@ class ImageTask:
       group: the images that it may share a batch with.
       prompt: not blank.
       seed, index: of its random key.
-      negative: not blank if the group has negative prompts, else None.
+      negative: not blank if the group has negative prompts, else None; of an edit by words the
+        prompt of its source.
       preview_scales: zero-based scales after which it is shown.
       on_preview: takes the scale and the pixels, uint8 (Y, X, 3), on the device's thread.
+      given: of an edit, the bits of its source, of one image.
       dropped: nobody waits for it any longer.
     """
 
@@ -51,4 +56,5 @@ class ImageTask:
     negative: str | None = None
     preview_scales: frozenset[int] = frozenset()
     on_preview: OnPreview = no_preview
+    given: GivenBits | None = None
     dropped: bool = False
