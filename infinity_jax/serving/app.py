@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import pathlib
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -15,8 +15,11 @@ from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingR
 from starlette.routing import Route
 
 from infinity_jax.serving.api_error import ApiError
+from infinity_jax.serving.edit_request import EDIT_FIELDS, read_edit, read_form
 from infinity_jax.serving.gate import Gate
-from infinity_jax.serving.service import Service
+from infinity_jax.serving.image_request import ImageRequest
+from infinity_jax.serving.service import Finish, Service, as_generated
+from infinity_jax.serving.tasks import ImageTask
 
 PAGE = pathlib.Path(__file__).parent / 'page.html'
 # The page is one file without scripts of others: nothing may be loaded from elsewhere.
@@ -47,6 +50,8 @@ class Endpoints:
             Route('/v1/models', self.models),
             Route('/v1/models/{model:path}', self.model),
             Route('/v1/images/generations', self.generations, methods=['POST']),
+            Route('/v1/images/edits', self.edits, methods=['POST']),
+            Route('/v1/images/reconstructions', self.reconstructions, methods=['POST']),
         ]
 
     async def page(self, request: Request) -> Response:
@@ -82,13 +87,43 @@ class Endpoints:
     async def generations(self, request: Request) -> Response:
         """Images of a prompt, at once or as events."""
         wanted = self._service.parse(await json_fields(request))
-        tasks = wanted.tasks()
-        if wanted.stream:
-            events = await self._service.events(wanted, tasks)
-            return StreamingResponse(
-                events, media_type='text/event-stream', headers={'Cache-Control': 'no-store'}
-            )
-        return JSONResponse(await unless_gone(request, self._service.answer(wanted, tasks)))
+        return await self._images(request, wanted, wanted.tasks())
+
+    async def edits(self, request: Request) -> Response:
+        """An image, changed where its mask is transparent, by strength, or by words."""
+        form = await read_form(request)
+        of_edit = (*EDIT_FIELDS, 'size')  # the result has the size of the source
+        fields = {name: value for name, value in form.fields.items() if name not in of_edit}
+        wanted = self._service.parse(fields)
+        read = await asyncio.to_thread(read_edit, form, wanted.prompt, self._service.limits)
+        wanted, tasks = await self._service.edit(wanted, read)
+        return await self._images(request, wanted, tasks, 'image_edit', read.finish)
+
+    async def reconstructions(self, request: Request) -> Response:
+        """An image after its bits of 1 to all scales; no interface of OpenAI's."""
+        form = await read_form(request)
+        fields = {'prompt': 'none'} | {k: v for k, v in form.fields.items() if k == 'model'}
+        wanted = self._service.parse(fields)
+        read = await asyncio.to_thread(read_edit, form, wanted.prompt, self._service.limits)
+        answer = self._service.reconstructions(wanted.model, read)
+        return JSONResponse(await unless_gone(request, answer))
+
+    async def _images(
+        self,
+        request: Request,
+        wanted: ImageRequest,
+        tasks: Sequence[ImageTask],
+        kind: str = 'image_generation',
+        finish: Finish = as_generated,
+    ) -> Response:
+        """Images at once, or as events."""
+        if not wanted.stream:
+            answer = self._service.answer(wanted, tasks, finish)
+            return JSONResponse(await unless_gone(request, answer))
+        events = await self._service.events(wanted, tasks, kind, finish)
+        return StreamingResponse(
+            events, media_type='text/event-stream', headers={'Cache-Control': 'no-store'}
+        )
 
 
 async def json_fields(request: Request) -> dict[str, Any]:

@@ -59,13 +59,9 @@ class Batcher:
         """Images in the queue."""
         return len(self._queue)
 
-    async def generate(self, tasks: Sequence[ImageTask]) -> list[np.ndarray]:
-        """The images of a request, uint8 (Y, X, 3). A cancelled call drops its tasks.
-
-        Raises:
-          ApiError: the queue is full.
-        """
-        if len(self._queue) + len(tasks) > self._most_waiting:
+    def check_room(self, images: int) -> None:
+        """Raises `ApiError` if the queue has no room for so many images."""
+        if len(self._queue) + images > self._most_waiting:
             batches = 1 + len(self._queue) // self._largest
             raise ApiError(
                 f'{len(self._queue)} images are waiting, {self._most_waiting} at most; try again '
@@ -74,6 +70,14 @@ class Batcher:
                 code='queue_full',
                 retry_after=max(1, round(batches * self._last_s)),
             )
+
+    async def generate(self, tasks: Sequence[ImageTask]) -> list[np.ndarray]:
+        """The images of a request, uint8 (Y, X, 3). A cancelled call drops its tasks.
+
+        Raises:
+          ApiError: the queue is full.
+        """
+        self.check_room(len(tasks))
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
         loop, now = asyncio.get_running_loop(), time.monotonic()

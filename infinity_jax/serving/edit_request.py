@@ -1,9 +1,7 @@
 """Requests with images: their form, limits that hold before anything is decoded, and edits."""
 
-import contextlib
 import dataclasses
 import io
-from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.datastructures import UploadFile
@@ -35,8 +33,7 @@ class Form:
     files: dict[str, bytes]
 
 
-@contextlib.asynccontextmanager
-async def read_form(request: Request) -> AsyncIterator[Form]:
+async def read_form(request: Request) -> Form:
     """The form of a request; its files are images within the limits.
 
     Raises:
@@ -63,7 +60,7 @@ async def read_form(request: Request) -> AsyncIterator[Form]:
                 files[name] = await value.read()
             else:
                 fields[name] = value
-        yield Form(fields, files)
+        return Form(fields, files)
     finally:
         await form.close()
 

@@ -4,16 +4,17 @@ import dataclasses
 import difflib
 import math
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from infinity_jax.errors import UserError
+from infinity_jax.inference.given_bits import GivenBits
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.serving.api_error import ApiError
 from infinity_jax.serving.engine import Engine
 from infinity_jax.serving.limits import Limits
-from infinity_jax.serving.tasks import BatchGroup, ImageTask, OnPreview
+from infinity_jax.serving.tasks import BatchGroup, ImageTask
 from infinity_jax.text.characters import is_blank
 
 # Fields that OpenAI's clients send and that change nothing here.
@@ -68,17 +69,19 @@ class ImageRequest:
         count = min(self.previews, scales)
         return tuple((i + 1) * scales // count - 1 for i in range(count))
 
-    def tasks(self, preview_of: Callable[[int], OnPreview] | None = None) -> list[ImageTask]:
-        """The images to generate; `preview_of` returns what takes the previews of image i."""
-        group = BatchGroup(self.schedule, self.sampling, self.negative is not None)
-        tasks = [
-            ImageTask(group, self.prompt, self.seed, i, self.negative) for i in range(self.count)
+    def tasks(self, given: GivenBits | None = None, other: str | None = None) -> list[ImageTask]:
+        """The images to generate.
+
+        Args:
+          given: of an edit, the bits of its source.
+          other: of an edit by words, the prompt of the source; it takes the negative one's place.
+        """
+        negative = self.negative if other is None else other
+        group = BatchGroup(self.schedule, self.sampling, negative is not None, given is not None)
+        return [
+            ImageTask(group, self.prompt, self.seed, i, negative, given=given)
+            for i in range(self.count)
         ]
-        if preview_of is not None:
-            for task in tasks:
-                task.preview_scales = frozenset(self.preview_scales)
-                task.on_preview = preview_of(task.index)
-        return tasks
 
     def settings(self) -> dict[str, Any]:
         """Fields of a request that generates the same images again."""

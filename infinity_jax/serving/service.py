@@ -1,6 +1,7 @@
 """The models of a server behind their queues: requests in, images or events out."""
 
 import asyncio
+import dataclasses
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from infinity_jax.errors import UserError
+from infinity_jax.inference.edit import ReadEdit
+from infinity_jax.inference.editor import check_words
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.serving.api_error import ApiError
 from infinity_jax.serving.batcher import Batcher
@@ -21,6 +24,13 @@ from infinity_jax.serving.metrics import Metrics
 from infinity_jax.serving.tasks import ImageTask, OnPreview
 
 Shown = tuple[int, int, np.ndarray] | None  # image, scale, pixels; None: no more
+
+Finish = Callable[[np.ndarray], np.ndarray]
+
+
+def as_generated(pixels_YX3: np.ndarray) -> np.ndarray:
+    """The pixels themselves."""
+    return pixels_YX3
 
 
 class Service:
@@ -87,9 +97,53 @@ class Service:
         except UserError as error:
             raise ApiError(str(error)) from None
 
-    async def answer(self, request: ImageRequest, tasks: Sequence[ImageTask]) -> dict[str, Any]:
-        """The JSON object with all images of a request."""
-        images = await self.images(request, tasks)
+    async def edit(
+        self, request: ImageRequest, read: ReadEdit
+    ) -> tuple[ImageRequest, list[ImageTask]]:
+        """The request with the token grids of its source, and the images to generate.
+
+        Raises:
+          ApiError: the queue is full, or settings do not fit this edit.
+        """
+        other = read.edit.source_prompt
+        self.batchers[request.model].check_room(request.count)
+        try:
+            if other is not None:
+                check_words(request.sampling, request.negative)
+            given_by = self.engines[request.model].given
+            schedule, given = await self._on_device(given_by, read)
+        except UserError as error:
+            raise ApiError(str(error)) from None
+        request = dataclasses.replace(request, schedule=schedule)
+        return request, request.tasks(given, other)
+
+    async def reconstructions(self, model: str, read: ReadEdit) -> dict[str, Any]:
+        """The JSON object with a source after 1 to all scales.
+
+        Raises:
+          ApiError: the model cannot do that.
+        """
+        try:
+            shown = await self._on_device(self.engines[model].reconstructions, read)
+        except UserError as error:
+            raise ApiError(str(error)) from None
+        files = await asyncio.to_thread(lambda: [in_base64(pixels) for _, pixels in shown])
+        data = [
+            {'b64_json': file, 'scales': i, 'bits': bits}
+            for i, (file, (bits, _)) in enumerate(zip(files, shown, strict=True), 1)
+        ]
+        size = _size(read.pixels_YX3.shape)
+        return {'created': int(time.time()), 'data': data, 'size': size, 'scales': len(data)}
+
+    async def _on_device(self, function: Callable[[ReadEdit], Any], read: ReadEdit) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self.device, function, read)
+
+    async def answer(
+        self, request: ImageRequest, tasks: Sequence[ImageTask], finish: Finish = as_generated
+    ) -> dict[str, Any]:
+        """The JSON object with all images of a request; `finish` is applied to each."""
+        generated = await self.images(request, tasks)
+        images = await asyncio.to_thread(lambda: list(map(finish, generated)))
         files = await asyncio.to_thread(
             lambda: [_file(request, i, pixels) for i, pixels in enumerate(images)]
         )
@@ -99,7 +153,11 @@ class Service:
         return {'created': int(time.time()), 'data': data} | _about(request, images[0])
 
     async def events(
-        self, request: ImageRequest, tasks: Sequence[ImageTask], kind: str = 'image_generation'
+        self,
+        request: ImageRequest,
+        tasks: Sequence[ImageTask],
+        kind: str = 'image_generation',
+        finish: Finish = as_generated,
     ) -> AsyncIterator[bytes]:
         """Server-sent events with previews as they come, then with the images.
 
@@ -109,6 +167,7 @@ class Service:
           request: the request.
           tasks: of `request.tasks`; their previews are shown.
           kind: the prefix of the events' types.
+          finish: applied to each preview and image.
         """
         loop, shown = asyncio.get_running_loop(), asyncio.Queue[Shown]()
 
@@ -126,12 +185,13 @@ class Service:
         await asyncio.sleep(0)  # the job has joined the queue, or was refused
         if job.done():
             job.result()
-        return self._events(request, kind, job, shown.get)
+        return self._events(request, kind, finish, job, shown.get)
 
     async def _events(
         self,
         request: ImageRequest,
         kind: str,
+        finish: Finish,
         job: 'asyncio.Task[list[np.ndarray]]',
         next_shown: Callable[[], Any],
     ) -> AsyncIterator[bytes]:
@@ -140,8 +200,10 @@ class Service:
             while (entry := await next_shown()) is not None:
                 image, scale, pixels = entry
                 fields = {'partial_image_index': scales.index(scale), 'scale': scale + 1}
+                pixels = await asyncio.to_thread(finish, pixels)
                 yield await self._event(f'{kind}.partial_image', request, image, pixels, fields)
             for image, pixels in enumerate(job.result()):
+                pixels = await asyncio.to_thread(finish, pixels)
                 yield await self._event(f'{kind}.completed', request, image, pixels, {})
         except ApiError as error:
             yield _sent('error', error.body())
@@ -179,6 +241,7 @@ class Service:
                 'size': _size(engine.image_size(engine.schedule)),
                 'scales': len(engine.schedule),
                 'own_grids': engine.own_grids,
+                'editing': True,
             }
             for name, engine in self.engines.items()
         ]
