@@ -194,11 +194,17 @@ def make_app(service: Service, api_key: str | None = None) -> Starlette:
     async def left(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_LEFT)
 
+    routes = Endpoints(service).routes()
+    gate = Middleware(
+        Gate,
+        metrics=service.metrics,
+        limits=service.limits,
+        paths=[route.path for route in routes],
+        api_key=api_key,
+    )
     return Starlette(
-        routes=Endpoints(service).routes(),
-        middleware=[
-            Middleware(Gate, metrics=service.metrics, limits=service.limits, api_key=api_key)
-        ],
+        routes=routes,
+        middleware=[gate],
         exception_handlers={
             ApiError: api_error,
             HTTPException: http_error,

@@ -2,6 +2,7 @@
 
 import hmac
 import time
+from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -17,16 +18,25 @@ OPEN_PATHS = ('/', '/health')  # without a key: the page itself, and whether the
 class Gate:
     """Refuses requests before anything of their body is read."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, limits: Limits, api_key: str | None = None):
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        limits: Limits,
+        paths: Collection[str],
+        api_key: str | None = None,
+    ):
         """Takes the application behind the gate.
 
         Args:
           app: the application.
           metrics: counts the answers.
           limits: of the body.
+          paths: that are counted by name; nobody can fill the counters with others.
           api_key: what `Authorization: Bearer` must hold; None: nothing is asked.
         """
         self._app, self._metrics, self._limits = app, metrics, limits
+        self._paths = frozenset(paths)
         self._key = None if api_key is None else api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -49,9 +59,11 @@ class Gate:
                 await error.response()(scope, receive, counted)
                 return
             await self._app(scope, self._limited(scope, receive), counted)
+        except Exception:
+            status = 500  # the answer is sent further outside
+            raise
         finally:
-            # The route's path, so that nobody can fill the counters with paths of their own.
-            path = getattr(scope.get('route'), 'path', 'other')
+            path = scope['path'] if scope['path'] in self._paths else 'other'
             self._metrics.requests.labels(path, status).inc()
             self._metrics.request_seconds.labels(path).observe(time.monotonic() - start)
 

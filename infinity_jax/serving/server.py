@@ -1,6 +1,7 @@
 """Runs the application: address, signals, and an ending that finishes what runs."""
 
 import os
+import signal
 import socket
 import sys
 
@@ -70,4 +71,7 @@ def serve(service: Service, bound: socket.socket) -> None:
             f'warning: anyone who reaches this address can use it; set {KEY_VARIABLE}',
             file=sys.stderr,
         )
+    # uvicorn raises the signal that ended it once more: by then everything is finished.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     uvicorn.Server(config).run([bound])

@@ -37,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=[],
         dest='models',
         metavar='NAME=DIR',
-        help='a further model; may be given several times',
+        help='a further model; may be given several times (default: none)',
     )
     parser.add_argument(
         '--batch-sizes',
