@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -92,9 +91,8 @@ def evaluate_edits(
             results[name] |= outside(edited, whole, trials, run)
             results[name]['not composited'] = right(whole, trials, candidates)
         for trial, image in zip(trials[:SHOWN], edited, strict=False):
-            shown += [np.asarray(trial.edit.image), image]
+            shown += [with_grey_mask(trial), image]
             titles += ['source', f'{name}: {trial.edit.prompt}']
-        print(name, results[name], file=sys.stderr, flush=True)
     trials = edit_trials.variations(subset, count, seed, size)
     results['variation'] = distances(len(pipeline.schedule), trials, run)
     save_png(out / 'edits.png', contact_sheet(np.stack(shown), titles))
@@ -102,6 +100,14 @@ def evaluate_edits(
     (out / 'edits.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
     print(table(results))
     return results
+
+
+def with_grey_mask(trial: Trial) -> np.ndarray:
+    """The source of a trial, where the mask covers it almost grey."""
+    source = np.asarray(trial.edit.image)
+    if trial.kept_YX is None:
+        return source
+    return np.where(trial.kept_YX[..., None], source, 96 + source // 4).astype(np.uint8)
 
 
 def right(
