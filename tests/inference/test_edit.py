@@ -47,10 +47,10 @@ def lower_half(size=SIZE):
 
 @functools.cache
 def pipeline(layerwise=False):
-    pipe = InfinityPipeline(place_model(small_model()), max_batch=2)
+    pipe = InfinityPipeline(place_model(small_model()), max_batch=1)
     if layerwise:
         limit, generator_module.LAYERWISE_BYTES = generator_module.LAYERWISE_BYTES, 0
-        pipe = InfinityPipeline(place_model(small_model()), max_batch=2)
+        pipe = InfinityPipeline(place_model(small_model()), max_batch=1)
         generator_module.LAYERWISE_BYTES = limit
     assert pipe._generator.layerwise == layerwise
     return pipe
