@@ -47,10 +47,10 @@ def lower_half(size=SIZE):
 
 @functools.cache
 def pipeline(layerwise=False):
-    pipe = InfinityPipeline(place_model(small_model()), max_batch=2)
+    pipe = InfinityPipeline(place_model(small_model()), max_batch=1)
     if layerwise:
         limit, generator_module.LAYERWISE_BYTES = generator_module.LAYERWISE_BYTES, 0
-        pipe = InfinityPipeline(place_model(small_model()), max_batch=2)
+        pipe = InfinityPipeline(place_model(small_model()), max_batch=1)
         generator_module.LAYERWISE_BYTES = limit
     assert pipe._generator.layerwise == layerwise
     return pipe
@@ -109,7 +109,6 @@ def test_kept_bits_are_those_of_the_residual_of_what_was_accumulated():
     variables = {'params': small_model().transformer_params}
     settings = GenerationSettings(schedule)
     result = generate(Transformer(config), variables, inputs, settings)
-    free = generate(Transformer(config), variables, generation_inputs(), settings)
     total = jnp.zeros_like(features)
     for scale, grid in enumerate(schedule.grids):
         source = normalised_residual(features, total, grid) > 0
@@ -118,8 +117,6 @@ def test_kept_bits_are_those_of_the_residual_of_what_was_accumulated():
     np.testing.assert_allclose(result.total_Bhwd, total, atol=1e-6)
     own = quantize(features, schedule.grids).bits
     assert any((a != b)[k].any() for a, b, k in zip(result.bits, own, kept, strict=True))
-    sampled_first = ~kept[0]
-    assert (result.bits[0] == free.bits[0])[sampled_first].all()
 
 
 def test_a_bit_is_kept_unless_the_prompt_makes_it_too_unlikely():

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,16 +14,17 @@ from infinity_jax.emoji.matcher import match
 from infinity_jax.emoji.render import render
 from infinity_jax.errors import UserError
 from infinity_jax.images import check_writable, contact_sheet, save_png
+from infinity_jax.inference.edit import Edit
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.tools.evaluation import edit_trials
 from infinity_jax.tools.evaluation.edit_trials import Trial
-from infinity_jax.training.transformer.demo_evaluation import reconstruct
 from infinity_jax.weights.model_folder import load_model
 from infinity_jax.weights.placement import place_model
 
 BATCH = 50
+Run = Callable[[Sequence[Edit]], np.ndarray]
 SHOWN = 4  # trials of each kind on the sheet
 KINDS = {
     'inpainting': edit_trials.inpainting,
@@ -70,34 +71,43 @@ def evaluate_edits(
     shown: list[np.ndarray] = []
     titles: list[str] = []
 
-    def reconstructed(images: np.ndarray) -> np.ndarray:
-        return reconstruct(loaded, pipeline.schedule, images)[0]
+    def run(edits: Sequence[Edit]) -> np.ndarray:
+        return np.stack(pipeline.edit(edits, seed=seed, sampling=sampling).pixels)
 
     for name, make in KINDS.items():
         trials = make(subset, count, seed, size)
-        options = {'seed': seed, 'sampling': sampling}
         edits = [trial.edit for trial in trials]
-        edited = np.stack(pipeline.edit(edits, **options).pixels)
-        free = pipeline([edit.prompt for edit in edits], **options).pixels
+        # Without compositing, which follows here: one run gives both.
+        whole = run([dataclasses.replace(edit, composite=False) for edit in edits])
+        edited = np.stack(
+            [edit.read().finish(image) for edit, image in zip(edits, whole, strict=True)]
+        )
+        free = run([Edit(edit.image, edit.prompt, strength=1.0) for edit in edits])
         results[name] = {
             'edited': right(edited, trials, candidates),
             'without a source': right(free, trials, candidates),
         }
         if trials[0].kept_YX is not None:
-            plain = [dataclasses.replace(edit, composite=False) for edit in edits]
-            whole = np.stack(pipeline.edit(plain, **options).pixels)
-            results[name] |= outside(edited, whole, trials, reconstructed)
+            results[name] |= outside(edited, whole, trials, run)
             results[name]['not composited'] = right(whole, trials, candidates)
         for trial, image in zip(trials[:SHOWN], edited, strict=False):
-            shown += [np.asarray(trial.edit.image), image]
+            shown += [with_grey_mask(trial), image]
             titles += ['source', f'{name}: {trial.edit.prompt}']
     trials = edit_trials.variations(subset, count, seed, size)
-    results['variation'] = distances(pipeline, trials, seed, sampling)
+    results['variation'] = distances(len(pipeline.schedule), trials, run)
     save_png(out / 'edits.png', contact_sheet(np.stack(shown), titles))
     plot(results['variation'], out / 'edits_strength.png')
     (out / 'edits.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
     print(table(results))
     return results
+
+
+def with_grey_mask(trial: Trial) -> np.ndarray:
+    """The source of a trial, where the mask covers it almost grey."""
+    source = np.asarray(trial.edit.image)
+    if trial.kept_YX is None:
+        return source
+    return np.where(trial.kept_YX[..., None], source, 96 + source // 4).astype(np.uint8)
 
 
 def right(
@@ -114,18 +124,24 @@ def right(
     }
 
 
-def outside(edited, whole, trials: Sequence[Trial], reconstructed) -> dict[str, float]:
+def outside(
+    edited: np.ndarray, whole: np.ndarray, trials: Sequence[Trial], run: Run
+) -> dict[str, float]:
     """How well the rest is kept: equal pixels with compositing, PSNR in dB without.
 
     Args:
       edited, whole: composited images, and those that are the model's own everywhere.
       trials: whose `kept_YX` are compared.
-      reconstructed: images to their reconstructions.
+      run: edits to images.
     """
     sources = np.stack([np.asarray(trial.edit.image) for trial in trials])
     wanted = np.stack([render(trial.wanted, sources.shape[1]) for trial in trials])
     kept = [trial.kept_YX for trial in trials]
     equal = [(a == b)[k].all() for a, b, k in zip(edited, sources, kept, strict=True)]
+
+    def reconstructed(images: np.ndarray) -> np.ndarray:
+        return run([Edit(image, 'reconstruction', strength=0.0) for image in images])
+
     return {
         'kept exactly': float(np.mean(equal)),
         'psnr': psnr(whole, sources, kept),
@@ -143,18 +159,20 @@ def psnr(images: np.ndarray, targets: np.ndarray, where: Sequence[Any]) -> float
     return float(np.mean(values))
 
 
-def distances(
-    pipeline: InfinityPipeline, trials: Sequence[Trial], seed: int, sampling: SamplingConfig
-) -> list[dict[str, float]]:
+def distances(scales: int, trials: Sequence[Trial], run: Run) -> list[dict[str, float]]:
     """Root mean square distances, in 8-bit steps, to source and free generation by strength."""
-    sources = np.stack([np.asarray(trial.edit.image) for trial in trials]).astype(np.float64)
-    free = pipeline([t.edit.prompt for t in trials], seed=seed, sampling=sampling).pixels
-    scales, rows = len(pipeline.schedule), []
-    for kept in range(scales, -1, -1):
-        strength = 1 - kept / scales
-        edits = [dataclasses.replace(trial.edit, strength=strength) for trial in trials]
-        images = np.stack(pipeline.edit(edits, seed=seed, sampling=sampling).pixels)
-        rms = [float(np.sqrt(np.square(images - other).mean())) for other in (sources, free)]
+    strengths = [1 - kept / scales for kept in range(scales, -1, -1)]
+    images = [
+        run([dataclasses.replace(trial.edit, strength=strength) for trial in trials])
+        for strength in strengths
+    ]
+    sources = np.stack([np.asarray(trial.edit.image) for trial in trials])
+    rows = []
+    for strength, varied in zip(strengths, images, strict=True):
+        rms = [
+            float(np.sqrt(np.square(varied.astype(np.float64) - other).mean()))
+            for other in (sources, images[-1])  # nothing is given at strength 1
+        ]
         rows.append({'strength': strength, 'to source': rms[0], 'to free generation': rms[1]})
     return rows
 
