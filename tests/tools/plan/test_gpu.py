@@ -148,12 +148,13 @@ def test_without_the_plugin_the_numbers_are_analytic(monkeypatch):
 
 
 @pytest.mark.skipif(plugin() is None, reason="jax's CUDA plugin compiles")
-def test_generation_compiles_for_a_card_and_calls_cudnn_attention():
+def test_generation_compiles_with_cudnn_attention_and_a_decoder_in_tf32():
     topology = parse_topology('h100:1')
     mesh = make_mesh(MeshConfig(), devices_of(topology))
     plan = plan_generation(SMALL, topology, mesh, 1, progress=lambda line: None)
     cost = plan.programs['generation'].cost
     assert cost.products['attention bfloat16'] > 0
+    assert cost.products['convolution tf32'] > 0 and 'convolution float32' not in cost.products
     assert 0 < cost.memory.total < topology.usable_bytes and cost.time.total > 0
     report = '\n'.join(generation_lines(plan, topology))
     assert 'h100:1: 1 images at once' in report and 'a roofline of the compiled text' in report
