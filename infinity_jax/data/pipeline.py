@@ -7,6 +7,7 @@ the shares of the buckets.
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from infinity_jax.data.agreement import agreed_buckets
 from infinity_jax.data.batch import Batch, Example
 from infinity_jax.data.buckets import Part, make_buckets
 from infinity_jax.data.captions import RecordCaptions
@@ -280,6 +282,7 @@ def training_batches(
     Raises:
       UserError: the data cannot be used as configured; later, too many records are broken.
     """
+    several = process_index is None and jax.process_count() > 1
     process_index = jax.process_index() if process_index is None else process_index
     process_count = jax.process_count() if process_count is None else process_count
     if batch_size < 1 or batch_size % process_count:
@@ -289,7 +292,8 @@ def training_batches(
         )
     # Evaluation may see an image twice; in training a bucket smaller than a batch is a mistake.
     smallest = batch_size if split == 'train' else 1
-    buckets = make_buckets(data, split, smallest=smallest, seed=seed)
+    make = functools.partial(make_buckets, data, split, smallest=smallest, seed=seed)
+    buckets = agreed_buckets(make) if several else make()
     batched = []
     for bucket in buckets:
         parts = [_examples(part, bucket.size, data, seed) for part in bucket.parts]
