@@ -132,6 +132,18 @@ def run_tokenizer(config: T2IConfig) -> TextTokenizer:
     return TextTokenizer.from_folder(_text_folder(config))
 
 
+def warn_of_unknown(tokenizer: TextTokenizer, captions: list[str], text_length: int) -> None:
+    """Prints one line if captions hold characters that the vocabulary lacks."""
+    unknown = tokenizer.unknown_characters(captions, text_length)
+    characters = ''.join(dict.fromkeys(''.join(unknown)))
+    if characters:
+        print(
+            f'{sum(map(bool, unknown))} of the first {len(captions)} captions hold characters that '
+            f'the vocabulary lacks, such as {characters[:20]!r}: each run of them is read as the '
+            'same unknown token'
+        )
+
+
 def _text_folder(config: T2IConfig) -> str | pathlib.Path:
     """The folder or repository of the text encoder."""
     return config.text.folder or DEMO_FOLDER / 'text_encoder'
