@@ -9,6 +9,7 @@ import numpy as np
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.features.reader import Layout
 from infinity_jax.data.index import Index
+from infinity_jax.data.layouts import hint
 from infinity_jax.data.sources.emoji import ENDLESS, EmojiSource
 from infinity_jax.data.stored_source import StoredSource, open_all
 from infinity_jax.errors import UserError
@@ -180,7 +181,7 @@ def _check_counts(
         if index is not None and index.lost == index.total:
             raise UserError(
                 f'{name}: all {index.total} records are broken (`infinity-jax data inspect` lists '
-                'them); correct the files or the fields of the source'
+                f'them); correct the files or the fields of the source{hint(config)}'
             )
         if not had.any():
             raise UserError(f'{name} {_too_small(data, split, index)}')

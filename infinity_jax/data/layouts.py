@@ -7,6 +7,7 @@ import tarfile
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.features.reader import read_info
 from infinity_jax.data.fields import CAPTION_FIELDS, IMAGE_FIELDS, parse_object
 from infinity_jax.data.passed_over import PassedOver, is_hidden
@@ -16,6 +17,7 @@ from infinity_jax.data.sources.folder import files_below
 from infinity_jax.data.sources.listed import csv_header
 from infinity_jax.data.sources.members import IMAGE, JSON, TEXT, kind_of
 from infinity_jax.errors import UserError
+from infinity_jax.parsing import from_mapping
 
 MAX_LOOKED_AT = 10_000  # files of a folder
 _PEEKED = 30  # members of a shard
@@ -237,21 +239,22 @@ def _tfrecord(folder: pathlib.Path) -> Guess | None:
 
 
 @functools.cache
-def hint(path: str, kind: str) -> str:
-    """The end of a line about a source that cannot be opened: how to read what is there.
-
-    Args:
-      path: of the source.
-      kind: of the source.
+def hint(config: SourceConfig) -> str:
+    """The end of a line about a source that cannot be read: the source that reads its folder.
 
     Returns:
       '' if the folder has no other layout that is known.
     """
     try:
-        guess = guess_layout(pathlib.Path(path).absolute())
+        guess = guess_layout(pathlib.Path(config.path).absolute())
     except UserError:
         return ''
-    if guess is None or (guess.source and guess.source['kind'] == kind):
+    if guess is None:
         return ''
     found = f'; found there: {guess.what}, '
-    return found + (f'which is read by {guess.source}' if guess.source else guess.advice)
+    if guess.source is None:
+        return found + guess.advice
+    weight = {'path': config.path, 'weight': config.weight}
+    if from_mapping(SourceConfig, {**guess.source, **weight}) == config:
+        return ''
+    return f'{found}read by {guess.source}'

@@ -77,7 +77,7 @@ def open_source(config: SourceConfig) -> Source | FeatureSource:
     try:
         return STORED[config.kind].open(config)
     except UserError as error:
-        raise UserError(f'{error}{hint(config.path, config.kind)}') from None
+        raise UserError(f'{error}{hint(config)}') from None
 
 
 def open_stored(config: SourceConfig, data: DataConfig, split: str) -> StoredSource:
@@ -107,13 +107,18 @@ def open_all(data: DataConfig, split: str) -> list[StoredSource | None]:
     for config in data.sources_of(split):
         stored = None if config.kind == 'emoji' else open_stored(config, data, split)
         if stored is not None:
-            check_broken(stored, data.max_broken_share)
+            check_broken(stored, config, data.max_broken_share)
         opened.append(stored)
     return opened
 
 
-def check_broken(stored: StoredSource, max_share: float) -> None:
+def check_broken(stored: StoredSource, config: SourceConfig, max_share: float) -> None:
     """Logs the records and files that the index lists as broken.
+
+    Args:
+      stored: the source.
+      config: its configuration, for advice.
+      max_share: of broken records, and of those in damaged files.
 
     Raises:
       UserError: their records are more than `max_share` of the source.
@@ -127,7 +132,7 @@ def check_broken(stored: StoredSource, max_share: float) -> None:
     if lost == total:
         raise UserError(
             f'{name}: all {total} records are broken, the first: {first[0]}; correct the files or '
-            'the fields of the source'
+            f'the fields of the source{hint(config)}'
         )
     if lost > max_share * total:
         files = f', with about {lost - len(index.broken)} in damaged files' if index.damaged else ''

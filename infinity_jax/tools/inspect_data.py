@@ -127,7 +127,8 @@ def _tokens(config: T2IConfig, texts: list[str]) -> dict[str, int]:
     if characters:
         print(f'{sum(map(bool, unknown))} {of} hold characters that the vocabulary lacks, '
               f'{len(characters)} in all: {characters[:MAX_SHOWN]!r}')  # fmt: skip
-    print(f'{cut} {of} are longer than the {limit} tokens that the model reads')
+    if cut:
+        print(f'{cut} {of} are longer than the {limit} tokens that the model reads')
     return {'unknown': sum(map(bool, unknown)), 'too_long': cut}
 
 

@@ -163,6 +163,7 @@ def test_where_all_records_are_broken_no_batch_size_is_advised(tmp_path):
     (folder / 'a.jsonl').write_text('{"file_name": "1.png", "text": "a"}\n' * 3)
     config = data(tmp_path, 'jsonl', max_broken_share=1.0)
     message = "all 3 records are broken, the first: .*set image_field to 'file_name'; correct"
+    message += ".*; found there: .*, read by {'kind': 'jsonl', .*'image_field': 'file_name'}"
     with pytest.raises(UserError, match=message):
         make_buckets(config, 'train', smallest=4)
     stored = [open_stored(config.sources[0], config, 'train')]

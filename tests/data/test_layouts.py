@@ -103,10 +103,10 @@ def test_unknown_and_unreadable_layouts(tmp_path):
 
 @pytest.mark.parametrize(('made', 'named', 'message'), [
     ('sidecar', 'jsonl', "no \\*.jsonl in there; .*; found there: images with a text file of the "
-                         "same name each, which is read by {'kind': 'sidecar', 'path': '.*data'}"),
-    ('imagefolder', 'tar', "which is read by {'kind': 'imagefolder'"),
+                         "same name each, read by {'kind': 'sidecar', 'path': '.*data'}"),
+    ('imagefolder', 'tar', "read by {'kind': 'imagefolder'"),
     ('parquet', 'arrow', "'text_field': 'caption'}"),
-    ('arrow', 'parquet', "Arrow files of .*splits test, train, which is read by {'kind': 'arrow'"),
+    ('arrow', 'parquet', "Arrow files of .*splits test, train, read by {'kind': 'arrow'"),
 ])  # fmt: skip
 def test_a_source_of_the_wrong_kind_names_the_right_one(made, named, message, tmp_path):
     folder = MAKERS[made][0](tmp_path / 'data')
