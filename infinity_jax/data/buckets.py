@@ -120,8 +120,7 @@ def make_buckets(
     """
     names, configs = data.bucket_names, data.sources_of(split)
     sizes = [target_size(name, data.image_size) for name in names]
-    if stored is None:
-        stored = open_all(data, split)
+    stored = open_all(data, split) if stored is None else stored
     emoji = [EmojiSource(c.subset, split, data.image_size, seed, c.placed_rate) for c in configs]
     sources = [e if s is None else s for e, s in zip(emoji, stored, strict=True)]
     layouts = [None if s is None else s.layout for s in stored]
@@ -131,8 +130,7 @@ def make_buckets(
         for source, layout in zip(sources, layouts, strict=True)
     ]
     counts = np.array([[ENDLESS if r is None else len(r) for r in row] for row in records])
-    smallest = 1 if data.repeat_records else smallest
-    kept = np.where(counts.sum(0) < smallest, 0, counts)
+    kept = np.where(counts.sum(0) < (1 if data.repeat_records else smallest), 0, counts)
     _check_counts(data, split, sources, counts, kept)
     _log_left_out(counts, kept, [names[b] for b, _ in columns], smallest)
     ratio_weights = data.ratio_weights or (1.0,) * len(names)

@@ -150,13 +150,14 @@ def _write(folder: pathlib.Path, source: Source | FeatureSource, max_pixels: int
     np.save(folder / 'keys.npy', table.keys)
     (folder / 'broken.json').write_text(json.dumps(broken))
     (folder / 'passed_over.json').write_text(json.dumps(passed_over.rows))
-    whole = max(1 - sum(share for _, _, share in passed_over.damaged), 1e-9)
-    per_share = len(table.sizes) / whole
-    damaged = [
-        (name, reason, max(round(share * per_share), 1))
-        for name, reason, share in passed_over.damaged
-    ]
-    (folder / 'damaged.json').write_text(json.dumps(damaged))
+    (folder / 'damaged.json').write_text(json.dumps(_damaged(passed_over, len(table.sizes))))
+
+
+def _damaged(passed_over: PassedOver, records: int) -> list[tuple[str, str, int]]:
+    """(name, reason, records) of each damaged file; the whole files have `records` of them."""
+    damaged = passed_over.damaged
+    per_share = records / (1 - sum(share for _, _, share in damaged))
+    return [(name, reason, max(round(share * per_share), 1)) for name, reason, share in damaged]
 
 
 def _scan(

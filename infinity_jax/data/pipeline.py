@@ -282,7 +282,6 @@ def training_batches(
     Raises:
       UserError: the data cannot be used as configured; later, too many records are broken.
     """
-    several = process_index is None and jax.process_count() > 1
     process_index = jax.process_index() if process_index is None else process_index
     process_count = jax.process_count() if process_count is None else process_count
     if batch_size < 1 or batch_size % process_count:
@@ -293,8 +292,7 @@ def training_batches(
     # Evaluation may see an image twice; in training a bucket smaller than a batch is a mistake.
     smallest = batch_size if split == 'train' else 1
     make = functools.partial(make_buckets, data, split, smallest=smallest, seed=seed)
-    buckets = agreed_buckets(make) if several else make()
-    batched = []
+    buckets, batched = agreed_buckets(make), []
     for bucket in buckets:
         parts = [_examples(part, bucket.size, data, seed) for part in bucket.parts]
         mixed = _mix(parts, [part.share for part in bucket.parts])

@@ -1,6 +1,7 @@
 """Hosts with different data are refused with the difference."""
 
 import json
+import types
 
 import pytest
 from helpers.data_folders import encoded, jsonl_folder, line, tar_folder
@@ -18,6 +19,11 @@ def make(folder, index, **fields):
         max_broken_share=0.5, index_dir=str(index), **fields,
     )  # fmt: skip
     return lambda: make_buckets(data, 'train', smallest=1)
+
+
+@pytest.fixture(autouse=True)
+def two_hosts(monkeypatch):
+    monkeypatch.setattr(agreement, 'jax', types.SimpleNamespace(process_count=lambda: 2))
 
 
 def on_two_hosts(monkeypatch, first, second):
