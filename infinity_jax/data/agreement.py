@@ -32,7 +32,7 @@ def agreed_buckets(make: Callable[[], list[Bucket]]) -> list[Bucket]:
     if jax.process_count() == 1:
         return make()
     buckets: list[Bucket] = []
-    error = None
+    error: UserError | None = None
     try:
         buckets = make()
         facts = {'error': '', 'sources': _described(buckets)}

@@ -73,12 +73,12 @@ def advice(names: Iterable[str], setting: str) -> str:
       names: of the fields that exist.
       setting: 'text_field' or 'image_field'.
     """
-    names = [str(name) for name in names]
+    known = [str(name) for name in names]
     usual = CAPTION_FIELDS if setting == 'text_field' else IMAGE_FIELDS
-    near = [name for name in usual if name in names and name != 'long_caption']
+    near = [name for name in usual if name in known and name != 'long_caption']
     if near:
         return f'set {setting} to {near[0]!r}'
-    return f'set {setting} to one of its fields: {", ".join(names)[:200] or "it has none"}'
+    return f'set {setting} to one of its fields: {", ".join(known)[:200] or "it has none"}'
 
 
 def _walk(value: Any, names: Sequence[str]) -> Iterator[Any]:

@@ -54,7 +54,8 @@ def _guess(folder: pathlib.Path) -> Guess | None:
     ):  # fmt: skip
         try:
             guess = recognise(folder)
-        except (OSError, ValueError, BrokenRecord, DamagedFile):  # a `UserError` is a ValueError
+        # A `UserError` is a ValueError; an index is missing in an empty folder of splits.
+        except (OSError, ValueError, LookupError, BrokenRecord, DamagedFile):
             continue
         if guess is not None:
             return guess
@@ -78,8 +79,8 @@ _IMAGE_FIELDS = {
 
 
 def _first_of(usual: Iterable[str], names: Iterable[str]) -> str:
-    names = list(names)
-    return next((name for name in usual if name in names), '')
+    known = list(names)
+    return next((name for name in usual if name in known), '')
 
 
 def _features(folder: pathlib.Path) -> Guess | None:
@@ -182,7 +183,9 @@ def _tar(folder: pathlib.Path) -> Guess | None:
 
 
 def _imagefolder(folder: pathlib.Path) -> Guess | None:
-    lists = imagefolder.list_paths(folder)
+    patterns = [pattern for name in imagefolder.LISTS for pattern in (name, f'*/{name}')]
+    near = any(next(folder.glob(pattern), None) for pattern in patterns)  # quickly found
+    lists = imagefolder.list_paths(folder) if near else []
     if not lists:
         return None
     names = csv_header(lists[0]) if lists[0].suffix == '.csv' else _names_in(lists[0])
@@ -207,7 +210,7 @@ def _listed(kind: str, what: str, folder: pathlib.Path, names: Iterable[str]) ->
 def _names_in(path: pathlib.Path) -> Mapping[str, Any]:
     """The fields of the first line of a file."""
     with path.open('rb') as file:
-        return parse_object(next(line for line in file if line.strip()))
+        return parse_object(next((line for line in file if line.strip()), b''))
 
 
 def _images(folder: pathlib.Path) -> Guess | None:

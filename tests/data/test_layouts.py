@@ -94,6 +94,10 @@ def test_columns_by_type_and_folders_one_below(tmp_path):
 
 def test_unknown_and_unreadable_layouts(tmp_path):
     assert guess_layout(tmp_path) is None and guess_layout(tmp_path / 'nowhere') is None
+    (tmp_path / 'a.jsonl').write_text('\n')
+    (tmp_path / 'dataset_dict.json').write_text('{}')
+    (tmp_path / 'a.tar').write_bytes(b'damaged')
+    assert guess_layout(tmp_path) is None
     (tmp_path / 'a.jsonl').write_text('{"url": "x"}')
     assert guess_layout(tmp_path) is None
     (tmp_path / '00000.tfrecord').write_bytes(b'')

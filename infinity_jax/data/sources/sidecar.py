@@ -68,7 +68,7 @@ class SidecarSource:
     def locations(self, passed_over: PassedOver | None = None) -> Iterator[RecordLocation]:
         passed_over = passed_over or PassedOver()
         _names(self.folder, passed_over)
-        members = [Member(name, kind_of(name), i, 0) for i, name in enumerate(self.names)]
+        members = [Member(name, kind_of(name) or '', i, 0) for i, name in enumerate(self.names)]
         # By key, so that `a.jpg`, `a.txt` follow each other although `a b.jpg` sorts between them.
         for record in group(sorted(members, key=lambda m: (m.base, m.name)), passed_over):
             if IMAGE in record.members or record.several == IMAGE:

@@ -57,13 +57,13 @@ def columns(names: Iterable[str], image_field: str, text_field: str) -> list[str
     Raises:
       DamagedFile: there is no such column.
     """
-    names, wanted = list(names), []
+    known, wanted = list(names), list[str]()
     for setting, field in (('image_field', image_field), ('text_field', text_field)):
-        root = field if field in names else field.split('/')[0]
-        if field and root not in names:
-            raise DamagedFile(f'it has no column {field!r}; {advice(names, setting)}')
+        root = field if field in known else field.split('/')[0]
+        if field and root not in known:
+            raise DamagedFile(f'it has no column {field!r}; {advice(known, setting)}')
         wanted += [root] if field else []
-    long = [name for name in _LONG if text_field and name in names]
+    long = [name for name in _LONG if text_field and name in known]
     return list(dict.fromkeys(wanted + long))
 
 

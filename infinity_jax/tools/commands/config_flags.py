@@ -26,7 +26,7 @@ def parse_flags(argv: list[str]) -> list[str]:
       UserError: no such file or variant, a file that fails in Python, an unknown field (the nearest
         known one is suggested), a value of another type, an unknown flag.
     """
-    file, unlisted = _value_of(argv, 'config'), {}
+    file, unlisted = _value_of(argv, 'config'), dict[str, Any]()
     if file:
         _check_file(file)
         config = _config_of(file)  # its own errors, in one line

@@ -24,7 +24,7 @@ def set_apart(arguments: Sequence[str], config: ConfigDict) -> tuple[list[str], 
     Returns:
       the other arguments, and the values of those fields by dotted name.
     """
-    rest, values = [], {}
+    rest, values = list[str](), dict[str, Any]()
     for argument in arguments:
         name, equals, text = argument.lstrip('-').partition('=')
         head, _, path = name.partition('.')
@@ -41,12 +41,12 @@ def add_fields(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
     """Sets fields by dotted name, also those that the configuration lacks."""
     with config.unlocked():
         for path, value in values.items():
-            node, *names = config, *path.split('.')
-            for name in names[:-1]:
-                if name not in node:
-                    node[name] = ConfigDict()
-                node = node[name]
-            node[names[-1]] = value
+            group, (*names, last) = config, path.split('.')
+            for name in names:
+                if name not in group:
+                    group[name] = ConfigDict()
+                group = group[name]
+            group[last] = value
     return config
 
 
