@@ -1,5 +1,6 @@
 """Recognises the layout of a folder of training data, and names the source that reads it."""
 
+import contextlib
 import functools
 import itertools
 import pathlib
@@ -20,7 +21,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
 
 MAX_LOOKED_AT = 10_000  # files of a folder
-_PEEKED = 30  # members of a shard
+_PEEKED = 30  # shards, and members of a shard
 _FOLDERS = 20  # in a folder of unknown layout
 
 
@@ -167,19 +168,29 @@ def _tar(folder: pathlib.Path) -> Guess | None:
     shards = sorted(path for path in folder.glob('*.tar') if not is_hidden(path.name))
     if not shards:
         return None
+    kinds: dict[str | None, str] = {IMAGE: '', TEXT: ''}  # of damaged shards
+    for path in shards[:_PEEKED]:
+        with contextlib.suppress(tarfile.TarError):
+            kinds = _kinds_in(path)
+            break
+    if IMAGE not in kinds:
+        return None
+    text_field = 'text' if TEXT in kinds else kinds.get(JSON, '')
+    return Guess('tar shards (WebDataset)', _source('tar', folder, text_field=text_field))
+
+
+def _kinds_in(path: pathlib.Path) -> dict[str | None, str]:
+    """Kinds of the first members of a shard; that of JSON with the field of the captions."""
     kinds: dict[str | None, str] = {}
-    with tarfile.open(shards[0], 'r:') as shard:
+    with tarfile.open(path, 'r:') as shard:
         for member in itertools.islice(shard, _PEEKED):
             kind = kind_of(member.name)
             if kind == JSON and kind not in kinds:
                 content = shard.extractfile(member)
                 fields = parse_object(content.read()) if content else {}
                 kinds[kind] = _first_of(CAPTION_FIELDS, fields)
-            kinds.setdefault(kind, 'text')
-    if IMAGE not in kinds:
-        return None
-    text_field = 'text' if TEXT in kinds else kinds.get(JSON, '')
-    return Guess('tar shards (WebDataset)', _source('tar', folder, text_field=text_field))
+            kinds.setdefault(kind, '')
+    return kinds
 
 
 def _imagefolder(folder: pathlib.Path) -> Guess | None:

@@ -96,7 +96,6 @@ def test_unknown_and_unreadable_layouts(tmp_path):
     assert guess_layout(tmp_path) is None and guess_layout(tmp_path / 'nowhere') is None
     (tmp_path / 'a.jsonl').write_text('\n')
     (tmp_path / 'dataset_dict.json').write_text('{}')
-    (tmp_path / 'a.tar').write_bytes(b'damaged')
     assert guess_layout(tmp_path) is None
     (tmp_path / 'a.jsonl').write_text('{"url": "x"}')
     assert guess_layout(tmp_path) is None
@@ -122,3 +121,11 @@ def test_no_hint_where_the_kind_is_right(tmp_path):
     folder = arrow_folder(tmp_path / 'data')
     with pytest.raises(UserError, match='set split to one of test, train$'):
         open_source(SourceConfig('arrow', str(folder), split='dev'))
+
+
+def test_damaged_shards_are_still_shards(tmp_path):
+    tar_folder(tmp_path / 'data')
+    source = {'kind': 'tar', 'path': str(tmp_path / 'data')}
+    for name in ('000.tar', '001.tar'):
+        (tmp_path / 'data' / name).write_bytes(b'damaged')
+        assert guess_layout(tmp_path / 'data').source == source
