@@ -18,6 +18,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.runtime.distributed import gather_texts
 
 NAMED = 3  # broken records that a host names
+CHECKSUM = 'checksum of names and sizes'
 
 
 def agreed_buckets(make: Callable[[], list[Bucket]]) -> list[Bucket]:
@@ -88,17 +89,19 @@ def _described(buckets: Sequence[Bucket]) -> list[dict[str, Any]]:
                 'broken': len(index.broken),
                 'damaged files': len(index.damaged),
                 'names of broken records': [name for name, _ in index.broken[:NAMED]],
-                'checksum of names and sizes': checksum.hexdigest()[:8],
+                CHECKSUM: checksum.hexdigest()[:8],
             }
         )
     return facts
 
 
 def _in_words(own: dict[str, Any], other: dict[str, Any]) -> str:
-    """The facts of a host that differ from those of another."""
-    return ', '.join(
-        f'{name} {", ".join(value) or "none"}' if isinstance(value, list) else
-        f'{value} {name}' if isinstance(value, int) else f'{name} {value}'
-        for name, value in own.items()
-        if other[name] != value
-    )  # fmt: skip
+    """The facts of a host that differ from those of another; the checksum if only it does."""
+    differing = [name for name in own if own[name] != other[name]]
+    words = []
+    for name in [name for name in differing if name != CHECKSUM] or differing:
+        value = own[name]
+        if isinstance(value, list):
+            value = ', '.join(value) or 'none'
+        words.append(f'{value} {name}' if isinstance(value, int) else f'{name}: {value}')
+    return ', '.join(words)

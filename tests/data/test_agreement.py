@@ -67,11 +67,14 @@ def test_one_line_less_and_one_more_broken_image(tmp_path, monkeypatch):
     (folder / 'missing.jpg').write_bytes(encoded(8, 8))
     agreed_buckets(make(folder, tmp_path / 'four'))
     five, broken, six = map(json.loads, texts)
-    with pytest.raises(UserError, match='host 0 has 6 records, .*, host 1 has 5 records'):
+    with pytest.raises(UserError, match='host 0 has 6 records, host 1 has 5 records; give'):
         agreement.check_equal([six, five])
-    message = 'host 0 has 0 broken, .* none, .*, host 2 has 1 broken, .*0.500_1.jsonl line 3'
+    message = 'host 0 has 0 broken, .*: none, host 2 has 1 broken, .*: 0.500_1.jsonl line 3; give'
     with pytest.raises(UserError, match=message):
         agreement.check_equal([six, six, broken])
+    other = json.loads(texts[2].replace('sizes": "', 'sizes": "x'))
+    with pytest.raises(UserError, match='host 0 has checksum of names and sizes: '):
+        agreement.check_equal([six, other])
     agreement.check_equal([six, six])
 
 
