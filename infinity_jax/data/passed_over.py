@@ -6,7 +6,7 @@ _ARCHIVER_FOLDER = '__MACOSX'  # macOS puts the metadata of packed files in it
 
 
 class PassedOver:
-    """Collects what is no record of a source, so that nothing is lost without a word.
+    """Counts the files and lines of a source that are no records, by reason; lists damaged files.
 
     Attributes:
       damaged: (name, reason, share) of each damaged file, share of the bytes of all files.
