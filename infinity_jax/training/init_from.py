@@ -93,6 +93,7 @@ def starting_state(
     from_scratch: Callable[[], Any],
     from_model: Callable[[], Any] | None,
     init_from: str = '',
+    changes: Callable[[], str] = str,
     say: Callable[[str], None] = print,
 ) -> Any:
     """The state that a run starts from: resumed, else with the weights of `init_from`, else random.
@@ -103,7 +104,11 @@ def starting_state(
       from_scratch: makes a new state with random weights.
       from_model: makes a new state with the weights of `config.init_from`; None when unset.
       init_from: `config.init_from`, for the printed line.
+      changes: how the configuration differs from that of the last start, in a line, or ''.
       say: prints a line; called in the first process only.
+
+    Raises:
+      UserError: the checkpoint does not fit the configuration; changed fields are named.
     """
     if jax.process_index() != 0:
         say = lambda _: None
@@ -111,7 +116,10 @@ def starting_state(
     if step is not None:
         instead = f', so not from config.init_from {init_from}' if init_from else ''
         say(f'resuming from {checkpoints.folder / str(step)}{instead}')
-        return checkpoints.restore(step, abstract_state)
+        try:
+            return checkpoints.restore(step, abstract_state)
+        except UserError as error:
+            raise UserError('; '.join(filter(None, (str(error), changes())))) from None
     if from_model is not None:
         say(f'no checkpoint of this run yet: starting from the weights of {init_from}')
         return from_model()

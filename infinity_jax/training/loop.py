@@ -1,6 +1,7 @@
 """The training loop that all tasks share: step, log, evaluate, sample, save, resume."""
 
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable
@@ -81,6 +82,7 @@ def run(config: RunConfig, task: Task, mesh: Mesh) -> pathlib.Path:
         from_scratch=lambda: task.init(init_key(config.seed)),
         from_model=task.from_model,
         init_from=config.init_from,
+        changes=functools.partial(changed_since, config, run_dir),
     )
     task.batches.move_to(int(state.step))
     changes = changed_since(config, run_dir) if int(state.step) else ''
