@@ -12,6 +12,7 @@ import sys
 import time
 
 import httpx
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -50,6 +51,8 @@ def runner(model):
     surroundings = {
         'COG_PREDICT_TYPE_STUB': 'predict.py:Predictor',
         'INFINITY_JAX_MODEL': str(model),
+        'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
+        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
         'JAX_PLATFORMS': 'cpu',
         'PORT': str(port),
         'PYTHONPATH': os.pathsep.join([str(REPOSITORY), *sys.path]),
