@@ -6,7 +6,7 @@ program of `generate` starts once and has less to hand over; both run the same s
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 
@@ -103,7 +103,7 @@ def _run_scale(
         conditioning = conditional_half(conditioning)
         keys_values = conditional_half(keys_values, rows_axis=1)
     x_BLD = embed_scale_inputs(model, variables, conditioning, total_Bhwd, settings, scale)
-    x_BLD, cache = model.apply(
+    advanced = model.apply(
         variables,
         x_BLD,
         conditioning,
@@ -114,6 +114,7 @@ def _run_scale(
         hidden_guidance(model, inputs.numbers, settings, scale),
         method=Transformer.generate_scale,
     )
+    x_BLD, cache = cast(tuple[jax.Array, KeyValueCache], advanced)
     bits, _ = sample_scale_bits(
         model, variables, conditioning, x_BLD, total_Bhwd, inputs, settings, scale
     )

@@ -128,10 +128,10 @@ def parse_request(
             param='model',
             code='model_not_found',
         )
-    chosen = dict(
-        guidance=_real(given, 'guidance_scale', _number(sampling.guidance), GUIDANCE),
-        temperature=_real(given, 'temperature', _number(sampling.temperature), TEMPERATURE),
-    )
+    chosen: dict[str, Any] = {
+        'guidance': _real(given, 'guidance_scale', GUIDANCE),
+        'temperature': _real(given, 'temperature', TEMPERATURE),
+    }
     sampling = dataclasses.replace(sampling, **{k: v for k, v in chosen.items() if v is not None})
     negative = _text(given, 'negative_prompt', limits) if 'negative_prompt' in given else ''
     guided = _number(sampling.guidance) != 1
@@ -196,11 +196,9 @@ def _whole(given: Mapping[str, Any], name: str, default: int, low: int, high: in
     return value
 
 
-def _real(
-    given: Mapping[str, Any], name: str, default: float | None, limits: tuple[float, float]
-) -> float | None:
+def _real(given: Mapping[str, Any], name: str, limits: tuple[float, float]) -> float | None:
     if name not in given:
-        return default
+        return None
     value = given[name]
     if isinstance(value, str):
         try:

@@ -172,9 +172,10 @@ class Service:
         loop, shown = asyncio.get_running_loop(), asyncio.Queue[Shown]()
 
         def preview_of(image: int) -> OnPreview:
-            return lambda scale, pixels: loop.call_soon_threadsafe(
-                shown.put_nowait, (image, scale, pixels)
-            )
+            def show(scale: int, pixels_YX3: np.ndarray) -> None:
+                loop.call_soon_threadsafe(shown.put_nowait, (image, scale, pixels_YX3))
+
+            return show
 
         for task in tasks:
             task.preview_scales = frozenset(request.preview_scales)

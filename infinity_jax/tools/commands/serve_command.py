@@ -1,6 +1,7 @@
 """The command `infinity-jax serve`: models behind an HTTP server, with a page."""
 
 import argparse
+import functools
 import sys
 from typing import Any
 
@@ -124,10 +125,14 @@ def run(args: argparse.Namespace) -> None:
             engine = engines[name]
             engine.warm_up(
                 default_group(engine),
-                lambda line, name=name: print(f'{name}: {line}', file=sys.stderr),
+                functools.partial(_report, name),
             )
     limits = Limits(images=args.max_images, waiting=args.max_waiting, timeout_s=args.timeout)
     serve(Service(engines, limits=limits), bound)
+
+
+def _report(name: str, line: str) -> None:
+    print(f'{name}: {line}', file=sys.stderr)
 
 
 def _batch_sizes(text: str) -> tuple[int, ...]:
