@@ -181,7 +181,8 @@ def _members(path: pathlib.Path, passed_over: PassedOver) -> Iterator[Member]:
         rest = path.stat().st_size - end
         if not 0 < rest <= MAX_FILL or any(_content(path, (end, rest))):
             raise tarfile.ReadError(f'damaged or cut off at byte {end}')
-    except (OSError, tarfile.TarError) as error:
+    # ValueError: a size or offset beyond 64 bits
+    except (OSError, tarfile.TarError, ValueError) as error:
         raise UserError(f'tar shard {path}: {error}; fetch or pack it again') from None
 
 
