@@ -357,7 +357,7 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path):
     assert b'Traceback' not in process.stderr.read() and process.wait() == 1
 
 
-def test_the_first_image_and_the_steady_time_are_told_apart(monkeypatch):
+def test_the_first_image_and_the_later_ones_are_timed_separately(monkeypatch):
     monkeypatch.setattr(generate_command, 'STARTED', time.perf_counter() - 10)
     one = generate_command.timing((2.0,), 1)
     assert one == 'time: 10.00 s to the first image, 2.00 s of it generating'

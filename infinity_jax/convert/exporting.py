@@ -235,11 +235,11 @@ def _read_stored(tensors: Mapping[str, LazyTensor], ours: str, layer: int | None
 
 
 def _parts_of_run(run_dir: Path, step: int | None, ema: bool) -> tuple[list[Part], WriteText]:
+    from infinity_jax.runtime.hub import DEMO_FOLDER
     from infinity_jax.training.checkpoint import load_weights
     from infinity_jax.training.tokenizer.task import TokenizerRunConfig
     from infinity_jax.training.transformer.config import T2IConfig
     from infinity_jax.training.transformer.parts import load_parts
-    from infinity_jax.weights.model_folder import DEMO_FOLDER
 
     fields = read_json(run_dir / 'config.json')
     weights = load_weights(run_dir, step, 'ema' if ema else 'params')

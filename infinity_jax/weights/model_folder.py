@@ -43,7 +43,6 @@ from infinity_jax.weights.weight_files import name_problems, read_json
 FORMAT = 'infinity_jax'
 VERSION = 1
 PARTS = ('transformer', 'tokenizer', 'text_encoder')
-DEMO_FOLDER = Path(__file__).parent.parent / 'demo'  # the model that ships with the package
 
 
 @dataclasses.dataclass(frozen=True)
