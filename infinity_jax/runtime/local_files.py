@@ -25,16 +25,20 @@ def check_path(path: str, name: str) -> None:
       path: any text.
       name: of the field or flag that holds it.
     """
-    try:
-        size = len(os.fsencode(path))
-    except UnicodeEncodeError:  # half of a character
-        size = 0
-        path = ascii(path)
-    if not size or size > MAX_BYTES or '\0' in path:
+    if not can_be_path(path):
+        seen = f'{ascii(path[:60])}{"…" * (len(path) > 60)}'
         raise UserError(
-            f'{name} is {path[:60]!r}{"…" * (len(path) > 60)}; wanted a path of 1 to {MAX_BYTES} '
-            'bytes without a zero byte'
+            f'{name} is {seen}; wanted a path of 1 to {MAX_BYTES} bytes without a zero byte'
         )
+
+
+def can_be_path(path: str) -> bool:
+    """Whether the operating system accepts a text as a path: not empty, too long or half."""
+    try:
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return 0 < len(encoded) <= MAX_BYTES and b'\0' not in encoded
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:

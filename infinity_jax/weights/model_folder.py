@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ from jax.sharding import Mesh
 from infinity_jax.config import DTYPES, ModelConfigs, TokenizerConfig, TransformerConfig, required
 from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
+from infinity_jax.renamed import STORED, current_field
 from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
+from infinity_jax.weights.file_hashes import ENTRY, file_hashes, file_problems
 from infinity_jax.weights.part_weights import (
     Params,
     flat_shapes,
@@ -43,6 +45,18 @@ from infinity_jax.weights.weight_files import name_problems, read_json
 FORMAT = 'infinity_jax'
 VERSION = 1
 PARTS = ('transformer', 'tokenizer', 'text_encoder')
+# The fields of config.json that every version has written.
+FIELDS = {
+    'transformer': (
+        'depth', 'width', 'num_heads', 'bits', 'mlp_ratio', 'text_channels', 'text_length',
+        'spatial_patchify', 'max_scales', 'drop_path', 'dtype',
+    ),
+    'tokenizer': (
+        'bits', 'base_channels', 'channel_multipliers', 'residual_blocks', 'unshuffle',
+        'norm_groups', 'decoder_blocks', 'kernel_size',
+    ),
+    'schedule': ('grids', 'full_grid'),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +134,7 @@ def _weights(loaded: LoadedModel) -> list[tuple[str, Any, Params]]:
 
 
 def write_description(folder: Path, configs: ModelConfigs) -> None:
-    """Writes config.json, the description of the folder's weights."""
+    """Writes config.json, the description of the folder's weights; the text encoder comes first."""
     described: dict[str, Any] = {'format': FORMAT, 'version': VERSION}
     for part, config in (
         ('transformer', configs.transformer),
@@ -132,6 +146,8 @@ def write_description(folder: Path, configs: ModelConfigs) -> None:
     if configs.source:
         described['source'] = dict(configs.source)
     described['extra'] = dict(configs.extra)
+    if hashes := file_hashes(folder):
+        described[ENTRY] = hashes
     text = json.dumps(described, indent=2)
     (folder / 'config.json').write_text(text + '\n', encoding='utf-8')
 
@@ -158,6 +174,7 @@ def read_configs(folder: str | os.PathLike[str]) -> ModelConfigs:
         if part in described:
             try:
                 parts[part] = from_mapping(config_type, described[part], part, stored=True)
+                _check_whole(part, described[part])
             except UserError as error:
                 raise UserError(f'{folder}/config.json: {error}') from None
     if (folder / 'text_encoder').is_dir():
@@ -166,6 +183,14 @@ def read_configs(folder: str | os.PathLike[str]) -> ModelConfigs:
     if problems := configs.problems():
         raise UserError(f'{folder}: ' + '; '.join(problems))
     return configs
+
+
+def _check_whole(part: str, fields: Mapping[str, Any]) -> None:
+    """Raises `UserError` where a field is absent: its default may be that of another model."""
+    given = {current_field(name, FIELDS[part], STORED) for name in fields}
+    absent = [f'{part}.{name}' for name in FIELDS[part] if name not in given]
+    if absent:
+        raise UserError(f'it lacks {", ".join(absent)}; copy the file again')
 
 
 def load_model(
@@ -203,6 +228,8 @@ def load_model(
             )
     text_folder = folder / 'text_encoder'
     if 'text_encoder' in parts and text_folder.is_dir():
+        if verify:
+            problems += file_problems(folder, read_description(folder)[1])
         try:
             _, weights['text_params'] = load_encoder(text_folder, dtype, mesh, verify=verify)
         except UserError as error:

@@ -20,7 +20,7 @@ from infinity_jax.errors import UserError, first_line
 
 TIME_LIMIT = 10  # seconds per case
 LONGEST_LINE = 4000  # characters of an error that is still read as a line
-ACCEPTED, REFUSED = 'accepted', 'refused'
+REFUSED, REPORTED, ACCEPTED = 'refused', 'reported', 'accepted'
 UNCLEAR, SILENT, TRACEBACK, HANG = 'unclear', 'silent', 'traceback', 'hang'
 BUGS = (UNCLEAR, SILENT, TRACEBACK, HANG)
 
@@ -34,11 +34,13 @@ class Case:
       run: reads it as the program does; raises `UserError` to refuse it.
       judge: gets what `run` returned. Its result is '', or the reason why the input must not be
         accepted without a word.
+      reported: gets the same; whether a part of the input was refused, such as a broken record.
     """
 
     name: str
     run: Callable[[], Any]
     judge: Callable[[Any], str] = lambda result: ''
+    reported: Callable[[Any], bool] = lambda result: False
 
 
 class Fuzzer(Protocol):
@@ -115,7 +117,9 @@ def outcome_of(case: Case) -> tuple[str, str]:
     except (Exception, SystemExit) as error:
         place = _place(traceback.extract_tb(error.__traceback__))
         return TRACEBACK, f'{type(error).__name__}: {first_line(error, 200)} in {place}'
-    return (SILENT, reason) if reason else (ACCEPTED, '')
+    if reason:
+        return SILENT, reason
+    return (REPORTED if case.reported(result) else ACCEPTED), ''
 
 
 @contextlib.contextmanager
@@ -149,7 +153,7 @@ def _place(frames: Iterable[traceback.FrameSummary]) -> str:
 
 def table(outcomes: dict[str, list[Outcome]]) -> str:
     """Counts of the verdicts of each kind, as Markdown."""
-    verdicts = (REFUSED, ACCEPTED, *BUGS)
+    verdicts = (REFUSED, REPORTED, ACCEPTED, *BUGS)
     lines = [f'| kind | cases | {" | ".join(verdicts)} |', '|---' * (2 + len(verdicts)) + '|']
     total: collections.Counter[str] = collections.Counter()
     for kind, found in outcomes.items():

@@ -8,7 +8,7 @@ import random
 from typing import Any
 
 from fuzz.harness import Case
-from fuzz.sources import Read, read_source
+from fuzz.sources import Read, has_reports, read_source
 from fuzz.values import ODD, changed, damaged, damaged_text
 from helpers.data_folders import encoded, line
 
@@ -54,7 +54,9 @@ class JsonlFuzzer:
         fields[field] = rng.choice(odd) if odd else changed(rng, fields[field])
         if field == 'long_caption' or rng.random() < 0.1:
             fields['long_caption_type'] = rng.choice(('x', None, [], 'user_prompt'))
-        return self._with(folder, number, json.dumps(fields).encode(), f'{field} {fields[field]!r:.40}')
+        return self._with(
+            folder, number, json.dumps(fields).encode(), f'{field} {fields[field]!r:.40}'
+        )
 
     def _fields(self, rng: random.Random, folder: pathlib.Path) -> Case:
         """A line that is no object, or one with fields left out, doubled or nested."""
@@ -123,7 +125,7 @@ class JsonlFuzzer:
         self, folder: pathlib.Path, name: str, number: int | None, content: bytes | None
     ) -> Case:
         run = functools.partial(self._read, folder, folder / 'index')
-        return Case(name, run, functools.partial(self._judge, number, content))
+        return Case(name, run, functools.partial(self._judge, number, content), has_reports)
 
     def _judge(self, number: int | None, content: bytes | None, read: Read) -> str:
         """Judges whether all other records are as before, and that no line is lost."""

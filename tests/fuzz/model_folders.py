@@ -164,7 +164,9 @@ class ModelFolderFuzzer:
             if read != wanted:
                 return f'read as {_difference(wanted, read)}'
             for part in ('transformer_params', 'tokenizer_params', 'text_params'):
-                pairs = zip(*map(jax.tree.leaves, (getattr(self.model, part), getattr(model, part))))
+                pairs = zip(
+                    *map(jax.tree.leaves, (getattr(self.model, part), getattr(model, part)))
+                )
                 if not all(np.array_equal(a, b) for a, b in pairs):
                     return f'{part} has other values'
             prompt = ['a small red apple on a light blue background']

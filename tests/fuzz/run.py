@@ -19,6 +19,7 @@ import time
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[n]) for n in (1, 2)]
 
 import jax  # noqa: E402
+import transformers  # noqa: E402, F401  (its import takes seconds, so that it would seem a hang)
 
 jax.config.update('jax_platforms', 'cpu')
 

@@ -62,5 +62,10 @@ def read_source(kind: str, folder: pathlib.Path, index_folder: pathlib.Path) -> 
         digest = hashlib.sha256(pixels.tobytes()).hexdigest()
         found[name] = Record(raw.captions.every(), digest)
     for name, reason in broken.items():
-        assert reason and len(reason) < 2000, f'{name} is broken: {reason[:200]!r}'
+        assert reason and len(reason) < 5000, f'{name} is broken: {reason[:200]!r}'
     return Read(len(index), found, broken, index.passed_over)
+
+
+def has_reports(read: Read) -> bool:
+    """Whether anything was reported as broken or passed over."""
+    return bool(read.broken or read.passed_over)

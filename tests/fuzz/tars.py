@@ -9,7 +9,7 @@ import tarfile
 from collections.abc import Callable
 
 from fuzz.harness import Case
-from fuzz.sources import Read, read_source
+from fuzz.sources import Read, has_reports, read_source
 from fuzz.values import damaged, damaged_text
 from helpers.data_folders import encoded
 
@@ -50,7 +50,8 @@ class TarFuzzer:
         (folder / SHARD).write_bytes(content)
         if rng.random() < 0.5:  # next to a good shard, which does not excuse it
             (folder / '000.tar').write_bytes(self.content)
-        return Case(name, functools.partial(read_source, 'tar', folder, folder / 'index'), judge)
+        run = functools.partial(read_source, 'tar', folder, folder / 'index')
+        return Case(name, run, judge, has_reports)
 
     def _bytes(self, rng: random.Random) -> tuple[str, bytes, Callable[[Read], str]]:
         """Damage anywhere in the shard."""

@@ -8,7 +8,6 @@ wrong and are ignored: lines are counted, and the size of the image decides its 
 
 import dataclasses
 import functools
-import os
 import pathlib
 from collections.abc import Iterator
 
@@ -23,6 +22,8 @@ from infinity_jax.data.records import (
     parse_object,
 )
 from infinity_jax.errors import UserError
+from infinity_jax.ranges import short
+from infinity_jax.runtime.local_files import can_be_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +79,8 @@ class JsonlSource:
             raise BrokenRecord(f'{self.paths[number]}: {error.strerror}') from None
         fields = parse_object(line)
         path = fields.get('image_path')
-        if not isinstance(path, str) or not path or not _may_name_a_file(path):
-            raise BrokenRecord(f'image_path is {path!r}')
+        if not isinstance(path, str) or not can_be_path(path):
+            raise BrokenRecord(f'image_path is {short(path)}')
         return RawRecord(functools.partial(open_file, self.images / path), captions_of(fields))
 
     def record_name(self, location: RecordLocation) -> str:
@@ -88,11 +89,3 @@ class JsonlSource:
 
 def _is_list(path: pathlib.Path) -> bool:
     return path.is_file() and not is_hidden(path.name)
-
-
-def _may_name_a_file(path: str) -> bool:
-    """Whether the operating system accepts it as a file name: no zero bytes, no lone surrogates."""
-    try:
-        return b'\0' not in os.fsencode(path)
-    except UnicodeEncodeError:
-        return False

@@ -86,14 +86,7 @@ class _Archive:
                 with zipfile.ZipFile(self.path) as archive:
                     return np.frombuffer(archive.read(info), storage.dtype, storage.size)
             content = np.memmap(self.path, np.uint8, 'r', self._start(info), (info.file_size,))
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            OSError,
-            RuntimeError,
-            ValueError,
-        ) as error:
+        except (*ZIP_ERRORS, ValueError, struct.error) as error:
             raise UserError(
                 f'{self.path}: {storage.member} is damaged ({error}); copy the file again'
             ) from None
