@@ -18,14 +18,19 @@ IMAGES = {
 }  # fmt: skip
 NAME = 'list.jsonl'
 TEXTS = (
-    'a\0b', '\u200b', '\u202e\u200b', '\ufeff', '\ud800', '', ' \t', '--', '-- a', 'a -- b', '😀' * 50,
-    'a' + '\u0301' * 5000, 'word ' * 400_000, 'x' * 2_000_000, ['a', 'b'], [], 5, None, True, {'a': 1},
+    'a\0b', '\u200b', '\u202e\u200b', '\ufeff', '\ud800', '', ' \t', '--', '-- a', 'a -- b',
+    '😀' * 50,
+    'a' + '\u0301' * 5000, 'word ' * 400_000, 'x' * 2_000_000, ['a', 'b'], [], 5, None, True,
+    {'a': 1},
     '\r', 'a\u2028b', '. . . . ! ?', 'A b. C d. E f. G h.',
 )  # fmt: skip
 PATHS = (
-    '', '.', '..', '/', '/dev/null', '/dev/zero', '/dev/stdin', 'pipe', 'loop', 'a.jpg/', './a.jpg', 'folder',
-    'x' * 300, 'x' * 5000, 'a\0.jpg', '\ud800.jpg', 'nope.jpg', None, 5, ['a.jpg'], {}, 'file:///a.jpg',
-    'http://127.0.0.1/a.jpg', 'gs://x/a.jpg', '~/a.jpg', 'A.JPG', 'a.jpg ', '/proc/self/mem', 'list.jsonl',
+    '', '.', '..', '/', '/dev/null', '/dev/zero', '/dev/stdin', 'pipe', 'loop', 'a.jpg/',
+    './a.jpg', 'folder',
+    'x' * 300, 'x' * 5000, 'a\0.jpg', '\ud800.jpg', 'nope.jpg', None, 5, ['a.jpg'], {},
+    'file:///a.jpg',
+    'http://127.0.0.1/a.jpg', 'gs://x/a.jpg', '~/a.jpg', 'A.JPG', 'a.jpg ', '/proc/self/mem',
+    'list.jsonl',
 )  # fmt: skip
 
 
@@ -71,7 +76,8 @@ class JsonlFuzzer:
                 (f'{text[:-1]}, "text": "b"}}'.encode(), 'a field twice'),
                 (json.dumps(rng.choice(ODD)).encode(), 'no object'),
                 (f'{text[:-1]}, "x": 1e999999, "y": {"[" * 500}{"]" * 500}}}'.encode(), 'odd extras'),
-                (text.replace('"', "'").encode(), 'quotes'), (b'  ' + text.encode() + b'\t', 'blanks'),
+                (text.replace('"', "'").encode(), 'quotes'),
+                (b'  ' + text.encode() + b'\t', 'blanks'),
                 (f'{text[:-1]}, "image_path": "b.png"}}'.encode(), 'a path twice'),
             )
         )  # fmt: skip

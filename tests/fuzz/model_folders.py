@@ -138,8 +138,10 @@ class ModelFolderFuzzer:
         value: Any = rng.choice(
             (
                 {}, {'weight_map': {}}, {'weight_map': []}, {'weight_map': {'x': 1}}, None, [],
-                {'weight_map': {'x': ['y']}}, {'weight_map': {'x': '../x'}}, {'weight_map': {'x': ''}},
-                {'weight_map': {'x': '.'}}, {'weight_map': {'x': None}}, {'weight_map': {'x': 'a\0'}},
+                {'weight_map': {'x': ['y']}}, {'weight_map': {'x': '../x'}},
+                {'weight_map': {'x': ''}},
+                {'weight_map': {'x': '.'}}, {'weight_map': {'x': None}},
+                {'weight_map': {'x': 'a\0'}},
                 {'weight_map': {'x': 'y.safetensors'}}, {'weight_map': {'x': 'config.json'}},
                 {'weight_map': {'x': f'{pathlib.Path(part).name}safetensors'}}, rng.choice(ODD),
             )

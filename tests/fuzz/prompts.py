@@ -16,9 +16,12 @@ from infinity_jax.tools.commands.prompts import read_negative, read_prompts
 
 LINES = ('a red apple', 'a sailboat on an orange background', 'two cats — and a dog', 'émile')
 ODD = (
-    '', ' ', '\u200b', '\ufeff', '\0', 'a\0b', '\x1b[31mred', 'a\u2028b', 'a\x85b', 'a\x0cb', '\u202e', '😀' * 300,
-    'x' * 100_000, 'word ' * 50_000, '-- x', '"quoted"', '# a comment', '{"prompt": "x"}', '\\n', '\t', '一只红苹果',
-    'a' + '\u0301' * 1000, '\u3000', '\xad', '\U000e0041', '<unk>', '</s>', '<pad>', '</s> a cat', '\x7f',
+    '', ' ', '\u200b', '\ufeff', '\0', 'a\0b', '\x1b[31mred', 'a\u2028b', 'a\x85b', 'a\x0cb',
+    '\u202e', '😀' * 300,
+    'x' * 100_000, 'word ' * 50_000, '-- x', '"quoted"', '# a comment', '{"prompt": "x"}', '\\n',
+    '\t', '一只红苹果',
+    'a' + '\u0301' * 1000, '\u3000', '\xad', '\U000e0041', '<unk>', '</s>', '<pad>', '</s> a cat',
+    '\x7f',
 )  # fmt: skip
 BLANK = ('Cc', 'Cf', 'Zs', 'Zl', 'Zp')
 

@@ -22,12 +22,15 @@ KINDS = {
     'unknown type': b'Z', 'contiguous': tarfile.CONTTYPE, 'old file': tarfile.AREGTYPE,
 }  # fmt: skip
 NAMES = (
-    '../0003.jpg', '/etc/0003.jpg', '.jpg', '', 'x' * 150 + '.jpg', 'ä' * 90 + '.jpg', '0003.JPG', '0003',
-    'a/../0003.jpg', './0003.jpg', 'a\udcff.jpg', '0003.jpg.exe', '0001.jpg', 'C:\\0003.jpg', '0003.gz',
+    '../0003.jpg', '/etc/0003.jpg', '.jpg', '', 'x' * 150 + '.jpg', 'ä' * 90 + '.jpg', '0003.JPG',
+    '0003',
+    'a/../0003.jpg', './0003.jpg', 'a\udcff.jpg', '0003.jpg.exe', '0001.jpg', 'C:\\0003.jpg',
+    '0003.gz',
     '0003.mask.jpg', ' .jpg', '0003.jpg/', '\n.jpg', '__MACOSX/0003.jpg', '.0003.jpg', '0003.',
 )  # fmt: skip
 TEXTS = (
-    b'', b'\0', b'\xff\xfe', b'\xef\xbb\xbfa caption', b' \n', b'-- x', '😀'.encode() * 50, b'x' * 2_000_000,
+    b'', b'\0', b'\xff\xfe', b'\xef\xbb\xbfa caption', b' \n', b'-- x', '😀'.encode() * 50,
+    b'x' * 2_000_000,
     b'a\r\nb', b'\xc3',
 )  # fmt: skip
 
@@ -70,7 +73,8 @@ class TarFuzzer:
         )  # fmt: skip
         value = rng.choice(
             (
-                b'', b'\0' * size, b'7' * (size - 1) + b'\0', b'\x80' + b'\t'.rjust(size - 1, b'\0'),
+                b'', b'\0' * size, b'7' * (size - 1) + b'\0',
+                b'\x80' + b'\t'.rjust(size - 1, b'\0'),
                 b'\xff' * size, b'-1', b'x', rng.randbytes(size), b'\x80' + b'\xff' * (size - 1),
             )
         )  # fmt: skip
@@ -124,10 +128,13 @@ class TarFuzzer:
         choices = {
             'gz': gzip.compress(self.content), 'bz2': bz2.compress(self.content),
             'xz': lzma.compress(self.content), 'no end': self.content[:end],
-            'one end block': self.content[:end] + bytes(BLOCK), 'long end': self.content + bytes(2**17),
-            'two archives': self.content * 2, 'empty': b'', 'zeros': bytes(10240), 'text': b'hello\n' * 900,
+            'one end block': self.content[:end] + bytes(BLOCK),
+            'long end': self.content + bytes(2**17),
+            'two archives': self.content * 2, 'empty': b'', 'zeros': bytes(10240),
+            'text': b'hello\n' * 900,
             'image': self.images[0], 'half a block': self.content[: end + 200],
-            'odd end': self.content + b'\0' * 77, 'rubbish after the end': self.content + b'x' * 512,
+            'odd end': self.content + b'\0' * 77,
+            'rubbish after the end': self.content + b'x' * 512,
         }  # fmt: skip
         name = rng.choice(list(choices))
         return name, choices[name], functools.partial(self._same_names, choices[name])

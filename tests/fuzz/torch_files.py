@@ -22,21 +22,33 @@ from infinity_jax.weights.weight_files import is_tensor, open_weights
 
 # Opcodes that ask for memory, call functions or build objects, with arguments of all kinds.
 OPCODES = (
-    b'cos\nsystem\n(Vtouch %s\ntR', b'cbuiltins\neval\n(V1\ntR', b'\x8c\x02os\x8c\x06system\x93', b'R', b'b',
-    b'ccollections\nOrderedDict\n)R', b'ctorch._utils\n_rebuild_tensor_v2\n', b'ctorch\nFloatStorage\n', b'Q',
-    b'r\xff\xff\xff\x7f', b'B\xff\xff\xff\x7f', b'\x8e' + b'\xff' * 7 + b'\x7f', b'\x8d' + b'\xff' * 8, b'X\xff\xff\xff\xff',
-    b'\x8b\xff\xff\xff\x7f', b'\x95' + b'\xff' * 8, b'(' * 3000, b'0' * 10, b'2' * 5000, b'l', b'd', b'u', b'e', b't', b's',
-    b'h\xff', b'j\xff\xff\xff\xff', b'g99999999\n', b'p99999999999\n', b'I99999999999999999999\n', b'L' + b'9' * 9000 + b'L\n',
-    b'Fnan\n', b'Sx\n', b"S'\\xff'\n", b'Vx\\ud800\n', b'\x82\x01', b'\x83\xff\xff', b'\x84\xff\xff\xff\xff', b'P1\n', b'i__main__\nx\n',
-    b'\x81', b'\x92', b'\x85', b'\x86', b'\x87', b'N', b'}', b']', b')', b'\x94', b'.', b'\x97', b'\x98', b'\x96' + b'\x00' * 8,
+    b'cos\nsystem\n(Vtouch %s\ntR', b'cbuiltins\neval\n(V1\ntR', b'\x8c\x02os\x8c\x06system\x93',
+    b'R', b'b',
+    b'ccollections\nOrderedDict\n)R', b'ctorch._utils\n_rebuild_tensor_v2\n',
+    b'ctorch\nFloatStorage\n', b'Q',
+    b'r\xff\xff\xff\x7f', b'B\xff\xff\xff\x7f', b'\x8e' + b'\xff' * 7 + b'\x7f',
+    b'\x8d' + b'\xff' * 8, b'X\xff\xff\xff\xff',
+    b'\x8b\xff\xff\xff\x7f', b'\x95' + b'\xff' * 8, b'(' * 3000, b'0' * 10, b'2' * 5000, b'l',
+    b'd', b'u', b'e', b't', b's',
+    b'h\xff', b'j\xff\xff\xff\xff', b'g99999999\n', b'p99999999999\n', b'I99999999999999999999\n',
+    b'L' + b'9' * 9000 + b'L\n',
+    b'Fnan\n', b'Sx\n', b"S'\\xff'\n", b'Vx\\ud800\n', b'\x82\x01', b'\x83\xff\xff',
+    b'\x84\xff\xff\xff\xff', b'P1\n', b'i__main__\nx\n',
+    b'\x81', b'\x92', b'\x85', b'\x86', b'\x87', b'N', b'}', b']', b')', b'\x94', b'.', b'\x97',
+    b'\x98', b'\x96' + b'\x00' * 8,
 )  # fmt: skip
 WRAPPED: tuple[Callable[[dict], Any], ...] = (
-    lambda d: {'vae': d}, lambda d: {'vae': d, 'epoch': 3}, lambda d: {'state_dict': d}, lambda d: {'model': d},
-    lambda d: {'trainer': {'vae_local': d}}, lambda d: {'trainer': d}, lambda d: {'trainer': 5}, lambda d: {'vae': {}},
-    lambda d: {'vae': None}, lambda d: {'vae': 5}, lambda d: {}, lambda d: [d], lambda d: 5, lambda d: {'vae': [d]},
-    lambda d: {f'module.{n}': v for n, v in d.items()}, lambda d: {f'_orig_mod.module.{n}': v for n, v in d.items()},
+    lambda d: {'vae': d}, lambda d: {'vae': d, 'epoch': 3}, lambda d: {'state_dict': d},
+    lambda d: {'model': d},
+    lambda d: {'trainer': {'vae_local': d}}, lambda d: {'trainer': d}, lambda d: {'trainer': 5},
+    lambda d: {'vae': {}},
+    lambda d: {'vae': None}, lambda d: {'vae': 5}, lambda d: {}, lambda d: [d], lambda d: 5,
+    lambda d: {'vae': [d]},
+    lambda d: {f'module.{n}': v for n, v in d.items()},
+    lambda d: {f'_orig_mod.module.{n}': v for n, v in d.items()},
     lambda d: {n: [v] for n, v in d.items()}, lambda d: {**d, 'extra': 5}, lambda d: {**d, 5: 5},
-    lambda d: {n.encode(): v for n, v in d.items()}, lambda d: {**d, 'x.weight': np.zeros((0, 3), 'f')},
+    lambda d: {n.encode(): v for n, v in d.items()},
+    lambda d: {**d, 'x.weight': np.zeros((0, 3), 'f')},
 )  # fmt: skip
 
 
@@ -140,8 +152,10 @@ class TorchFileFuzzer:
         else:
             made = rng.choice(
                 (
-                    5, None, 'x', [1], {'a': {'b': OrderedDict()}}, {1: 2}, {'a': float('nan')}, {(): ()}, set(),
-                    {'a': b'x'}, {'a': 1j}, {'a': slice(1)}, {'a': range(3)}, {None: None}, {'a': 10**5000},
+                    5, None, 'x', [1], {'a': {'b': OrderedDict()}}, {1: 2}, {'a': float('nan')},
+                    {(): ()}, set(),
+                    {'a': b'x'}, {'a': 1j}, {'a': slice(1)}, {'a': range(3)}, {None: None},
+                    {'a': 10**5000},
                 )
             )  # fmt: skip
             name, content = (
