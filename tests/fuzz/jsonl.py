@@ -9,7 +9,7 @@ from typing import Any
 
 from fuzz.harness import Case
 from fuzz.sources import Read, has_reports, read_source
-from fuzz.values import ODD, changed, damaged, damaged_text
+from fuzz.values import ODD, changed, damaged, damaged_text, short
 from helpers.data_folders import encoded, line
 
 IMAGES = {
@@ -59,9 +59,8 @@ class JsonlFuzzer:
         fields[field] = rng.choice(odd) if odd else changed(rng, fields[field])
         if field == 'long_caption' or rng.random() < 0.1:
             fields['long_caption_type'] = rng.choice(('x', None, [], 'user_prompt'))
-        return self._with(
-            folder, number, json.dumps(fields).encode(), f'{field} {fields[field]!r:.40}'
-        )
+        name = f'{field} {short(fields[field])}'
+        return self._with(folder, number, json.dumps(fields).encode(), name)
 
     def _fields(self, rng: random.Random, folder: pathlib.Path) -> Case:
         """A line that is no object, or one with fields left out, doubled or nested."""
@@ -75,7 +74,7 @@ class JsonlFuzzer:
                 (content, damage), (content, damage), (json.dumps(fields).encode(), 'a field less'),
                 (f'{text[:-1]}, "text": "b"}}'.encode(), 'a field twice'),
                 (json.dumps(rng.choice(ODD)).encode(), 'no object'),
-                (f'{text[:-1]}, "x": 1e999999, "y": {"[" * 500}{"]" * 500}}}'.encode(), 'odd extras'),
+                (f'{text[:-1]}, "x": 1e999999, "y": {"[" * 500 + "]" * 500}}}'.encode(), 'extras'),
                 (text.replace('"', "'").encode(), 'quotes'),
                 (b'  ' + text.encode() + b'\t', 'blanks'),
                 (f'{text[:-1]}, "image_path": "b.png"}}'.encode(), 'a path twice'),
