@@ -62,14 +62,14 @@ def from_mapping(
 
 
 def _items(fields: Mapping[str, Any], where: str) -> list[tuple[str, Any]]:
+    """Name and value of each field; raises `UserError` where a name is no text."""
     try:
         items = list(fields.items())
+        odd = [short(name) for name, _ in items if not isinstance(name, str)]
     except TypeError:  # a ConfigDict sorts its names
-        items = []
-    odd = [name for name, _ in items if not isinstance(name, str)]
-    if odd or not items and len(fields):
-        seen = f'the name {short(odd[0])}' if odd else 'names of several types'
-        raise UserError(f'config field {where or "config"} has {seen}; wanted text as names')
+        odd = ['of several types']
+    if odd:
+        raise UserError(f'{where or "config"} has a name that is {odd[0]}; wanted text as names')
     return items
 
 

@@ -245,7 +245,8 @@ def existing_folder(folder: str | os.PathLike[str]) -> Path:
     """The folder itself, or its backup where a save was cut off between its two renames."""
     folder = Path(folder)
     previous = previous_folder(folder)
-    return previous if not folder.exists() and previous.exists() else folder
+    # os.path: False too for what cannot be a path
+    return previous if not os.path.exists(folder) and os.path.exists(previous) else folder
 
 
 def read_description(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
@@ -256,8 +257,8 @@ def read_description(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, An
     """
     folder = existing_folder(folder)
     path = folder / 'config.json'
-    if not path.is_file():
-        lack = 'no config.json there' if folder.exists() else 'no such folder'
+    if not os.path.isfile(path):
+        lack = 'no config.json there' if os.path.exists(folder) else 'no such folder'
         raise UserError(f'{folder}: {lack}; wanted a model folder of {FORMAT}')
     described = read_json(path)
     if described.get('format') != FORMAT or described.get('version') != VERSION:

@@ -132,6 +132,10 @@ def _place(file: str, error: BaseException) -> str:
 
 
 def _check_file(spec: str) -> None:
+    if re.match(r'[A-Za-z]:[\\/]', spec):
+        raise UserError(
+            f'--config={spec}: the colon ends the name of the file; name it by a relative path'
+        )
     file = spec.split(':')[0]
     check_path(file, '--config')
     if not os.path.isfile(file):
