@@ -40,6 +40,7 @@ def main() -> int:
     parser.add_argument('--keep', type=pathlib.Path, metavar='DIR', help='gets the inputs of bugs')
     parser.add_argument('--verbose', action='store_true', help='print every case')
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors='backslashreplace')  # some inputs are half characters
     numbers = range(args.count) if args.only is None else [args.only]
     outcomes: dict[str, list[Outcome]] = {}
     for kind in FUZZERS if args.kind == 'all' else [args.kind]:

@@ -124,9 +124,11 @@ def _with(content: bytes, place: int, new: bytes) -> bytes:
 
 
 def paths(fields: Mapping[str, Any], prefix: str = '') -> list[str]:
-    """Dotted names of all fields, groups included."""
+    """Dotted names of all fields, groups included; without names that hold dots."""
     found = []
     for name, value in fields.items():
+        if '.' in name:
+            continue
         found.append(prefix + name)
         if isinstance(value, dict):
             found += paths(value, f'{prefix}{name}.')
