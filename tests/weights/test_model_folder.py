@@ -232,7 +232,7 @@ def test_a_field_that_is_absent_is_refused(model, tmp_path, part):
     assert set(written[part]) == set(FIELDS[part])  # a new field is not asked of older folders
     for name in FIELDS[part]:
         save_model(tmp_path / 'm', model)
-        edit_config(tmp_path / 'm', lambda fields: fields[part].pop(name))
+        edit_config(tmp_path / 'm', lambda fields, name=name: fields[part].pop(name))
         with pytest.raises(UserError, match=f'config.json: .*lacks {part}.{name}'):
             load_model(tmp_path / 'm')
 
