@@ -18,7 +18,8 @@ from typing import Any, NamedTuple, Protocol
 
 from infinity_jax.errors import UserError, first_line
 
-TIME_LIMIT = 10  # seconds per case
+TIME_LIMIT = 10  # seconds of processor time per case
+PATIENCE = 6  # times that many seconds in all, for a case that waits and for a busy machine
 LONGEST_LINE = 4000  # characters of an error that is still read as a line
 REFUSED, REPORTED, ACCEPTED = 'refused', 'reported', 'accepted'
 UNCLEAR, SILENT, TRACEBACK, HANG = 'unclear', 'silent', 'traceback', 'hang'
@@ -100,7 +101,7 @@ def outcome_of(case: Case) -> tuple[str, str]:
     output = io.StringIO()
     try:
         with (
-            time_limit(TIME_LIMIT),
+            time_limit(TIME_LIMIT, PATIENCE * TIME_LIMIT),
             warnings.catch_warnings(),
             contextlib.redirect_stdout(output),
             contextlib.redirect_stderr(output),
@@ -123,19 +124,25 @@ def outcome_of(case: Case) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def time_limit(seconds: float) -> Iterator[None]:
-    """Raises `Hang` in the main thread where the block takes longer."""
+def time_limit(processor_seconds: float, seconds: float) -> Iterator[None]:
+    """Raises `Hang` in the main thread where the block takes longer than one of the limits."""
 
     def stop(*_: Any) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timers = {
+        signal.SIGPROF: (signal.ITIMER_PROF, processor_seconds),
+        signal.SIGALRM: (signal.ITIMER_REAL, seconds),
+    }
+    before = {number: signal.signal(number, stop) for number in timers}
     try:
+        for timer, limit in timers.values():
+            signal.setitimer(timer, limit)
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for number, (timer, _) in timers.items():
+            signal.setitimer(timer, 0)
+            signal.signal(number, before[number])
 
 
 def _frames_of_last_error() -> list[traceback.FrameSummary]:

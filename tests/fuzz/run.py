@@ -23,10 +23,10 @@ import transformers  # noqa: E402, F401  (its import takes seconds, so that it w
 
 jax.config.update('jax_platforms', 'cpu')
 
-from fuzz.harness import BUGS, TIME_LIMIT, Outcome, run_cases, table  # noqa: E402
+from fuzz.harness import BUGS, PATIENCE, TIME_LIMIT, Outcome, run_cases, table  # noqa: E402
 from fuzz.kinds import FUZZERS  # noqa: E402
 
-STUCK = 6 * TIME_LIMIT  # seconds, for code that no exception of Python reaches
+STUCK = 2 * PATIENCE * TIME_LIMIT  # seconds, for code that no exception of Python reaches
 
 
 def main() -> int:

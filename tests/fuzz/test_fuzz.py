@@ -40,7 +40,7 @@ def refuse(text):
     ],
 )
 def test_each_kind_of_ending_is_recognised(run, verdict, monkeypatch):
-    monkeypatch.setattr(harness, 'TIME_LIMIT', 0.2)
+    monkeypatch.setattr(harness, 'TIME_LIMIT', 0.1)
     judge = lambda result: 'another result' if result == 'other' else ''
     assert outcome_of(Case('x', run, judge, lambda result: result == 'partly'))[0] == verdict
 
