@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from infinity_jax.errors import UserError
@@ -18,7 +18,12 @@ T = TypeVar('T')
 
 
 def from_mapping(
-    cls: type[T], fields: Mapping[str, Any], where: str = '', *, stored: bool = False
+    cls: type[T],
+    fields: Mapping[str, Any],
+    where: str = '',
+    *,
+    stored: bool = False,
+    needed: Collection[str] = (),
 ) -> T:
     """Builds the dataclass `cls` from a `ConfigDict` or parsed JSON object.
 
@@ -27,6 +32,7 @@ def from_mapping(
       fields: name to value. Lists become tuples.
       where: dotted path of `fields` in the whole configuration, for messages.
       stored: whether this package wrote them; then old names give no warning.
+      needed: names of fields that have a default, and must be given all the same.
 
     Raises:
       UserError: a field is unknown (the nearest known name is suggested), missing or mistyped.
@@ -53,8 +59,7 @@ def from_mapping(
         prefix + n
         for n, f in known.items()
         if n not in values
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
+        and (n in needed or f.default is f.default_factory is dataclasses.MISSING)
     ]
     if missing:
         raise UserError(f'config lacks {", ".join(missing)}: set it')

@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from jax.sharding import Mesh
 from infinity_jax.config import DTYPES, ModelConfigs, TokenizerConfig, TransformerConfig, required
 from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
-from infinity_jax.renamed import STORED, current_field
 from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
@@ -45,7 +44,7 @@ from infinity_jax.weights.weight_files import name_problems, read_json
 FORMAT = 'infinity_jax'
 VERSION = 1
 PARTS = ('transformer', 'tokenizer', 'text_encoder')
-# The fields of config.json that every version has written.
+# The fields of config.json that every version wrote: a default could be that of another model.
 FIELDS = {
     'transformer': (
         'depth', 'width', 'num_heads', 'bits', 'mlp_ratio', 'text_channels', 'text_length',
@@ -173,8 +172,9 @@ def read_configs(folder: str | os.PathLike[str]) -> ModelConfigs:
     ):
         if part in described:
             try:
-                parts[part] = from_mapping(config_type, described[part], part, stored=True)
-                _check_whole(part, described[part])
+                parts[part] = from_mapping(
+                    config_type, described[part], part, stored=True, needed=FIELDS[part]
+                )
             except UserError as error:
                 raise UserError(f'{folder}/config.json: {error}') from None
     if (folder / 'text_encoder').is_dir():
@@ -183,14 +183,6 @@ def read_configs(folder: str | os.PathLike[str]) -> ModelConfigs:
     if problems := configs.problems():
         raise UserError(f'{folder}: ' + '; '.join(problems))
     return configs
-
-
-def _check_whole(part: str, fields: Mapping[str, Any]) -> None:
-    """Raises `UserError` where a field is absent: its default may be that of another model."""
-    given = {current_field(name, FIELDS[part], STORED) for name in fields}
-    absent = [f'{part}.{name}' for name in FIELDS[part] if name not in given]
-    if absent:
-        raise UserError(f'it lacks {", ".join(absent)}; copy the file again')
 
 
 def load_model(
