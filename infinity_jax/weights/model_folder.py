@@ -223,7 +223,9 @@ def load_model(
         if verify:
             problems += file_problems(folder, read_description(folder)[1])
         try:
-            _, weights['text_params'] = load_encoder(text_folder, dtype, mesh, verify=verify)
+            _, weights['text_params'] = load_encoder(
+                text_folder, dtype, mesh, configs.text, verify=verify
+            )
         except UserError as error:
             problems.append(str(error))
         if any((text_folder / name).is_file() for name in ('tokenizer.json', 'spiece.model')):
