@@ -130,7 +130,11 @@ def _is_alive(process: int) -> bool:
 
 
 def _flush(path: Path) -> None:
-    with open(path, 'rb') as file:
+    try:
+        file = open(path, 'r+b')  # Windows flushes only what is open for writing
+    except PermissionError:  # a copy of a read-only file
+        file = open(path, 'rb')
+    with file:
         os.fsync(file.fileno())
 
 

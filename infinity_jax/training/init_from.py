@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
+from infinity_jax.runtime.local_files import check_path
 from infinity_jax.training.checkpoint import Checkpoints, load_weights, shapes_by_name
 from infinity_jax.training.config import RunConfig
 from infinity_jax.training.run_folder import run_named
@@ -47,7 +48,9 @@ def run_config(fields: Mapping[str, Any]) -> RunConfig:
         raise UserError(f'config field task is {task!r}; wanted one of {", ".join(TASKS)}')
     if task == 't2i':
         fields = _with_model_fields(fields)
-    return from_mapping(TASKS[task], fields)
+    config = from_mapping(TASKS[task], fields)
+    check_path(config.run_dir, 'config field run_dir')
+    return config
 
 
 def _with_model_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -30,6 +30,7 @@ from infinity_jax.parsing import from_mapping
 from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
+from infinity_jax.weights.file_hashes import ENTRY, file_hashes, file_problems
 from infinity_jax.weights.part_weights import (
     Params,
     flat_shapes,
@@ -43,6 +44,18 @@ from infinity_jax.weights.weight_files import name_problems, read_json
 FORMAT = 'infinity_jax'
 VERSION = 1
 PARTS = ('transformer', 'tokenizer', 'text_encoder')
+# The fields of config.json that every version wrote: a default could be that of another model.
+FIELDS = {
+    'transformer': (
+        'depth', 'width', 'num_heads', 'bits', 'mlp_ratio', 'text_channels', 'text_length',
+        'spatial_patchify', 'max_scales', 'drop_path', 'dtype',
+    ),
+    'tokenizer': (
+        'bits', 'base_channels', 'channel_multipliers', 'residual_blocks', 'unshuffle',
+        'norm_groups', 'decoder_blocks', 'kernel_size',
+    ),
+    'schedule': ('grids', 'full_grid'),
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +133,7 @@ def _weights(loaded: LoadedModel) -> list[tuple[str, Any, Params]]:
 
 
 def write_description(folder: Path, configs: ModelConfigs) -> None:
-    """Writes config.json, the description of the folder's weights."""
+    """Writes config.json, the description of the folder's weights; the text encoder comes first."""
     described: dict[str, Any] = {'format': FORMAT, 'version': VERSION}
     for part, config in (
         ('transformer', configs.transformer),
@@ -132,6 +145,8 @@ def write_description(folder: Path, configs: ModelConfigs) -> None:
     if configs.source:
         described['source'] = dict(configs.source)
     described['extra'] = dict(configs.extra)
+    if hashes := file_hashes(folder):
+        described[ENTRY] = hashes
     text = json.dumps(described, indent=2)
     (folder / 'config.json').write_text(text + '\n', encoding='utf-8')
 
@@ -157,7 +172,9 @@ def read_configs(folder: str | os.PathLike[str]) -> ModelConfigs:
     ):
         if part in described:
             try:
-                parts[part] = from_mapping(config_type, described[part], part, stored=True)
+                parts[part] = from_mapping(
+                    config_type, described[part], part, stored=True, needed=FIELDS[part]
+                )
             except UserError as error:
                 raise UserError(f'{folder}/config.json: {error}') from None
     if (folder / 'text_encoder').is_dir():
@@ -203,6 +220,8 @@ def load_model(
             )
     text_folder = folder / 'text_encoder'
     if 'text_encoder' in parts and text_folder.is_dir():
+        if verify:
+            problems += file_problems(folder, read_description(folder)[1])
         try:
             _, weights['text_params'] = load_encoder(
                 text_folder, dtype, mesh, configs.text, verify=verify
@@ -220,7 +239,8 @@ def existing_folder(folder: str | os.PathLike[str]) -> Path:
     """The folder itself, or its backup where a save was cut off between its two renames."""
     folder = Path(folder)
     previous = previous_folder(folder)
-    return previous if not folder.exists() and previous.exists() else folder
+    # os.path: False too for what cannot be a path
+    return previous if not os.path.exists(folder) and os.path.exists(previous) else folder
 
 
 def read_description(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
@@ -231,8 +251,8 @@ def read_description(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, An
     """
     folder = existing_folder(folder)
     path = folder / 'config.json'
-    if not path.is_file():
-        lack = 'no config.json there' if folder.exists() else 'no such folder'
+    if not os.path.isfile(path):
+        lack = 'no config.json there' if os.path.exists(folder) else 'no such folder'
         raise UserError(f'{folder}: {lack}; wanted a model folder of {FORMAT}')
     described = read_json(path)
     if described.get('format') != FORMAT or described.get('version') != VERSION:
