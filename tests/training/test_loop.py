@@ -85,6 +85,10 @@ def run(folder, loss=lambda number: 1 / (1 + number), **changed):
         done.append(f'evaluate {int(state.step)}')
         return {'loss': state.params['w'].sum()}
 
+    def sample(state, path):
+        done.append(f'sample {int(state.step)}')
+        path.touch()
+
     task = loop.Task(
         init=init,
         abstract_state=loop.with_shardings(
@@ -95,7 +99,7 @@ def run(folder, loss=lambda number: 1 / (1 + number), **changed):
         train_step=train_step,
         step_flops=lambda _: 1.0,
         evaluate=evaluate,
-        sample=lambda state, _: done.append(f'sample {int(state.step)}'),
+        sample=sample,
         export=lambda state, _: done.append(f'export {int(state.step)}'),
     )
     fields = {name: changed.pop(name) for name in ('steps', 'log_every') if name in changed}
@@ -134,7 +138,9 @@ def test_a_resumed_run_reads_the_batches_that_it_has_not_read(tmp_path, capsys):
     ],
 )
 def test_sigterm_between_steps_is_reported_and_loses_nothing(tmp_path, phase, at, kept, then):
-    def noticed(state, *_):
+    def noticed(state, *path):
+        if phase == 'sample':
+            path[0].touch()
         if int(state.step) == at:
             terminate()
         return {'loss': state.params['w'].sum()}
