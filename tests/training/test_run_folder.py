@@ -69,3 +69,19 @@ def test_a_resumed_run_lists_the_changes_of_its_configuration(tmp_path, fields, 
     write_description(Resumed(), tmp_path)
     printed = changed_since(Resumed(**fields), tmp_path)
     assert line in printed and bool(line) == bool(printed) and '\n' not in printed
+
+
+@pytest.mark.parametrize(
+    'text', [b'', b'[]', b'null', b'\xff\xfe', b'{"a": ' * 100_000, b'{"a": 1']
+)
+def test_a_damaged_description_is_one_line(tmp_path, text):
+    (tmp_path / 'config.json').write_bytes(text)
+    with pytest.raises(UserError, match='config.json.*; move that file away') as caught:
+        changed_since(Resumed(), tmp_path)
+    assert '\n' not in str(caught.value)
+    deep = b'{"a": ' * 900 + b'1' + b'}' * 900  # parsed, but deeper than any configuration
+    (tmp_path / 'config.json').write_bytes(deep)
+    try:
+        changed_since(Resumed(), tmp_path)
+    except UserError as error:
+        assert '\n' not in str(error)
