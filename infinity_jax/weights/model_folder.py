@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,9 +26,11 @@ from jax.sharding import Mesh
 
 from infinity_jax.config import (
     DTYPES,
+    STORED,
     ModelConfigs,
     TokenizerConfig,
     TransformerConfig,
+    current_name,
     from_mapping,
     required,
 )
@@ -49,7 +51,11 @@ from infinity_jax.weights.weight_files import name_problems, read_json
 FORMAT = 'infinity_jax'
 VERSION = 1
 PARTS = ('transformer', 'tokenizer', 'text_encoder')
+# Fields that the first folders lack; their defaults are the behaviour of that time.
+LATER_FIELDS = ('decoder_blocks', 'kernel_size')
 DEMO_FOLDER = Path(__file__).parent.parent / 'demo'  # the model that ships with the package
+
+Config = TypeVar('Config')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +170,7 @@ def read_configs(folder: str | os.PathLike[str]) -> ModelConfigs:
     ):
         if part in described:
             try:
-                parts[part] = from_mapping(config_type, described[part], part, stored=True)
+                parts[part] = stored_config(config_type, described[part], part)
             except UserError as error:
                 raise UserError(f'{folder}/config.json: {error}') from None
     if (folder / 'text_encoder').is_dir():
@@ -173,6 +179,32 @@ def read_configs(folder: str | os.PathLike[str]) -> ModelConfigs:
     if problems := configs.problems():
         raise UserError(f'{folder}: ' + '; '.join(problems))
     return configs
+
+
+def stored_config(config_type: type[Config], fields: Any, where: str) -> Config:
+    """A configuration that this package wrote, in which no field may be missing.
+
+    A field that got lost must not become its default: the weights would load, and the model would
+    be another one.
+
+    Args:
+      config_type: a dataclass.
+      fields: the parsed JSON.
+      where: name of the part, for messages.
+
+    Raises:
+      UserError: a field is missing, unknown or mistyped.
+    """
+    config = from_mapping(config_type, fields, where, stored=True)
+    known = [field.name for field in dataclasses.fields(config_type)]  # type: ignore[arg-type]
+    given = {current_name(name, known, STORED) for name in fields}
+    missing = [name for name in known if name not in given and name not in LATER_FIELDS]
+    if missing:
+        raise UserError(
+            f'{where} lacks {", ".join(missing)}, with which the model was saved; copy the '
+            'original file there again'
+        )
+    return config
 
 
 def load_model(
