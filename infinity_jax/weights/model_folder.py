@@ -15,7 +15,7 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -195,16 +195,16 @@ def stored_config(config_type: type[Config], fields: Any, where: str) -> Config:
     Raises:
       UserError: a field is missing, unknown or mistyped.
     """
-    config = from_mapping(config_type, fields, where, stored=True)
     known = [field.name for field in dataclasses.fields(config_type)]  # type: ignore[arg-type]
-    given = {current_name(name, known, STORED) for name in fields}
-    missing = [name for name in known if name not in given and name not in LATER_FIELDS]
-    if missing:
-        raise UserError(
-            f'{where} lacks {", ".join(missing)}, with which the model was saved; copy the '
-            'original file there again'
-        )
-    return config
+    if isinstance(fields, Mapping):
+        given = {current_name(name, known, STORED) for name in fields}
+        missing = [name for name in known if name not in given and name not in LATER_FIELDS]
+        if missing:
+            raise UserError(
+                f'{where} lacks {", ".join(missing)}, with which it was saved; copy the original '
+                'file there again'
+            )
+    return from_mapping(config_type, fields, where, stored=True)
 
 
 def load_model(
