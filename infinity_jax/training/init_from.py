@@ -14,8 +14,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from infinity_jax.config import from_mapping
 from infinity_jax.errors import UserError
+from infinity_jax.parsing import from_mapping
 from infinity_jax.training.checkpoint import Checkpoints
 from infinity_jax.training.checkpoint_weights import load_weights, shapes_by_name
 from infinity_jax.training.config import RunConfig

@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from infinity_jax.config import STORED, current_name
 from infinity_jax.errors import UserError, first_line
+from infinity_jax.renamed import STORED, current_field
 from infinity_jax.runtime.atomic_write import atomic_file
 from infinity_jax.weights.weight_files import read_json
 
@@ -93,7 +93,7 @@ def _flat(described: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 def _current_path(name: str, known: dict[str, Any]) -> str:
     """The present name of a dotted field of an older version; fields inside lists keep theirs."""
     head, dot, last = name.rpartition('.')
-    return head + dot + current_name(last, {n.rpartition('.')[2] for n in known}, STORED)
+    return head + dot + current_field(last, {n.rpartition('.')[2] for n in known}, STORED)
 
 
 def run_named(path: str | os.PathLike) -> tuple[pathlib.Path | None, int | None]:

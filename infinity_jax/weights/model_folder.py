@@ -24,17 +24,10 @@ import numpy as np
 import safetensors
 from jax.sharding import Mesh
 
-from infinity_jax.config import (
-    DTYPES,
-    STORED,
-    ModelConfigs,
-    TokenizerConfig,
-    TransformerConfig,
-    current_name,
-    from_mapping,
-    required,
-)
+from infinity_jax.config import DTYPES, ModelConfigs, TokenizerConfig, TransformerConfig, required
 from infinity_jax.errors import UserError
+from infinity_jax.parsing import from_mapping
+from infinity_jax.renamed import STORED, current_field
 from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
@@ -53,7 +46,6 @@ VERSION = 1
 PARTS = ('transformer', 'tokenizer', 'text_encoder')
 # Fields that the first folders lack; their defaults are the behaviour of that time.
 LATER_FIELDS = ('decoder_blocks', 'kernel_size')
-DEMO_FOLDER = Path(__file__).parent.parent / 'demo'  # the model that ships with the package
 
 Config = TypeVar('Config')
 
@@ -197,7 +189,7 @@ def stored_config(config_type: type[Config], fields: Any, where: str) -> Config:
     """
     known = [field.name for field in dataclasses.fields(config_type)]  # type: ignore[arg-type]
     if isinstance(fields, Mapping):
-        given = {current_name(name, known, STORED) for name in fields}
+        given = {current_field(name, known, STORED) for name in fields}
         missing = [name for name in known if name not in given and name not in LATER_FIELDS]
         if missing:
             raise UserError(

@@ -132,9 +132,8 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
 
 def run_demo(args: argparse.Namespace) -> None:
     """Prints a table of the matcher's accuracies."""
-    from infinity_jax.runtime.hub import local_folder
+    from infinity_jax.runtime.hub import DEMO_FOLDER, local_folder
     from infinity_jax.training.transformer.demo_evaluation import evaluate_demo
-    from infinity_jax.weights.model_folder import DEMO_FOLDER
 
     evaluate_demo(
         local_folder(args.checkpoint or DEMO_FOLDER),
@@ -149,8 +148,8 @@ def run_demo(args: argparse.Namespace) -> None:
 
 def run_loss(args: argparse.Namespace) -> None:
     """Prints loss and accuracy by scale."""
+    from infinity_jax.runtime.hub import DEMO_FOLDER
     from infinity_jax.tools.evaluation.loss import evaluate_loss
-    from infinity_jax.weights.model_folder import DEMO_FOLDER
 
     config = run_config(args)
     if config.task != 't2i':
@@ -160,8 +159,8 @@ def run_loss(args: argparse.Namespace) -> None:
 
 def run_tokenizer(args: argparse.Namespace) -> None:
     """Prints the tokenizer's figures by scale."""
+    from infinity_jax.runtime.hub import DEMO_FOLDER
     from infinity_jax.tools.evaluation.tokenizer import EMOJI, evaluate_tokenizer
-    from infinity_jax.weights.model_folder import DEMO_FOLDER
 
     evaluate_tokenizer(
         args.checkpoint or DEMO_FOLDER,

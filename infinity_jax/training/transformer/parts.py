@@ -8,12 +8,13 @@ from jax.sharding import Mesh
 
 from infinity_jax.config import ModelConfigs, pixels_per_token, required
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import BUDGET_OF_EDGE
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.training.init_from import frozen_transformer, torch_source
 from infinity_jax.training.transformer.config import T2IConfig, run_schedule
 from infinity_jax.transformer.model import check_schedule
-from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model
+from infinity_jax.weights.model_folder import LoadedModel, load_model
 from infinity_jax.weights.placement import place
 from infinity_jax.weights.t5_folder import load_encoder
 

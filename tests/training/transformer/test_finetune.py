@@ -17,6 +17,7 @@ from infinity_jax.config import TextConfig, TransformerConfig
 from infinity_jax.convert.exporting import to_torch_files
 from infinity_jax.errors import UserError
 from infinity_jax.inference.pipeline import InfinityPipeline
+from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import make_mesh
 from infinity_jax.text.tokenizer import TextTokenizer
@@ -29,7 +30,7 @@ from infinity_jax.training.transformer.parts import load_parts, place_frozen
 from infinity_jax.training.transformer.task import make_task
 from infinity_jax.transformer.lora import LoraConfig, merge
 from infinity_jax.weights.adapter_file import FILE_NAME, load_adapter, merge_into_folder
-from infinity_jax.weights.model_folder import DEMO_FOLDER, load_model, save_model
+from infinity_jax.weights.model_folder import load_model, save_model
 from infinity_jax.weights.placement import place_model
 from infinity_jax.weights.t5_folder import encoder_shapes
 
