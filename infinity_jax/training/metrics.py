@@ -16,6 +16,7 @@ import numpy as np
 
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.atomic_write import atomic_file
+from infinity_jax.training.event_file import EventFile
 
 FILE_NAME = 'metrics.jsonl'
 # A loss is a spike where it exceeds the median of the last losses by more than this margin.
@@ -75,16 +76,12 @@ class RunLog:
         self._spikes = SpikeDetector()
         if not self._active:
             return
-        # Imported here: reading metrics needs neither.
-        import tensorboardX
-        import tqdm
+        import tqdm  # here: reading metrics does without it
 
         repeated = start_step in (0, num_steps) or start_step > num_steps
         self._kept = _drop_lines(self.path, start_step, start_step - repeated)
         self._file = self.path.open('a', encoding='utf-8')
-        self._board = tensorboardX.SummaryWriter(
-            str(self.path.parent / 'tensorboard'), purge_step=start_step + 1
-        )
+        self._board = EventFile(self.path.parent / 'tensorboard', purge_step=start_step + 1)
         self._bar = tqdm.tqdm(
             total=num_steps,
             initial=start_step,
@@ -110,12 +107,13 @@ class RunLog:
         values = {name: np.asarray(value).tolist() for name, value in values.items()}
         self._file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
         self._file.flush()
+        scalars = {}
         for name, value in values.items():
-            if isinstance(value, list):
-                for k, entry in enumerate(value):
-                    self._board.add_scalar(f'{split}/{name}/{k:02}', entry, step)
-            else:
-                self._board.add_scalar(f'{split}/{name}', value, step)
+            entries = value if isinstance(value, list) else [value]
+            for k, entry in enumerate(entries):
+                suffix = f'/{k:02}' if isinstance(value, list) else ''
+                scalars[f'{split}/{name}{suffix}'] = entry
+        self._board.write(step, scalars)
 
     def spike(self, step: int, loss: float) -> dict[str, float]:
         """Adds the loss of a step, and prints a line if it is far above the recent level.

@@ -30,9 +30,8 @@ def make_run(run_dir: pathlib.Path) -> None:
     """A run folder with two checkpoints of random arrays."""
     checkpoints = Checkpoints(run_dir, keep=2)
     for step in (1, 2):
-        random_numbers = np.random.default_rng(step)
-        shapes = [(int(random_numbers.integers(1, 99)), 8) for _ in range(20)]
-        arrays = {str(i): random_numbers.standard_normal(shape) for i, shape in enumerate(shapes)}
+        numbers = np.random.default_rng(step)
+        arrays = {str(i): numbers.standard_normal((5 * i + 1, 8)) for i in range(20)}
         state = {name: jax.numpy.asarray(array, 'float32') for name, array in arrays.items()}
         checkpoints.save(step, {**state, 'step': jax.numpy.int32(step)})
     checkpoints.wait()

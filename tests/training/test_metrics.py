@@ -34,7 +34,13 @@ def test_lines_hold_scalars_and_lists(tmp_path):
     assert record['accuracy_per_scale'] == [0.5, 1.0]
     assert jnp.float32(record['loss']) == jnp.float32(0.1)  # float32 survives the text exactly
     assert read_metrics(tmp_path, 'train') == []
-    assert any((tmp_path / 'tensorboard').iterdir())
+    (events,) = (tmp_path / 'tensorboard').iterdir()
+    for name in (
+        b'heldout/loss',
+        b'heldout/accuracy_per_scale/00',
+        b'heldout/accuracy_per_scale/01',
+    ):
+        assert events.read_bytes().count(b'heldout/' + name) == 1
 
 
 def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
@@ -44,6 +50,16 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
     write_run(tmp_path, 5, 9)
     steps = [record['step'] for record in read_metrics(tmp_path)]
     assert steps == list(range(1, 10))
+
+
+def test_a_disk_that_is_full_for_tensorboard_alone_does_not_hang_the_run(tmp_path, monkeypatch):
+    log = RunLog(tmp_path, 0, 10)
+    full = open('/dev/full', 'wb', buffering=1000)  # noqa: SIM115
+    monkeypatch.setattr(log._board._writer._py_recordio_writer, '_writer', full)
+    with pytest.raises(OSError, match='No space left'):
+        for step in range(1000):
+            log.write(step, 'train', {'loss': jnp.float32(1)})
+    log.close()
 
 
 @pytest.mark.parametrize(
