@@ -233,7 +233,8 @@ def plot_losses(folder: str | os.PathLike) -> pathlib.Path | None:
         axes[-1].axhline(1.0, color='grey', linestyle=':')
         axes[-1].set(xlabel='step', ylabel="discriminator's loss (dotted: chance)")
     path = pathlib.Path(folder) / 'losses.png'
-    figure.savefig(path, dpi=100)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=100, format='png')
     return path
 
 

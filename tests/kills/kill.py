@@ -27,8 +27,7 @@ from helpers.paths import REPOSITORY
 from helpers.tiny_run import COMPILE_CACHE, command
 
 FIELDS = {
-    'data.image_size': 8,
-    'grids': '((1,1),(2,2))',
+    'grids': '((1,1),(4,4))',
     'steps': 16,
     'batch_size': 4,
     'eval_every': 3,
