@@ -28,10 +28,10 @@ from helpers.tiny_run import COMPILE_CACHE, command
 
 FIELDS = {
     'grids': '((1,1),(4,4))',
-    'steps': 16,
+    'steps': 12,
     'batch_size': 4,
-    'eval_every': 3,
-    'sample_every': 4,
+    'eval_every': 4,
+    'sample_every': 6,
     'checkpoint_every': 2,
 }
 TIMES = ('step_seconds', 'pictures_per_second', 'data_wait_seconds', 'model_tflops_per_second')

@@ -187,9 +187,9 @@ def peers():
     end(started)
 
 
-@pytest.mark.parametrize('victim', [0, 1])
-def test_a_peer_that_dies_before_all_have_joined_ends_the_others(victim):
-    """The third process never starts."""
+def test_a_peer_that_dies_before_all_have_joined_ends_the_others():
+    """The third process never starts. Without the first one, JAX itself would wait for minutes."""
+    victim = 0
     started = start_peers((0, 1), 3, INFINITY_JAX_START_SECONDS='4')
     try:
         for process in started:
