@@ -49,7 +49,7 @@ def run_config(fields: Mapping[str, Any]) -> RunConfig:
         raise UserError(f'config field task is {task!r}; wanted one of {", ".join(TASKS)}')
     if task == 't2i':
         fields = _with_model_fields(fields)
-    config = from_mapping(TASKS[task], fields)
+    config: RunConfig = from_mapping(TASKS[task], fields)
     check_path(config.run_dir, 'config field run_dir')
     return config
 

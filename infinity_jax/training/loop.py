@@ -177,9 +177,9 @@ def _catch_up(
 ) -> None:
     """Evaluates and samples at the step of a resume, if the run ended before it had done so."""
     step = int(state.step)
-    done = [_evaluate] if log.has(step, 'heldout') else []
-    done += [_sample] if _sample_path(config, step).exists() else []
-    names = from_first_process([action.__name__ for action in done])
+    done = [_evaluate.__name__] if log.has(step, 'heldout') else []
+    done += [_sample.__name__] if _sample_path(config, step).exists() else []
+    names = from_first_process(done)
     _evaluate_and_sample(config, task, state, step, log, checkpoints, notice, done=names)
 
 
