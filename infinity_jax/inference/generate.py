@@ -85,7 +85,7 @@ def generate_bits(
     Args:
       model: the transformer, static.
       variables: its variables.
-      inputs: keys, texts and sampling numbers.
+      inputs: keys, texts, sampling numbers and, if there are any, given bits.
       settings: static.
       forced_bits: per scale (B, h, w, d): accumulated instead of the sampled bits, for parity
         checks that must not drift.
@@ -126,8 +126,8 @@ def generate_bits(
             variables,
             conditioning,
             x_BLD,
-            inputs.keys_B,
-            inputs.numbers,
+            total,
+            inputs,
             settings,
             scale,
         )
