@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from infinity_jax.config import ModelConfigs, QuantizationConfig, required
 from infinity_jax.images import to_uint8
 from infinity_jax.inference.sampling import GenerationSettings
 from infinity_jax.inference.scale_steps import (
@@ -32,6 +33,20 @@ class Networks(NamedTuple):
 
     transformer: Transformer
     autoencoder: Autoencoder
+
+
+def networks_of(
+    configs: ModelConfigs, quantization: QuantizationConfig = QuantizationConfig()
+) -> Networks:
+    """The networks of a model that generate.
+
+    Raises:
+      UserError: the model lacks one.
+    """
+    return Networks(
+        Transformer(required(configs.transformer, 'transformer')),
+        Autoencoder(required(configs.tokenizer, 'tokenizer'), precision=quantization.decoder),
+    )
 
 
 class NetworkParams(NamedTuple):

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from infinity_jax.config import required
 from infinity_jax.inference.cpu_layerwise import LayerWeights, generate_bits_layerwise
 from infinity_jax.inference.executables import Executables, call_jitted
 from infinity_jax.inference.generate import (
@@ -16,13 +15,12 @@ from infinity_jax.inference.generate import (
     decode,
     generate_codes,
     generate_images,
+    networks_of,
 )
 from infinity_jax.inference.given_bits import GivenBits
 from infinity_jax.inference.sampling import GenerationSettings, SamplingNumbers
 from infinity_jax.inference.scale_steps import GenerationInputs, Text
 from infinity_jax.sharding import in_mesh, to_host
-from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.transformer.model import Transformer
 from infinity_jax.weights.placement import PlacedModel, share_batch
 
 # Stacked blocks above this are copied layer by layer from main memory at every scale, smaller
@@ -87,12 +85,8 @@ class Generator:
     @classmethod
     def of_model(cls, model: PlacedModel, executables: Executables | None = None) -> 'Generator':
         """The generator of a model whose weights are in place."""
-        networks = Networks(
-            Transformer(required(model.configs.transformer, 'transformer')),
-            Autoencoder(required(model.configs.tokenizer, 'tokenizer')),
-        )
         return cls(
-            networks,
+            networks_of(model.configs, model.quantization),
             NetworkParams(model.transformer_params, model.tokenizer_params),
             model.mesh,
             int8_cache=model.quantization.cache == 'int8',
