@@ -1,6 +1,7 @@
 """The console command `infinity-jax`; a subcommand imports its heavy modules when it runs."""
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -143,6 +144,8 @@ def main(argv: list[str] | None = None) -> None:
         from infinity_jax.runtime.supervisor import supervise
 
         supervise()
+    if typed and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')  # a file's name may be no UTF-8
     overrides = [argument for argument in argv if argument.startswith('--config.')]
     argv = [argument for argument in argv if argument not in overrides]
     args = build_parser().parse_args(with_negative_values(argv))

@@ -21,7 +21,7 @@ GRAPH = {
     'ranges': ('errors',),
     'scales': ('errors', 'ranges'),
     'config': ('errors', 'renamed', 'ranges', 'scales'),
-    'parsing': ('errors', 'renamed'),
+    'parsing': ('errors', 'renamed', 'ranges'),
     'runtime': ('errors',),
     'images': ('errors', 'runtime'),
     'sharding': ('errors', 'ranges', 'runtime'),

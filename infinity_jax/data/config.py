@@ -4,6 +4,7 @@ import dataclasses
 
 from infinity_jax.errors import UserError
 from infinity_jax.ranges import RATE, Range, check_ranges, real
+from infinity_jax.runtime.local_files import check_paths
 from infinity_jax.scales import RATIOS
 
 PLACED_RATE = 0.3  # default share of emoji images with a random size and place
@@ -64,6 +65,7 @@ class SourceConfig:
         if self.kind != 'emoji' and not self.path:
             raise UserError(f'a data source of kind {self.kind} has no path; name its folder')
         self._check_unused()
+        check_paths(self, 'data.sources.', ('path', 'images'))
         check_ranges(self, 'data.sources.', {'placed_rate': RATE})
         if not _WEIGHT.has(self.weight):
             raise UserError(
@@ -118,6 +120,7 @@ class DataConfig:
                 f'data source {self.source!r} is unknown; wanted emoji, or a list in data.sources'
             )
         check_ranges(self, 'data.', _RANGES)
+        check_paths(self, 'data.', ('index_dir',))
         unknown = [name for name in self.ratios if name not in (*RATIOS, 'all')]
         if unknown or not self.ratios:
             raise UserError(

@@ -21,7 +21,7 @@ IMAGE_FIELDS = (
 def parse_object(text: bytes) -> Mapping[str, Any]:
     """Parses a JSON object; raises `BrokenRecord` for anything else."""
     try:
-        fields = json.loads(text)
+        fields = json.loads(text.decode('utf-8-sig'))  # of bytes, json guesses the encoding
     except ValueError as error:  # so are UnicodeDecodeError and JSONDecodeError
         raise BrokenRecord(f'bad JSON: {error}') from None
     except RecursionError:

@@ -76,7 +76,7 @@ def test_a_resume_that_does_not_fit_names_the_changed_fields(tmp_path):
     class OfOtherShapes:
         latest_step, folder = 4, tmp_path
 
-        def restore(self, step, abstract_state):
+        def restore_newest(self, abstract_state, say):
             raise UserError('opt_state.0.count is absent')
 
     for changes, message in (
@@ -88,3 +88,13 @@ def test_a_resume_that_does_not_fit_names_the_changed_fields(tmp_path):
                 OfOtherShapes(), None, from_scratch=list, from_model=None,
                 changes=lambda changes=changes: changes,
             )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'text', [b'', b'[]', b'null', b'\xff\xfe', b'{"a": ' * 100_000, b'{"a": 1']
+)
+def test_a_damaged_description_is_one_line(tmp_path, text):
+    (tmp_path / 'config.json').write_bytes(text)
+    with pytest.raises(UserError, match='config.json.*; move that file away') as caught:
+        changed_since(Resumed(), tmp_path)
+    assert '\n' not in str(caught.value)

@@ -2,13 +2,14 @@
 
 import csv
 import functools
-import os
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 from infinity_jax.data.fields import advice, captions_of, parse_object
 from infinity_jax.data.records import BrokenRecord, DamagedFile, RawRecord, open_file
+from infinity_jax.ranges import short
+from infinity_jax.runtime.local_files import can_be_path
 
 # Characters in a field of CSV: longer than any caption, but a quotation mark may be left open.
 csv.field_size_limit(1 << 20)
@@ -105,15 +106,7 @@ def listed_record(
     if image_field not in fields:
         raise BrokenRecord(f'it has no field {image_field!r}; {advice(fields, "image_field")}')
     path = fields[image_field]
-    if not isinstance(path, str) or not path or not _may_name_a_file(path):
-        raise BrokenRecord(f'{image_field} is {path!r:.200}')
+    if not isinstance(path, str) or not can_be_path(path):
+        raise BrokenRecord(f'{image_field} is {short(path)}')
     captions = captions_of(fields, text_field)
     return RawRecord(functools.partial(open_file, folder / path), captions)
-
-
-def _may_name_a_file(path: str) -> bool:
-    """Whether the operating system accepts it as a file name: no zero bytes, no lone surrogates."""
-    try:
-        return b'\0' not in os.fsencode(path)
-    except UnicodeEncodeError:
-        return False

@@ -83,7 +83,8 @@ def table_record(
     """
     captions = captions_of(row, text_field)
     found = values_at(row, image_field) or [None]
-    image = path = found[0] if len(found) == 1 else found
+    image: Any = found[0] if len(found) == 1 else found
+    path = image
     if isinstance(image, Mapping):
         image, path = image.get('bytes'), image.get('path')
     if isinstance(image, bytes):

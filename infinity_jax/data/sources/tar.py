@@ -186,7 +186,8 @@ def _members(path: pathlib.Path, passed_over: PassedOver) -> Iterator[Member]:
                     yield Member(member.name, kind, member.offset_data, member.size)
             end = shard.offset
         _check_end(path, end)
-    except (OSError, tarfile.TarError) as error:
+    # ValueError: a size or offset beyond 64 bits
+    except (OSError, tarfile.TarError, ValueError) as error:
         reason = _compression(path) or f'{error}; fetch or pack it again'
         raise DamagedFile(reason) from None
 

@@ -1,7 +1,7 @@
 """The flags --config=FILE:VARIANT and --config.FIELD=VALUE, with one-line errors."""
 
 import difflib
-import pathlib
+import os
 import re
 import runpy
 import sys
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from infinity_jax.errors import UserError, in_one_line
 from infinity_jax.renamed import current_field
+from infinity_jax.runtime.local_files import check_path
 from infinity_jax.tools.commands.unlisted_fields import add_fields, set_apart
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, such as configs/t2i.py:demo')
@@ -73,7 +74,7 @@ def _parsed(values: flags.FlagValues, argv: list[str], file: str | None) -> list
     """Parses a command line with absl, errors in one line; returns what `parse_flags` does."""
     try:
         return values(argv)
-    except (AttributeError, KeyError):
+    except (AttributeError, LookupError):
         if file is None:
             raise
         raise UserError(_unknown_field(argv, file)) from None
@@ -136,7 +137,13 @@ def _place(file: str, error: BaseException) -> str:
 
 
 def _check_file(spec: str) -> None:
-    if not pathlib.Path(spec.split(':')[0]).is_file():
+    if re.match(r'[A-Za-z]:[\\/]', spec):
+        raise UserError(
+            f'--config={spec}: the colon ends the name of the file; name it by a relative path'
+        )
+    file = spec.split(':')[0]
+    check_path(file, '--config')
+    if not os.path.isfile(file):
         raise UserError(
             f'--config={spec}: no such file; name one, for instance --config=configs/t2i.py'
         )

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import pathlib
 import sys
 import time
@@ -25,6 +26,7 @@ from infinity_jax.tools.commands.generation_flags import (
 )
 from infinity_jax.tools.commands.prompts import read_negative, read_prompts
 
+DEFAULT_OUT = 'image.png'
 SHEET_CELL = 192  # edge of an image on the sheet of --grid, in pixels
 LINES = '.jsonl'  # ending of a file of prompts with settings
 STARTED = time.perf_counter()  # before the imports that take long
@@ -56,9 +58,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_count_flags(parser)
     parser.add_argument(
         '--out',
-        default='image.png',
+        default=DEFAULT_OUT,
         metavar='PNG',
-        help='file; a number is added to its name for each of several images '
+        help='file, or a folder; a number is added to the name for each of several images '
         '(default: %(default)s)',
     )
     parser.add_argument(
@@ -232,8 +234,13 @@ def timing(batch_seconds: Sequence[float], images: int) -> str:
 
 
 def output_paths(out: str, count: int) -> list[pathlib.Path]:
-    """OUT itself for one image; else OUT with _000, _001, … before its ending."""
+    """OUT itself for one image; else OUT with _000, _001, … before its ending.
+
+    In a folder, or where OUT ends in a separator, images have the default name.
+    """
     path = pathlib.Path(out)
+    if out.endswith(('/', os.sep)) or os.path.isdir(path):
+        path /= DEFAULT_OUT
     if path.suffix.lower() != '.png':
         raise UserError(f'--out {out} does not end in .png; images are written as PNG')
     if count == 1:
