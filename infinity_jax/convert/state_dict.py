@@ -51,7 +51,9 @@ def _nested(path: str | Path, state: Any, names: Iterable[str]) -> Tensors:
     raise UserError(f'{path}: has {", ".join(map(str, state))}; wanted {" or ".join(names)}')
 
 
-def _state_dict(path: str | Path, state: Mapping[str, Any]) -> Tensors:
+def _state_dict(path: str | Path, state: Any) -> Tensors:
+    if not isinstance(state, Mapping):
+        raise UserError(f'{path}: holds a {type(state).__name__} where a state dict should be')
     others = [str(name) for name, value in state.items() if not is_tensor(value)]
     if others or not state:
         raise UserError(

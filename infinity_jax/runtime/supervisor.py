@@ -20,13 +20,13 @@ PARENT = (
 def supervise() -> None:
     """Runs this command in a child and ends with the child's exit code; returns in the child.
 
-    Returns at once if the run is one process, which needs no supervisor.
+    Returns at once if the run is one process, which needs no supervisor, and on Windows.
     """
     parent = os.environ.pop(PARENT, None)
     if parent is not None:
         _die_with(int(parent))
         return
-    if launcher() is None:
+    if launcher() is None or os.name != 'posix':  # process groups
         return
     child = subprocess.Popen(
         [sys.executable, *sys.orig_argv[1:]],

@@ -155,8 +155,8 @@ class Checkpoints:
                 f'no checkpoint is whole: {"; ".join(map(str, damaged.values()))}; copy a whole '
                 'one there, or set config.run_dir to a new folder'
             )
-        for newer, error in damaged.items():
-            say(f'{error}; moved to {self._move_away(newer)}')
+        for newer, damage in damaged.items():
+            say(f'{damage}; moved to {self._move_away(newer)}')
         self._open(say)
         return state
 

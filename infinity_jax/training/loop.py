@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -86,6 +87,7 @@ def run(config: RunConfig, task: Task, mesh: Mesh) -> pathlib.Path:
             from_scratch=lambda: task.init(init_key(config.seed)),
             from_model=task.from_model,
             init_from=config.init_from,
+            changes=functools.partial(changed_since, config, run_dir),
         )
         task.batches.move_to(int(state.step))
         changes = changed_since(config, run_dir) if int(state.step) else ''
@@ -175,9 +177,9 @@ def _catch_up(
 ) -> None:
     """Evaluates and samples at the step of a resume, if the run ended before it had done so."""
     step = int(state.step)
-    done = [_evaluate] if log.has(step, 'heldout') else []
-    done += [_sample] if _sample_path(config, step).exists() else []
-    names = from_first_process([action.__name__ for action in done])
+    done = [_evaluate.__name__] if log.has(step, 'heldout') else []
+    done += [_sample.__name__] if _sample_path(config, step).exists() else []
+    names = from_first_process(done)
     _evaluate_and_sample(config, task, state, step, log, checkpoints, notice, done=names)
 
 

@@ -154,8 +154,9 @@ class RunLog:
         if not self._active:
             return
         for opened in (self._bar, self._file, self._board):
-            with contextlib.suppress(OSError):
-                opened.close()
+            if opened is not None:
+                with contextlib.suppress(OSError):
+                    opened.close()
 
 
 def read_metrics(folder: str | os.PathLike, split: str = 'train') -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ from infinity_jax.renamed import STORED, current_field
 from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
+from infinity_jax.weights.file_hashes import ENTRY, file_hashes, file_problems
 from infinity_jax.weights.part_weights import (
     Params,
     flat_shapes,
@@ -125,7 +126,7 @@ def _weights(loaded: LoadedModel) -> list[tuple[str, Any, Params]]:
 
 
 def write_description(folder: Path, configs: ModelConfigs) -> None:
-    """Writes config.json, the description of the folder's weights."""
+    """Writes config.json, the description of the folder's weights; the text encoder comes first."""
     described: dict[str, Any] = {'format': FORMAT, 'version': VERSION}
     for part, config in (
         ('transformer', configs.transformer),
@@ -137,6 +138,8 @@ def write_description(folder: Path, configs: ModelConfigs) -> None:
     if configs.source:
         described['source'] = dict(configs.source)
     described['extra'] = dict(configs.extra)
+    if hashes := file_hashes(folder):
+        described[ENTRY] = hashes
     text = json.dumps(described, indent=2)
     (folder / 'config.json').write_text(text + '\n', encoding='utf-8')
 
@@ -234,8 +237,12 @@ def load_model(
             )
     text_folder = folder / 'text_encoder'
     if 'text_encoder' in parts and text_folder.is_dir():
+        if verify:
+            problems += file_problems(folder, read_description(folder)[1])
         try:
-            _, weights['text_params'] = load_encoder(text_folder, dtype, mesh, verify=verify)
+            _, weights['text_params'] = load_encoder(
+                text_folder, dtype, mesh, configs.text, verify=verify
+            )
         except UserError as error:
             problems.append(str(error))
         if any((text_folder / name).is_file() for name in ('tokenizer.json', 'spiece.model')):
@@ -249,7 +256,8 @@ def existing_folder(folder: str | os.PathLike[str]) -> Path:
     """The folder itself, or its backup where a save was cut off between its two renames."""
     folder = Path(folder)
     previous = previous_folder(folder)
-    return previous if not folder.exists() and previous.exists() else folder
+    # os.path: False too for what cannot be a path
+    return previous if not os.path.exists(folder) and os.path.exists(previous) else folder
 
 
 def read_description(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
@@ -260,8 +268,8 @@ def read_description(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, An
     """
     folder = existing_folder(folder)
     path = folder / 'config.json'
-    if not path.is_file():
-        lack = 'no config.json there' if folder.exists() else 'no such folder'
+    if not os.path.isfile(path):
+        lack = 'no config.json there' if os.path.exists(folder) else 'no such folder'
         raise UserError(f'{folder}: {lack}; wanted a model folder of {FORMAT}')
     described = read_json(path)
     if described.get('format') != FORMAT or described.get('version') != VERSION:
