@@ -67,8 +67,7 @@ def check_equal(hosts: Sequence[dict[str, Any]]) -> None:
                 raise UserError(
                     f'the hosts have different data in {ours["name"]}: host 0 has '
                     f'{_in_words(ours, differing)}, host {number} has '
-                    f'{_in_words(theirs, differing)}; give '
-                    'every host the same files'
+                    f'{_in_words(theirs, differing)}; give every host the same files'
                 )
 
 
