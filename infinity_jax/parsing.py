@@ -7,7 +7,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from infinity_jax.errors import UserError
@@ -23,7 +23,6 @@ def from_mapping(
     where: str = '',
     *,
     stored: bool = False,
-    needed: Collection[str] = (),
 ) -> T:
     """Builds the dataclass `cls` from a `ConfigDict` or parsed JSON object.
 
@@ -32,7 +31,6 @@ def from_mapping(
       fields: name to value. Lists become tuples.
       where: dotted path of `fields` in the whole configuration, for messages.
       stored: whether this package wrote them; then old names give no warning.
-      needed: names of fields that have a default, and must be given all the same.
 
     Raises:
       UserError: a field is unknown (the nearest known name is suggested), missing or mistyped.
@@ -58,8 +56,7 @@ def from_mapping(
     missing = [
         prefix + n
         for n, f in known.items()
-        if n not in values
-        and (n in needed or f.default is f.default_factory is dataclasses.MISSING)
+        if n not in values and f.default is f.default_factory is dataclasses.MISSING
     ]
     if missing:
         raise UserError(f'config lacks {", ".join(missing)}: set it')

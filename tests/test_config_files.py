@@ -136,6 +136,29 @@ def test_a_source_in_the_list_and_the_discriminators_optimizer_are_set_by_flags(
     assert (run.adversarial.adaptive_limit, run.adversarial.lecam_decay) == (10, 0.9)
 
 
+def test_fields_that_no_shipped_config_lists_are_set_by_flags(monkeypatch):
+    arguments = (
+        f'--config={CONFIGS / "t2i.py"}:demo',
+        '--config.data.max_broken_share=0.6',
+        '--config.data.index_dir=indexes',
+        '--config.data.repeat_records=true',
+        '--config.data.ratio_weights=(1.0,)',
+        '--config.lora.alpha=2',
+        '--config.steps=3',
+    )
+    for config in (
+        parsed(arguments, monkeypatch),
+        read_config_file(arguments[0].removeprefix('--config='), arguments[1:]),
+    ):
+        run = run_config(config)
+        assert run.data.max_broken_share == 0.6 and run.data.index_dir == 'indexes'
+        assert run.data.repeat_records and run.data.ratio_weights == (1.0,)
+        assert run.lora.alpha == 2 and run.steps == 3
+    wrong = [arguments[0], '--config.data.max_broken_share=many']
+    with pytest.raises(UserError, match="max_broken_share is 'many' of type str; wanted float"):
+        run_config(parsed(wrong, monkeypatch))
+
+
 @pytest.mark.parametrize('name', ['t2i', 'tokenizer', 'finetune'])
 def test_unknown_variant(name):
     with pytest.raises(ValueError, match='unknown variant'):

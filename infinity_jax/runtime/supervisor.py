@@ -10,13 +10,11 @@ import signal
 import subprocess
 import sys
 
-from infinity_jax.runtime.distributed import launcher
+from infinity_jax.runtime.distributed import PEER_DIED, RESUME, launcher
 
-PEER_DIED = 75  # exit code: another process failed; start this one again
 PARENT = (
     'INFINITY_JAX_SUPERVISOR'  # environment variable of the child: process id of the supervisor
 )
-RESUME = 'start the same command again on every host: it goes on from the last checkpoint'
 
 
 def supervise() -> None:

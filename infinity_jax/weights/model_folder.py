@@ -15,9 +15,9 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 from infinity_jax.config import DTYPES, ModelConfigs, TokenizerConfig, TransformerConfig, required
 from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
+from infinity_jax.renamed import STORED, current_field
 from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
@@ -44,18 +45,10 @@ from infinity_jax.weights.weight_files import name_problems, read_json
 FORMAT = 'infinity_jax'
 VERSION = 1
 PARTS = ('transformer', 'tokenizer', 'text_encoder')
-# The fields of config.json that every version wrote: a default could be that of another model.
-FIELDS = {
-    'transformer': (
-        'depth', 'width', 'num_heads', 'bits', 'mlp_ratio', 'text_channels', 'text_length',
-        'spatial_patchify', 'max_scales', 'drop_path', 'dtype',
-    ),
-    'tokenizer': (
-        'bits', 'base_channels', 'channel_multipliers', 'residual_blocks', 'unshuffle',
-        'norm_groups', 'decoder_blocks', 'kernel_size',
-    ),
-    'schedule': ('grids', 'full_grid'),
-}  # fmt: skip
+# Fields that the first folders lack; their defaults are the behaviour of that time.
+LATER_FIELDS = ('decoder_blocks', 'kernel_size')
+
+Config = TypeVar('Config')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,9 +165,7 @@ def read_configs(folder: str | os.PathLike[str]) -> ModelConfigs:
     ):
         if part in described:
             try:
-                parts[part] = from_mapping(
-                    config_type, described[part], part, stored=True, needed=FIELDS[part]
-                )
+                parts[part] = stored_config(config_type, described[part], part)
             except UserError as error:
                 raise UserError(f'{folder}/config.json: {error}') from None
     if (folder / 'text_encoder').is_dir():
@@ -183,6 +174,32 @@ def read_configs(folder: str | os.PathLike[str]) -> ModelConfigs:
     if problems := configs.problems():
         raise UserError(f'{folder}: ' + '; '.join(problems))
     return configs
+
+
+def stored_config(config_type: type[Config], fields: Any, where: str) -> Config:
+    """A configuration that this package wrote, in which no field may be missing.
+
+    A field that got lost must not become its default: the weights would load, and the model would
+    be another one.
+
+    Args:
+      config_type: a dataclass.
+      fields: the parsed JSON.
+      where: name of the part, for messages.
+
+    Raises:
+      UserError: a field is missing, unknown or mistyped.
+    """
+    known = [field.name for field in dataclasses.fields(config_type)]  # type: ignore[arg-type]
+    if isinstance(fields, Mapping):
+        given = {current_field(name, known, STORED) for name in fields}
+        missing = [name for name in known if name not in given and name not in LATER_FIELDS]
+        if missing:
+            raise UserError(
+                f'{where} lacks {", ".join(missing)}, with which it was saved; copy the original '
+                'file there again'
+            )
+    return from_mapping(config_type, fields, where, stored=True)
 
 
 def load_model(

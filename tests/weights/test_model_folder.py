@@ -133,6 +133,26 @@ def test_no_model_and_bad_descriptions(model, tmp_path):
         load_model(tmp_path / 'm')
 
 
+def test_a_lost_field_does_not_become_its_default(model, tmp_path):
+    save_model(tmp_path / 'm', model)
+    path = tmp_path / 'm' / 'config.json'
+    text = path.read_text()
+    for part in ('transformer', 'tokenizer', 'schedule'):
+        for field in json.loads(text)[part]:
+            described = json.loads(text)
+            del described[part][field]
+            path.write_text(json.dumps(described))
+            if field in ('decoder_blocks', 'kernel_size'):  # the first folders had neither
+                assert read_configs(tmp_path / 'm') == model.configs
+                continue
+            with pytest.raises(UserError, match=f'm/config.json: .*lacks .*{field}'):
+                read_configs(tmp_path / 'm')
+    described = json.loads(text)
+    described['transformer']['levels'] = described['transformer'].pop('max_scales')  # version 0.1
+    path.write_text(json.dumps(described))
+    assert read_configs(tmp_path / 'm') == model.configs
+
+
 def test_misfit_or_overflow_is_not_saved(model, tmp_path):
     save_model(tmp_path / 'm', model)
     bad = dataclasses.replace(model, transformer_params={})

@@ -72,10 +72,14 @@ class T2IConfig(RunConfig):
         if self.lora.rank and self.text.train:
             raise UserError('lora trains adapters alone; set text.train to False')
         for source in (*self.data.sources, *self.data.held_out):
-            if source.kind == 'folder':
+            if not source.has_captions:
+                remedy = "set its kind to 'sidecar' (NAME.txt next to each image), 'imagefolder' "
+                remedy += '(metadata.jsonl or .csv) or another one with captions'
+                if source.kind != 'folder':
+                    remedy = 'set its text_field'
                 raise UserError(
-                    f'data source folder {source.path} has no captions, which this task reads; '
-                    'wanted jsonl, tar, tfds or emoji'
+                    f'data source {source.kind} {source.path} has no captions, which this task '
+                    f'reads; {remedy}'
                 )
 
 
