@@ -60,7 +60,8 @@ def get_config(arg: str = 'full') -> ConfigDict:
             'matrices': ('self_attention', 'cross_attention', 'ffn'),
         }
     )
-    config.self_correction = ConfigDict({'max_strength': 0.3, 'per_image': False})
+    # As released: one strength per 4 images, the micro-batch of its processes.
+    config.self_correction = ConfigDict({'max_strength': 0.3, 'group': 4, 'per_image': False})
     config.condition_drop = 0.1  # keeps guidance working
     config.reweight_scales = True
     config.data = ConfigDict(

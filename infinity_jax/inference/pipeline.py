@@ -38,6 +38,7 @@ from infinity_jax.weights.placement import (
     place_text_encoder,
     place_transformer,
     share_batch,
+    with_text_dtype,
 )
 
 MAX_BATCH = 16  # images generated in one program call
@@ -70,12 +71,14 @@ class PipelineOptions(TypedDict, total=False):
 
     Attributes:
       rewrite_prompt, max_batch, text_length: see the constructor.
+      text_dtype: of the text encoder's products, see `with_text_dtype`.
       aspect_ratio, height_over_width, budget, size: of images unless a call has a schedule of its
         own, see `choose_schedule`.
       ratio: the former name of `height_over_width`.
     """
 
     rewrite_prompt: Callable[[str], str] | None
+    text_dtype: str
     max_batch: int
     text_length: int | None
     aspect_ratio: str | None
@@ -176,6 +179,7 @@ class InfinityPipeline:
             raise TypeError(f'from_pretrained() has no option {", ".join(sorted(unknown))}')
         size: dict[str, Any] = dict(options)
         of_pipeline = {key: size.pop(key) for key in OF_CONSTRUCTOR if key in size}
+        text_dtype = size.pop('text_dtype', '')
         folder = local_folder(name, revision, cache_dir)
         configs = read_configs(folder)
         check_complete(configs, ('transformer', 'tokenizer', 'text'))
@@ -186,6 +190,9 @@ class InfinityPipeline:
             configs = dataclasses.replace(configs, transformer=transformer)
         configs = dataclasses.replace(configs, schedule=choose_schedule(configs, **size))
         devices = None if mesh is None else make_mesh(mesh)
+        configs = with_text_dtype(
+            configs, text_dtype, None if devices is None else devices.devices.flat[0].platform
+        )
         max_batch = of_pipeline.pop('max_batch', MAX_BATCH)
         plan = plan_memory(configs, max_batch, devices, quantization)
         executables = Executables(folder if devices is None else None)

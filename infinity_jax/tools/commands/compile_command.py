@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.inference.warmup import BatchShape, calls_of
     from infinity_jax.runtime.hub import local_folder
     from infinity_jax.weights.model_folder import DEMO_FOLDER, read_configs
-    from infinity_jax.weights.placement import check_complete
+    from infinity_jax.weights.placement import check_complete, with_text_dtype
 
     folder = local_folder(args.checkpoint or DEMO_FOLDER, args.revision)
     configs = read_configs(folder)
@@ -82,6 +82,7 @@ def run(args: argparse.Namespace) -> None:
     if args.dtype is not None:
         transformer = dataclasses.replace(transformer, dtype=args.dtype)
         configs = dataclasses.replace(configs, transformer=transformer)
+    configs = with_text_dtype(configs, args.text_dtype or '')
     schedule = choose_schedule(configs, height_over_width=ratio, budget=args.budget, size=size)
     if ratio is not None or size is not None:
         stride = pixels_per_token(transformer, required(configs.tokenizer, 'tokenizer'))

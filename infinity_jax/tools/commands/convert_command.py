@@ -60,15 +60,15 @@ def _add_from_torch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--token-stride',
         type=int,
-        default=16,
         metavar='PIXELS',
-        help='edge of the square of pixels per transformer token (default: %(default)s)',
+        help='edge of the square of pixels per transformer token (default: as exported, else 16)',
     )
     parser.add_argument(
         '--grids',
         type=grids,
         metavar='1,2,4x3,…',
-        help='token grids, height x width, of a model with its own (default: the released ones)',
+        help='token grids, height x width, of a model with its own, or the first ones of a '
+        'released ratio: the image size that it was trained at (default: the released ones)',
     )
     parser.add_argument(
         '--set',
@@ -105,7 +105,7 @@ def _add_to_torch(parser: argparse.ArgumentParser) -> None:
         type=count,
         metavar='N',
         help="number of chunks in the names of the transformer's blocks (default: as imported, "
-        'else 1)',
+        'else that of the released code for this size, or a divisor of the depth)',
     )
     parser.add_argument(
         '--scale-axis',

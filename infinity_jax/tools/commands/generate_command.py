@@ -1,4 +1,4 @@
-"""The command `infinity-jax generate`: prompts and flags in, PNG files out."""
+"""The command `infinity-jax generate`: prompts and flags in, image files out."""
 
 import argparse
 import contextlib
@@ -24,6 +24,7 @@ from infinity_jax.tools.commands.generation_flags import (
 from infinity_jax.tools.commands.prompts import read_negative, read_prompts
 
 STARTED = time.perf_counter()  # before the imports that take long
+ENDINGS = ('.png', '.jpg', '.jpeg')  # of image files that are written
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -49,8 +50,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--out',
         default='image.png',
-        metavar='PNG',
-        help='file; a number is added to its name for each of several images '
+        metavar='FILE',
+        help='.png or .jpg; a number is added to its name for each of several images '
         '(default: %(default)s)',
     )
     parser.add_argument(
@@ -80,13 +81,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Generates images and writes PNG files whose metadata holds the settings."""
+    """Generates images and writes files whose metadata holds the settings."""
     prompts, negative = read_prompts(args.prompts, args.prompts_file), read_negative(args.negative)
     check_positive(args, 'num', 'max_batch')
     ratio, size = ratio_of(args), image_size_of(args)
     num_images = len(prompts) * args.num
     paths = output_paths(args.out, num_images)
-    from infinity_jax.images import check_writable, save_png
+    from infinity_jax.images import check_writable, save_image
     from infinity_jax.inference.pipeline import MAX_BATCH, InfinityPipeline
     from infinity_jax.inference.warmup import GenerationRequest
     from infinity_jax.scales import released_name
@@ -99,6 +100,7 @@ def run(args: argparse.Namespace) -> None:
             args.checkpoint or DEMO_FOLDER,
             revision=args.revision,
             dtype=args.dtype,
+            text_dtype=args.text_dtype or '',
             height_over_width=ratio,
             budget=args.budget,
             size=size,
@@ -134,13 +136,14 @@ def run(args: argparse.Namespace) -> None:
             'top_p': sampling.top_p,
             'guidance_layer': sampling.guidance_layer,
             'dtype': args.dtype or '',
+            'text_dtype': args.text_dtype or '',
             'weights': quantization.weights,
             'cache': quantization.cache,
             'unguided_scales': sampling.unguided_scales,
             'model': args.checkpoint or 'demo',
             'revision': args.revision or '',
         }
-        save_png(path, image, metadata)
+        save_image(path, image, metadata)
         print(path)
 
 
@@ -158,8 +161,8 @@ def timing(batch_seconds: Sequence[float], images: int) -> str:
 def output_paths(out: str, count: int) -> list[pathlib.Path]:
     """OUT itself for one image; else OUT with _000, _001, … before its ending."""
     path = pathlib.Path(out)
-    if path.suffix.lower() != '.png':
-        raise UserError(f'--out {out} does not end in .png; images are written as PNG')
+    if path.suffix.lower() not in ENDINGS:
+        raise UserError(f'--out {out} does not end in .png or .jpg; images are written as these')
     if count == 1:
         return [path]
     return [path.with_name(f'{path.stem}_{i:03}{path.suffix}') for i in range(count)]

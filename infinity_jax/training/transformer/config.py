@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from infinity_jax.config import ModelConfigs, TextConfig, TransformerConfig, required
+from infinity_jax.config import DTYPES, ModelConfigs, TextConfig, TransformerConfig, required
 from infinity_jax.errors import UserError
 from infinity_jax.ranges import RATE, Range, check_ranges
 from infinity_jax.scales import BUDGET_OF_EDGE, SQUARE, ScaleSchedule, released_name
@@ -20,6 +20,13 @@ class TextTraining:
     folder: str = ''  # Hugging Face folder or org/name, of encoder or vocabulary; '': the demo's
     encoder: TextConfig | None = None  # sizes of a new encoder; None: the folder's, with weights
     train: bool = False  # together with the transformer
+    dtype: str = ''  # of a frozen encoder's products; '': float16 or the transformer's, by device
+
+    def __post_init__(self):
+        if self.dtype not in ('', *DTYPES):
+            raise UserError(
+                f'config field text.dtype is {self.dtype!r}; wanted {", ".join(DTYPES)}'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +34,21 @@ class SelfCorrection:
     """Random bit flips in training, which later scales learn to correct (paper 3.4)."""
 
     max_strength: float = 0.3  # flip probabilities are sampled from 0, 0.01, … to this; 0: none
-    per_image: bool = False  # one strength per image instead of one for the whole batch
+    group: int = 0  # images that share a strength; 0: the whole batch. Released: 4
+    per_image: bool = False  # the same as group 1; set, it replaces group
 
     def __post_init__(self):
-        check_ranges(self, 'self_correction.', {'max_strength': RATE})
+        check_ranges(self, 'self_correction.', {'max_strength': RATE, 'group': Range(0, 2**20)})
         if 0 < self.max_strength < STRENGTH_STEP:
             raise UserError(
                 f'config field self_correction.max_strength is {self.max_strength}; wanted 0, or '
                 f'{STRENGTH_STEP} or more: strengths are its multiples'
             )
+
+    @property
+    def images_per_strength(self) -> int:
+        """Images that share a strength; 0: the whole batch."""
+        return 1 if self.per_image else self.group
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

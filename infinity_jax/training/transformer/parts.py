@@ -14,7 +14,7 @@ from infinity_jax.training.init_from import frozen_transformer, torch_source
 from infinity_jax.training.transformer.config import T2IConfig, run_schedule
 from infinity_jax.transformer.model import check_schedule
 from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model
-from infinity_jax.weights.placement import place
+from infinity_jax.weights.placement import place, place_text_encoder, with_text_dtype
 from infinity_jax.weights.t5_folder import load_encoder
 
 
@@ -46,6 +46,7 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> LoadedModel:
         source={**stored.configs.source, **torch_source(config.init_from)},
         extra=stored.configs.extra,
     )
+    configs = with_run_text_dtype(config, configs, mesh)
     _check_parts(config, configs, text_tokenizer.vocab_size, folder)
     return LoadedModel(
         configs,
@@ -53,6 +54,15 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> LoadedModel:
         text_params=text_params,
         text_tokenizer=text_tokenizer,
     )
+
+
+def with_run_text_dtype(
+    config: T2IConfig, configs: ModelConfigs, mesh: Mesh | None = None
+) -> ModelConfigs:
+    """The configurations with the dtype of the text encoder in a run; a trained one's is ours."""
+    own = config.transformer.dtype if config.text.train else config.text.dtype
+    platform = None if mesh is None else mesh.devices.flat[0].platform
+    return with_text_dtype(configs, own, platform)
 
 
 def _check_named(config: T2IConfig) -> None:
@@ -106,16 +116,15 @@ def place_frozen(config: T2IConfig, loaded: LoadedModel, mesh: Mesh) -> dict[str
     """The frozen parameters, split over the mesh: {'tokenizer'}, and {'text'} unless it is trained.
 
     The tokenizer is float32, since signs decide bits; the text encoder's matrices have the dtype of
-    the transformer's products. With LoRA the transformer, float32, is frozen as well.
+    its products. With LoRA the transformer, float32, is frozen as well.
     """
     params = required(loaded.tokenizer_params, 'tokenizer')
     tokenizer = required(loaded.configs.tokenizer, 'tokenizer')
     frozen = {'tokenizer': place(params, 'float32', tokenizer, mesh)}
     if not config.text.train:
-        dtype = config.transformer.dtype
-        text_params = required(loaded.text_params, 'text encoder')
-        text = required(loaded.configs.text, 'text encoder')
-        frozen['text'] = place(text_params, dtype, text, mesh)
+        frozen['text'] = place_text_encoder(
+            required(loaded.text_params, 'text encoder'), loaded.configs, mesh
+        )
     if config.lora.rank:
         frozen['transformer'] = frozen_transformer(config, mesh)
     return frozen
