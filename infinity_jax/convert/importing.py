@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from infinity_jax.config import DTYPES, ModelConfigs, TokenizerConfig, TransformerConfig
+from infinity_jax.config import (
+    DTYPES,
+    ModelConfigs,
+    TokenizerConfig,
+    TransformerConfig,
+    required,
+)
 from infinity_jax.convert.continuous_vae import is_continuous, read_continuous
 from infinity_jax.convert.dimensions import Tensors, read_tokenizer_config, read_transformer_config
 from infinity_jax.convert.plan import TOKEN_STRIDE, Plan, check_pair
@@ -18,11 +24,13 @@ from infinity_jax.convert.state_dict import open_tokenizer, open_transformer
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
+from infinity_jax.weights.fingerprint import partner_fingerprint
 from infinity_jax.weights.model_folder import (
     FORMAT,
     replacing,
     write_description,
 )
+from infinity_jax.weights.part_weights import read_part
 from infinity_jax.weights.safetensors_writer import ShardWriter
 from infinity_jax.weights.t5_folder import copy_encoder, open_encoder
 from infinity_jax.weights.weight_files import read_json
@@ -103,8 +111,29 @@ def from_torch(
         if text_encoder is not None:
             copy_encoder(text_encoder, folder / 'text_encoder', dtype)
             TextTokenizer.from_folder(text_encoder).save(folder / 'text_encoder')
+        if configs.transformer and configs.tokenizer:
+            configs = _with_fingerprint(folder, configs, hidden.trained_with)
         write_description(folder, configs)
     return configs
+
+
+def _with_fingerprint(folder: Path, configs: ModelConfigs, recorded: str) -> ModelConfigs:
+    """The configurations with the fingerprint of the tokenizer in `folder`.
+
+    Raises:
+      UserError: an export recorded another one next to the transformer.
+    """
+    tokenizer = required(configs.tokenizer, 'tokenizer')
+    problems: list[str] = []
+    params = read_part(folder, 'tokenizer', tokenizer, problems)
+    assert params is not None, problems  # it was just written
+    seen = partner_fingerprint(tokenizer, params)
+    if recorded not in ('', seen):
+        raise UserError(
+            f'--tokenizer has the fingerprint {seen}, but the transformer was trained with '
+            f'{recorded}: these two do not belong together; give the tokenizer of the same export'
+        )
+    return dataclasses.replace(configs, trained_with=seen)
 
 
 def _schedule(grids: Sequence[tuple[int, int]], token_stride: int) -> ScaleSchedule:

@@ -36,6 +36,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
+from infinity_jax.weights.fingerprint import partner_fingerprint
 from infinity_jax.weights.part_weights import (
     Params,
     flat_shapes,
@@ -138,6 +139,8 @@ def write_description(folder: Path, configs: ModelConfigs) -> None:
             described[part] = dataclasses.asdict(config)
     if configs.source:
         described['source'] = dict(configs.source)
+    if configs.trained_with:
+        described['trained_with'] = configs.trained_with
     described['extra'] = dict(configs.extra)
     text = json.dumps(described, indent=2)
     (folder / 'config.json').write_text(text + '\n', encoding='utf-8')
@@ -167,6 +170,9 @@ def read_configs(folder: str | os.PathLike[str]) -> ModelConfigs:
                 parts[part] = from_mapping(config_type, described[part], part, stored=True)
             except UserError as error:
                 raise UserError(f'{folder}/config.json: {error}') from None
+    parts['trained_with'] = described.get('trained_with', '')
+    if not isinstance(parts['trained_with'], str):
+        raise UserError(f'{folder}/config.json: trained_with is no text; wanted a fingerprint')
     if (folder / 'text_encoder').is_dir():
         parts['text'] = read_text_config(folder / 'text_encoder')
     configs = ModelConfigs(**parts)
@@ -192,8 +198,9 @@ def load_model(
       parts: those of transformer, tokenizer and text_encoder to read, if they are present.
       mesh: weights stream tensor by tensor into their shards on it; None returns numpy arrays.
       configs: those of the folder, if they were read already.
-      verify: whether tensors are compared with their hashes, which older folders lack, and NaN,
-        infinity and kernels of zeros are refused.
+      verify: whether tensors are compared with their hashes, which older folders lack, NaN,
+        infinity and kernels of zeros are refused, and the tokenizer is compared with the one that
+        the transformer was trained with.
 
     Raises:
       UserError: no such model, an unknown configuration field, or weights missing, unknown or
@@ -218,7 +225,20 @@ def load_model(
             weights['text_tokenizer'] = TextTokenizer.from_folder(text_folder)
     if problems:
         raise UserError(f'{folder}: ' + '; '.join(problems))
+    if verify and configs.transformer and configs.trained_with and weights.get('tokenizer_params'):
+        _check_partner(folder, configs, weights['tokenizer_params'])
     return LoadedModel(configs, **weights)
+
+
+def _check_partner(folder: Path, configs: ModelConfigs, tokenizer: Params) -> None:
+    """Raises `UserError` unless the tokenizer is the one that the transformer was trained with."""
+    seen = partner_fingerprint(required(configs.tokenizer, 'tokenizer'), tokenizer)
+    if seen != configs.trained_with:
+        raise UserError(
+            f'{folder}: its tokenizer has the fingerprint {seen}, but the transformer was trained '
+            f'with {configs.trained_with}: these two do not belong together; copy the whole folder '
+            'again'
+        )
 
 
 def existing_folder(folder: str | os.PathLike[str]) -> Path:

@@ -7,6 +7,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.ranges import RATE, Range, check_ranges
 from infinity_jax.scales import BUDGET_OF_EDGE, SQUARE, ScaleSchedule, released_name
 from infinity_jax.training.config import RunConfig
+from infinity_jax.training.transformer.partial_start import check_parts
 from infinity_jax.training.transformer.self_correction import STRENGTH_STEP
 from infinity_jax.transformer.attention_ops import IMPLEMENTATIONS
 from infinity_jax.transformer.lora import LoraConfig
@@ -65,11 +66,13 @@ class T2IConfig(RunConfig):
     remat: str = 'none'  # what the backward pass recomputes, see `remat.POLICIES`
     accumulate_steps: int = 1  # parts of a batch that are processed one after the other
     lora: LoraConfig = LoraConfig()  # adapters are trained instead of the transformer
+    new_parts: tuple[str, ...] = ()  # of init_from's transformer, start with new weights
 
     def __post_init__(self):
         super().__post_init__()
         check_ranges(self, '', {'condition_drop': RATE, 'accumulate_steps': Range(1, 2**20)})
         check_remat(self.remat)
+        check_parts(self.new_parts)
         if self.attention not in IMPLEMENTATIONS:
             raise UserError(f'attention is {self.attention!r}; wanted {", ".join(IMPLEMENTATIONS)}')
         if self.lora.rank and not self.init_from:
@@ -77,6 +80,8 @@ class T2IConfig(RunConfig):
                 f'lora.rank is {self.lora.rank} and config.init_from empty: name the model folder '
                 'whose weights the adapters are added to'
             )
+        if self.lora.rank and self.new_parts:
+            raise UserError('lora trains adapters alone; leave new_parts empty')
         if self.lora.rank and self.text.train:
             raise UserError('lora trains adapters alone; set text.train to False')
         for source in (*self.data.sources, *self.data.held_out):

@@ -13,6 +13,7 @@ from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.training.init_from import frozen_transformer, torch_source
 from infinity_jax.training.transformer.config import T2IConfig, run_schedule
 from infinity_jax.transformer.model import check_schedule
+from infinity_jax.weights.fingerprint import partner_fingerprint
 from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model
 from infinity_jax.weights.placement import place, place_text_encoder, with_text_dtype
 from infinity_jax.weights.t5_folder import load_encoder
@@ -45,6 +46,9 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> LoadedModel:
         schedule=run_schedule(config, stored.configs.schedule, stored.configs.spatial_patchify),
         source={**stored.configs.source, **torch_source(config.init_from)},
         extra=stored.configs.extra,
+        trained_with=partner_fingerprint(
+            required(stored.configs.tokenizer, 'tokenizer'), stored.tokenizer_params
+        ),
     )
     configs = with_run_text_dtype(config, configs, mesh)
     _check_parts(config, configs, text_tokenizer.vocab_size, folder)
