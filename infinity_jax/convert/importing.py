@@ -197,6 +197,7 @@ def _open_sources(
                     tokenizer, tensors, transformer is not None, changes['tokenizer']
                 )
             else:
+                tensors = _without_losses(tokenizer, tensors)
                 config = read_tokenizer_config(tensors, **changes['tokenizer'])
             bits = config.bits
             described = describe_source(tensors)
@@ -218,6 +219,14 @@ def _open_sources(
         if wrong:
             problems.append(f'{each.path}: ' + '; '.join(wrong))
     return sources, problems
+
+
+def _without_losses(path: str | Path, tensors: Tensors) -> Tensors:
+    """A tokenizer's tensors without those of its training losses; prints how many there are."""
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith('loss.')}
+    if len(kept) < len(tensors):
+        print(f'{path}: not read: {len(tensors) - len(kept)} tensors of losses (loss.…)')
+    return kept
 
 
 def _read_continuous(

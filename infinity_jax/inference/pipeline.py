@@ -19,18 +19,23 @@ from infinity_jax.inference.executables import Executables
 from infinity_jax.inference.generate import NetworkParams, Networks
 from infinity_jax.inference.generator import Generator
 from infinity_jax.inference.memory import plan_memory
-from infinity_jax.inference.resolution import choose_schedule
+from infinity_jax.inference.resolution import budget_line, choose_schedule
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.scale_steps import GenerationInputs
 from infinity_jax.inference.text_encoder import PromptEncoder
 from infinity_jax.inference.warmup import GenerationRequest, calls_for
-from infinity_jax.runtime.hub import local_folder
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh, to_host
 from infinity_jax.text.characters import is_blank
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.transformer.model import Transformer
-from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model, read_configs
+from infinity_jax.weights.model_folder import (
+    DEMO_FOLDER,
+    LoadedModel,
+    fetch_model,
+    load_model,
+    read_configs,
+)
 from infinity_jax.weights.placement import (
     PlacedModel,
     check_complete,
@@ -161,7 +166,7 @@ class InfinityPipeline:
 
         Args:
           name: a folder, or org/name of a Hugging Face repository.
-          revision, cache_dir: of the repository, see `local_folder`.
+          revision, cache_dir: of the repository, see `fetch_model`.
           dtype: of the products inside blocks; None: as in the model's configuration.
           mesh: the devices that share the work; None: the default device.
           quantization: lossy savings of memory.
@@ -180,7 +185,7 @@ class InfinityPipeline:
         size: dict[str, Any] = dict(options)
         of_pipeline = {key: size.pop(key) for key in OF_CONSTRUCTOR if key in size}
         text_dtype = size.pop('text_dtype', '')
-        folder = local_folder(name, revision, cache_dir)
+        folder = fetch_model(name, revision, cache_dir)
         configs = read_configs(folder)
         check_complete(configs, ('transformer', 'tokenizer', 'text'))
         transformer = required(configs.transformer, 'transformer')
@@ -188,7 +193,10 @@ class InfinityPipeline:
         if dtype is not None:
             transformer = dataclasses.replace(transformer, dtype=dtype)
             configs = dataclasses.replace(configs, transformer=transformer)
-        configs = dataclasses.replace(configs, schedule=choose_schedule(configs, **size))
+        schedule = choose_schedule(configs, **size)
+        if line := budget_line(configs, schedule):
+            warnings.warn(line, stacklevel=2)
+        configs = dataclasses.replace(configs, schedule=schedule)
         devices = None if mesh is None else make_mesh(mesh)
         configs = with_text_dtype(
             configs, text_dtype, None if devices is None else devices.devices.flat[0].platform

@@ -17,9 +17,10 @@ import numpy as np
 import safetensors
 
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.hub import check_content
 from infinity_jax.weights.integrity import byte_view, scan, value_problem
 from infinity_jax.weights.torch_file.reader import read_torch_file
-from infinity_jax.weights.torch_file.unpickler import TorchTensor
+from infinity_jax.weights.torch_file.unpickler import Opaque, TorchTensor
 
 SAFETENSORS_DTYPES = {
     'F64': np.float64,
@@ -132,6 +133,8 @@ def open_safetensors(
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
     except (safetensors.SafetensorError, OSError) as error:
+        if path.is_file():
+            check_content(path)
         raise UserError(f'{path}: not a whole safetensors file ({error}); copy it again') from None
     return tensors
 
@@ -181,18 +184,27 @@ def open_weights(
         return open_safetensors(path, verify=verify, refuse_values=refuse_values)
     found = read_torch_file(path)
     if not isinstance(found, Mapping):
-        raise UserError(f'{path}: holds a {type(found).__name__}; wanted a state dict')
+        raise UserError(
+            f'{path}: holds a {kind_of(found)}; wanted a state dict, as '
+            'torch.save(model.state_dict(), PATH) writes'
+        )
     return dict(found)
+
+
+def kind_of(value: Any) -> str:
+    """The type of a value in a torch file, as a word for messages."""
+    return value.pickled_name if isinstance(value, Opaque) else type(value).__name__
 
 
 def _open_folder(folder: Path, **options: bool) -> dict[str, Any]:
     """Opens a folder by its index, else its single weight file, else all its safetensors."""
-    for name in INDEX_NAMES:
-        if (folder / name).is_file():
-            return open_shards(folder / name, **options)
-    for name in SINGLE_NAMES:
-        if (folder / name).is_file():
-            return open_weights(folder / name, **options)
+    # An index without any of its shards is a leftover of a download of the other format.
+    indexes = [folder / name for name in INDEX_NAMES if (folder / name).is_file()]
+    for index in sorted(indexes, key=lambda index: not any(map(Path.is_file, _shards_of(index)))):
+        if any(map(Path.is_file, _shards_of(index))) or not _single_file(folder):
+            return open_shards(index, **options)
+    if single := _single_file(folder):
+        return open_weights(single, **options)
     others = sorted(folder.glob('*.safetensors'))
     if not others:
         wanted = ', '.join((*INDEX_NAMES, *SINGLE_NAMES))
@@ -203,17 +215,33 @@ def _open_folder(folder: Path, **options: bool) -> dict[str, Any]:
     return tensors
 
 
-def open_shards(index: Path, *, verify: bool = True, refuse_values: bool = False) -> dict[str, Any]:
-    """The tensors that an index lists, from the shards in its folder; options as `open_weights`."""
-    folder = index.parent
+def _single_file(folder: Path) -> Path | None:
+    return next((folder / name for name in SINGLE_NAMES if (folder / name).is_file()), None)
+
+
+def _shards_of(index: Path) -> list[Path]:
+    """The files that an index names."""
+    return [index.parent / shard for shard in sorted({*_weight_map(index).values()})]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> file name."""
     weight_map = read_json(index).get('weight_map')
     if not isinstance(weight_map, dict):
         raise UserError(f'{index}: has no weight_map; wanted name -> shard')
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise UserError(f'{index}: names {shard!r}; wanted a file in the same folder')
+    return weight_map
+
+
+def open_shards(index: Path, *, verify: bool = True, refuse_values: bool = False) -> dict[str, Any]:
+    """The tensors that an index lists, from the shards in its folder; options as `open_weights`."""
+    folder = index.parent
+    weight_map = _weight_map(index)
     shards: dict[str, dict[str, Any]] = {}
     absent = []
     for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard:
-            raise UserError(f'{index}: names {shard!r}; wanted a file in the same folder')
         if (folder / shard).is_file():
             shards[shard] = open_weights(folder / shard, verify=verify, refuse_values=refuse_values)
         else:
@@ -259,6 +287,8 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f'{path}: no such file') from None
     except (OSError, ValueError, RecursionError) as error:
+        if path.is_file():
+            check_content(path)
         raise UserError(f'{path}: not readable JSON ({error})') from None
     if not isinstance(found, dict):
         raise UserError(f'{path}: holds a JSON {type(found).__name__}; wanted an object')

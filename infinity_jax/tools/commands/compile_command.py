@@ -71,11 +71,10 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.inference.resolution import choose_schedule
     from infinity_jax.inference.text_encoder import padded_length
     from infinity_jax.inference.warmup import BatchShape, calls_of
-    from infinity_jax.runtime.hub import local_folder
-    from infinity_jax.weights.model_folder import DEMO_FOLDER, read_configs
+    from infinity_jax.weights.model_folder import DEMO_FOLDER, fetch_model, read_configs
     from infinity_jax.weights.placement import check_complete, with_text_dtype
 
-    folder = local_folder(args.checkpoint or DEMO_FOLDER, args.revision)
+    folder = fetch_model(args.checkpoint or DEMO_FOLDER, args.revision)
     configs = read_configs(folder)
     check_complete(configs, ('transformer', 'tokenizer', 'text'))
     transformer = required(configs.transformer, 'transformer')

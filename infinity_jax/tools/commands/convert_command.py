@@ -19,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start = add('from-torch', 'Write a model folder from released PyTorch weights.')
     back = add('to-torch', 'Write PyTorch weights from a model folder or a training checkpoint.')
     merge = add('merge-lora', 'Merge LoRA adapters into the model folder they were trained on.')
+    pair = add(
+        'check-pair',
+        'Tell by numbers whether transformer and tokenizer of a model folder belong together.',
+    )
+    pair.add_argument('--checkpoint', required=True, metavar='DIR', help='model folder')
+    pair.set_defaults(run=run_check_pair)
     _add_from_torch(start)
     _add_to_torch(back)
     _add_merge_lora(merge)
@@ -77,6 +83,12 @@ def _add_from_torch(parser: argparse.ArgumentParser) -> None:
         metavar='PART.FIELD=VALUE',
         help='a dimension that the shapes do not show, such as tokenizer.norm_groups=4; may be '
         'given several times',
+    )
+    parser.add_argument(
+        '--check-pair',
+        action='store_true',
+        help='then compute whether the two belong together, as convert check-pair does '
+        '(default: no)',
     )
     parser.set_defaults(run=run_from_torch)
 
@@ -188,6 +200,17 @@ def run_from_torch(args: argparse.Namespace) -> None:
         if config is not None:
             print(config)
     print(f'wrote {args.out}')
+    if args.check_pair:
+        from infinity_jax.tools.evaluation.pair import check_pair
+
+        check_pair(args.out)
+
+
+def run_check_pair(args: argparse.Namespace) -> None:
+    """Prints the loss of a folder's transformer on the bits of its tokenizer."""
+    from infinity_jax.tools.evaluation.pair import check_pair
+
+    check_pair(args.checkpoint)
 
 
 def run_to_torch(args: argparse.Namespace) -> None:

@@ -128,7 +128,8 @@ def test_resuming_continues_bit_for_bit_and_exports(config, tmp_path):
         params = make_task(from_run, make_mesh()).from_model().params
         jax.tree.map(np.testing.assert_array_equal, params['transformer'], ours.transformer_params)
         jax.tree.map(np.testing.assert_array_equal, params['text'], ours.text_params)
-    wrong = dataclasses.replace(start, transformer=dataclasses.replace(config.transformer, depth=3))
+    wider = dataclasses.replace(config.transformer, width=2 * config.transformer.width)
+    wrong = dataclasses.replace(start, transformer=wider)
     with pytest.raises(UserError, match='init_from.*but the config wants'):
         make_task(wrong, make_mesh(devices=jax.devices()[:1])).from_model()
 
