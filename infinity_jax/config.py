@@ -1,27 +1,17 @@
-"""Configuration of models: dimensions, quantization, presets, and parsing without I/O.
-
-`from_mapping` builds these and all other frozen dataclasses of the package from a `ConfigDict` or
-from parsed JSON. It is the only place that checks field names and types, and it still reads fields
-by their old names.
-"""
+"""Configuration of models: dimensions of the networks, quantization, and presets."""
 
 import dataclasses
-import difflib
-import functools
-import sys
-import types
 import typing
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from infinity_jax.errors import UserError
 from infinity_jax.ranges import LARGEST_EDGE, Range, check_ranges, real
+from infinity_jax.renamed import notice
 from infinity_jax.scales import ScaleSchedule
 
 FALLBACK_GROUPS = 24  # of a group norm whose width `norm_groups` does not divide, as released
 DTYPES = ('float32', 'bfloat16', 'float16')
-
-
 MAX_PARAMETERS = 10**12  # of a transformer; more fit no memory
 _WIDTH = Range(1, LARGEST_EDGE)
 _TOKENIZER_RANGES = {
@@ -219,10 +209,7 @@ class QuantizationConfig:
         if unguided_scales < 0:
             raise UserError(f'unguided_scales is {unguided_scales}; wanted 0 or more')
         if unguided_scales:
-            _print_once(
-                'QuantizationConfig(unguided_scales=...) is now SamplingConfig(unguided_scales=...)'
-                '; the old keyword works until version 0.3'
-            )
+            notice('QuantizationConfig(unguided_scales=...)', 'SamplingConfig(unguided_scales=...)')
             object.__setattr__(self, 'former_unguided_scales', unguided_scales)
 
 
@@ -319,108 +306,3 @@ PRESETS: dict[str, TransformerConfig] = {
         depth=58, width=4608, num_heads=36, bits=14, spatial_patchify=True, drop_path=0.25
     ),
 }
-
-STORED = 'stored'  # instead of a path, for fields of a file that this package wrote
-# Names of fields in version 0.1 -> now. The old names are read until version 0.3.
-RENAMED_FIELDS = {
-    'picture_size': 'image_size',
-    'per_picture': 'per_image',
-    'pictures': 'images',
-    'levels': 'max_scales',
-}
-
-T = TypeVar('T')
-
-
-def current_name(name: str, known: Collection[str], where: str = '') -> str:
-    """The current name of a field, which may have been renamed.
-
-    Args:
-      name: current or old.
-      known: names of the existing fields.
-      where: dotted path with a dot at its end, for the warning on stderr; `STORED`: no warning.
-    """
-    new = RENAMED_FIELDS.get(name)
-    if name in known or new is None or new not in known:
-        return name
-    if where != STORED:
-        _print_once(
-            f'config field {where}{name} is now {where}{new}; the old name works until version 0.3'
-        )
-    return new
-
-
-@functools.cache  # once per process
-def _print_once(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def from_mapping(
-    cls: type[T], fields: Mapping[str, Any], where: str = '', *, stored: bool = False
-) -> T:
-    """Builds the dataclass `cls` from a `ConfigDict` or parsed JSON object.
-
-    Args:
-      cls: a dataclass type; fields that are dataclasses themselves are built in turn.
-      fields: name to value. Lists become tuples.
-      where: dotted path of `fields` in the whole configuration, for messages.
-      stored: whether this package wrote them; then old names give no warning.
-
-    Raises:
-      UserError: a field is unknown (the nearest known name is suggested), missing or mistyped.
-    """
-    if not hasattr(fields, 'items'):
-        raise UserError(f'config field {where} is {fields!r:.60}; wanted a group of fields')
-    # No public type stands for "a dataclass".
-    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    prefix = f'{where}.' if where else ''
-    values = {}
-    for written, value in fields.items():
-        name = current_name(written, known, STORED if stored else prefix)
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f'; did you mean {prefix}{near[0]}?' if near else f'; known: {", ".join(known)}'
-            raise UserError(f'unknown config field {prefix}{name}{hint}')
-        values[name] = _convert(hints[name], value, prefix + name, stored)
-    missing = [
-        prefix + n
-        for n, f in known.items()
-        if n not in values
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise UserError(f'config lacks {", ".join(missing)}: set it')
-    return cls(**values)
-
-
-def _convert(hint: Any, value: Any, where: str, stored: bool) -> Any:
-    """`value` as the annotated type `hint`, or a `UserError` that names `where`."""
-    if isinstance(hint, types.UnionType):
-        options = hint.__args__
-        if value is None and type(None) in options:
-            return None
-        hint = next(o for o in options if o is not type(None))
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        if not hasattr(value, 'items'):
-            raise UserError(f'config field {where} is {value!r:.60}; wanted a group of fields')
-        return from_mapping(hint, value, where, stored=stored)
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, (str, bytes)) or not hasattr(value, '__iter__'):
-            raise UserError(f'config field {where} is {value!r}; wanted a list')
-        inner = hint.__args__[0]
-        return tuple(_convert(inner, v, where, stored) for v in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError:
-            raise UserError(f'config field {where} is beyond 1e308; wanted a number') from None
-    if isinstance(hint, type) and (
-        not isinstance(value, hint) or (hint is int and isinstance(value, bool))
-    ):
-        raise UserError(
-            f'config field {where} is {value!r} of type {type(value).__name__}; '
-            f'wanted {hint.__name__}'
-        )
-    return value

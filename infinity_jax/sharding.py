@@ -36,7 +36,7 @@ class MeshConfig:
 # or 128. With it, products of whole sequences with weights come close to the peak.
 TPU_OPTIONS = {'xla_tpu_scoped_vmem_limit_kib': '32768'}
 # The same for generation, by chip. With less than the default, 16 MiB, programs are shorter,
-# compile faster and run a little longer; docs/plan.md has the figures.
+# compile faster and run a little longer; docs/notebook/plan_generation.md has the figures.
 TPU_GENERATION_OPTIONS = {
     'v5e': {'xla_tpu_scoped_vmem_limit_kib': '12288'},
     'v5p': {'xla_tpu_scoped_vmem_limit_kib': '14336'},

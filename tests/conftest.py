@@ -9,6 +9,9 @@ QUICK = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=
 os.environ['XLA_FLAGS'] = f'{QUICK} {os.environ.get("XLA_FLAGS", "")}'.strip()
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from infinity_jax.renamed import notice  # noqa: E402
 
 jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 8)
@@ -17,3 +20,9 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 CACHE = pathlib.Path(__file__).parent.parent / '.pytest_cache' / 'jax'
 jax.config.update('jax_compilation_cache_dir', str(CACHE))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
+
+
+@pytest.fixture(autouse=True)
+def old_names_not_yet_used():
+    """Every test sees the notice of an old name, which is printed once per process."""
+    notice.cache_clear()

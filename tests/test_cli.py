@@ -118,7 +118,7 @@ def test_an_aspect_ratio_is_width_to_height(fake, tmp_path, capsys):
 def test_the_former_name_of_the_ratio_works_and_prints_the_new_one(fake, tmp_path, capsys):
     cli.main(['generate', 'x', '--ratio', '0.5', '--out', str(tmp_path / 'x.png')])
     warning, size, *_ = capsys.readouterr().err.splitlines()
-    assert warning.startswith('warning: --ratio is now called --height-over-width;')
+    assert warning.startswith('--ratio is now --height-over-width;')
     assert f'{size}\n' == IMAGE_SIZE and fake.asked['height_over_width'] == '0.5'
     with pytest.raises(SystemExit):
         cli.main(['generate', '--help'])
@@ -375,7 +375,7 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path):
     assert b'Traceback' not in process.stderr.read() and process.wait() == 1
 
 
-def test_the_first_image_and_the_steady_time_are_told_apart(monkeypatch):
+def test_the_first_image_and_the_later_ones_are_timed_separately(monkeypatch):
     monkeypatch.setattr(generate_command, 'STARTED', time.perf_counter() - 10)
     one = generate_command.timing((2.0,), 1)
     assert one == 'time: 10.00 s to the first image, 2.00 s of it generating'

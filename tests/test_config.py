@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 from ml_collections import ConfigDict
 
-from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig, from_mapping
+from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
+from infinity_jax.parsing import from_mapping
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,16 +12,11 @@ from absl import flags
 from helpers.paths import CONFIGS, REPOSITORY
 from ml_collections import ConfigDict
 
-from infinity_jax.config import (
-    PRESETS,
-    TextConfig,
-    TokenizerConfig,
-    TransformerConfig,
-    from_mapping,
-)
+from infinity_jax.config import PRESETS, TextConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.data.buckets import target_size
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.errors import UserError
+from infinity_jax.parsing import from_mapping
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tools.commands.config_flags import parse_flags, read_config_file
 from infinity_jax.training.init_from import run_config

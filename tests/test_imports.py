@@ -13,13 +13,15 @@ PACKAGE = REPOSITORY / 'infinity_jax'
 
 # Folder (or module next to the folders) -> all that it may import. Each comes after those it names,
 # so that reading this from the top tells where a thing can live.
-FACTS = ('errors', 'ranges', 'scales', 'config')
+FACTS = ('errors', 'renamed', 'ranges', 'scales', 'config', 'parsing')
 NETWORKS = ('text', 'tokenizer', 'transformer')
 GRAPH = {
     'errors': (),
+    'renamed': (),
     'ranges': ('errors',),
     'scales': ('errors', 'ranges'),
-    'config': ('errors', 'ranges', 'scales'),
+    'config': ('errors', 'renamed', 'ranges', 'scales'),
+    'parsing': ('errors', 'renamed'),
     'runtime': ('errors',),
     'images': ('errors', 'runtime'),
     'sharding': ('errors', 'ranges', 'runtime'),

@@ -13,9 +13,10 @@ import pytest
 from helpers.models import model_of
 from helpers.paths import CONFIGS, REPOSITORY
 
-from infinity_jax.config import PRESETS, TextConfig, from_mapping, pixels_per_token
+from infinity_jax.config import PRESETS, TextConfig, pixels_per_token
 from infinity_jax.data.batch import Batch
 from infinity_jax.errors import UserError
+from infinity_jax.parsing import from_mapping
 from infinity_jax.runtime.accelerators import PEAKS
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule
 from infinity_jax.sharding import mesh_sizes

@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig, from_mapping
+from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.convert.names import Naming
 from infinity_jax.errors import UserError
+from infinity_jax.parsing import from_mapping
 from infinity_jax.weights.weight_files import LazyTensor
 
 Tensors = dict[str, LazyTensor]

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from infinity_jax.config import DTYPES, ModelConfigs, TransformerConfig, from_mapping, required
+from infinity_jax.config import DTYPES, ModelConfigs, TransformerConfig, required
 from infinity_jax.convert.importing import with_bar
 from infinity_jax.convert.names import Naming
 from infinity_jax.convert.plan import Plan, layer_of
 from infinity_jax.convert.released_code import FILE_NAME, misfits, released_chunks, write_hidden
 from infinity_jax.errors import UserError
+from infinity_jax.parsing import from_mapping
 from infinity_jax.runtime.atomic_write import flush_and_rename, temporary_path
 from infinity_jax.text.tokenizer import TOKENIZER_FILES
 from infinity_jax.training.run_folder import run_named
@@ -245,11 +246,11 @@ def _read_stored(tensors: Mapping[str, LazyTensor], ours: str, layer: int | None
 def _parts_of_run(
     run_dir: Path, step: int | None, ema: bool
 ) -> tuple[ModelConfigs, list[Part], WriteText]:
+    from infinity_jax.runtime.hub import DEMO_FOLDER
     from infinity_jax.training.checkpoint import load_weights
     from infinity_jax.training.tokenizer.task import TokenizerRunConfig
     from infinity_jax.training.transformer.config import T2IConfig
     from infinity_jax.training.transformer.parts import load_parts
-    from infinity_jax.weights.model_folder import DEMO_FOLDER
 
     fields = read_json(run_dir / 'config.json')
     weights = load_weights(run_dir, step, 'ema' if ema else 'params')

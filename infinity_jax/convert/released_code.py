@@ -13,10 +13,10 @@ from infinity_jax.config import (
     ModelConfigs,
     TokenizerConfig,
     TransformerConfig,
-    from_mapping,
     pixels_per_token,
 )
 from infinity_jax.errors import UserError
+from infinity_jax.parsing import from_mapping
 from infinity_jax.scales import STRIDE, ScaleSchedule
 from infinity_jax.weights.weight_files import read_json
 

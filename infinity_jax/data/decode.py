@@ -15,8 +15,8 @@ from infinity_jax.data.records import BrokenRecord
 
 DRAFT_MARGIN = 2  # a JPEG is decoded at a fraction of its size, at least twice the target
 MAX_PIXELS = 178_956_970  # of an image, before it is resized; Pillow's own limit
-# The formats that are opened, whatever the ending of a file. No others: Pillow would hand
-# PostScript to an interpreter.
+# A file is opened if its content has one of these formats; its name does not count. No others:
+# Pillow would hand PostScript to an interpreter.
 FORMATS = ('JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'AVIF', 'JPEG2000', 'PPM')
 ENDINGS = (
     '.png', '.jpg', '.jpeg', '.jpe', '.jfif', '.webp', '.bmp', '.gif', '.tif', '.tiff', '.avif',

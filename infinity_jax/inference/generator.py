@@ -4,8 +4,10 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
+from infinity_jax.config import required
 from infinity_jax.inference.cpu_layerwise import LayerWeights, generate_bits_layerwise
 from infinity_jax.inference.executables import Executables, call_jitted
 from infinity_jax.inference.generate import (
@@ -15,9 +17,12 @@ from infinity_jax.inference.generate import (
     generate_codes,
     generate_images,
 )
-from infinity_jax.inference.sampling import GenerationSettings
-from infinity_jax.inference.scale_steps import GenerationInputs
-from infinity_jax.sharding import in_mesh
+from infinity_jax.inference.sampling import GenerationSettings, SamplingNumbers
+from infinity_jax.inference.scale_steps import GenerationInputs, Text
+from infinity_jax.sharding import in_mesh, to_host
+from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.transformer.model import Transformer
+from infinity_jax.weights.placement import PlacedModel, share_batch
 
 # Stacked blocks above this are copied layer by layer from main memory at every scale, smaller
 # ones from the CPU's cache; one program then starts sooner than many.
@@ -30,6 +35,12 @@ def goes_layerwise(transformer_params: Any, int8_cache: bool) -> bool:
     Only the one program has a cache in 8 bits.
     """
     return not int8_cache and _bytes(transformer_params['blocks']) > LAYERWISE_BYTES
+
+
+@jax.jit
+def image_keys(seed: jax.Array, indices_B: jax.Array) -> jax.Array:
+    """One random key per image, with the sharding of the indices."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices_B)
 
 
 class Generator:
@@ -59,6 +70,7 @@ class Generator:
             on_cpu = mesh is None and _on_one_cpu(params.transformer)
             layerwise = on_cpu and goes_layerwise(params.transformer, int8_cache)
         self.networks, self.params = networks, params
+        self._mesh = mesh
         self.layerwise = layerwise
         self._layers: LayerWeights | None = None
         if layerwise:
@@ -67,12 +79,47 @@ class Generator:
         executables = executables or Executables()
         self._run = executables.call if mesh is None else in_mesh(mesh, call_jitted)
 
+    @classmethod
+    def of_model(cls, model: PlacedModel, executables: Executables | None = None) -> 'Generator':
+        """The generator of a model whose weights are in place."""
+        networks = Networks(
+            Transformer(required(model.configs.transformer, 'transformer')),
+            Autoencoder(required(model.configs.tokenizer, 'tokenizer')),
+        )
+        return cls(
+            networks,
+            NetworkParams(model.transformer_params, model.tokenizer_params),
+            model.mesh,
+            int8_cache=model.quantization.cache == 'int8',
+            executables=executables,
+        )
+
     def __call__(self, inputs: GenerationInputs, settings: GenerationSettings) -> jax.Array:
         """Text features to uint8 images (B, Y, X, 3); see `generate.generate_bits`."""
         if self._layers is not None:
             return self.decode(self.codes(inputs, settings))
         static = {'networks': self.networks, 'settings': settings}
         return self._run(generate_images, static, {'params': self.params, 'inputs': inputs})
+
+    def images(
+        self,
+        seed: int,
+        indices_B: np.ndarray,
+        text: tuple[Text, Text | None],
+        numbers: SamplingNumbers,
+        settings: GenerationSettings,
+    ) -> np.ndarray:
+        """Images on the host: uint8 (B, Y, X, 3).
+
+        Args:
+          seed: of all images.
+          indices_B: image i of a seed is always the same one.
+          text: features of the prompts and of the negative text, if there is one.
+          numbers, settings: guidance, temperature and what else is chosen per call.
+        """
+        keys_B = image_keys(np.uint32(seed), share_batch(indices_B, self._mesh))
+        pixels = self(GenerationInputs(keys_B, text[0], numbers, text[1]), settings)
+        return np.asarray(pixels if self._mesh is None else to_host(pixels, self._mesh))
 
     def codes(self, inputs: GenerationInputs, settings: GenerationSettings) -> jax.Array:
         """The transformer's part alone: accumulated codes (B, h, w, d)."""

@@ -6,45 +6,24 @@ import pathlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-import jax
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from infinity_jax.config import QuantizationConfig, pixels_per_token, required
 from infinity_jax.errors import UserError
-from infinity_jax.inference.executables import Executables
-from infinity_jax.inference.generate import NetworkParams, Networks
-from infinity_jax.inference.generator import Generator
-from infinity_jax.inference.memory import plan_memory
-from infinity_jax.inference.resolution import budget_line, choose_schedule
 from infinity_jax.inference.sampling import SamplingConfig
-from infinity_jax.inference.scale_steps import GenerationInputs
-from infinity_jax.inference.text_encoder import PromptEncoder
-from infinity_jax.inference.warmup import GenerationRequest, calls_for
+from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import MeshConfig, make_mesh, to_host
 from infinity_jax.text.characters import is_blank
-from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.transformer.model import Transformer
-from infinity_jax.weights.model_folder import (
-    DEMO_FOLDER,
-    LoadedModel,
-    fetch_model,
-    load_model,
-    read_configs,
-)
-from infinity_jax.weights.placement import (
-    PlacedModel,
-    check_complete,
-    place_decoder,
-    place_text_encoder,
-    place_transformer,
-    share_batch,
-    with_text_dtype,
-)
+
+if TYPE_CHECKING:
+    from infinity_jax.inference.executables import Executables
+    from infinity_jax.inference.warmup import GenerationRequest
+    from infinity_jax.sharding import MeshConfig
+    from infinity_jax.weights.placement import PlacedModel
 
 MAX_BATCH = 16  # images generated in one program call
 SEEDS = 2**32  # jax keys would silently take a larger seed modulo this
@@ -96,12 +75,6 @@ class PipelineOptions(TypedDict, total=False):
 OF_CONSTRUCTOR = ('rewrite_prompt', 'max_batch', 'text_length')
 
 
-@jax.jit
-def image_keys(seed: jax.Array, indices_B: jax.Array) -> jax.Array:
-    """One random key per image, with the sharding of the indices."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices_B)
-
-
 class InfinityPipeline:
     """A model that generates images; compiled once per batch size, `num` and static settings.
 
@@ -111,12 +84,12 @@ class InfinityPipeline:
 
     def __init__(
         self,
-        model: PlacedModel,
+        model: 'PlacedModel',
         *,
         rewrite_prompt: Callable[[str], str] | None = None,
         max_batch: int = MAX_BATCH,
         text_length: int | None = None,
-        executables: Executables | None = None,
+        executables: 'Executables | None' = None,
     ):
         """Takes a model whose weights are in place, see `placement.place_model`.
 
@@ -136,14 +109,12 @@ class InfinityPipeline:
         tokenizer = required(configs.tokenizer, 'tokenizer')
         self._stride = pixels_per_token(transformer, tokenizer)
         self._quantization = model.quantization
+        # Imported here: the class is at hand before flax and the networks are loaded.
+        from infinity_jax.inference.generator import Generator
+        from infinity_jax.inference.text_encoder import PromptEncoder
+
         self._prompt_encoder = PromptEncoder(model, text_length, executables)
-        self._generator = Generator(
-            Networks(Transformer(transformer), Autoencoder(tokenizer)),
-            NetworkParams(model.transformer_params, model.tokenizer_params),
-            model.mesh,
-            int8_cache=model.quantization.cache == 'int8',
-            executables=executables,
-        )
+        self._generator = Generator.of_model(model, executables)
 
     @classmethod
     def from_pretrained(
@@ -153,9 +124,9 @@ class InfinityPipeline:
         revision: str | None = None,
         cache_dir: str | pathlib.Path | None = None,
         dtype: str | None = None,
-        mesh: MeshConfig | None = None,
+        mesh: 'MeshConfig | None' = None,
         quantization: QuantizationConfig = QuantizationConfig(),
-        request: GenerationRequest | None = None,
+        request: 'GenerationRequest | None' = None,
         verify: bool = True,
         **options: Unpack[PipelineOptions],
     ) -> 'InfinityPipeline':
@@ -185,58 +156,22 @@ class InfinityPipeline:
         size: dict[str, Any] = dict(options)
         of_pipeline = {key: size.pop(key) for key in OF_CONSTRUCTOR if key in size}
         text_dtype = size.pop('text_dtype', '')
+        # Imported here: the class is at hand before flax and the networks are loaded.
+        from infinity_jax.inference.loading import load_for_generation, read_for_generation
+        from infinity_jax.weights.model_folder import fetch_model
+
         folder = fetch_model(name, revision, cache_dir)
-        configs = read_configs(folder)
-        check_complete(configs, ('transformer', 'tokenizer', 'text'))
-        transformer = required(configs.transformer, 'transformer')
-        tokenizer = required(configs.tokenizer, 'tokenizer')
-        if dtype is not None:
-            transformer = dataclasses.replace(transformer, dtype=dtype)
-            configs = dataclasses.replace(configs, transformer=transformer)
-        schedule = choose_schedule(configs, **size)
-        if line := budget_line(configs, schedule):
-            warnings.warn(line, stacklevel=2)
-        configs = dataclasses.replace(configs, schedule=schedule)
-        devices = None if mesh is None else make_mesh(mesh)
-        configs = with_text_dtype(
-            configs, text_dtype, None if devices is None else devices.devices.flat[0].platform
+        ready = load_for_generation(
+            folder,
+            read_for_generation(folder, dtype, text_dtype, **size),
+            max_batch=of_pipeline.pop('max_batch', MAX_BATCH),
+            mesh=mesh,
+            quantization=quantization,
+            request=request,
+            text_length=of_pipeline.get('text_length'),
+            verify=verify,
         )
-        max_batch = of_pipeline.pop('max_batch', MAX_BATCH)
-        plan = plan_memory(configs, max_batch, devices, quantization)
-        executables = Executables(folder if devices is None else None)
-        if request is not None and devices is None:
-            length = of_pipeline.get('text_length')
-            for call in calls_for(request, configs, plan.batch, quantization, length):
-                executables.prepare(*call)
-
-        def load(part: str) -> LoadedModel:
-            return load_model(folder, None, (part,), devices, configs, verify=verify)
-
-        # Part by part, so that the host never holds two parts at once.
-        params = place_transformer(
-            required(load('transformer').transformer_params, 'transformer'),
-            transformer,
-            quantization,
-            devices,
-        )
-        decoder = place_decoder(
-            required(load('tokenizer').tokenizer_params, 'tokenizer'), tokenizer, devices
-        )
-        text = load('text_encoder')
-        check_complete(text, ('text_params', 'text_tokenizer'))
-        model = PlacedModel(
-            configs,
-            params,
-            decoder,
-            place_text_encoder(
-                required(text.text_params, 'text encoder'), configs, devices, plan.offload_text
-            ),
-            required(text.text_tokenizer, 'vocabulary'),
-            quantization,
-            devices,
-            plan.offload_text,
-        )
-        return cls(model, max_batch=plan.batch, executables=executables, **of_pipeline)
+        return cls(ready.model, max_batch=ready.batch, executables=ready.executables, **of_pipeline)
 
     @property
     def schedule(self) -> ScaleSchedule:
@@ -332,13 +267,10 @@ class InfinityPipeline:
             for start in starts
         ]
         texts = self._prompt_encoder(batches, negative)
-        for start, (text, negative_text) in zip(starts, texts, strict=True):
-            indices_B = share_batch(np.arange(start, start + size), self._mesh)
-            keys_B = image_keys(np.uint32(seed), indices_B)
-            inputs = GenerationInputs(keys_B, text, numbers, negative_text)
-            pixels = self._generator(inputs, settings)
-            on_host = pixels if self._mesh is None else to_host(pixels, self._mesh)
-            yield np.asarray(on_host)[: len(prompts) - start]
+        for start, text in zip(starts, texts, strict=True):
+            indices = np.arange(start, start + size)
+            pixels = self._generator.images(seed, indices, text, numbers, settings)
+            yield pixels[: len(prompts) - start]
 
     def _batch_size(self, images: int) -> int:
         """Images per program call: a multiple of the mesh's shares of a batch."""

@@ -1,10 +1,8 @@
 """The token grids that a model generates: its own, or the released ones of an image shape."""
 
-import functools
-import sys
-
 from infinity_jax.config import ModelConfigs, TransformerConfig, pixels_per_token, required
 from infinity_jax.errors import UserError
+from infinity_jax.renamed import notice
 from infinity_jax.scales import (
     BUDGETS,
     STRIDE,
@@ -46,7 +44,7 @@ def choose_schedule(
     transformer = required(configs.transformer, 'transformer')
     stride = pixels_per_token(transformer, required(configs.tokenizer, 'tokenizer'))
     if ratio is not None:
-        _print_renamed()
+        notice('keyword ratio', 'height_over_width')
     ratios = {
         'aspect_ratio': None if aspect_ratio is None else height_over_width_of(aspect_ratio),
         'height_over_width': height_over_width,
@@ -98,15 +96,6 @@ def budget_line(configs: ModelConfigs, schedule: ScaleSchedule) -> str:
     return (
         f'the budget {asked[1]} is {side} {trained}, which {source}: expect worse images; leave '
         f'out the size to generate at {trained}'
-    )
-
-
-@functools.cache  # once per process
-def _print_renamed() -> None:
-    print(
-        'the keyword ratio is now height_over_width (height / width); the old name works until '
-        'version 0.3',
-        file=sys.stderr,
     )
 
 

@@ -1,4 +1,4 @@
-"""Model folders by name: a local folder, or a repository on the Hugging Face hub."""
+"""Model folders by name: the shipped demo, a local folder, a repository on the Hugging Face hub."""
 
 import re
 from collections.abc import Sequence
@@ -8,6 +8,7 @@ from infinity_jax.errors import UserError, in_one_line
 from infinity_jax.runtime.atomic_write import previous_folder
 
 REPOSITORY = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
+DEMO_FOLDER = Path(__file__).parent.parent / 'demo'  # the model that ships with the package
 FILES = ('*.json', '*.safetensors', '*.model')  # the files of a model folder
 WEIGHT_ENDINGS = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
 POINTER = b'version https://git-lfs.github.com/spec/'  # how a Git-LFS pointer begins

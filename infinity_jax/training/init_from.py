@@ -15,8 +15,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from infinity_jax.config import TransformerConfig, from_mapping, required
+from infinity_jax.config import TransformerConfig, required
 from infinity_jax.errors import UserError
+from infinity_jax.parsing import from_mapping
 from infinity_jax.training.checkpoint import Checkpoints, load_weights, shapes_by_name
 from infinity_jax.training.config import RunConfig
 from infinity_jax.training.run_folder import run_named

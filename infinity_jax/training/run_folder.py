@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from infinity_jax.config import STORED, current_name
 from infinity_jax.errors import UserError
+from infinity_jax.renamed import STORED, current_field
 from infinity_jax.runtime.atomic_write import atomic_file
 
 CHECKPOINTS = 'checkpoints'  # in a run folder; holds one folder per step
@@ -90,7 +90,7 @@ def _flat(described: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 def _current_path(name: str, known: dict[str, Any]) -> str:
     """The present name of a dotted field of an older version; fields inside lists keep theirs."""
     head, dot, last = name.rpartition('.')
-    return head + dot + current_name(last, {n.rpartition('.')[2] for n in known}, STORED)
+    return head + dot + current_field(last, {n.rpartition('.')[2] for n in known}, STORED)
 
 
 def run_named(path: str | os.PathLike) -> tuple[pathlib.Path | None, int | None]:

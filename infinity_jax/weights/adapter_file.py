@@ -9,8 +9,8 @@ import numpy as np
 import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from infinity_jax.config import from_mapping
 from infinity_jax.errors import UserError
+from infinity_jax.parsing import from_mapping
 from infinity_jax.runtime.atomic_write import atomic_file
 from infinity_jax.transformer.lora import LoraConfig, merge
 from infinity_jax.weights.model_folder import load_model, save_model

@@ -25,15 +25,9 @@ import numpy as np
 import safetensors
 from jax.sharding import Mesh
 
-from infinity_jax.config import (
-    DTYPES,
-    ModelConfigs,
-    TokenizerConfig,
-    TransformerConfig,
-    from_mapping,
-    required,
-)
+from infinity_jax.config import DTYPES, ModelConfigs, TokenizerConfig, TransformerConfig, required
 from infinity_jax.errors import UserError
+from infinity_jax.parsing import from_mapping
 from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
 from infinity_jax.runtime.hub import WEIGHT_ENDINGS, local_folder, repository_files
 from infinity_jax.scales import ScaleSchedule
@@ -62,7 +56,6 @@ MODEL_FILES = (
     ),
     *(f'text_encoder/*.{ending}' for ending in ('json', 'safetensors', 'model')),
 )
-DEMO_FOLDER = Path(__file__).parent.parent / 'demo'  # the model that ships with the package
 
 
 @dataclasses.dataclass(frozen=True)

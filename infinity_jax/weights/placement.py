@@ -75,22 +75,52 @@ def place_model(
     check_complete(
         loaded, ('transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer')
     )
-    configs = with_text_dtype(loaded.configs, platform=_platform(mesh))
+    configs = with_text_dtype(loaded.configs, platform=platform_of(mesh))
+    return place_parts(lambda part: loaded, configs, quantization, mesh, offload_text)
+
+
+def place_parts(
+    load: Callable[[str], LoadedModel],
+    configs: ModelConfigs,
+    quantization: QuantizationConfig = QuantizationConfig(),
+    mesh: Mesh | None = None,
+    offload_text: bool = False,
+) -> PlacedModel:
+    """`place_model` of one part after the other, so that the host never holds two of them.
+
+    Args:
+      load: name of a part, as in `model_folder.PARTS`, to a model that has it.
+      configs: of all parts.
+      quantization, mesh, offload_text: see `place_model`.
+
+    Raises:
+      UserError: a part is missing, or 8 bits on several devices.
+    """
     transformer = required(configs.transformer, 'transformer')
     tokenizer = required(configs.tokenizer, 'tokenizer')
+    placed = {
+        'transformer_params': place_transformer(
+            required(load('transformer').transformer_params, 'transformer'),
+            transformer,
+            quantization,
+            mesh,
+        ),
+        'tokenizer_params': place_decoder(
+            required(load('tokenizer').tokenizer_params, 'tokenizer'), tokenizer, mesh
+        ),
+    }
+    text = load('text_encoder')
+    check_complete(text, ('text_params', 'text_tokenizer'))
     return PlacedModel(
         configs,
-        place_transformer(
-            required(loaded.transformer_params, 'transformer'), transformer, quantization, mesh
+        text_params=place_text_encoder(
+            required(text.text_params, 'text encoder'), configs, mesh, offload_text
         ),
-        place_decoder(required(loaded.tokenizer_params, 'tokenizer'), tokenizer, mesh),
-        place_text_encoder(
-            required(loaded.text_params, 'text encoder'), configs, mesh, offload_text
-        ),
-        required(loaded.text_tokenizer, 'vocabulary'),
-        quantization,
-        mesh,
-        offload_text,
+        text_tokenizer=required(text.text_tokenizer, 'vocabulary'),
+        quantization=quantization,
+        mesh=mesh,
+        offload_text=offload_text,
+        **placed,
     )
 
 
@@ -145,7 +175,8 @@ def with_text_dtype(
     return dataclasses.replace(configs, text_dtype=dtype or own)
 
 
-def _platform(mesh: Mesh | None) -> str | None:
+def platform_of(mesh: Mesh | None) -> str | None:
+    """The platform of a mesh's devices; None without a mesh."""
     return None if mesh is None else mesh.devices.flat[0].platform
 
 

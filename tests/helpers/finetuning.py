@@ -3,13 +3,13 @@
 import runpy
 
 from helpers.models import model_of
-from helpers.paths import CONFIGS
+from helpers.paths import CONFIGS, VOCABULARY
 from helpers.stride4 import EIGHT_BITS as TOKENIZER
 from helpers.tiny import lively, tokenizer_variables, transformer_variables
 
 from infinity_jax.config import TextConfig, TransformerConfig
 from infinity_jax.text.tokenizer import TextTokenizer
-from infinity_jax.weights.model_folder import DEMO_FOLDER, save_model
+from infinity_jax.weights.model_folder import save_model
 from infinity_jax.weights.t5_folder import encoder_shapes
 
 FINETUNE = runpy.run_path(str(CONFIGS / 'finetune.py'))
@@ -28,7 +28,7 @@ def save(folder, transformer=TRANSFORMER, tokenizer=TOKENIZER, schedule=None, te
         tokenizer_params=tokenizer_variables(tokenizer)['params'],
         text_config=text,
         text_params=lively(encoder_shapes(text)),
-        text_tokenizer=TextTokenizer.from_folder(DEMO_FOLDER / 'text_encoder'),
+        text_tokenizer=TextTokenizer.from_folder(VOCABULARY),
         schedule=schedule,
     )
     save_model(folder, loaded)

@@ -1,9 +1,19 @@
-"""The command of a small tokenizer run, for tests that start training as a process."""
+"""Small runs: fields of a configuration, and a command for tests that train as a process."""
 
 import sys
 
 from helpers.paths import REPOSITORY
 
+from infinity_jax.data.config import DataConfig
+from infinity_jax.training.optimizer import OptimizerConfig
+
+# Of a run inside the test's process, for either task.
+FIELDS = {
+    'log_every': 1,
+    'eval_batches': 1,
+    'data': DataConfig(image_size=16),
+    'optimizer': OptimizerConfig(learning_rate=1e-2, ema_decay=0.5),
+}
 COMPILE_CACHE = str(REPOSITORY / '.pytest_cache' / 'jax')
 FLAGS = {
     'tokenizer.bits': 4,

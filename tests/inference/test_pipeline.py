@@ -20,8 +20,8 @@ from helpers.tiny import (
 
 from infinity_jax.errors import UserError
 from infinity_jax.inference import generator as generator_module
+from infinity_jax.inference import loading
 from infinity_jax.inference import memory as memory_estimate
-from infinity_jax.inference import pipeline as pipeline_module
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
@@ -249,7 +249,7 @@ def test_a_mesh_gets_its_weights_in_shards(tmp_path, monkeypatch):
                 loaded = dataclasses.replace(loaded, **{name: params})
         return loaded
 
-    monkeypatch.setattr(pipeline_module, 'load_model', load_sharded)
+    monkeypatch.setattr(loading, 'load_model', load_sharded)
     config = MeshConfig(data=2, fsdp=2, tensor=2)
     loaded = InfinityPipeline.from_pretrained(tmp_path / 'm', mesh=config, max_batch=2)
     for leaf in jax.tree.leaves(loaded._generator.params.transformer):

@@ -14,7 +14,7 @@ jax.config.update('jax_platforms', 'cpu')
 jax.config.update('jax_num_cpu_devices', 2)
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]), initialization_timeout=100)
 import numpy as np
-from infinity_jax.inference.pipeline import image_keys
+from infinity_jax.inference.generator import image_keys
 from infinity_jax.weights.placement import share_batch
 from infinity_jax.sharding import MeshConfig, from_first_process, make_mesh, to_host
 rank = jax.process_index()

@@ -10,7 +10,6 @@ from helpers.generation import GRIDS as SCHEDULE
 from helpers.generation import generation_inputs, sampling_numbers, small_model
 from helpers.tiny import QUICK_COMPILE, TRANSFORMER, transformer_variables
 
-from infinity_jax import config
 from infinity_jax.config import QuantizationConfig
 from infinity_jax.errors import UserError
 from infinity_jax.inference import generator as generator_module
@@ -134,7 +133,6 @@ def test_flags_set_formats_and_unguided_scales():
 
 
 def test_the_old_keyword_for_unguided_scales_is_read_and_one_line_names_the_new_one(capsys):
-    config._print_once.cache_clear()
     for _ in range(2):
         old = QuantizationConfig(unguided_scales=2)
     line = capsys.readouterr().err

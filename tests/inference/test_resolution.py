@@ -6,7 +6,6 @@ import pytest
 
 from infinity_jax.config import PRESETS, ModelConfigs, TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.inference import resolution
 from infinity_jax.inference.resolution import budget_line, choose_schedule
 from infinity_jax.scales import ScaleSchedule
 
@@ -50,7 +49,6 @@ def test_a_text_that_is_no_aspect_ratio_is_a_user_error(aspect):
 
 
 def test_the_old_keyword_is_read_and_one_line_names_the_new_one(capsys):
-    resolution._print_renamed.cache_clear()
     for _ in range(2):
         assert choose_schedule(RELEASED, ratio=0.5) == released('0.500', '1M')
     line = capsys.readouterr().err

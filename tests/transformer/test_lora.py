@@ -12,10 +12,11 @@ from helpers.tiny import TRANSFORMER, lively, transformer_variables
 
 from infinity_jax.config import PRESETS
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.sharding import MeshConfig, make_mesh, shardings_of
 from infinity_jax.transformer.lora import MATRICES, LoraConfig, init_adapters, joined, merge
 from infinity_jax.transformer.model import transformer_shapes
-from infinity_jax.weights.model_folder import DEMO_FOLDER, read_description
+from infinity_jax.weights.model_folder import read_description
 
 CONFIG = LoraConfig(rank=3, alpha=6.0)
 

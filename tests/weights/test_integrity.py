@@ -16,13 +16,14 @@ from helpers.models import model_of
 
 from infinity_jax.convert.importing import from_torch
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.transformer.lora import LoraConfig
 from infinity_jax.weights import integrity, weight_files
 from infinity_jax.weights.adapter_file import load_adapter, save_adapter
 from infinity_jax.weights.integrity import BLOCK, check_values, scan
-from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model, save_model
+from infinity_jax.weights.model_folder import LoadedModel, load_model, save_model
 from infinity_jax.weights.safetensors_writer import SafetensorsWriter, Spec
 from infinity_jax.weights.t5_folder import copy_encoder
 from infinity_jax.weights.weight_files import open_safetensors

@@ -16,11 +16,11 @@ import ml_dtypes  # noqa: F401  (adds bfloat16 to numpy)
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from infinity_jax.config import from_mapping
 from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.records import BrokenRecord, IndexTable, RecordLocation
 from infinity_jax.errors import UserError
+from infinity_jax.parsing import from_mapping
 
 INFO = 'features.json'
 OPEN_SHARDS = 256  # files that a process keeps open

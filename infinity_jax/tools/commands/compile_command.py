@@ -1,12 +1,12 @@
 """The command `infinity-jax compile`: stores compiled programs in a model folder."""
 
 import argparse
-import dataclasses
 import sys
 import time
 
 from infinity_jax.tools.commands.flag_types import check_positive
 from infinity_jax.tools.commands.generation_flags import (
+    add_count_flags,
     add_image_size_flags,
     add_model_flags,
     add_quantization_flags,
@@ -28,19 +28,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar='N',
         help='prompts per call (default: %(default)s)',
     )
-    parser.add_argument(
-        '--num',
-        type=int,
-        default=1,
-        metavar='N',
-        help='images per prompt (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--max-batch',
-        type=int,
-        metavar='N',
-        help='images generated at the same time, at most (default: 16)',
-    )
+    add_count_flags(parser)
     parser.add_argument(
         '--text-length',
         type=int,
@@ -67,22 +55,26 @@ def run(args: argparse.Namespace) -> None:
     ratio, size = ratio_of(args), image_size_of(args)
     from infinity_jax.config import pixels_per_token, required
     from infinity_jax.inference.executables import Executables
+    from infinity_jax.inference.loading import read_for_generation
     from infinity_jax.inference.pipeline import MAX_BATCH
-    from infinity_jax.inference.resolution import choose_schedule
     from infinity_jax.inference.text_encoder import padded_length
     from infinity_jax.inference.warmup import BatchShape, calls_of
-    from infinity_jax.weights.model_folder import DEMO_FOLDER, fetch_model, read_configs
-    from infinity_jax.weights.placement import check_complete, with_text_dtype
+    from infinity_jax.runtime.hub import DEMO_FOLDER
+    from infinity_jax.weights.model_folder import fetch_model
+    from infinity_jax.weights.placement import with_text_dtype
 
     folder = fetch_model(args.checkpoint or DEMO_FOLDER, args.revision)
-    configs = read_configs(folder)
-    check_complete(configs, ('transformer', 'tokenizer', 'text'))
+    configs = read_for_generation(
+        folder,
+        args.dtype,
+        args.text_dtype or '',
+        height_over_width=ratio,
+        budget=args.budget,
+        size=size,
+    )
+    configs = with_text_dtype(configs)
     transformer = required(configs.transformer, 'transformer')
-    if args.dtype is not None:
-        transformer = dataclasses.replace(transformer, dtype=args.dtype)
-        configs = dataclasses.replace(configs, transformer=transformer)
-    configs = with_text_dtype(configs, args.text_dtype or '')
-    schedule = choose_schedule(configs, height_over_width=ratio, budget=args.budget, size=size)
+    schedule = required(configs.schedule, 'schedule')
     if ratio is not None or size is not None:
         stride = pixels_per_token(transformer, required(configs.tokenizer, 'tokenizer'))
         print(image_size_line(schedule.image_size(stride), schedule), file=sys.stderr)

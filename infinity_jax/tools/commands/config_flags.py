@@ -12,8 +12,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from infinity_jax.config import current_name
 from infinity_jax.errors import UserError, in_one_line
+from infinity_jax.renamed import current_field
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, such as configs/t2i.py:demo')
 
@@ -86,7 +86,7 @@ def _with_current_names(argument: str, spec: str) -> str:
     path: list[str] = []
     for field in name.split('.')[1:]:
         known = list(node) if hasattr(node, 'keys') else ()
-        path.append(current_name(field, known, ''.join(f'{each}.' for each in path)))
+        path.append(current_field(field, known, ''.join(f'{each}.' for each in path)))
         node = node[path[-1]] if path[-1] in known else None
     return '.'.join([name.split('.')[0], *path]) + equals + value
 

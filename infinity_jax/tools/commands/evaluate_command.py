@@ -132,8 +132,9 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
 
 def run_demo(args: argparse.Namespace) -> None:
     """Prints a table of the matcher's accuracies."""
+    from infinity_jax.runtime.hub import DEMO_FOLDER
     from infinity_jax.training.transformer.demo_evaluation import evaluate_demo
-    from infinity_jax.weights.model_folder import DEMO_FOLDER, fetch_model
+    from infinity_jax.weights.model_folder import fetch_model
 
     evaluate_demo(
         fetch_model(args.checkpoint or DEMO_FOLDER),
@@ -148,8 +149,8 @@ def run_demo(args: argparse.Namespace) -> None:
 
 def run_loss(args: argparse.Namespace) -> None:
     """Prints loss and accuracy by scale."""
+    from infinity_jax.runtime.hub import DEMO_FOLDER
     from infinity_jax.tools.evaluation.loss import evaluate_loss
-    from infinity_jax.weights.model_folder import DEMO_FOLDER
 
     config = run_config(args)
     if config.task != 't2i':
@@ -159,8 +160,8 @@ def run_loss(args: argparse.Namespace) -> None:
 
 def run_tokenizer(args: argparse.Namespace) -> None:
     """Prints the tokenizer's figures by scale."""
+    from infinity_jax.runtime.hub import DEMO_FOLDER
     from infinity_jax.tools.evaluation.tokenizer import EMOJI, evaluate_tokenizer
-    from infinity_jax.weights.model_folder import DEMO_FOLDER
 
     evaluate_tokenizer(
         args.checkpoint or DEMO_FOLDER,

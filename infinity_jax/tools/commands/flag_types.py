@@ -2,10 +2,10 @@
 
 import argparse
 import re
-import sys
 from typing import Any
 
 from infinity_jax.errors import UserError
+from infinity_jax.renamed import notice
 
 
 class RenamedFlag(argparse.Action):
@@ -16,11 +16,7 @@ class RenamedFlag(argparse.Action):
         self.current = current
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        print(
-            f'warning: {option_string} is now called {self.current}; the old name will be removed '
-            'in the next release',
-            file=sys.stderr,
-        )
+        notice(str(option_string), self.current)
         setattr(namespace, self.dest, values)
 
 

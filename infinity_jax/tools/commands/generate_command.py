@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from infinity_jax.errors import UserError
 from infinity_jax.tools.commands.flag_types import check_positive
 from infinity_jax.tools.commands.generation_flags import (
+    add_count_flags,
     add_image_size_flags,
     add_model_flags,
     add_quantization_flags,
@@ -40,25 +41,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar='TEXT',
         help='what the images should not show; needs guidance (default: nothing)',
     )
-    parser.add_argument(
-        '--num',
-        type=int,
-        default=1,
-        metavar='N',
-        help='images per prompt (default: %(default)s)',
-    )
+    add_count_flags(parser)
     parser.add_argument(
         '--out',
         default='image.png',
         metavar='FILE',
         help='.png or .jpg; a number is added to its name for each of several images '
         '(default: %(default)s)',
-    )
-    parser.add_argument(
-        '--max-batch',
-        type=int,
-        metavar='N',
-        help='images generated at the same time, at most (default: 16)',
     )
     parser.add_argument(
         '--text-length',
@@ -90,8 +79,8 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.images import check_writable, save_image
     from infinity_jax.inference.pipeline import MAX_BATCH, InfinityPipeline
     from infinity_jax.inference.warmup import GenerationRequest
+    from infinity_jax.runtime.hub import DEMO_FOLDER
     from infinity_jax.scales import released_name
-    from infinity_jax.weights.model_folder import DEMO_FOLDER
 
     check_writable(paths[0])
     sampling, quantization = sampling_of(args), quantization_of(args)

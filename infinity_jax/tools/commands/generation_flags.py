@@ -46,6 +46,23 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_count_flags(parser: argparse.ArgumentParser) -> None:
+    """Images per prompt and per program call."""
+    parser.add_argument(
+        '--num',
+        type=int,
+        default=1,
+        metavar='N',
+        help='images per prompt (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--max-batch',
+        type=int,
+        metavar='N',
+        help='images generated at the same time, at most (default: 16)',
+    )
+
+
 def add_image_size_flags(parser: argparse.ArgumentParser) -> None:
     """An aspect ratio and a pixel budget, or height and width."""
     group = parser.add_argument_group('image size')

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from infinity_jax.errors import UserError
+from infinity_jax.renamed import notice
 from infinity_jax.tools.commands.flag_types import check_positive
 
 if TYPE_CHECKING:
@@ -82,11 +83,7 @@ def current_source(text: str) -> str:
     """A value of --from; 'pictures' is the former name of 'images'."""
     if text != 'pictures':
         return text
-    print(
-        'warning: --from pictures is now called --from images; the old name will be removed in '
-        'the next release',
-        file=sys.stderr,
-    )
+    notice('--from pictures', '--from images')
     return 'images'
 
 

@@ -6,13 +6,15 @@ import pathlib
 
 import jax
 
-from infinity_jax.config import ModelConfigs, from_mapping
+from infinity_jax.config import ModelConfigs
 from infinity_jax.errors import UserError
+from infinity_jax.parsing import from_mapping
+from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.training.checkpoint import load_weights
 from infinity_jax.training.run_folder import config_without_paths, run_named
 from infinity_jax.training.tokenizer.config import TokenizerRunConfig
-from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model
+from infinity_jax.weights.model_folder import LoadedModel, load_model
 from infinity_jax.weights.weight_files import read_json
 
 MODEL = 'model'  # where a finished run writes its model

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from infinity_jax.config import ModelConfigs, TextConfig, released_tokenizer, required
 from infinity_jax.data.batch import Batch
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import BUDGET_OF_EDGE
 from infinity_jax.sharding import batch_sharding, in_mesh, shardings_of
 from infinity_jax.tools.plan.program_cost import AbstractProgram
@@ -20,7 +21,7 @@ from infinity_jax.training.accumulate import check_parts
 from infinity_jax.training.transformer.config import T2IConfig, run_schedule
 from infinity_jax.training.transformer.parts import with_run_text_dtype
 from infinity_jax.training.transformer.task import init_state, jit_step, make_models
-from infinity_jax.weights.model_folder import DEMO_FOLDER, read_configs
+from infinity_jax.weights.model_folder import read_configs
 from infinity_jax.weights.placement import placed_shapes, shardings_on
 from infinity_jax.weights.t5_folder import read_text_config
 

@@ -92,26 +92,26 @@ class T2IConfig(RunConfig):
                 )
 
 
-def run_schedule(config: T2IConfig, stored: ScaleSchedule | None, folded: bool) -> ScaleSchedule:
+def run_schedule(config: T2IConfig, stored: ScaleSchedule | None, patchify: bool) -> ScaleSchedule:
     """The token grids: by the code grids that the tokenizer was trained with, or as released.
 
     Args:
       stored: the schedule in the tokenizer's folder. A released one is not used: it is of the image
         size of another stage.
-      folded: whether a token of `stored` holds 2x2 codes.
+      patchify: whether a token of `stored` holds 2x2 codes.
 
     Raises:
-      UserError: there is none for the run's images, or its grids cannot be folded.
+      UserError: there is none for the run's images, or a grid is odd and tokens hold 2x2 codes.
     """
     if stored is not None and released_name(stored) is None:
-        code_grids = stored.code_grids(folded)
-        fold = config.transformer.patch_size
-        if any(n % fold for grid in code_grids for n in grid):
+        code_grids = stored.code_grids(patchify)
+        patch = config.transformer.patch_size
+        if any(n % patch for grid in code_grids for n in grid):
             raise UserError(
-                f'transformer.spatial_patchify folds 2x2 codes, but the tokenizer has grids '
-                f'{code_grids}; switch it off or use a tokenizer with even grids'
+                f'transformer.spatial_patchify puts 2x2 codes into a token, but the tokenizer has '
+                f'grids {code_grids}; switch it off or use a tokenizer with even grids'
             )
-        return ScaleSchedule.free((h // fold, w // fold) for h, w in code_grids)
+        return ScaleSchedule.free((h // patch, w // patch) for h, w in code_grids)
     if config.data.image_size not in BUDGET_OF_EDGE:
         raise UserError(
             f'data.image_size is {config.data.image_size} and the tokenizer names no schedule '

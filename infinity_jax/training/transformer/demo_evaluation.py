@@ -18,10 +18,11 @@ from infinity_jax.errors import UserError
 from infinity_jax.images import check_writable, contact_sheet, from_uint8, psnr, save_png, to_uint8
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
+from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.quantizer import quantize
-from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model
+from infinity_jax.weights.model_folder import LoadedModel, load_model
 from infinity_jax.weights.placement import place_model
 
 PAIRS = ('trained', 'held_out')

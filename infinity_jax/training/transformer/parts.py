@@ -8,14 +8,20 @@ from jax.sharding import Mesh
 
 from infinity_jax.config import ModelConfigs, pixels_per_token, required
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import BUDGET_OF_EDGE
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.training.init_from import frozen_transformer, torch_source
 from infinity_jax.training.transformer.config import T2IConfig, run_schedule
 from infinity_jax.transformer.model import check_schedule
 from infinity_jax.weights.fingerprint import partner_fingerprint
-from infinity_jax.weights.model_folder import DEMO_FOLDER, LoadedModel, load_model
-from infinity_jax.weights.placement import place, place_text_encoder, with_text_dtype
+from infinity_jax.weights.model_folder import LoadedModel, load_model
+from infinity_jax.weights.placement import (
+    place,
+    place_text_encoder,
+    platform_of,
+    with_text_dtype,
+)
 from infinity_jax.weights.t5_folder import load_encoder
 
 
@@ -65,8 +71,7 @@ def with_run_text_dtype(
 ) -> ModelConfigs:
     """The configurations with the dtype of the text encoder in a run; a trained one's is ours."""
     own = config.transformer.dtype if config.text.train else config.text.dtype
-    platform = None if mesh is None else mesh.devices.flat[0].platform
-    return with_text_dtype(configs, own, platform)
+    return with_text_dtype(configs, own, platform_of(mesh))
 
 
 def _check_named(config: T2IConfig) -> None:

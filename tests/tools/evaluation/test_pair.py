@@ -10,8 +10,9 @@ from infinity_jax.cli import main
 from infinity_jax.convert.exporting import to_torch_files
 from infinity_jax.convert.importing import from_torch
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.tools.evaluation.pair import CHANCE, check_pair, pair_loss
-from infinity_jax.weights.model_folder import DEMO_FOLDER, load_model, save_model
+from infinity_jax.weights.model_folder import load_model, save_model
 
 pytestmark = pytest.mark.numeric
 

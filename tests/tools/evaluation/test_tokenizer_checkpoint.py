@@ -11,13 +11,14 @@ from helpers.tiny import tokenizer_variables
 
 from infinity_jax.data.config import DataConfig
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tools.evaluation.tokenizer_checkpoint import open_checkpoint
 from infinity_jax.training.checkpoint import Checkpoints
 from infinity_jax.training.optimizer import OptimizerConfig
 from infinity_jax.training.run_folder import write_description
 from infinity_jax.training.tokenizer.config import TokenizerRunConfig
-from infinity_jax.weights.model_folder import DEMO_FOLDER, save_model
+from infinity_jax.weights.model_folder import save_model
 
 OTHERS = tokenizer_variables(TOKENIZER, seed=1)['params']
 

@@ -26,7 +26,7 @@ def test_a_loop_counts_as_often_as_it_turns():
     assert program.entry == 'main.6_spmd' and not program.unknown_loops
 
 
-def test_a_bound_that_is_not_in_the_text_is_told():
+def test_a_bound_that_is_not_in_the_text_is_reported():
     program = HloProgram(TEXT.replace('constant(4)', 'parameter(1)'))
     assert {e.times for e in program.executed()} == {1}
     assert program.unknown_loops == ['while.30']

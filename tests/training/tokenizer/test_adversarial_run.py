@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from helpers.stride4 import EIGHT_BITS, GRIDS
 from helpers.tiny import QUICK_COMPILE
+from helpers.tiny_run import FIELDS
 
 from infinity_jax.data.batch import Batch
-from infinity_jax.data.config import DataConfig
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.training import loop
@@ -45,13 +45,9 @@ CONFIG = TokenizerRunConfig(
     run_dir='nowhere',
     steps=6,
     batch_size=4,
-    log_every=1,
     eval_every=6,
-    eval_batches=1,
     sample_every=6,
     checkpoint_every=6,
-    optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.5),
-    data=DataConfig(image_size=16),
     grids=GRIDS,
     losses=TokenizerLosses(truncated=0.5),
     adversarial=AdversarialConfig(
@@ -63,6 +59,7 @@ CONFIG = TokenizerRunConfig(
         optimizer=OptimizerConfig(learning_rate=1e-3),
     ),
     tokenizer=EIGHT_BITS,
+    **FIELDS,
 )
 MODEL = Autoencoder(CONFIG.tokenizer)
 # The first step of AdamW is the sign of the gradient, which would show rounding and hide size.

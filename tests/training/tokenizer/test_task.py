@@ -10,9 +10,9 @@ from helpers.lpips_weights import narrow_files
 from helpers.models import model_of
 from helpers.stride4 import EIGHT_BITS, GRIDS
 from helpers.tiny import tokenizer_variables
+from helpers.tiny_run import FIELDS
 from PIL import Image
 
-from infinity_jax.data.config import DataConfig
 from infinity_jax.errors import UserError
 from infinity_jax.sharding import make_mesh
 from infinity_jax.tokenizer.autoencoder import Autoencoder
@@ -38,15 +38,12 @@ def config(tmp_path):
         run_dir=str(tmp_path / 'run'),
         steps=20,
         batch_size=8,
-        log_every=1,
         eval_every=10,
-        eval_batches=1,
         sample_every=20,
         checkpoint_every=10,
-        optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.5),
-        data=DataConfig(image_size=16),
         grids=GRIDS,
         tokenizer=EIGHT_BITS,
+        **FIELDS,
     )
 
 

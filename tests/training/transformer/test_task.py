@@ -13,6 +13,7 @@ from helpers.data_folders import jsonl_folder, tar_folder, tfds_folder
 from helpers.models import model_of
 from helpers.stride4 import EIGHT_BITS as TOKENIZER
 from helpers.stride4 import GRIDS
+from helpers.tiny_run import FIELDS
 from PIL import Image
 
 from infinity_jax.config import TextConfig, TransformerConfig
@@ -29,7 +30,6 @@ from infinity_jax.tools.evaluation.loss import evaluate_loss
 from infinity_jax.training import flops, loop
 from infinity_jax.training.batches import put_batch
 from infinity_jax.training.metrics import read_metrics
-from infinity_jax.training.optimizer import OptimizerConfig
 from infinity_jax.training.transformer import step as train_step
 from infinity_jax.training.transformer import task as train
 from infinity_jax.training.transformer.config import T2IConfig, TextTraining
@@ -54,18 +54,15 @@ def config(tokenizer_folder, tmp_path):
         tokenizer=tokenizer_folder,
         steps=6,
         batch_size=8,
-        log_every=1,
         eval_every=3,
-        eval_batches=1,
         sample_every=100,
         checkpoint_every=2,
-        optimizer=OptimizerConfig(learning_rate=1e-2, ema_decay=0.9),
-        data=DataConfig(image_size=16),
         transformer=TransformerConfig(
             depth=2, width=32, num_heads=2, bits=8, text_channels=16, text_length=16, max_scales=3,
             dtype='float32',
         ),
         text=TextTraining(encoder=TEXT, train=True),
+        **FIELDS,
     )  # fmt: skip
 
 

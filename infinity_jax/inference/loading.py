@@ -1,0 +1,109 @@
+"""A model folder to a model that is ready to generate: memory planned, weights in place."""
+
+import dataclasses
+import pathlib
+import warnings
+from typing import Any
+
+from infinity_jax.config import ModelConfigs, QuantizationConfig, required
+from infinity_jax.inference.executables import Executables
+from infinity_jax.inference.memory import plan_memory
+from infinity_jax.inference.resolution import budget_line, choose_schedule
+from infinity_jax.inference.warmup import GenerationRequest, calls_for
+from infinity_jax.sharding import MeshConfig, make_mesh
+from infinity_jax.weights.model_folder import LoadedModel, load_model, read_configs
+from infinity_jax.weights.placement import (
+    PlacedModel,
+    check_complete,
+    place_parts,
+    platform_of,
+    with_text_dtype,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadyModel:
+    """What generation needs of a model folder.
+
+    Attributes:
+      model: with its weights in place.
+      batch: images per program call that fit into memory.
+      executables: the folder's store of compiled programs.
+    """
+
+    model: PlacedModel
+    batch: int
+    executables: Executables
+
+
+def read_for_generation(
+    folder: pathlib.Path, dtype: str | None = None, text_dtype: str = '', **size: Any
+) -> ModelConfigs:
+    """The configurations of a complete model folder, with the token grids of an image size.
+
+    Warns in one line about a pixel budget that the model was not trained at.
+
+    Args:
+      folder: a model folder.
+      dtype: of the products inside blocks; None: as in its configuration.
+      text_dtype: of the text encoder's products; '': see `with_text_dtype`.
+      size: see `choose_schedule`.
+
+    Raises:
+      UserError: no such folder, a part is absent, or it cannot generate this size.
+    """
+    configs = read_configs(folder)
+    check_complete(configs, ('transformer', 'tokenizer', 'text'))
+    if dtype is not None:
+        transformer = required(configs.transformer, 'transformer')
+        configs = dataclasses.replace(
+            configs, transformer=dataclasses.replace(transformer, dtype=dtype)
+        )
+    schedule = choose_schedule(configs, **size)
+    if line := budget_line(configs, schedule):
+        warnings.warn(line, stacklevel=3)
+    return dataclasses.replace(configs, schedule=schedule, text_dtype=text_dtype)
+
+
+def load_for_generation(
+    folder: pathlib.Path,
+    configs: ModelConfigs,
+    *,
+    max_batch: int,
+    mesh: MeshConfig | None = None,
+    quantization: QuantizationConfig = QuantizationConfig(),
+    request: GenerationRequest | None = None,
+    text_length: int | None = None,
+    verify: bool = True,
+) -> ReadyModel:
+    """Loads the weights; the programs of the first call are loaded or compiled meanwhile.
+
+    Memory is estimated before any weight is read: where that makes the model fit, the text
+    encoder leaves the device between calls, and fewer images are generated at once.
+
+    Args:
+      folder: a model folder.
+      configs: of `read_for_generation`.
+      max_batch: images per program call, at most.
+      mesh: the devices that share the work; None: the default device.
+      quantization: lossy savings of memory.
+      request: the first call that will be made.
+      text_length: tokens that prompts are padded to and cut at; None: all that the model reads.
+      verify: whether weights are compared with their hashes, see `load_model`.
+
+    Raises:
+      UserError: damaged weights, or too little memory.
+    """
+    devices = None if mesh is None else make_mesh(mesh)
+    configs = with_text_dtype(configs, platform=platform_of(devices))
+    plan = plan_memory(configs, max_batch, devices, quantization)
+    executables = Executables(folder if devices is None else None)
+    if request is not None and devices is None:
+        for call in calls_for(request, configs, plan.batch, quantization, text_length):
+            executables.prepare(*call)
+
+    def load(part: str) -> LoadedModel:
+        return load_model(folder, None, (part,), devices, configs, verify=verify)
+
+    model = place_parts(load, configs, quantization, devices, plan.offload_text)
+    return ReadyModel(model, plan.batch, executables)
