@@ -97,7 +97,7 @@ def _only(path: str | Path, content: Mapping[str, Any], found: Found) -> Tensors
         else:
             raise UserError(
                 f'{path}: wanted a state dict of tensors, plain or in a dictionary; holds '
-                f'{", ".join(seen) or "nothing"}'
+                f'{", ".join(seen) or "nothing"}{_unread_elements(content)}'
             )
     preferred = [keys for name in PREFERRED for keys in found if keys and keys[-1] == name]
     if len(found) > 1 and not preferred:
@@ -108,6 +108,12 @@ def _only(path: str | Path, content: Mapping[str, Any], found: Found) -> Tensors
     _print_rest(path, content, keys)
     tensors = {str(name): value for name, value in state.items() if is_tensor(value)}
     return _without_wrappers(path, tensors)
+
+
+def _unread_elements(content: Mapping[str, Any]) -> str:
+    """A hint where tensors have elements that are not read; '' where there are none."""
+    rebuilt = any(kind_of(value).startswith('torch._utils._rebuild') for value in content.values())
+    return '. Float8, quantized and sparse tensors are not read: save them in float32' * rebuilt
 
 
 def _print_rest(path: str | Path, content: Mapping[str, Any], keys: tuple[str, ...]) -> None:

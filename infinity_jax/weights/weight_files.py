@@ -180,7 +180,7 @@ def open_weights(
     path = Path(path)
     if path.is_dir():
         return _open_folder(path, verify=verify, refuse_values=refuse_values)
-    if path.suffix == '.safetensors':
+    if path.suffix == '.safetensors' or _is_safetensors(path):
         return open_safetensors(path, verify=verify, refuse_values=refuse_values)
     found = read_torch_file(path)
     if not isinstance(found, Mapping):
@@ -191,8 +191,20 @@ def open_weights(
     return dict(found)
 
 
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file of another ending begins as a safetensors file: a length, then JSON."""
+    try:
+        with open(path, 'rb') as file:
+            start = file.read(9)
+    except OSError:
+        return False
+    return start[8:] == b'{' and start[6:8] == bytes(2)
+
+
 def kind_of(value: Any) -> str:
     """The type of a value in a torch file, as a word for messages."""
+    if isinstance(value, type) and issubclass(value, Opaque):  # a name that nothing was done to
+        return value.pickled_name
     return value.pickled_name if isinstance(value, Opaque) else type(value).__name__
 
 

@@ -125,7 +125,7 @@ def test_harmless_and_evil_extras_become_placeholders(tmp_path, gpt, capsys):
         'best': np.float64(1.0),
         'out': pathlib.PurePosixPath('/x'),
         'names': {1, 2},
-        'sums': collections.defaultdict(list, a=[1]),
+        'sums': collections.deque([1]),
         'callbacks': {Namespace: {'best': 3}},
         'evil': Evil(str(target)),
     }
