@@ -22,8 +22,15 @@ from infinity_jax.parsing import from_mapping
 from infinity_jax.runtime.atomic_write import flush_and_rename, temporary_path
 from infinity_jax.text.tokenizer import TOKENIZER_FILES
 from infinity_jax.training.run_folder import run_named
+from infinity_jax.weights.fingerprint import partner_fingerprint
 from infinity_jax.weights.model_folder import existing_folder, read_configs
-from infinity_jax.weights.part_weights import PartConfig, flat_shapes, open_part, part_shapes
+from infinity_jax.weights.part_weights import (
+    PartConfig,
+    flat_shapes,
+    open_part,
+    part_shapes,
+    read_part,
+)
 from infinity_jax.weights.safetensors_writer import SHARD_BYTES, ShardWriter, Spec
 from infinity_jax.weights.t5_folder import copy_encoder, save_encoder
 from infinity_jax.weights.torch_file.writer import TorchWriter
@@ -228,6 +235,12 @@ def _parts_of_folder(folder: Path) -> tuple[ModelConfigs, list[Part], WriteText]
         )
     if problems:
         raise UserError(f'{folder}: ' + '; '.join(problems))
+
+    if configs.transformer and configs.tokenizer and not configs.trained_with:
+        # The folder is of an older version: its tokenizer is the one that it was saved with.
+        params = read_part(folder, 'tokenizer', configs.tokenizer, [])
+        seen = partner_fingerprint(configs.tokenizer, required(params, 'tokenizer'))
+        configs = dataclasses.replace(configs, trained_with=seen)
 
     def write_text(target: Path, dtype: str | None) -> None:
         if (folder / 'text_encoder').is_dir():

@@ -137,7 +137,7 @@ class InfinityPipeline:
 
         Args:
           name: a folder, or org/name of a Hugging Face repository.
-          revision, cache_dir: of the repository, see `fetch_model`.
+          revision, cache_dir: of the repository, see `fetch.fetch_model`.
           dtype: of the products inside blocks; None: as in the model's configuration.
           mesh: the devices that share the work; None: the default device.
           quantization: lossy savings of memory.
@@ -158,7 +158,7 @@ class InfinityPipeline:
         text_dtype = size.pop('text_dtype', '')
         # Imported here: the class is at hand before flax and the networks are loaded.
         from infinity_jax.inference.loading import load_for_generation, read_for_generation
-        from infinity_jax.weights.model_folder import fetch_model
+        from infinity_jax.weights.fetch import fetch_model
 
         folder = fetch_model(name, revision, cache_dir)
         ready = load_for_generation(

@@ -40,7 +40,10 @@ def local_folder(
         if candidate.exists():
             return candidate
     if Path(name).suffix in WEIGHT_ENDINGS:
-        raise UserError(f'{name}: no such file; wanted a model folder')
+        raise UserError(
+            f'{name}: no such file, and wanted a model folder; infinity-jax convert from-torch makes '
+            'one of released files'
+        )
     if isinstance(name, Path) or not REPOSITORY.fullmatch(name):
         raise UserError(
             f'{name}: no such folder; wanted a model folder, or org/name of a Hugging Face '

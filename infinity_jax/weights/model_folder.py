@@ -29,7 +29,7 @@ from infinity_jax.config import DTYPES, ModelConfigs, TokenizerConfig, Transform
 from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
 from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
-from infinity_jax.runtime.hub import WEIGHT_ENDINGS, local_folder, repository_files
+from infinity_jax.runtime.hub import WEIGHT_ENDINGS
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.weights.fingerprint import partner_fingerprint
@@ -46,16 +46,6 @@ from infinity_jax.weights.weight_files import name_problems, read_json
 FORMAT = 'infinity_jax'
 VERSION = 1
 PARTS = ('transformer', 'tokenizer', 'text_encoder')
-# Patterns of a model folder's files in a repository, which may have other folders as well.
-MODEL_FILES = (
-    'config.json',
-    *(
-        f'{part}{rest}'
-        for part in PARTS[:2]
-        for rest in ('.safetensors', '-*.safetensors', '.*.json')
-    ),
-    *(f'text_encoder/*.{ending}' for ending in ('json', 'safetensors', 'model')),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,32 +236,7 @@ def _check_partner(folder: Path, configs: ModelConfigs, tokenizer: Params) -> No
         )
 
 
-def fetch_model(
-    name: str | Path, revision: str | None = None, cache_dir: str | Path | None = None
-) -> Path:
-    """A model folder on this machine; of a repository the weights come after a look at the rest.
-
-    Args:
-      name: a folder, or org/name on the hub.
-      revision, cache_dir: see `local_folder`.
-
-    Raises:
-      UserError: there is no such folder, or the repository holds no model folder.
-    """
-    folder = local_folder(name, revision, cache_dir, ('config.json',))
-    if existing_folder(name).exists():
-        return folder
-    path = folder / 'config.json'
-    if not path.is_file() or read_json(path).get('format') != FORMAT:
-        files = [n for n in repository_files(str(name), revision) if n.endswith(WEIGHT_ENDINGS)]
-        raise UserError(
-            f'{name}: no model folder of {FORMAT}, so no weights were downloaded; download what '
-            f'you need of it. {_conversion(files)}'
-        )
-    return local_folder(name, revision, cache_dir, MODEL_FILES)
-
-
-def _conversion(files: Iterable[str]) -> str:
+def conversion(files: Iterable[str]) -> str:
     """A sentence with the command that makes a model folder of released files."""
     files = list(files)
     tokenizers = [name for name in files if re.search('vae|tokenizer', name)]
@@ -300,12 +265,10 @@ def read_description(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, An
     path = folder / 'config.json'
     if not path.is_file():
         if folder.is_file():
-            raise UserError(
-                f'{folder}: a file; wanted a model folder. {_conversion([folder.name])}'
-            )
+            raise UserError(f'{folder}: a file; wanted a model folder. {conversion([folder.name])}')
         lack = 'no config.json there' if folder.exists() else 'no such folder'
         weights = [p.name for p in sorted(folder.glob('*')) if p.suffix in WEIGHT_ENDINGS]
-        advice = f'. {_conversion(weights)}' if weights else ''
+        advice = f'. {conversion(weights)}' if weights else ''
         raise UserError(f'{folder}: {lack}; wanted a model folder of {FORMAT}{advice}')
     described = read_json(path)
     if described.get('format') != FORMAT or described.get('version') != VERSION:

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.inference.text_encoder import padded_length
     from infinity_jax.inference.warmup import BatchShape, calls_of
     from infinity_jax.runtime.hub import DEMO_FOLDER
-    from infinity_jax.weights.model_folder import fetch_model
+    from infinity_jax.weights.fetch import fetch_model
     from infinity_jax.weights.placement import with_text_dtype
 
     folder = fetch_model(args.checkpoint or DEMO_FOLDER, args.revision)

@@ -134,7 +134,7 @@ def run_demo(args: argparse.Namespace) -> None:
     """Prints a table of the matcher's accuracies."""
     from infinity_jax.runtime.hub import DEMO_FOLDER
     from infinity_jax.training.transformer.demo_evaluation import evaluate_demo
-    from infinity_jax.weights.model_folder import fetch_model
+    from infinity_jax.weights.fetch import fetch_model
 
     evaluate_demo(
         fetch_model(args.checkpoint or DEMO_FOLDER),

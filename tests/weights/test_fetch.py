@@ -11,7 +11,8 @@ from helpers.tiny import TOKENIZER, tokenizer_variables
 
 from infinity_jax.errors import UserError
 from infinity_jax.text.tokenizer import TextTokenizer
-from infinity_jax.weights.model_folder import FORMAT, fetch_model, load_model, save_model
+from infinity_jax.weights.fetch import fetch_model
+from infinity_jax.weights.model_folder import FORMAT, load_model, save_model
 
 POINTER = 'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4407000000\n'
 # Of a model folder of ours, and of folders that may stand next to it.
