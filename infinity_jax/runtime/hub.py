@@ -41,8 +41,8 @@ def local_folder(
             return candidate
     if Path(name).suffix in WEIGHT_ENDINGS:
         raise UserError(
-            f'{name}: no such file, and wanted a model folder; infinity-jax convert from-torch makes '
-            'one of released files'
+            f'{name}: no such file, and wanted a model folder; infinity-jax convert from-torch '
+            'makes one of released files'
         )
     if isinstance(name, Path) or not REPOSITORY.fullmatch(name):
         raise UserError(

@@ -73,7 +73,7 @@ def _with_model_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
         )
     given = {n: v for n, v in transformer.items() if v is not None}
     if given.keys() >= {'depth', 'width', 'num_heads'}:
-        return fields
+        return {**fields, 'transformer': given}
     folder = fields.get('init_from') or ''
     if not folder:
         raise UserError(
