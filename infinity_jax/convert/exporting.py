@@ -22,7 +22,7 @@ from infinity_jax.parsing import from_mapping
 from infinity_jax.runtime.atomic_write import flush_and_rename, temporary_path
 from infinity_jax.text.tokenizer import TOKENIZER_FILES
 from infinity_jax.training.run_folder import run_named
-from infinity_jax.weights.fingerprint import partner_fingerprint
+from infinity_jax.weights.fingerprint import kept_by, partner_fingerprint
 from infinity_jax.weights.model_folder import existing_folder, read_configs
 from infinity_jax.weights.part_weights import (
     PartConfig,
@@ -120,7 +120,8 @@ def to_torch_files(
                 limit = shard_size if part.name == 'transformer' else sys.maxsize
                 _write_safetensors(temporary, part.name, specs, arrays, limit)
         write_text(temporary / 'text_encoder', dtype)
-        write_hidden(temporary, configs)
+        known = kept_by(dtype, configs.trained_with)
+        write_hidden(temporary, dataclasses.replace(configs, trained_with=known))
         files = _move(temporary, out)
     except OSError as error:
         raise UserError(f'{out}: cannot be written ({error}); free space or name another') from None

@@ -24,7 +24,7 @@ from infinity_jax.convert.state_dict import open_tokenizer, open_transformer
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
-from infinity_jax.weights.fingerprint import partner_fingerprint
+from infinity_jax.weights.fingerprint import kept_by, partner_fingerprint
 from infinity_jax.weights.model_folder import (
     FORMAT,
     replacing,
@@ -111,7 +111,7 @@ def from_torch(
         if text_encoder is not None:
             copy_encoder(text_encoder, folder / 'text_encoder', dtype)
             TextTokenizer.from_folder(text_encoder).save(folder / 'text_encoder')
-        if configs.transformer and configs.tokenizer:
+        if configs.transformer and configs.tokenizer and kept_by(dtype, 'known'):
             configs = _with_fingerprint(folder, configs, hidden.trained_with)
         write_description(folder, configs)
     return configs

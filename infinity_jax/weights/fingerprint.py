@@ -34,6 +34,7 @@ def fingerprint(described: dict[str, Any], params: Params) -> str:
     """A digest of a JSON description and of weights, on the host or on devices.
 
     Weights are compared as bfloat16, so a model that was stored in that dtype counts as the same.
+    Storing in float16 changes it, see `kept_by`.
     """
     sums = {
         name: (leaf.shape, _sums(leaf))
@@ -41,6 +42,14 @@ def fingerprint(described: dict[str, Any], params: Params) -> str:
     }
     text = json.dumps([described, sums], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def kept_by(dtype: Any, fingerprint: str) -> str:
+    """The fingerprint of the same weights once they are stored in a dtype; '': unknown.
+
+    Rounding to float16 and then to bfloat16 is not rounding to bfloat16.
+    """
+    return '' if dtype is not None and np.dtype(dtype) == np.float16 else fingerprint
 
 
 def _sums(leaf: Any) -> list[int]:

@@ -32,7 +32,7 @@ from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
 from infinity_jax.runtime.hub import WEIGHT_ENDINGS
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
-from infinity_jax.weights.fingerprint import partner_fingerprint
+from infinity_jax.weights.fingerprint import kept_by, partner_fingerprint
 from infinity_jax.weights.part_weights import (
     Params,
     flat_shapes,
@@ -96,7 +96,8 @@ def save_model(folder: str | Path, loaded: LoadedModel, dtype: str = 'float32') 
             save_encoder(text_folder, loaded.configs.text, text_params, jnp.dtype(dtype))
             if loaded.text_tokenizer is not None:
                 loaded.text_tokenizer.save(text_folder)
-        write_description(temporary, loaded.configs)
+        trained_with = kept_by(dtype, loaded.configs.trained_with)
+        write_description(temporary, dataclasses.replace(loaded.configs, trained_with=trained_with))
 
 
 @contextlib.contextmanager
