@@ -94,9 +94,12 @@ def test_the_round_trip_keeps_what_shapes_do_not_show(exported, tmp_path, capsys
     assert configs.tokenizer == own.tokenizer and configs.transformer == own.transformer
     assert configs.schedule == own.schedule
     assert 'assumed' not in capsys.readouterr().out
-    overrides = {'tokenizer.norm_groups': 2}
+    overrides = {'transformer.drop_path': 0.3}
     changed = from_torch(tmp_path / 'n', **files(exported / 'torch'), overrides=overrides)
-    assert changed.tokenizer.norm_groups == 2
+    assert changed.transformer.drop_path == 0.3
+    with pytest.raises(UserError, match='do not belong together'):  # other groups, other bits
+        overrides = {'tokenizer.norm_groups': 2}
+        from_torch(tmp_path / 'o', **files(exported / 'torch'), overrides=overrides)
 
 
 def test_files_without_a_record_say_what_is_assumed(exported, tmp_path, capsys):
