@@ -158,9 +158,9 @@ def transformer_params(
     if params['transformer'] is None:
         raise UserError(f'config.init_from {config.init_from}: holds no transformer')
     asked = config.new_parts
-    trees = params['transformer'], shapes['transformer']
+    given_shapes = shapes_by_name(params['transformer'])
     try:
-        parts = new_parts(*map(shapes_by_name, trees), asked)
+        parts = new_parts(given_shapes, shapes_by_name(shapes['transformer']), asked)
     except UserError as error:
         raise UserError(f'config.init_from {config.init_from}: {error}') from None
     if parts:
