@@ -12,6 +12,8 @@ from infinity_jax.scales import ScaleSchedule
 
 FALLBACK_GROUPS = 24  # of a group norm whose width `norm_groups` does not divide, as released
 DTYPES = ('float32', 'bfloat16', 'float16')
+CONVOLUTION_PRECISIONS = ('float32', 'tf32', 'bfloat16_3x', 'bfloat16')
+AUTO = 'auto'
 MAX_PARAMETERS = 10**12  # of a transformer; more fit no memory
 _WIDTH = Range(1, LARGEST_EDGE)
 _TOKENIZER_RANGES = {
@@ -198,6 +200,7 @@ class QuantizationConfig:
 
     weights: str = 'full'  # 'int8': the blocks' kernels, one scale per output channel
     cache: str = 'full'  # 'int8': keys and values of earlier scales
+    decoder: str = AUTO  # precision of its convolutions; 'auto' depends on the platform
     unguided_scales: dataclasses.InitVar[int] = 0  # now of SamplingConfig; read until version 0.3
 
     former_unguided_scales: typing.ClassVar[int] = 0  # what the old keyword gave
@@ -206,6 +209,9 @@ class QuantizationConfig:
         for name in ('weights', 'cache'):
             if getattr(self, name) not in ('full', 'int8'):
                 raise UserError(f"{name} is {getattr(self, name)!r}; wanted 'full' or 'int8'")
+        if self.decoder not in (AUTO, *CONVOLUTION_PRECISIONS):
+            wanted = ', '.join((AUTO, *CONVOLUTION_PRECISIONS))
+            raise UserError(f'decoder is {self.decoder!r}; wanted {wanted}')
         if unguided_scales < 0:
             raise UserError(f'unguided_scales is {unguided_scales}; wanted 0 or more')
         if unguided_scales:

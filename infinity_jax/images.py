@@ -19,6 +19,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.runtime.atomic_write import atomic_file
 
 MAX_COMMENT = 65533  # bytes in a JPEG's comment
+TRIAL_BYTES = 1 << 20
 
 
 def from_uint8(pixels_BYX3: jax.Array) -> jax.Array:
@@ -91,7 +92,7 @@ def save_image(path: str | os.PathLike, image: Image.Image, metadata: Mapping[st
 
 
 def check_writable(path: str | os.PathLike) -> None:
-    """Makes the folder of an image before it is generated, and tries to write there.
+    """Makes the folder of an image before it is generated, and tries to write 1 MiB there.
 
     Raises:
       UserError: nothing can be written there.
@@ -99,8 +100,9 @@ def check_writable(path: str | os.PathLike) -> None:
     path = pathlib.Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(bytes(TRIAL_BYTES))  # a full disk shows here
+            file.flush()
     except OSError as error:
         raise _unwritable(path, error) from None
 

@@ -20,6 +20,9 @@ PACKAGE = 'infinity_jax'
 MODULES = (
     'infinity_jax.inference.pipeline',
     'infinity_jax.inference.sampling',
+    'infinity_jax.inference.edit',
+    'infinity_jax.inference.edit_masks',
+    'infinity_jax.inference.job',
     'infinity_jax.config',
     'infinity_jax.errors',
     'infinity_jax.ranges',

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +16,7 @@ from PIL import Image
 
 from infinity_jax import cli
 from infinity_jax.errors import UserError
-from infinity_jax.images import save_image, save_png
+from infinity_jax.images import check_writable, save_image, save_png
 from infinity_jax.inference import pipeline as pipeline_module
 from infinity_jax.inference.pipeline import GeneratedImages
 from infinity_jax.inference.sampling import SamplingConfig
@@ -382,3 +384,26 @@ def test_the_first_image_and_the_later_ones_are_timed_separately(monkeypatch):
     several = generate_command.timing((2.0, 1.0, 1.0), 12)
     assert several.startswith('time: 8.00 s to the first image, 2.00 s')
     assert several.endswith('then 0.250 s per image')
+
+
+def test_a_folder_as_out_gets_the_default_name(tmp_path):
+    paths = generate_command.output_paths
+    assert paths(f'{tmp_path}', 1) == [tmp_path / 'image.png']
+    assert paths(f'{tmp_path}/new/', 1) == [tmp_path / 'new' / 'image.png']
+    assert paths(f'{tmp_path}/', 2) == [tmp_path / 'image_000.png', tmp_path / 'image_001.png']
+    with pytest.raises(UserError, match='does not end in .png'):
+        paths(f'{tmp_path}/new', 1)
+
+
+def test_a_full_disk_is_found_before_generation(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match='cannot write .*a.png: File too large; choose another'):
+            check_writable(tmp_path / 'a.png')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(tmp_path.iterdir()) == []
+    check_writable(tmp_path / 'a.png')

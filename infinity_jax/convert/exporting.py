@@ -261,7 +261,7 @@ def _parts_of_run(
     run_dir: Path, step: int | None, ema: bool
 ) -> tuple[ModelConfigs, list[Part], WriteText]:
     from infinity_jax.runtime.hub import DEMO_FOLDER
-    from infinity_jax.training.checkpoint import load_weights
+    from infinity_jax.training.checkpoint_weights import load_weights
     from infinity_jax.training.tokenizer.task import TokenizerRunConfig
     from infinity_jax.training.transformer.config import T2IConfig
     from infinity_jax.training.transformer.parts import load_parts

@@ -1,5 +1,6 @@
 """Model folders by name: the shipped demo, a local folder, a repository on the Hugging Face hub."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ def local_folder(
     folder = Path(name)
     # A save that was cut off between its two renames leaves the last good model in the second one.
     for candidate in (folder, previous_folder(folder)):
-        if candidate.exists():
+        if os.path.exists(candidate):  # False too for what cannot be a path
             return candidate
     if Path(name).suffix in WEIGHT_ENDINGS:
         raise UserError(

@@ -110,7 +110,7 @@ def precompute(
     folders = []
     for i, source in enumerate(configs):
         stored = open_stored(source, data, options.split)
-        check_broken(stored, data.max_broken_share)
+        check_broken(stored, source, data.max_broken_share)
         records = len(usable_records(stored.index))
         info = dataclasses.replace(
             common,

@@ -18,7 +18,9 @@ from jax.sharding import Mesh
 from infinity_jax.config import TransformerConfig, required
 from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
-from infinity_jax.training.checkpoint import Checkpoints, load_weights, shapes_by_name
+from infinity_jax.runtime.local_files import check_path
+from infinity_jax.training.checkpoint import Checkpoints
+from infinity_jax.training.checkpoint_weights import load_weights, shapes_by_name
 from infinity_jax.training.config import RunConfig
 from infinity_jax.training.run_folder import run_named
 from infinity_jax.training.tokenizer.config import TokenizerRunConfig
@@ -53,7 +55,9 @@ def run_config(fields: Mapping[str, Any]) -> RunConfig:
         raise UserError(f'config field task is {task!r}; wanted one of {", ".join(TASKS)}')
     if task == 't2i':
         fields = _with_model_fields(fields)
-    return from_mapping(TASKS[task], fields)
+    config: RunConfig = from_mapping(TASKS[task], fields)
+    check_path(config.run_dir, 'config field run_dir')
+    return config
 
 
 def _with_model_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -105,25 +109,33 @@ def starting_state(
     from_scratch: Callable[[], Any],
     from_model: Callable[[], Any] | None,
     init_from: str = '',
+    changes: Callable[[], str] = str,
     say: Callable[[str], None] = print,
 ) -> Any:
     """The state that a run starts from: resumed, else with the weights of `init_from`, else random.
 
     Args:
-      checkpoints: of this run; the newest, if any, is resumed.
+      checkpoints: of this run; the newest whole one, if any, is resumed.
       abstract_state: tree of ShapeDtypeStructs with shardings.
       from_scratch: makes a new state with random weights.
       from_model: makes a new state with the weights of `config.init_from`; None when unset.
       init_from: `config.init_from`, for the printed line.
+      changes: how the configuration differs from that of the last start, in a line, or ''.
       say: prints a line; called in the first process only.
+
+    Raises:
+      UserError: the checkpoint does not fit the configuration; changed fields are named.
     """
     if jax.process_index() != 0:
         say = lambda _: None
-    step = checkpoints.latest_step
-    if step is not None:
+    try:
+        state = checkpoints.restore_newest(abstract_state, say)
+    except UserError as error:
+        raise UserError('; '.join(filter(None, (str(error), changes())))) from None
+    if state is not None:
         instead = f', so not from config.init_from {init_from}' if init_from else ''
-        say(f'resuming from {checkpoints.folder / str(step)}{instead}')
-        return checkpoints.restore(step, abstract_state)
+        say(f'resuming from {checkpoints.folder / str(checkpoints.latest_step)}{instead}')
+        return state
     if from_model is not None:
         say(f'no checkpoint of this run yet: starting from the weights of {init_from}')
         return from_model()

@@ -16,9 +16,9 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,10 +28,12 @@ from jax.sharding import Mesh
 from infinity_jax.config import DTYPES, ModelConfigs, TokenizerConfig, TransformerConfig, required
 from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
+from infinity_jax.renamed import STORED, current_field
 from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
 from infinity_jax.runtime.hub import WEIGHT_ENDINGS
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
+from infinity_jax.weights.file_hashes import ENTRY, file_hashes, file_problems
 from infinity_jax.weights.fingerprint import kept_by, partner_fingerprint
 from infinity_jax.weights.part_weights import (
     Params,
@@ -46,6 +48,10 @@ from infinity_jax.weights.weight_files import name_problems, read_json
 FORMAT = 'infinity_jax'
 VERSION = 1
 PARTS = ('transformer', 'tokenizer', 'text_encoder')
+# Fields that the first folders lack; their defaults are the behaviour of that time.
+LATER_FIELDS = ('decoder_blocks', 'kernel_size')
+
+Config = TypeVar('Config')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +130,7 @@ def _weights(loaded: LoadedModel) -> list[tuple[str, Any, Params]]:
 
 
 def write_description(folder: Path, configs: ModelConfigs) -> None:
-    """Writes config.json, the description of the folder's weights."""
+    """Writes config.json, the description of the folder's weights; the text encoder comes first."""
     described: dict[str, Any] = {'format': FORMAT, 'version': VERSION}
     for part, config in (
         ('transformer', configs.transformer),
@@ -138,6 +144,8 @@ def write_description(folder: Path, configs: ModelConfigs) -> None:
     if configs.trained_with:
         described['trained_with'] = configs.trained_with
     described['extra'] = dict(configs.extra)
+    if hashes := file_hashes(folder):
+        described[ENTRY] = hashes
     text = json.dumps(described, indent=2)
     (folder / 'config.json').write_text(text + '\n', encoding='utf-8')
 
@@ -163,7 +171,7 @@ def read_configs(folder: str | os.PathLike[str]) -> ModelConfigs:
     ):
         if part in described:
             try:
-                parts[part] = from_mapping(config_type, described[part], part, stored=True)
+                parts[part] = stored_config(config_type, described[part], part)
             except UserError as error:
                 raise UserError(f'{folder}/config.json: {error}') from None
     parts['trained_with'] = described.get('trained_with', '')
@@ -175,6 +183,32 @@ def read_configs(folder: str | os.PathLike[str]) -> ModelConfigs:
     if problems := configs.problems():
         raise UserError(f'{folder}: ' + '; '.join(problems))
     return configs
+
+
+def stored_config(config_type: type[Config], fields: Any, where: str) -> Config:
+    """A configuration that this package wrote, in which no field may be missing.
+
+    A field that got lost must not become its default: the weights would load, and the model would
+    be another one.
+
+    Args:
+      config_type: a dataclass.
+      fields: the parsed JSON.
+      where: name of the part, for messages.
+
+    Raises:
+      UserError: a field is missing, unknown or mistyped.
+    """
+    known = [field.name for field in dataclasses.fields(config_type)]  # type: ignore[arg-type]
+    if isinstance(fields, Mapping):
+        given = {current_field(name, known, STORED) for name in fields}
+        missing = [name for name in known if name not in given and name not in LATER_FIELDS]
+        if missing:
+            raise UserError(
+                f'{where} lacks {", ".join(missing)}, with which it was saved; copy the original '
+                'file there again'
+            )
+    return from_mapping(config_type, fields, where, stored=True)
 
 
 def load_model(
@@ -213,6 +247,8 @@ def load_model(
             )
     text_folder = folder / 'text_encoder'
     if 'text_encoder' in parts and text_folder.is_dir():
+        if verify:
+            problems += file_problems(folder, read_description(folder)[1])
         try:
             _, weights['text_params'] = load_encoder(
                 text_folder, dtype, mesh, configs.text, verify=verify
@@ -255,7 +291,8 @@ def existing_folder(folder: str | os.PathLike[str]) -> Path:
     """The folder itself, or its backup where a save was cut off between its two renames."""
     folder = Path(folder)
     previous = previous_folder(folder)
-    return previous if not folder.exists() and previous.exists() else folder
+    # os.path: False too for what cannot be a path
+    return previous if not os.path.exists(folder) and os.path.exists(previous) else folder
 
 
 def read_description(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
@@ -266,10 +303,10 @@ def read_description(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, An
     """
     folder = existing_folder(folder)
     path = folder / 'config.json'
-    if not path.is_file():
-        if folder.is_file():
+    if not os.path.isfile(path):
+        if os.path.isfile(folder):
             raise UserError(f'{folder}: a file; wanted a model folder. {conversion([folder.name])}')
-        lack = 'no config.json there' if folder.exists() else 'no such folder'
+        lack = 'no config.json there' if os.path.exists(folder) else 'no such folder'
         weights = [p.name for p in sorted(folder.glob('*')) if p.suffix in WEIGHT_ENDINGS]
         advice = f'. {conversion(weights)}' if weights else ''
         raise UserError(f'{folder}: {lack}; wanted a model folder of {FORMAT}{advice}')

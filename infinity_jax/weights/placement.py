@@ -43,6 +43,7 @@ class PlacedModel:
       quantization: the formats of weights and cache.
       mesh: the devices that share the work; None: the default device.
       offload_text: the text encoder is on the device only while it encodes.
+      read_tokenizer: returns the tokenizer's parameters with the encoder, which only editing uses.
     """
 
     configs: ModelConfigs
@@ -53,6 +54,7 @@ class PlacedModel:
     quantization: QuantizationConfig = QuantizationConfig()
     mesh: Mesh | None = None
     offload_text: bool = False
+    read_tokenizer: Callable[[], Params | None] = lambda: None
 
 
 def place_model(
@@ -76,7 +78,9 @@ def place_model(
         loaded, ('transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer')
     )
     configs = with_text_dtype(loaded.configs, platform=platform_of(mesh))
-    return place_parts(lambda part: loaded, configs, quantization, mesh, offload_text)
+    placed = place_parts(lambda part: loaded, configs, quantization, mesh, offload_text)
+    tokenizer_params = loaded.tokenizer_params  # and not `loaded`, which would keep all weights
+    return dataclasses.replace(placed, read_tokenizer=lambda: tokenizer_params)
 
 
 def place_parts(
@@ -120,6 +124,7 @@ def place_parts(
         quantization=quantization,
         mesh=mesh,
         offload_text=offload_text,
+        read_tokenizer=lambda: load('tokenizer').tokenizer_params,
         **placed,
     )
 

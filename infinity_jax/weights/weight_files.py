@@ -16,8 +16,10 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from infinity_jax.errors import UserError
+from infinity_jax.errors import UserError, in_one_line
+from infinity_jax.ranges import short
 from infinity_jax.runtime.hub import check_content
+from infinity_jax.runtime.local_files import open_regular
 from infinity_jax.weights.integrity import byte_view, scan, value_problem
 from infinity_jax.weights.torch_file.reader import read_torch_file
 from infinity_jax.weights.torch_file.unpickler import Opaque, TorchTensor
@@ -118,6 +120,7 @@ def open_safetensors(
       UserError: no such file, or not a whole safetensors file with its hashes.
     """
     tensors = {}
+    open_regular(path).close()
     try:
         with safetensors.safe_open(path, framework='numpy') as file:
             hashes = _hashes(path, file.metadata() or {}, file.keys())
@@ -130,8 +133,6 @@ def open_safetensors(
                 dtype, shape = np.dtype(SAFETENSORS_DTYPES[code]), tuple(part.get_shape())
                 options = starts[name], hashes.get(name), verify, refuse_values
                 tensors[name] = SafeTensor(path, name, shape, dtype, *options)
-    except FileNotFoundError:
-        raise UserError(f'{path}: no such file') from None
     except (safetensors.SafetensorError, OSError) as error:
         if path.is_file():
             check_content(path)
@@ -145,7 +146,7 @@ def _hashes(path: Path, metadata: Mapping[str, str], names: list[str]) -> dict[s
         return {}
     try:
         hashes = json.loads(metadata[HASHES])
-    except ValueError:
+    except (ValueError, RecursionError):
         hashes = None
     if not isinstance(hashes, dict) or set(hashes) != set(names):
         raise UserError(
@@ -239,7 +240,7 @@ def _shards_of(index: Path) -> list[Path]:
 def _weight_map(index: Path) -> dict[str, str]:
     """Tensor name -> file name."""
     weight_map = read_json(index).get('weight_map')
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f'{index}: has no weight_map; wanted name -> shard')
     for shard in weight_map.values():
         if not isinstance(shard, str) or Path(shard).name != shard:
@@ -253,6 +254,9 @@ def open_shards(index: Path, *, verify: bool = True, refuse_values: bool = False
     weight_map = _weight_map(index)
     shards: dict[str, dict[str, Any]] = {}
     absent = []
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or not shard or Path(shard).name != shard or '\0' in shard:
+            raise UserError(f'{index}: names {short(shard)}; wanted a file in the same folder')
     for shard in sorted(set(weight_map.values())):
         if (folder / shard).is_file():
             shards[shard] = open_weights(folder / shard, verify=verify, refuse_values=refuse_values)
@@ -288,20 +292,31 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, (SafeTensor, TorchTensor))
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; `ValueError` for a name that it has twice, of which one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f'{twice!r} is there twice')
+    return found
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Parses a file with a JSON object.
 
     Raises:
       UserError: no such file, or no JSON object in it.
     """
+    with open_regular(path) as file:
+        content = file.read()
     try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise UserError(f'{path}: no such file') from None
-    except (OSError, ValueError, RecursionError) as error:
-        if path.is_file():
-            check_content(path)
-        raise UserError(f'{path}: not readable JSON ({error})') from None
+        found = json.loads(content.decode(), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        check_content(path)
+        raise UserError(
+            f'{path}: not readable JSON ({in_one_line(error, 200)}); copy the file again'
+        ) from None
     if not isinstance(found, dict):
         raise UserError(f'{path}: holds a JSON {type(found).__name__}; wanted an object')
     return found

@@ -113,6 +113,12 @@ def add_quantization_flags(parser: argparse.ArgumentParser) -> None:
         choices=['int8'],
         help='format of the cached keys and values of earlier scales (default: full precision)',
     )
+    group.add_argument(
+        '--decoder-precision',
+        metavar='P',
+        help="of the decoder's convolutions: float32, tf32 (GPU), bfloat16_3x or bfloat16; a CPU "
+        'emulates the last three (default: float32 on a CPU, tf32 on a GPU, bfloat16_3x on a TPU)',
+    )
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
@@ -183,7 +189,11 @@ def quantization_of(args: argparse.Namespace) -> Any:
     """`QuantizationConfig` with the fields that flags set."""
     from infinity_jax.config import QuantizationConfig
 
-    fields = {name: getattr(args, name) for name in ('weights', 'cache')}
+    fields = {
+        'weights': args.weights,
+        'cache': args.cache,
+        'decoder': args.decoder_precision,
+    }
     return QuantizationConfig(
         **{name: value for name, value in fields.items() if value is not None}
     )

@@ -5,6 +5,7 @@ import dataclasses
 from infinity_jax.config import DTYPES, ModelConfigs, TextConfig, TransformerConfig, required
 from infinity_jax.errors import UserError
 from infinity_jax.ranges import RATE, Range, check_ranges
+from infinity_jax.runtime.local_files import check_paths
 from infinity_jax.scales import BUDGET_OF_EDGE, SQUARE, ScaleSchedule, released_name
 from infinity_jax.training.config import RunConfig
 from infinity_jax.training.transformer.partial_start import check_parts
@@ -28,6 +29,7 @@ class TextTraining:
             raise UserError(
                 f'config field text.dtype is {self.dtype!r}; wanted {", ".join(DTYPES)}'
             )
+        check_paths(self, 'text.', ('folder',))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,7 @@ class T2IConfig(RunConfig):
     def __post_init__(self):
         super().__post_init__()
         check_ranges(self, '', {'condition_drop': RATE, 'accumulate_steps': Range(1, 2**20)})
+        check_paths(self, '', ('tokenizer',))
         check_remat(self.remat)
         check_parts(self.new_parts)
         if self.attention not in IMPLEMENTATIONS:
@@ -85,10 +88,14 @@ class T2IConfig(RunConfig):
         if self.lora.rank and self.text.train:
             raise UserError('lora trains adapters alone; set text.train to False')
         for source in (*self.data.sources, *self.data.held_out):
-            if source.kind == 'folder':
+            if not source.has_captions:
+                remedy = "set its kind to 'sidecar' (NAME.txt next to each image), 'imagefolder' "
+                remedy += '(metadata.jsonl or .csv) or another one with captions'
+                if source.kind != 'folder':
+                    remedy = 'set its text_field'
                 raise UserError(
-                    f'data source folder {source.path} has no captions, which this task reads; '
-                    'wanted jsonl, tar, tfds or emoji'
+                    f'data source {source.kind} {source.path} has no captions, which this task '
+                    f'reads; {remedy}'
                 )
 
 

@@ -39,7 +39,7 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> LoadedModel:
     if stored.tokenizer_params is None:
         raise UserError(f'{config.tokenizer}: holds no tokenizer; train one or name another folder')
     folder = _text_folder(config)
-    text_tokenizer = TextTokenizer.from_folder(folder)
+    text_tokenizer = run_tokenizer(config)
     text, text_params = config.text.encoder, None
     if text is None:
         # A frozen encoder keeps the file's dtype until `place_frozen` casts its shards.
@@ -142,6 +142,23 @@ def place_frozen(config: T2IConfig, loaded: LoadedModel, mesh: Mesh) -> dict[str
 def frozen_text_params(config: T2IConfig) -> dict[str, Any]:
     """The weights of a frozen text encoder as numpy arrays, float32."""
     return load_encoder(_text_folder(config))[1]
+
+
+def run_tokenizer(config: T2IConfig) -> TextTokenizer:
+    """The tokenizer of a run's captions; raises `UserError` if there is none."""
+    return TextTokenizer.from_folder(_text_folder(config))
+
+
+def warn_of_unknown(tokenizer: TextTokenizer, captions: list[str], text_length: int) -> None:
+    """Prints one line if captions hold characters that the vocabulary lacks."""
+    unknown = tokenizer.unknown_characters(captions, text_length)
+    characters = ''.join(dict.fromkeys(''.join(unknown)))
+    if characters:
+        print(
+            f'{sum(map(bool, unknown))} of the first {len(captions)} captions hold characters that '
+            f'the vocabulary lacks, such as {characters[:20]!r}: each run of them is read as the '
+            'same unknown token'
+        )
 
 
 def _text_folder(config: T2IConfig) -> str | pathlib.Path:

@@ -32,7 +32,12 @@ from infinity_jax.training.optimizer import TrainState, make_optimizer, new_stat
 from infinity_jax.training.run_folder import config_without_paths
 from infinity_jax.training.transformer.config import T2IConfig
 from infinity_jax.training.transformer.features import check_features
-from infinity_jax.training.transformer.parts import frozen_text_params, load_parts, place_frozen
+from infinity_jax.training.transformer.parts import (
+    frozen_text_params,
+    load_parts,
+    place_frozen,
+    warn_of_unknown,
+)
 from infinity_jax.training.transformer.step import (
     evaluation_step,
     init_state,
@@ -91,6 +96,9 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     host_batches = held_out_batches(config, **text)
     held_out = [put_batch(batch, mesh) for batch in host_batches]
     trained = first_batches(config, 'train', 1, **text)[0].captions or []
+    if loaded.text_tokenizer is not None and jax.process_index() == 0:
+        read = [*trained, *(text for batch in host_batches for text in batch.captions or [])]
+        warn_of_unknown(loaded.text_tokenizer, read, config.transformer.text_length)
     half = SAMPLE_CAPTIONS // 2
     captions = from_first_process(trained[:half] + (host_batches[0].captions or [])[:half])
 

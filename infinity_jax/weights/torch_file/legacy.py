@@ -75,6 +75,11 @@ class _File:
                     'file is damaged, copy it again'
                 )
             stream.seek(after)
+        if stream.tell() != end:
+            raise UserError(
+                f'{self.path}: {end - stream.tell()} bytes after its last storage; wanted none: '
+                'the file is damaged, copy it again'
+            )
 
 
 def read_legacy(path: Path) -> Any:

@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.data_folders import jsonl_folder, tar_folder, tfds_folder
+from helpers.data_folders import (
+    arrow_folder,
+    imagefolder_folder,
+    jsonl_folder,
+    parquet_folder,
+    sidecar_folder,
+    tar_folder,
+    tfds_folder,
+)
 from helpers.models import model_of
 from helpers.stride4 import EIGHT_BITS as TOKENIZER
 from helpers.stride4 import GRIDS
@@ -239,6 +247,9 @@ def save_tokenizer(folder, config, grids=None):
     return str(folder)
 
 
+KINDS = ['jsonl', 'tar', 'tfds', 'imagefolder', 'sidecar', 'parquet', 'arrow', 'emoji']
+
+
 def stored_data(tmp_path):
     """Every kind of source; of the JSONL folder 4 records are broken, one found only by reading."""
     tfds = {'image_field': 'image', 'text_field': 'label'}
@@ -246,6 +257,10 @@ def stored_data(tmp_path):
         SourceConfig('jsonl', str(jsonl_folder(tmp_path / 'jsonl')), weight=2.0),
         SourceConfig('tar', str(tar_folder(tmp_path / 'tar'))),
         SourceConfig('tfds', str(tfds_folder(tmp_path / 'tfds')), **tfds),
+        SourceConfig('imagefolder', str(imagefolder_folder(tmp_path / 'imagefolder'))),
+        SourceConfig('sidecar', str(sidecar_folder(tmp_path / 'sidecar'))),
+        SourceConfig('parquet', str(parquet_folder(tmp_path / 'parquet')), text_field='caption'),
+        SourceConfig('arrow', str(arrow_folder(tmp_path / 'arrow')), text_field='caption'),
         SourceConfig('emoji'),
     )
     return DataConfig(sources=sources, held_out=sources[1:2], max_broken_share=0.3, image_size=16)
@@ -265,7 +280,7 @@ def test_all_kinds_of_data_train_together_and_resume_in_the_same_order_with_work
     folder = run(config)
     whole, wanted = order.copy(), losses(config)
     captions = [caption for batch in whole for caption in batch]
-    assert len(whole) == 6 and {'jsonl', 'tar', 'tfds'} < {c.split()[0] for c in captions}
+    assert len(whole) == 6 and set(KINDS[:-1]) < {c.split()[0] for c in captions}
     assert not {'missing', 'truncated', ''} & set(captions) and '--' not in ' '.join(captions)
     assert 'line 6: image cannot be read' in caplog.text  # the truncated one was replaced
     workers = dataclasses.replace(config.data, num_workers=2)
@@ -279,7 +294,7 @@ def test_all_kinds_of_data_train_together_and_resume_in_the_same_order_with_work
     assert order == whole[4:]
     assert losses(cut) == wanted
     kept = load_model(folder).configs.extra['run']['data']['sources']
-    assert [source['kind'] for source in kept] == ['jsonl', 'tar', 'tfds', 'emoji']
+    assert [source['kind'] for source in kept] == KINDS
     assert str(tmp_path) not in json.dumps(kept)  # paths are nobody else's business
 
 

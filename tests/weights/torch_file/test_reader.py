@@ -244,3 +244,23 @@ def test_a_pickle_of_gigabytes_is_refused(tmp_path, monkeypatch):
     write_pth(tmp_path / 'x.pth', {'w': np.zeros(4, np.float32)})
     with pytest.raises(UserError, match='data.pkl has .* bytes; wanted 10 at most'):
         read_torch_file(tmp_path / 'x.pth')
+
+
+def test_a_name_that_is_twice_in_the_zip_is_refused(tmp_path):
+    path = tmp_path / 'x.pth'
+    write_pth(path, {'w': np.ones(3, np.float32)})
+    with zipfile.ZipFile(path, 'a') as archive, pytest.warns(UserWarning, match='Duplicate name'):
+        archive.writestr('archive/data/0', np.zeros(3, np.float32).tobytes())
+    with pytest.raises(UserError, match='x.pth: its zip directory has 1 names twice'):
+        read_torch_file(path)
+
+
+def test_a_member_that_begins_after_the_end_is_damage(tmp_path):
+    path = tmp_path / 'x.pth'
+    write_pth(path, {'w': np.ones(3, np.float32)})
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b'archive/data/0') - 46  # its header in the zip directory
+    content[entry + 42 : entry + 46] = len(content).to_bytes(4, 'little')
+    path.write_bytes(content)
+    with pytest.raises(UserError, match='archive/data/0 is damaged'):
+        read_torch_file(path)['w'].read()
