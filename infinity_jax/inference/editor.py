@@ -133,7 +133,8 @@ def check_words(sampling: SamplingConfig, negative: str | None) -> None:
             'both a negative and a source prompt are given; guidance leads away from the source '
             'prompt: give one of them'
         )
-    if sampling.guidance_layer or sampling.unguided_scales or set(sampling.guidance) == {1}:
+    unguided = all(each == 1 for each in sampling.per_scale('guidance', 1))
+    if sampling.guidance_layer or sampling.unguided_scales or unguided:
         raise UserError(
             'editing by words compares two prompts at every scale: wanted guidance other than 1 on '
             'the logits (guidance_layer 0) and no unguided scales'

@@ -264,8 +264,8 @@ def hold(params: Params, product_dtype: Any) -> Params:
     return unflatten_dict(cast)
 
 
-def share_batch(rows: Any, mesh: Mesh | None) -> jax.Array:
-    """Puts rows of a batch on the default device, or splits them over the mesh."""
+def share_batch(rows: Any, mesh: Mesh | None) -> Any:
+    """Puts rows of a batch, an array or a tree of them, on the default device, or splits them over the mesh."""
     return jax.device_put(rows, None if mesh is None else batch_sharding(mesh))
 
 
