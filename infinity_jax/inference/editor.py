@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -133,7 +134,7 @@ def check_words(sampling: SamplingConfig, negative: str | None) -> None:
             'both a negative and a source prompt are given; guidance leads away from the source '
             'prompt: give one of them'
         )
-    unguided = all(each == 1 for each in sampling.per_scale('guidance', 1))
+    unguided = set(cast(tuple[float, ...], sampling.guidance)) == {1}  # a tuple, once made
     if sampling.guidance_layer or sampling.unguided_scales or unguided:
         raise UserError(
             'editing by words compares two prompts at every scale: wanted guidance other than 1 on '

@@ -59,7 +59,7 @@ def with_given_bits(
       scale: zero-based.
     """
     _, height, width, _ = sampled_Bhwd.shape
-    source = normalised_residual(given.features_Bhwd, total_Bhwd, (height, width)) > 0
+    source = normalised_residual(jnp.asarray(given.features_Bhwd), total_Bhwd, (height, width)) > 0
     kept = given.kept[scale][..., None]
     if margins is not None:
         sign = jnp.where(source, 1.0, -1.0)
