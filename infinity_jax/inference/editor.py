@@ -134,8 +134,8 @@ def check_words(sampling: SamplingConfig, negative: str | None) -> None:
             'both a negative and a source prompt are given; guidance leads away from the source '
             'prompt: give one of them'
         )
-    unguided = set(cast(tuple[float, ...], sampling.guidance)) == {1}  # a tuple, once made
-    if sampling.guidance_layer or sampling.unguided_scales or unguided:
+    guidance = cast(tuple[float, ...], sampling.guidance)  # a tuple, once made
+    if sampling.guidance_layer or sampling.unguided_scales or set(guidance) == {1}:
         raise UserError(
             'editing by words compares two prompts at every scale: wanted guidance other than 1 on '
             'the logits (guidance_layer 0) and no unguided scales'

@@ -265,7 +265,7 @@ def hold(params: Params, product_dtype: Any) -> Params:
 
 
 def share_batch(rows: Any, mesh: Mesh | None) -> Any:
-    """Puts rows of a batch, an array or a tree of them, on the default device, or splits them over the mesh."""
+    """Puts rows of a batch, one array or a tree, on the device or splits them over the mesh."""
     return jax.device_put(rows, None if mesh is None else batch_sharding(mesh))
 
 
