@@ -20,7 +20,6 @@ from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.weights import model_folder
 from infinity_jax.weights.model_folder import (
-    FIELDS,
     load_model,
     read_configs,
     save_model,
@@ -244,18 +243,6 @@ def edit_config(folder, change):
     fields = json.loads(path.read_text())
     change(fields)
     path.write_text(json.dumps(fields))
-
-
-@pytest.mark.parametrize('part', FIELDS)
-def test_a_field_that_is_absent_is_refused(model, tmp_path, part):
-    save_model(tmp_path / 'm', model)
-    written = json.loads((tmp_path / 'm' / 'config.json').read_text())
-    assert set(written[part]) >= set(FIELDS[part])  # a new field is not asked of older folders
-    for name in FIELDS[part]:
-        save_model(tmp_path / 'm', model)
-        edit_config(tmp_path / 'm', lambda fields, name=name: fields[part].pop(name))
-        with pytest.raises(UserError, match=f'config.json: .*lacks {part}.{name}'):
-            load_model(tmp_path / 'm')
 
 
 def test_fields_by_old_names_are_no_absent_ones(model, tmp_path):
