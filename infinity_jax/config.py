@@ -228,6 +228,8 @@ class ModelConfigs:
       schedule: token grids; of a tokenizer alone, its code grids.
       source: layout of the PyTorch files that the model was imported from, by part.
       extra: JSON that is kept as it is, such as the configuration of the run that made the model.
+      trained_with: fingerprint of the tokenizer whose codes the transformer learned; '': unknown.
+      text_dtype: of the text encoder's products, not stored; '': the transformer's.
     """
 
     transformer: TransformerConfig | None = None
@@ -236,6 +238,13 @@ class ModelConfigs:
     schedule: ScaleSchedule | None = None
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trained_with: str = ''
+    text_dtype: str = ''
+
+    @property
+    def text_products(self) -> str:
+        """The dtype of the text encoder's matrix products."""
+        return self.text_dtype or required(self.transformer, 'transformer').dtype
 
     @property
     def spatial_patchify(self) -> bool:

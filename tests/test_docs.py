@@ -1,7 +1,6 @@
 """Links, commands, Python blocks and generated parts of README, docs/ and launch/."""
 
 import ast
-import importlib
 import re
 import shlex
 
@@ -28,6 +27,14 @@ def blocks(page, language):
     """The fenced code blocks of a language, without the indentation of a list item."""
     found = re.findall(rf'^( *)```{language}\n(.*?)^ *```', page.read_text(), re.DOTALL | re.M)
     return [re.sub(rf'^{indent}', '', text, flags=re.M) for indent, text in found]
+
+
+def run_imports(code):
+    """Does what the import statements of a piece of code do."""
+    statements = [
+        n for n in ast.walk(ast.parse(code)) if isinstance(n, ast.Import | ast.ImportFrom)
+    ]
+    exec(compile(ast.Module(statements, []), 'imports', 'exec'), {})
 
 
 def prose(page):
@@ -109,24 +116,14 @@ def test_training_commands_name_fields_of_their_config(page):
 @each_page
 def test_python_blocks_compile_and_import(page):
     for code in blocks(page, 'python'):
-        for node in ast.walk(ast.parse(code)):
-            if isinstance(node, ast.ImportFrom):
-                module = importlib.import_module(node.module)
-                for alias in node.names:
-                    assert hasattr(module, alias.name), f'{node.module} has no {alias.name}'
-            elif isinstance(node, ast.Import):
-                for alias in node.names:
-                    importlib.import_module(alias.name)
+        run_imports(code)
 
 
 @pytest.mark.parametrize(
     'path', sorted((REPOSITORY / 'examples').glob('*.py')), ids=lambda p: p.name
 )
 def test_imports_of_examples(path):
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            module = importlib.import_module(node.module)
-            assert all(hasattr(module, alias.name) for alias in node.names)
+    run_imports(path.read_text())
 
 
 def test_the_api_page_is_current():

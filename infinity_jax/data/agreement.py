@@ -63,11 +63,11 @@ def check_equal(hosts: Sequence[dict[str, Any]]) -> None:
                 'host the same config'
             )
         for ours, theirs in zip(hosts[0]['sources'], host['sources'], strict=True):
-            if ours != theirs:
+            if differing := _differing(ours, theirs):
                 raise UserError(
                     f'the hosts have different data in {ours["name"]}: host 0 has '
-                    f'{_in_words(ours, theirs)}, host {number} has {_in_words(theirs, ours)}; give '
-                    'every host the same files'
+                    f'{_in_words(ours, differing)}, host {number} has '
+                    f'{_in_words(theirs, differing)}; give every host the same files'
                 )
 
 
@@ -95,12 +95,16 @@ def _described(buckets: Sequence[Bucket]) -> list[dict[str, Any]]:
     return facts
 
 
-def _in_words(own: dict[str, Any], other: dict[str, Any]) -> str:
-    """The facts of a host that differ from those of another; the checksum if only it does."""
-    differing = [name for name in own if own[name] != other[name]]
+def _differing(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
+    """The facts that differ, the checksum if only it does; a path may be another on each host."""
+    names = [name for name in ours if name != 'name' and ours[name] != theirs[name]]
+    return [name for name in names if name != CHECKSUM] or names
+
+
+def _in_words(facts: dict[str, Any], names: Sequence[str]) -> str:
     words = []
-    for name in [name for name in differing if name != CHECKSUM] or differing:
-        value = own[name]
+    for name in names:
+        value = facts[name]
         if isinstance(value, list):
             value = ', '.join(value) or 'none'
         words.append(f'{value} {name}' if isinstance(value, int) else f'{name}: {value}')

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import numpy as np
 
@@ -133,7 +134,8 @@ def check_words(sampling: SamplingConfig, negative: str | None) -> None:
             'both a negative and a source prompt are given; guidance leads away from the source '
             'prompt: give one of them'
         )
-    if sampling.guidance_layer or sampling.unguided_scales or set(sampling.guidance) == {1}:
+    guidance = cast(tuple[float, ...], sampling.guidance)  # a tuple, once made
+    if sampling.guidance_layer or sampling.unguided_scales or set(guidance) == {1}:
         raise UserError(
             'editing by words compares two prompts at every scale: wanted guidance other than 1 on '
             'the logits (guidance_layer 0) and no unguided scales'

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from infinity_jax.tokenizer.quantizer import normalised_residual
 
@@ -24,9 +25,9 @@ class GivenBits(NamedTuple):
         −inf: nowhere.
     """
 
-    features_Bhwd: jax.Array
-    kept: tuple[jax.Array, ...]
-    tolerance_B: jax.Array
+    features_Bhwd: jax.Array | np.ndarray
+    kept: tuple[jax.Array | np.ndarray, ...]
+    tolerance_B: jax.Array | np.ndarray
 
 
 class Margins(NamedTuple):
@@ -57,8 +58,8 @@ def with_given_bits(
       margins: None where this scale has no logits of two texts: then the masks alone decide.
       scale: zero-based.
     """
-    grid = sampled_Bhwd.shape[1:3]
-    source = normalised_residual(given.features_Bhwd, total_Bhwd, grid) > 0
+    _, height, width, _ = sampled_Bhwd.shape
+    source = normalised_residual(jnp.asarray(given.features_Bhwd), total_Bhwd, (height, width)) > 0
     kept = given.kept[scale][..., None]
     if margins is not None:
         sign = jnp.where(source, 1.0, -1.0)

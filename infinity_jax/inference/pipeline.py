@@ -17,7 +17,7 @@ from infinity_jax.config import QuantizationConfig, pixels_per_token, required
 from infinity_jax.errors import UserError
 from infinity_jax.inference.job import GenerationJob
 from infinity_jax.inference.sampling import SamplingConfig
-from infinity_jax.runtime.hub import DEMO_FOLDER, local_folder
+from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.characters import is_blank
 
@@ -61,12 +61,14 @@ class PipelineOptions(TypedDict, total=False):
 
     Attributes:
       rewrite_prompt, max_batch, text_length: see the constructor.
+      text_dtype: of the text encoder's products, see `with_text_dtype`.
       aspect_ratio, height_over_width, budget, size: of images unless a call has a schedule of its
         own, see `choose_schedule`.
       ratio: the former name of `height_over_width`.
     """
 
     rewrite_prompt: Callable[[str], str] | None
+    text_dtype: str
     max_batch: int
     text_length: int | None
     aspect_ratio: str | None
@@ -142,7 +144,7 @@ class InfinityPipeline:
 
         Args:
           name: a folder, or org/name of a Hugging Face repository.
-          revision, cache_dir: of the repository, see `local_folder`.
+          revision, cache_dir: of the repository, see `fetch.fetch_model`.
           dtype: of the products inside blocks; None: as in the model's configuration.
           mesh: the devices that share the work; None: the default device.
           quantization: lossy savings of memory.
@@ -160,13 +162,15 @@ class InfinityPipeline:
             raise TypeError(f'from_pretrained() has no option {", ".join(sorted(unknown))}')
         size: dict[str, Any] = dict(options)
         of_pipeline = {key: size.pop(key) for key in OF_CONSTRUCTOR if key in size}
+        text_dtype = size.pop('text_dtype', '')
         # Imported here: the class is at hand before flax and the networks are loaded.
         from infinity_jax.inference.loading import load_for_generation, read_for_generation
+        from infinity_jax.weights.fetch import fetch_model
 
-        folder = local_folder(name, revision, cache_dir)
+        folder = fetch_model(name, revision, cache_dir)
         ready = load_for_generation(
             folder,
-            read_for_generation(folder, dtype, **size),
+            read_for_generation(folder, dtype, text_dtype, **size),
             max_batch=of_pipeline.pop('max_batch', MAX_BATCH),
             mesh=mesh,
             quantization=quantization,

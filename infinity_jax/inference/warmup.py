@@ -108,9 +108,9 @@ def calls_of(
     )
     encoding = Call(
         encode,
-        {'encoder': T5Encoder(text_config, jnp.dtype(config.dtype))},
+        {'encoder': T5Encoder(text_config, jnp.dtype(configs.text_products))},
         {
-            'params': placed_shapes(text_config, config.dtype),
+            'params': placed_shapes(text_config, configs.text_products),
             'ids_BT': array((texts, batch.text_length), jnp.int32),
             'lengths_B': text.lengths_B,
         },

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,9 +30,11 @@ from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
 from infinity_jax.renamed import STORED, current_field
 from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
+from infinity_jax.runtime.hub import WEIGHT_ENDINGS
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.weights.file_hashes import ENTRY, file_hashes, file_problems
+from infinity_jax.weights.fingerprint import kept_by, partner_fingerprint
 from infinity_jax.weights.part_weights import (
     Params,
     flat_shapes,
@@ -99,7 +102,8 @@ def save_model(folder: str | Path, loaded: LoadedModel, dtype: str = 'float32') 
             save_encoder(text_folder, loaded.configs.text, text_params, jnp.dtype(dtype))
             if loaded.text_tokenizer is not None:
                 loaded.text_tokenizer.save(text_folder)
-        write_description(temporary, loaded.configs)
+        trained_with = kept_by(dtype, loaded.configs.trained_with)
+        write_description(temporary, dataclasses.replace(loaded.configs, trained_with=trained_with))
 
 
 @contextlib.contextmanager
@@ -137,6 +141,8 @@ def write_description(folder: Path, configs: ModelConfigs) -> None:
             described[part] = dataclasses.asdict(config)
     if configs.source:
         described['source'] = dict(configs.source)
+    if configs.trained_with:
+        described['trained_with'] = configs.trained_with
     described['extra'] = dict(configs.extra)
     if hashes := file_hashes(folder):
         described[ENTRY] = hashes
@@ -168,6 +174,9 @@ def read_configs(folder: str | os.PathLike[str]) -> ModelConfigs:
                 parts[part] = stored_config(config_type, described[part], part)
             except UserError as error:
                 raise UserError(f'{folder}/config.json: {error}') from None
+    parts['trained_with'] = described.get('trained_with', '')
+    if not isinstance(parts['trained_with'], str):
+        raise UserError(f'{folder}/config.json: trained_with is no text; wanted a fingerprint')
     if (folder / 'text_encoder').is_dir():
         parts['text'] = read_text_config(folder / 'text_encoder')
     configs = ModelConfigs(**parts)
@@ -219,8 +228,9 @@ def load_model(
       parts: those of transformer, tokenizer and text_encoder to read, if they are present.
       mesh: weights stream tensor by tensor into their shards on it; None returns numpy arrays.
       configs: those of the folder, if they were read already.
-      verify: whether tensors are compared with their hashes, which older folders lack, and NaN,
-        infinity and kernels of zeros are refused.
+      verify: whether tensors are compared with their hashes, which older folders lack, NaN,
+        infinity and kernels of zeros are refused, and the tokenizer is compared with the one that
+        the transformer was trained with.
 
     Raises:
       UserError: no such model, an unknown configuration field, or weights missing, unknown or
@@ -249,7 +259,32 @@ def load_model(
             weights['text_tokenizer'] = TextTokenizer.from_folder(text_folder)
     if problems:
         raise UserError(f'{folder}: ' + '; '.join(problems))
+    if verify and configs.transformer and configs.trained_with and weights.get('tokenizer_params'):
+        _check_partner(folder, configs, weights['tokenizer_params'])
     return LoadedModel(configs, **weights)
+
+
+def _check_partner(folder: Path, configs: ModelConfigs, tokenizer: Params) -> None:
+    """Raises `UserError` unless the tokenizer is the one that the transformer was trained with."""
+    seen = partner_fingerprint(required(configs.tokenizer, 'tokenizer'), tokenizer)
+    if seen != configs.trained_with:
+        raise UserError(
+            f'{folder}: its tokenizer has the fingerprint {seen}, but the transformer was trained '
+            f'with {configs.trained_with}: these two do not belong together; copy the whole folder '
+            'again'
+        )
+
+
+def conversion(files: Iterable[str]) -> str:
+    """A sentence with the command that makes a model folder of released files."""
+    files = list(files)
+    tokenizers = [name for name in files if re.search('vae|tokenizer', name)]
+    others = [name for name in files if name not in tokenizers]
+    named = (
+        f'--transformer {others[0] if others else "FILE"} '
+        f'--tokenizer {tokenizers[0] if tokenizers else "FILE"}'
+    )
+    return f'Make one: infinity-jax convert from-torch {named} --text-encoder FOLDER --out FOLDER'
 
 
 def existing_folder(folder: str | os.PathLike[str]) -> Path:
@@ -269,8 +304,12 @@ def read_description(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, An
     folder = existing_folder(folder)
     path = folder / 'config.json'
     if not os.path.isfile(path):
+        if os.path.isfile(folder):
+            raise UserError(f'{folder}: a file; wanted a model folder. {conversion([folder.name])}')
         lack = 'no config.json there' if os.path.exists(folder) else 'no such folder'
-        raise UserError(f'{folder}: {lack}; wanted a model folder of {FORMAT}')
+        weights = [p.name for p in sorted(folder.glob('*')) if p.suffix in WEIGHT_ENDINGS]
+        advice = f'. {conversion(weights)}' if weights else ''
+        raise UserError(f'{folder}: {lack}; wanted a model folder of {FORMAT}{advice}')
     described = read_json(path)
     if described.get('format') != FORMAT or described.get('version') != VERSION:
         seen = f'{described.get("format")!r} version {described.get("version")!r}'

@@ -167,8 +167,10 @@ def test_wrappers_and_training_checkpoints(tmp_path):
     assert_same(load_torch_tokenizer(tmp_path / 'vae.safetensors', norm_groups=4)[1], tokenizer)
     with pytest.raises(UserError, match='divides by neither norm_groups 32'):
         load_torch_tokenizer(tmp_path / 'vae.safetensors')
-    write_pth(tmp_path / 'other.pth', {'gan': state})
-    with pytest.raises(UserError, match='gan'):
+    write_pth(tmp_path / 'other.pth', {'gan': {'weight': np.ones(2, np.float32)}, 'epoch': 3})
+    with pytest.raises(
+        UserError, match=r'wanted a state dict .* holds gan \(dict\), epoch \(int\)'
+    ):
         load_torch_tokenizer(tmp_path / 'other.pth')
 
 

@@ -154,7 +154,9 @@ class JsonlFuzzer:
             if n < len(expected) and fields == expected[n]:
                 if record != self.good.records[_name(n)]:
                     return f'line {n + 1} is another record'
-            texts = [_letters(fields.get(field)) for field in ('text', 'long_caption')]
+            shorts = fields.get('text')
+            shorts = shorts if isinstance(shorts, list) else [shorts]
+            texts = [_letters(text) for text in (*shorts, fields.get('long_caption'))]
             for caption in record.captions:
                 if not any(text.startswith(_letters(caption)) for text in texts):
                     return f'line {n + 1} has the caption {caption!r:.80}'

@@ -33,12 +33,14 @@ class Read:
       records: name -> record.
       broken: name -> reason.
       passed_over: (reason, count, name of the first).
+      damaged: names of the files that are left out.
     """
 
     count: int
     records: dict[str, Record]
     broken: dict[str, str]
     passed_over: list[tuple[str, int, str]]
+    damaged: list[str]
 
 
 def read_source(kind: str, folder: pathlib.Path, index_folder: pathlib.Path) -> Read:
@@ -63,9 +65,10 @@ def read_source(kind: str, folder: pathlib.Path, index_folder: pathlib.Path) -> 
         found[name] = Record(raw.captions.every(), digest)
     for name, reason in broken.items():
         assert reason and len(reason) < 5000, f'{name} is broken: {reason[:200]!r}'
-    return Read(len(index), found, broken, index.passed_over)
+    damaged = [name for name, _, _ in index.damaged]
+    return Read(len(index), found, broken, index.passed_over, damaged)
 
 
 def has_reports(read: Read) -> bool:
     """Whether anything was reported as broken or passed over."""
-    return bool(read.broken or read.passed_over)
+    return bool(read.broken or read.passed_over or read.damaged)

@@ -164,6 +164,8 @@ class TarFuzzer:
 
     def _others(self, number: int, read: Read) -> str:
         """Judges whether all records but one are as before."""
+        if SHARD in read.damaged:
+            return ''
         for name, record in self.good.records.items():
             if f'{number:04}' not in name and read.records.get(name) != record:
                 return f'{name} is another record: {read.records.get(name)!r:.80}'
@@ -171,6 +173,8 @@ class TarFuzzer:
 
     def _same_names(self, content: bytes, read: Read) -> str:
         """Judges whether every record is as before, is broken, or holds the changed bytes."""
+        if SHARD in read.damaged:
+            return ''
         passed = sum(count for _, count, _ in read.passed_over)
         for member in self.members:
             name = f'{SHARD} {member.name}'

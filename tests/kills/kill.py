@@ -57,6 +57,7 @@ class Command:
             'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         }
         self.metrics = run_dir / 'metrics.jsonl'
+        self.before = self._metrics()  # of the killed start
         self.errors = tempfile.TemporaryFile()
         self.processes = []
         for i in range(processes):
@@ -78,11 +79,17 @@ class Command:
     def running(self) -> bool:
         return all(process.poll() is None for process in self.processes)
 
-    def written(self) -> int:
-        """Bytes of metrics.jsonl."""
+    def _metrics(self) -> tuple[int, int]:
+        """Inode and bytes of metrics.jsonl."""
         with contextlib.suppress(FileNotFoundError):
-            return self.metrics.stat().st_size
-        return 0
+            found = self.metrics.stat()
+            return found.st_ino, found.st_size
+        return 0, 0
+
+    def written(self) -> int:
+        """Bytes of metrics.jsonl, which every start of the command replaces at first."""
+        inode, size = self._metrics()
+        return 0 if inode == self.before[0] else size
 
     def wait_for(self, size: int) -> None:
         """Waits until metrics.jsonl has that size, or the command has ended."""
@@ -142,9 +149,11 @@ def kill_once(run_dir, size, seconds, processes, choose: random.Random) -> bool:
     running = Command(run_dir, processes)
     phase = choose.choices(('start', 'middle', 'end'), (1, 6, 3))[0]
     delay = choose.uniform(0, {'start': seconds[0], 'middle': 0.3, 'end': seconds[1]}[phase])
-    if phase != 'start':
-        # A resume first drops lines from the file, whose size is that of the last run until then.
-        running.wait_for(choose.randrange(size) if phase == 'middle' else int(0.98 * size))
+    if phase == 'middle':
+        running.wait_for(1)
+        running.wait_for(choose.randint(min(running.written(), size), size))
+    elif phase == 'end':
+        running.wait_for(int(0.98 * size))
     stop = time.monotonic() + delay
     while running.running() and time.monotonic() < stop:
         time.sleep(0.002)

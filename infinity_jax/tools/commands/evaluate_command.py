@@ -157,11 +157,12 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
 
 def run_demo(args: argparse.Namespace) -> None:
     """Prints a table of the matcher's accuracies."""
-    from infinity_jax.runtime.hub import DEMO_FOLDER, local_folder
+    from infinity_jax.runtime.hub import DEMO_FOLDER
     from infinity_jax.training.transformer.demo_evaluation import evaluate_demo
+    from infinity_jax.weights.fetch import fetch_model
 
     evaluate_demo(
-        local_folder(args.checkpoint or DEMO_FOLDER),
+        fetch_model(args.checkpoint or DEMO_FOLDER),
         count=args.count,
         subset=args.subset,
         seed=args.seed,

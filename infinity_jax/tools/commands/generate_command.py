@@ -1,4 +1,4 @@
-"""The command `infinity-jax generate`: prompts and flags in, PNG files out."""
+"""The command `infinity-jax generate`: prompts and flags in, image files out."""
 
 import argparse
 import contextlib
@@ -30,6 +30,7 @@ DEFAULT_OUT = 'image.png'
 SHEET_CELL = 192  # edge of an image on the sheet of --grid, in pixels
 LINES = '.jsonl'  # ending of a file of prompts with settings
 STARTED = time.perf_counter()  # before the imports that take long
+ENDINGS = ('.png', '.jpg', '.jpeg')  # of image files that are written
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +60,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--out',
         default=DEFAULT_OUT,
-        metavar='PNG',
-        help='file, or a folder; a number is added to the name for each of several images '
+        metavar='FILE',
+        help='.png or .jpg, or a folder; a number is added to the name for each of several images '
         '(default: %(default)s)',
     )
     parser.add_argument(
@@ -84,7 +85,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Generates images and writes PNG files whose metadata holds the settings."""
+    """Generates images and writes files whose metadata holds the settings."""
     if args.grid or (args.prompts_file or '').endswith(LINES):
         run_jobs(args)
         return
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> None:
     ratio, size = ratio_of(args), image_size_of(args)
     num_images = len(prompts) * args.num
     paths = output_paths(args.out, num_images)
-    from infinity_jax.images import check_writable, save_png
+    from infinity_jax.images import check_writable, save_image
     from infinity_jax.inference.pipeline import MAX_BATCH, InfinityPipeline
     from infinity_jax.inference.warmup import GenerationRequest
     from infinity_jax.runtime.hub import DEMO_FOLDER
@@ -105,6 +106,7 @@ def run(args: argparse.Namespace) -> None:
             args.checkpoint or DEMO_FOLDER,
             revision=args.revision,
             dtype=args.dtype,
+            text_dtype=args.text_dtype or '',
             height_over_width=ratio,
             budget=args.budget,
             size=size,
@@ -124,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
     for i, (path, image) in enumerate(zip(paths, generated.images, strict=True)):
         seed, index = generated.seeds[i]
         job = {'prompt': generated.prompts[i], 'negative': negative, 'seed': seed, 'index': index}
-        save_png(path, image, metadata_of(args, pipeline, sampling, job))
+        save_image(path, image, metadata_of(args, pipeline, sampling, job))
         print(path)
 
 
@@ -141,7 +143,7 @@ def run_jobs(args: argparse.Namespace) -> None:
     import numpy as np
     from PIL import Image
 
-    from infinity_jax.images import check_writable, contact_sheet, save_png
+    from infinity_jax.images import check_writable, contact_sheet, save_image
     from infinity_jax.inference.pipeline import MAX_BATCH, InfinityPipeline
     from infinity_jax.runtime.hub import DEMO_FOLDER
     from infinity_jax.tools.commands import image_jobs
@@ -162,6 +164,7 @@ def run_jobs(args: argparse.Namespace) -> None:
             args.checkpoint or DEMO_FOLDER,
             revision=args.revision,
             dtype=args.dtype,
+            text_dtype=args.text_dtype or '',
             height_over_width=ratio_of(args),
             budget=args.budget,
             size=image_size_of(args),
@@ -174,12 +177,12 @@ def run_jobs(args: argparse.Namespace) -> None:
     if args.grid:
         columns = len(next(iter(grid.values())))
         sheet = contact_sheet(np.stack(images), captions, columns=columns, cell=SHEET_CELL)
-        save_png(paths[0], sheet, {'prompt': '; '.join(prompts), 'grid': ' '.join(args.grid)})
+        save_image(paths[0], sheet, {'prompt': '; '.join(prompts), 'grid': ' '.join(args.grid)})
         print(paths[0])
         return
     for path, image, job in zip(paths, images, jobs, strict=True):
         metadata = metadata_of(args, pipeline, job.sampling, vars(job))
-        save_png(path, Image.fromarray(image), metadata)
+        save_image(path, Image.fromarray(image), metadata)
         print(path)
 
 
@@ -214,6 +217,7 @@ def metadata_of(
         'top_p': sampling.top_p,
         'guidance_layer': sampling.guidance_layer,
         'dtype': args.dtype or '',
+        'text_dtype': args.text_dtype or '',
         'weights': quantization.weights,
         'cache': quantization.cache,
         'unguided_scales': sampling.unguided_scales,
@@ -241,8 +245,8 @@ def output_paths(out: str, count: int) -> list[pathlib.Path]:
     path = pathlib.Path(out)
     if out.endswith(('/', os.sep)) or os.path.isdir(path):
         path /= DEFAULT_OUT
-    if path.suffix.lower() != '.png':
-        raise UserError(f'--out {out} does not end in .png; images are written as PNG')
+    if path.suffix.lower() not in ENDINGS:
+        raise UserError(f'--out {out} does not end in .png or .jpg; images are written as these')
     if count == 1:
         return [path]
     return [path.with_name(f'{path.stem}_{i:03}{path.suffix}') for i in range(count)]

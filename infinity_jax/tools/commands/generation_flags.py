@@ -7,6 +7,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.tools.commands.flag_types import (
     RenamedFlag,
     aspect_ratio,
+    layer,
     numbers,
     seed_number,
 )
@@ -35,7 +36,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--dtype',
         choices=['float32', 'bfloat16'],
-        help="of the products in transformer and text encoder (default: the model's own)",
+        help="of the products in the transformer (default: the model's own)",
+    )
+    group.add_argument(
+        '--text-dtype',
+        choices=['float32', 'bfloat16', 'float16'],
+        help="of the products in the text encoder (default: the transformer's; on a GPU float16 "
+        'in place of bfloat16)',
     )
 
 
@@ -133,7 +140,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         '--cfg-layer',
-        type=int,
+        type=layer,
         metavar='N',
         help='where guidance acts: 0 on the logits, -n on the hidden states n blocks before the '
         'end (default: 0)',

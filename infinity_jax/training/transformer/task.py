@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,7 +27,7 @@ from infinity_jax.training import flops, loop
 from infinity_jax.training.accumulate import check_parts
 from infinity_jax.training.batches import first_batches, held_out_batches, make_batches, put_batch
 from infinity_jax.training.config import init_key
-from infinity_jax.training.init_from import transformer_params
+from infinity_jax.training.init_from import check_partner, transformer_params
 from infinity_jax.training.optimizer import TrainState, make_optimizer, new_state
 from infinity_jax.training.run_folder import config_without_paths
 from infinity_jax.training.transformer.config import T2IConfig
@@ -56,6 +57,7 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     check_parts(config.batch_size, config.accumulate_steps, mesh)
     loaded = load_parts(config, mesh)
     check_features(config, loaded)
+    check_partner(config, loaded.configs.trained_with)
     models = make_models(config, loaded.configs)
     optimizer = make_optimizer(config.optimizer, config.steps)
     start_text = loaded.text_params if config.text.train else None
@@ -71,10 +73,13 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         state = init_sharded(init, mesh, key)
         return state if start_text is None else start({**state.params, 'text': start_text})
 
+    def fresh() -> Any:
+        return init_sharded(init, mesh, init_key(config.seed)).params
+
     def from_model() -> TrainState:
         if config.lora.rank:  # its weights are among the frozen parts
             return from_scratch(init_key(config.seed))
-        return start(transformer_params(config, shapes.params, mesh))
+        return start(transformer_params(config, shapes.params, mesh, fresh))
 
     frozen = place_frozen(config, loaded, mesh)
     # `frozen` holds the text encoder on the devices.

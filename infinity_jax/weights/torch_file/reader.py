@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.hub import check_content
 from infinity_jax.runtime.local_files import open_regular
 from infinity_jax.weights.torch_file.legacy import read_legacy
 from infinity_jax.weights.torch_file.unpickler import MAX_PICKLE_BYTES, Storage, load_pickle
@@ -129,6 +130,7 @@ def read_torch_file(path: str | Path) -> Any:
         raise UserError(f'{path}: damaged ({error}); copy it again') from None
     except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise UserError(f'{path}: not a pickle of plain tensors ({error})') from None
+    check_content(path)
     raise UserError(
         f'{path}: not a torch file (starts with {start!r}); name one that torch.save wrote or a '
         '.safetensors file, or copy it again if something else was saved in its place'

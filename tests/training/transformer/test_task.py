@@ -26,6 +26,7 @@ from PIL import Image
 
 from infinity_jax.config import TextConfig, TransformerConfig
 from infinity_jax.convert.exporting import to_torch_files
+from infinity_jax.convert.names import Naming
 from infinity_jax.convert.plan import to_torch
 from infinity_jax.convert.state_dict import open_transformer
 from infinity_jax.data.batch import Batch
@@ -115,7 +116,9 @@ def test_resuming_continues_bit_for_bit_and_exports(config, tmp_path):
         written = open_transformer(out / 'transformer.pth')
         same = [
             np.array_equal(written[name].read(), array)
-            for name, array in to_torch(config.transformer, ours.transformer_params).items()
+            for name, array in to_torch(
+                config.transformer, ours.transformer_params, Naming(chunks=2)
+            ).items()
         ]
         assert len(same) == len(written) and all(same) == ema
         assert (out / 'tokenizer.pth').is_file() and (
@@ -133,7 +136,8 @@ def test_resuming_continues_bit_for_bit_and_exports(config, tmp_path):
         params = make_task(from_run, make_mesh()).from_model().params
         jax.tree.map(np.testing.assert_array_equal, params['transformer'], ours.transformer_params)
         jax.tree.map(np.testing.assert_array_equal, params['text'], ours.text_params)
-    wrong = dataclasses.replace(start, transformer=dataclasses.replace(config.transformer, depth=3))
+    wider = dataclasses.replace(config.transformer, width=2 * config.transformer.width)
+    wrong = dataclasses.replace(start, transformer=wider)
     with pytest.raises(UserError, match='init_from.*but the config wants'):
         make_task(wrong, make_mesh(devices=jax.devices()[:1])).from_model()
 
