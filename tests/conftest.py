@@ -1,5 +1,6 @@
 """Every test runs on the CPU as eight devices and refuses silent rank promotion."""
 
+import gc
 import os
 import pathlib
 
@@ -26,3 +27,11 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.2)
 def old_names_not_yet_used():
     """Every test sees the notice of an old name, which is printed once per process."""
     notice.cache_clear()
+
+
+@pytest.fixture(autouse=True, scope='module')
+def programs_are_freed():
+    """Frees the programs of a file: they would fill memory, and slow every garbage collection."""
+    yield
+    jax.clear_caches()
+    gc.collect()

@@ -6,7 +6,7 @@ _ARCHIVER_FOLDER = '__MACOSX'  # macOS puts the metadata of packed files in it
 
 
 class PassedOver:
-    """Collects what is no record of a source, so that nothing is lost without a word."""
+    """Counts the files and lines of a source that are no records, by reason."""
 
     def __init__(self):
         self._found: dict[str, tuple[int, str]] = {}

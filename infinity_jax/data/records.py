@@ -40,7 +40,7 @@ def open_file(path: pathlib.Path) -> BinaryIO:
 
 
 class IndexTable(NamedTuple):
-    """What an index stores of each of N records."""
+    """Stored fields of each of N records."""
 
     locations: np.ndarray  # int64 (N, k)
     sizes: np.ndarray  # int32 (N, 2), height and width as shown, zeros for a broken record

@@ -18,7 +18,7 @@ from infinity_jax.weights.placement import PlacedModel, check_complete, place_pa
 
 @dataclasses.dataclass(frozen=True)
 class ReadyModel:
-    """What generation needs of a model folder.
+    """A model folder, prepared for generation.
 
     Attributes:
       model: with its weights in place.

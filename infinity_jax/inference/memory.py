@@ -210,7 +210,7 @@ def _halvings(batch: int, shares: int) -> list[int]:
 
 
 def _on_one_device(estimate: MemoryEstimate, sizes: dict[str, int]) -> MemoryEstimate:
-    """What one device of a mesh holds, given the estimate for its share of the batch."""
+    """Memory of one device of a mesh, given the estimate for its share of the batch."""
     tensor = sizes.get('tensor', 1)
     split = sizes.get('fsdp', 1) * tensor
     return dataclasses.replace(

@@ -68,7 +68,10 @@ def choose_schedule(
     problem = _misfit(transformer, stride, schedule)
     if problem and own is not None:
         height, width = own.image_size(stride)
-        problem += f'; leave out the size: this model generates {height} x {width} on its own grids'
+        problem = (
+            f'this model generates {height} x {width} pixels alone; leave out aspect ratio, budget '
+            f'and size ({problem})'
+        )
     if problem:
         raise UserError(problem)
     return schedule

@@ -67,7 +67,7 @@ class GenerationSettings:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How images are sampled (paper 4; the released 2B likes guidance 3-4, temperature 0.5-1).
+    """How images are sampled (paper 4; for the released 2B guidance 3-4, temperature 0.5-1).
 
     Guidance and temperature are one number or one per scale; their values are traced, so changing
     them does not recompile.

@@ -1,4 +1,4 @@
-"""What only transformers can read of a Hugging Face folder: sentencepiece models, short configs.
+"""Reads with transformers the files of a Hugging Face folder that are not ours to parse.
 
 Its import takes seconds, so both functions import it when they are called. Folders with a
 tokenizer.json and a complete config.json do without.

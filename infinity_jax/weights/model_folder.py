@@ -204,7 +204,9 @@ def load_model(
     text_folder = folder / 'text_encoder'
     if 'text_encoder' in parts and text_folder.is_dir():
         try:
-            _, weights['text_params'] = load_encoder(text_folder, dtype, mesh, verify=verify)
+            _, weights['text_params'] = load_encoder(
+                text_folder, dtype, mesh, configs.text, verify=verify
+            )
         except UserError as error:
             problems.append(str(error))
         if any((text_folder / name).is_file() for name in ('tokenizer.json', 'spiece.model')):

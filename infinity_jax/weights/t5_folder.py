@@ -136,13 +136,14 @@ def _weights_folder(name: str | Path) -> Path:
 
 
 def open_encoder(
-    folder: str | Path, *, verify: bool = True
+    folder: str | Path, config: TextConfig | None = None, *, verify: bool = True
 ) -> tuple[TextConfig, dict[str, LazyTensor]]:
     """Opens the encoder of a T5 v1.1 model without reading its tensors; ignores a decoder.
 
     Args:
       folder: with config.json and model.safetensors, or shards with an index, or
         pytorch_model.bin; or org/name of a repository with such files.
+      config: the dimensions, if they were read already.
       verify: whether reading safetensors compares their hashes, where they have some, and refuses
         NaN, infinity and matrices of zeros.
 
@@ -153,7 +154,7 @@ def open_encoder(
     Raises:
       UserError: with every missing, unknown and misshapen name at once.
     """
-    config = read_text_config(folder)
+    config = config or read_text_config(folder)
     folder = _weights_folder(folder)
     found = {
         name: tensor
@@ -184,6 +185,7 @@ def load_encoder(
     folder: str | Path,
     dtype: Any = np.float32,
     mesh: Mesh | None = None,
+    config: TextConfig | None = None,
     *,
     verify: bool = True,
 ) -> tuple[TextConfig, Params]:
@@ -193,7 +195,7 @@ def load_encoder(
       folder: as `open_encoder` takes it.
       dtype: of the returned arrays; None keeps the file's.
       mesh: where the arrays go, shard by shard; None gives numpy.
-      verify: see `open_encoder`.
+      config, verify: see `open_encoder`.
 
     Returns:
       the dimensions, and parameters for `T5Encoder`.
@@ -201,18 +203,18 @@ def load_encoder(
     Raises:
       UserError: with every missing, unknown and misshapen name at once, or a damaged tensor.
     """
-    config, tensors = open_encoder(folder, verify=verify)
+    config, tensors = open_encoder(folder, config, verify=verify)
     boxed = encoder_shapes(config, boxed=True)
     shapes = flatten_dict(nn.unbox(boxed), sep='/')
     shardings = flatten_dict(shardings_of(boxed, mesh), sep='/') if mesh is not None else {}
 
     def whole(name: str, path: str) -> Any:
-        kind = dtype or tensors[name].dtype
-        return read_placed(tensors[name].read, shapes[path].shape, kind, shardings.get(path))
+        own = dtype or tensors[name].dtype
+        return read_placed(tensors[name].read, shapes[path].shape, own, shardings.get(path))
 
     def stacked(name: str, path: str) -> Any:
         layers = [tensors[f'encoder.block.{i}.{name}'] for i in range(config.num_layers)]
-        kind = np.dtype(dtype or np.result_type(*{layer.dtype for layer in layers}))
+        common = np.dtype(dtype or np.result_type(*{layer.dtype for layer in layers}))
 
         def read(index: Index) -> np.ndarray:
             """Torch's (out, in) of each layer of the index, transposed."""
@@ -222,11 +224,11 @@ def load_encoder(
             for i, layer in enumerate(chosen):
                 row = layer.read(tuple(rest[::-1])).T
                 if i == 0:
-                    block = np.empty((len(chosen), *row.shape), kind)
+                    block = np.empty((len(chosen), *row.shape), common)
                 block[i] = row
             return block
 
-        return read_placed(read, shapes[path].shape, kind, shardings.get(path))
+        return read_placed(read, shapes[path].shape, common, shardings.get(path))
 
     params = {path: whole(name, path) for name, path in WHOLE_NAMES.items()}
     for name, path in LAYER_NAMES.items():

@@ -73,7 +73,7 @@ def test_two_requests_at_once_are_a_user_error():
     'wish', [{'height_over_width': 1.0}, {'budget': '0.06M'}, {'size': (256, 256)}]
 )
 def test_a_model_on_other_tokens_refuses_released_sizes(wish):
-    text = 'tokens of 16 pixels, .* have 8; .* generates 64 x 64 on its'
+    text = 'generates 64 x 64 pixels alone; .* tokens of 16 pixels, .* have 8'
     with pytest.raises(UserError, match=text):
         choose_schedule(DEMO, **wish)
 
