@@ -153,12 +153,12 @@ def settings_of(plan: Plan, prompts: str, rewritten: str | None) -> dict[str, An
     return {
         'benchmark': benchmark.name,
         'prompts': {
-            'file': prompts,
+            'file': str(pathlib.Path(prompts).absolute()),
             'sha256': benchmark.digest,
             'count': len(benchmark.items),
         },
         'rewritten': {
-            'file': rewritten,
+            'file': None if rewritten is None else str(pathlib.Path(rewritten).absolute()),
             'sha256': None if rewritten is None else digest(sorted(plan.texts.items())),
         },
         'images_per_prompt': benchmark.num,

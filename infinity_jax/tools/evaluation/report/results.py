@@ -121,6 +121,22 @@ def read_hpsv2(path: pathlib.Path, text: str) -> Results:
     return Results('hpsv2', path, (*rows, overall), 800 * len(rows))
 
 
+def read_hpsv2_scores(path: pathlib.Path, content: Any) -> Results:
+    """HPSv2's scores by image, as `evaluate score` writes them; the report has percent.
+
+    Raises:
+      UserError: an entry has no score.
+    """
+    styles: dict[str, list[float]] = collections.defaultdict(list)
+    for i, entry in enumerate(content):
+        style = pathlib.PurePosixPath(entry['files'][0]).parent.name
+        (reward,) = entry['rewards']
+        styles[style].append(100 * _number(path, f'entry {i + 1}: rewards', reward))
+    rows = [Row(style, mean(values), len(values)) for style, values in styles.items()]
+    overall = Row(OVERALL, average([row.estimate for row in rows]), len(content))
+    return Results('hpsv2', path, (*rows, overall), len(content))
+
+
 def read_dpg(path: pathlib.Path, text: str) -> Results:
     """DPG-Bench's results: a line per grid, then scores by category and in all, in percent.
 
@@ -208,6 +224,8 @@ def _read(path: pathlib.Path) -> Results | None:
             content = json.loads(_text(path))
         except json.JSONDecodeError:
             raise UserError(f'{path}: cut off, or not JSON; run the judge again') from None
+        if path.name == 'hpsv2_scores.json':
+            return read_hpsv2_scores(path, content)
         if isinstance(content, dict) and 'average_image_reward' in content:
             return read_imagereward(path, content)
         if (
