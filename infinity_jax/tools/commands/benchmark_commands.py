@@ -132,7 +132,7 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str, kind: Kind) -> No
     parser.add_argument(
         '--dry-run',
         action='store_true',
-        help='print the number of images, disk space and time, and generate nothing',
+        help='print the number of images, disk space and time alone (default: generate)',
     )
     parser.add_argument(
         '--max-batch',
