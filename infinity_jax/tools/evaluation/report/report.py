@@ -2,10 +2,12 @@
 
 import json
 import pathlib
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infinity_jax.errors import UserError
+from infinity_jax.tools.evaluation.benchmarks.settings import FILE, read_run
 from infinity_jax.tools.evaluation.report.references import REFERENCES
 from infinity_jax.tools.evaluation.report.results import PUBLISHED, Results, find_results
 
@@ -32,7 +34,9 @@ def write_report(folder: pathlib.Path) -> list[str]:
     if not results:
         return problems
     run = _run_of(folder)
-    text = '\n\n'.join(table(each, run) for each in results)
+    text = '\n\n'.join(
+        table(each, run if run.get('benchmark') == each.benchmark else {}) for each in results
+    )
     print(text)
     content = [figures(each) for each in results]
     try:
@@ -45,12 +49,12 @@ def write_report(folder: pathlib.Path) -> list[str]:
     return problems
 
 
-def table(results: Results, run: dict[str, Any] | None = None) -> str:
+def table(results: Results, run: Mapping[str, Any] = types.MappingProxyType({})) -> str:
     """The scores as text, with a column per reference and a line that names its source.
 
     Args:
       results: of one judge.
-      run: the content of run.json, for its settings; None: there is none.
+      run: the content of run.json, for its settings.
     """
     references = REFERENCES.get(results.benchmark, ())
     digits = DIGITS[results.benchmark]
@@ -109,7 +113,7 @@ def plot(results: Sequence[Results], path: pathlib.Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 3.2 * len(results)), layout='constrained')
+    figure = Figure(figsize=(10, 3.2 * len(results)), layout='constrained')
     FigureCanvasAgg(figure)
     for axes, each in zip(figure.subplots(len(results), squeeze=False)[:, 0], results, strict=True):
         names = [row.name for row in each.rows]
@@ -125,21 +129,18 @@ def plot(results: Sequence[Results], path: pathlib.Path) -> None:
                 axes.plot(x, y, 'x', color=f'C{k + 1}', label=reference.name)
         axes.set_xticks(range(len(names)), names, rotation=30, ha='right')
         axes.set_title(each.benchmark)
-        axes.legend(fontsize='small')
+        axes.legend(fontsize='small', loc='center left', bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=100)
 
 
-def _run_of(folder: pathlib.Path) -> dict[str, Any] | None:
-    try:
-        run = json.loads((folder / 'run.json').read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return None
-    return run if isinstance(run, dict) else None
+def _run_of(folder: pathlib.Path) -> dict[str, Any]:
+    """The content of run.json; nothing if the images are from elsewhere."""
+    return read_run(folder) if (folder / FILE).exists() else {}
 
 
-def _settings(run: dict[str, Any] | None) -> str:
+def _settings(run: Mapping[str, Any]) -> str:
     """What decides the scores, for the first line of a table."""
-    if run is None:
+    if not run:
         return ''
     sampling = run.get('sampling', {})
     numbers = ', '.join(

@@ -147,8 +147,12 @@ def test_the_command_writes_text_json_and_a_plot(tmp_path, capsys):
     write(tmp_path / 'results.jsonl', geneval_lines())
     (tmp_path / 'hpsv2.txt').write_text(HPS)
     (tmp_path / 'notes.txt').write_text('mine')
+    run = {'benchmark': 'geneval', 'model': {'name': '2b'}, 'sampling': {'temperature': [1.0]}}
+    (tmp_path / 'run.json').write_text(json.dumps(run))
     main(['evaluate', 'report', str(tmp_path)])
     output = capsys.readouterr().out
+    assert 'results.jsonl (2b, temperature 1.0, prompts as published)\n' in output
+    assert 'hpsv2.txt\n' in output  # of other images: the settings are not known
     text = (tmp_path / 'report.txt').read_text()
     assert text in output and 'hpsv2: hpsv2.txt' in text
     content = json.loads((tmp_path / 'report.json').read_text())
