@@ -45,11 +45,17 @@ def get_config(arg: str = 'full') -> ConfigDict:
     config.accumulate_steps = 16  # 64 / 16 = 4 images at the same time: lower it with more devices
     config.remat = 'full'  # the backward pass recomputes blocks
     config.attention = 'auto'
+    config.new_parts = ()  # ('word_embed', 'head') for another tokenizer of the same d
     # Only the fields of the transformer that differ from the folder; placeholders: none.
     config.transformer = ConfigDict(
         {
             'drop_path': 0.0,  # 0.1 in the paper's training from scratch
             'dtype': config_dict.placeholder(str),  # of products inside blocks, such as 'bfloat16'
+            # Where these differ from the folder, what fits is kept; docs/presets.md.
+            'bits': config_dict.placeholder(int),  # as the tokenizer has
+            'text_length': config_dict.placeholder(int),
+            'depth': config_dict.placeholder(int),
+            'max_scales': config_dict.placeholder(int),
         }
     )
     config.text = ConfigDict({'folder': '', 'train': False})  # '': the encoder of init_from
@@ -60,7 +66,8 @@ def get_config(arg: str = 'full') -> ConfigDict:
             'matrices': ('self_attention', 'cross_attention', 'ffn'),
         }
     )
-    config.self_correction = ConfigDict({'max_strength': 0.3, 'per_image': False})
+    # As released: one strength per 4 images, the micro-batch of its processes.
+    config.self_correction = ConfigDict({'max_strength': 0.3, 'group': 4, 'per_image': False})
     config.condition_drop = 0.1  # keeps guidance working
     config.reweight_scales = True
     config.data = ConfigDict(

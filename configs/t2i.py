@@ -131,7 +131,8 @@ def paper(size: str, edge: str) -> ConfigDict:
         }
     )
     config.text = ConfigDict({'folder': '', 'train': False})  # Hugging Face folder: required
-    config.self_correction = ConfigDict({'max_strength': 0.3, 'per_image': False})
+    # As released: one strength per 4 images, the micro-batch of its processes.
+    config.self_correction = ConfigDict({'max_strength': 0.3, 'group': 4, 'per_image': False})
     config.condition_drop = 0.1
     config.reweight_scales = True
     config.data = ConfigDict(
@@ -213,7 +214,8 @@ def emoji(arg: str) -> ConfigDict:
     config.self_correction = ConfigDict(
         {
             'max_strength': 0.3,  # largest probability with which a bit is flipped; 0: none
-            'per_image': False,
+            'group': 0,  # images that share a probability; 0: the whole batch
+            'per_image': False,  # the same as group 1
         }
     )
     config.condition_drop = 0.1  # share of captions dropped, for guidance

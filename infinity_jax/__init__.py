@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from infinity_jax.config import QuantizationConfig
     from infinity_jax.errors import UserError
+    from infinity_jax.inference.edit import Edit
     from infinity_jax.inference.pipeline import InfinityPipeline
     from infinity_jax.inference.sampling import SamplingConfig
     from infinity_jax.sharding import MeshConfig
 
 __version__ = '0.2.0'
 __all__ = [
+    'Edit',
     'InfinityPipeline',
     'MeshConfig',
     'QuantizationConfig',
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    'Edit': 'inference.edit',
     'InfinityPipeline': 'inference.pipeline',
     'MeshConfig': 'sharding',
     'QuantizationConfig': 'config',

@@ -1,6 +1,7 @@
 """The console command `infinity-jax`; a subcommand imports its heavy modules when it runs."""
 
 import argparse
+import io
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from infinity_jax.tools.commands import (
     benchmark_commands,
     compile_command,
     convert_command,
+    edit_command,
     evaluate_command,
     generate_command,
     plan_command,
@@ -23,6 +25,7 @@ EXAMPLES = """\
 examples:
   infinity-jax generate "a red apple" --out apple.png
   infinity-jax generate "a red fox" --checkpoint models/infinity_2b --aspect-ratio 16:9
+  infinity-jax edit apple.png "a ghost" --mask mask.png --out ghost.png
   infinity-jax train --config=configs/t2i.py:demo --config.run_dir=runs/demo
   infinity-jax COMMAND --help
 """
@@ -48,6 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add = lambda name, text: commands.add_parser(name, help=text, description=text)
     generate_command.add_flags(add('generate', 'Generate images from prompts.'))
+    edit_command.add_flags(
+        add('edit', 'Edit an image: inpaint, outpaint, vary, or change it by words.')
+    )
     train = add('train', 'Train a transformer or a tokenizer from a config file.')
     train.add_argument(
         'flags',
@@ -136,6 +142,8 @@ def main(argv: list[str] | None = None) -> None:
         from infinity_jax.runtime.supervisor import supervise
 
         supervise()
+    if typed and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')  # a file's name may be no UTF-8
     overrides = [argument for argument in argv if argument.startswith('--config.')]
     argv = [argument for argument in argv if argument not in overrides]
     args = build_parser().parse_args(with_negative_values(argv))

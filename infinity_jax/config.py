@@ -12,6 +12,8 @@ from infinity_jax.scales import ScaleSchedule
 
 FALLBACK_GROUPS = 24  # of a group norm whose width `norm_groups` does not divide, as released
 DTYPES = ('float32', 'bfloat16', 'float16')
+CONVOLUTION_PRECISIONS = ('float32', 'tf32', 'bfloat16_3x', 'bfloat16')
+AUTO = 'auto'
 MAX_PARAMETERS = 10**12  # of a transformer; more fit no memory
 _WIDTH = Range(1, LARGEST_EDGE)
 _TOKENIZER_RANGES = {
@@ -198,6 +200,7 @@ class QuantizationConfig:
 
     weights: str = 'full'  # 'int8': the blocks' kernels, one scale per output channel
     cache: str = 'full'  # 'int8': keys and values of earlier scales
+    decoder: str = AUTO  # precision of its convolutions; 'auto' depends on the platform
     unguided_scales: dataclasses.InitVar[int] = 0  # now of SamplingConfig; read until version 0.3
 
     former_unguided_scales: typing.ClassVar[int] = 0  # what the old keyword gave
@@ -206,6 +209,9 @@ class QuantizationConfig:
         for name in ('weights', 'cache'):
             if getattr(self, name) not in ('full', 'int8'):
                 raise UserError(f"{name} is {getattr(self, name)!r}; wanted 'full' or 'int8'")
+        if self.decoder not in (AUTO, *CONVOLUTION_PRECISIONS):
+            wanted = ', '.join((AUTO, *CONVOLUTION_PRECISIONS))
+            raise UserError(f'decoder is {self.decoder!r}; wanted {wanted}')
         if unguided_scales < 0:
             raise UserError(f'unguided_scales is {unguided_scales}; wanted 0 or more')
         if unguided_scales:
@@ -222,6 +228,8 @@ class ModelConfigs:
       schedule: token grids; of a tokenizer alone, its code grids.
       source: layout of the PyTorch files that the model was imported from, by part.
       extra: JSON that is kept as it is, such as the configuration of the run that made the model.
+      trained_with: fingerprint of the tokenizer whose codes the transformer learned; '': unknown.
+      text_dtype: of the text encoder's products, not stored; '': the transformer's.
     """
 
     transformer: TransformerConfig | None = None
@@ -230,6 +238,13 @@ class ModelConfigs:
     schedule: ScaleSchedule | None = None
     source: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    trained_with: str = ''
+    text_dtype: str = ''
+
+    @property
+    def text_products(self) -> str:
+        """The dtype of the text encoder's matrix products."""
+        return self.text_dtype or required(self.transformer, 'transformer').dtype
 
     @property
     def spatial_patchify(self) -> bool:

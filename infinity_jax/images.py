@@ -1,8 +1,9 @@
-"""Pixels and image files: conversion to and from 8 bits, PSNR, PNG files and contact sheets.
+"""Pixels and image files: conversion to and from 8 bits, PSNR, PNG, JPEG and contact sheets.
 
 Pixels are float32 in [-1, 1] in networks and uint8 in files.
 """
 
+import json
 import os
 import pathlib
 import tempfile
@@ -16,6 +17,9 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.atomic_write import atomic_file
+
+MAX_COMMENT = 65533  # bytes in a JPEG's comment
+TRIAL_BYTES = 1 << 20
 
 
 def from_uint8(pixels_BYX3: jax.Array) -> jax.Array:
@@ -62,8 +66,33 @@ def save_png(
         raise _unwritable(path, error) from None
 
 
+def save_image(path: str | os.PathLike, image: Image.Image, metadata: Mapping[str, object]) -> None:
+    """Writes a PNG or JPEG file, by the ending of its name; if that fails, no file remains.
+
+    Args:
+      path: ends in .png, .jpg or .jpeg; missing folders are made.
+      image: the image. JPEG has quality 95 and colours of full resolution.
+      metadata: text entries; a JPEG has them as JSON in its comment.
+
+    Raises:
+      UserError: the file cannot be written.
+    """
+    path = pathlib.Path(path)
+    if path.suffix.lower() == '.png':
+        return save_png(path, image, metadata)
+    comment = json.dumps({key: str(value) for key, value in metadata.items()})
+    try:
+        with atomic_file(path) as temporary:
+            image.save(
+                temporary, format='JPEG', quality=95, subsampling=0,
+                comment=comment.encode()[:MAX_COMMENT],
+            )  # fmt: skip
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
 def check_writable(path: str | os.PathLike) -> None:
-    """Makes the folder of an image before it is generated, and tries to write there.
+    """Makes the folder of an image before it is generated, and tries to write 1 MiB there.
 
     Raises:
       UserError: nothing can be written there.
@@ -71,8 +100,9 @@ def check_writable(path: str | os.PathLike) -> None:
     path = pathlib.Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(bytes(TRIAL_BYTES))  # a full disk shows here
+            file.flush()
     except OSError as error:
         raise _unwritable(path, error) from None
 

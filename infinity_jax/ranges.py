@@ -65,12 +65,13 @@ def check_ranges(config: Any, where: str, ranges: Mapping[str, Range]) -> None:
         value = getattr(config, name)
         for each in value if isinstance(value, tuple) else (value,):
             if not wanted.has(each):
-                raise UserError(f'config field {where}{name} is {_short(value)}; wanted {wanted}')
+                raise UserError(f'config field {where}{name} is {short(value)}; wanted {wanted}')
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as Python writes it, in one line and cut after 60 characters, for messages."""
     try:
-        text = repr(value)
+        text = ' '.join(repr(value).split())
     except ValueError:  # an integer of more than 4,300 digits
         return 'a number of thousands of digits'
     return text if len(text) <= 60 else f'{text[:60]}…'

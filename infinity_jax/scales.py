@@ -103,6 +103,17 @@ class ScaleSchedule:
             raise UserError(f'scale schedule {grids!r} is not a list of grids (h, w)') from None
         return cls(grids, grids[-1] if grids else (1, 1))
 
+    @classmethod
+    def of_released_code(cls, grids) -> 'ScaleSchedule':
+        """A schedule as the released code reads its grids.
+
+        The first grids of a released ratio are that ratio's prefix, so that positions count on its
+        full grid. Fewer than three grids begin several ratios and, like all others, are free.
+        """
+        schedule = cls.free(grids)
+        fulls = [full for full in RATIOS.values() if full[: len(schedule)] == schedule.grids]
+        return cls(schedule.grids, fulls[0][-1]) if len(fulls) == 1 else schedule
+
     def __len__(self) -> int:
         return len(self.grids)
 

@@ -219,6 +219,21 @@ def from_first_process(texts: list[str]) -> list[str]:
     return json.loads(np.asarray(data, np.uint8).tobytes())
 
 
+def first_text(text: str) -> str:
+    """The text of the first process that has one, on every process; '' where none has any.
+
+    Longer texts are cut to 512 bytes.
+    """
+    if jax.process_count() == 1:
+        return text
+    data = np.zeros(512, np.uint8)
+    encoded = text.encode()[: data.size]
+    data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+    rows = np.asarray(multihost_utils.process_allgather(data), np.uint8)
+    texts = (row.tobytes().rstrip(b'\0').decode(errors='ignore') for row in rows)
+    return next(filter(None, texts), '')
+
+
 def activation_spec(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:
     """Mesh axes of an activation, by its logical axes; without a mesh it is not split.
 

@@ -1,6 +1,9 @@
 """The console command: arguments, files, metadata and one-line errors; no model is run."""
 
 import argparse
+import json
+import resource
+import signal
 import subprocess
 import sys
 import time
@@ -13,13 +16,14 @@ from PIL import Image
 
 from infinity_jax import cli
 from infinity_jax.errors import UserError
-from infinity_jax.images import save_png
+from infinity_jax.images import check_writable, save_image, save_png
 from infinity_jax.inference import pipeline as pipeline_module
 from infinity_jax.inference.pipeline import GeneratedImages
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.runtime import supervisor
 from infinity_jax.scales import ScaleSchedule, nearest_ratio
 from infinity_jax.tools.commands import generate_command
+from infinity_jax.tools.commands.generate_command import output_paths
 
 # What `generate` prints for the schedule of `FakePipeline` if a ratio or a size is asked for.
 IMAGE_SIZE = (
@@ -271,7 +275,8 @@ def test_several_prompts_and_a_file(fake, tmp_path):
         (['generate'], 'no prompt given'),
         (['generate', ' '], 'a prompt is empty'),
         (['generate', 'x', '--prompts-file', '/nowhere'], '--prompts-file /nowhere'),
-        (['generate', 'x', '--out', 'x.jpg'], 'does not end in .png'),
+        (['generate', 'x', '--out', 'x.gif'], 'does not end in .png or .jpg'),
+        (['generate', 'x', '--cfg-layer', '-1,-2'], "'-1,-2' is not a layer; write one number"),
         (['generate', 'x', '--num', '0'], '--num is 0'),
         (['generate', 'x', '--max-batch', '0'], '--max-batch is 0'),
         (['generate', 'x', '--top-p', '2'], 'top_p is 2'),
@@ -335,6 +340,21 @@ def test_an_image_that_cannot_be_written(tmp_path):
         save_png(tmp_path / 'file' / 'x.png', image)
 
 
+def test_a_jpeg_holds_the_settings_in_its_comment(tmp_path):
+    image = Image.new('RGB', (16, 8), (250, 3, 120))
+    save_image(tmp_path / 'x.JPG', image, {'prompt': 'a tree — ünïcode', 'seed': 3})
+    with Image.open(tmp_path / 'x.JPG') as stored:
+        assert stored.format == 'JPEG' and stored.size == (16, 8)
+        assert json.loads(stored.info['comment']) == {'prompt': 'a tree — ünïcode', 'seed': '3'}
+        assert np.abs(np.asarray(stored).astype(int) - np.asarray(image)).max() <= 3
+    with pytest.raises(UserError, match='cannot write'):
+        save_image(tmp_path / 'x.JPG' / 'y.jpg', image, {})
+
+
+def test_images_are_numbered_in_either_format():
+    assert [p.name for p in output_paths('a.jpeg', 2)] == ['a_000.jpeg', 'a_001.jpeg']
+
+
 def test_help_needs_no_heavy_import():
     code = (
         'import sys\n'
@@ -364,3 +384,26 @@ def test_the_first_image_and_the_later_ones_are_timed_separately(monkeypatch):
     several = generate_command.timing((2.0, 1.0, 1.0), 12)
     assert several.startswith('time: 8.00 s to the first image, 2.00 s')
     assert several.endswith('then 0.250 s per image')
+
+
+def test_a_folder_as_out_gets_the_default_name(tmp_path):
+    paths = generate_command.output_paths
+    assert paths(f'{tmp_path}', 1) == [tmp_path / 'image.png']
+    assert paths(f'{tmp_path}/new/', 1) == [tmp_path / 'new' / 'image.png']
+    assert paths(f'{tmp_path}/', 2) == [tmp_path / 'image_000.png', tmp_path / 'image_001.png']
+    with pytest.raises(UserError, match='does not end in .png'):
+        paths(f'{tmp_path}/new', 1)
+
+
+def test_a_full_disk_is_found_before_generation(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that writing fails
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(UserError, match='cannot write .*a.png: File too large; choose another'):
+            check_writable(tmp_path / 'a.png')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(tmp_path.iterdir()) == []
+    check_writable(tmp_path / 'a.png')

@@ -136,6 +136,29 @@ def test_a_source_in_the_list_and_the_discriminators_optimizer_are_set_by_flags(
     assert (run.adversarial.adaptive_limit, run.adversarial.lecam_decay) == (10, 0.9)
 
 
+def test_fields_that_no_shipped_config_lists_are_set_by_flags(monkeypatch):
+    arguments = (
+        f'--config={CONFIGS / "t2i.py"}:demo',
+        '--config.data.max_broken_share=0.6',
+        '--config.data.index_dir=indexes',
+        '--config.data.repeat_records=true',
+        '--config.data.ratio_weights=(1.0,)',
+        '--config.lora.alpha=2',
+        '--config.steps=3',
+    )
+    for config in (
+        parsed(arguments, monkeypatch),
+        read_config_file(arguments[0].removeprefix('--config='), arguments[1:]),
+    ):
+        run = run_config(config)
+        assert run.data.max_broken_share == 0.6 and run.data.index_dir == 'indexes'
+        assert run.data.repeat_records and run.data.ratio_weights == (1.0,)
+        assert run.lora.alpha == 2 and run.steps == 3
+    wrong = [arguments[0], '--config.data.max_broken_share=many']
+    with pytest.raises(UserError, match="max_broken_share is 'many' of type str; wanted float"):
+        run_config(parsed(wrong, monkeypatch))
+
+
 @pytest.mark.parametrize('name', ['t2i', 'tokenizer', 'finetune'])
 def test_unknown_variant(name):
     with pytest.raises(ValueError, match='unknown variant'):
@@ -299,3 +322,48 @@ def test_the_old_variant_of_folders_of_images_says_its_new_name(capsys):
     config = load('tokenizer').get_config('pictures')
     assert config.run_dir == 'runs/tokenizer_pictures'
     assert 'variant pictures is now images' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'flag',
+    [
+        'data.sources[0]=1', 'data.sources[7].path=x', 'run_dir=', 'data.sources=(1,)',
+        'text.folder=' + 'x' * 5000, 'init_from=a\0b', 'optimizer.decay=linear',
+    ],
+    ids=lambda flag: flag[:30],
+)  # fmt: skip
+def test_flags_that_no_run_can_have_are_one_line(flag):
+    with pytest.raises(UserError) as caught:
+        run_config(read_config_file(str(CONFIGS / 't2i.py'), [f'--config.{flag}']))
+    assert len(str(caught.value)) < 400 and flag.split('=')[0].split('[')[0] in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ('spec', 'problem'),
+    [
+        ('x' * 5000, '--config is .*wanted a path'), ('\0', '--config is .*wanted a path'),
+        (':demo', '--config is .*wanted a path'), (r'C:\configs\t2i.py:demo', 'by a relative path'),
+        ('/dev/null', 'no such file'), ('x' * 300, 'no such file'),
+    ],
+    ids=lambda text: text[:20],
+)  # fmt: skip
+def test_places_without_a_config_file(spec, problem):
+    with pytest.raises(UserError, match=problem):
+        read_config_file(spec)
+
+
+def test_names_of_fields_are_text():
+    fields = load('t2i').get_config().to_dict()
+    for odd in (ConfigDict({**fields, 5: 6}), {**fields, 5: 6}):
+        with pytest.raises(UserError, match='config has a name that is .*; wanted text as names'):
+            from_mapping(T2IConfig, odd)
+
+
+def test_a_long_value_is_cut_in_messages():
+    for value in ('x' * 10**5, {'a': {'b': [1] * 10**5}}, [['\n'] * 10**5]):
+        fields = {**load('t2i').get_config().to_dict(), 'steps': value}
+        with pytest.raises(
+            UserError, match='config field steps is .*… of type .*; wanted int'
+        ) as e:
+            from_mapping(T2IConfig, fields)
+        assert len(str(e.value)) < 200

@@ -1,8 +1,10 @@
 """Texts of errors in one line."""
 
+import pickle
+
 import pytest
 
-from infinity_jax.errors import first_line, in_one_line
+from infinity_jax.errors import UserError, first_line, in_one_line
 
 
 @pytest.mark.parametrize(
@@ -17,3 +19,12 @@ from infinity_jax.errors import first_line, in_one_line
 def test_an_error_has_one_line(error, first, joined):
     assert first_line(error) == first and in_one_line(error) == joined
     assert first_line(error, 3) == first[:3] and in_one_line(error, 3) == joined[:3]
+
+
+def test_an_error_of_the_user_is_one_line():
+    text = str(UserError('file a\nb: is \x1b[31m\0\u2028x; wanted y\n'))
+    assert text == 'file a\\nb: is \\x1b[31m\\x00\\u2028x; wanted y' and len(text.splitlines()) == 1
+    long = str(UserError(f'{"x" * 9000}; do this'))
+    assert len(long) < 3100 and long.startswith('xxx') and long.endswith('; do this')
+    copied = pickle.loads(pickle.dumps(UserError('a\nb')))  # from a worker process
+    assert isinstance(copied, UserError) and str(copied) == 'a\\nb'

@@ -21,7 +21,7 @@ GRAPH = {
     'ranges': ('errors',),
     'scales': ('errors', 'ranges'),
     'config': ('errors', 'renamed', 'ranges', 'scales'),
-    'parsing': ('errors', 'renamed'),
+    'parsing': ('errors', 'renamed', 'ranges'),
     'runtime': ('errors',),
     'images': ('errors', 'runtime'),
     'sharding': ('errors', 'ranges', 'runtime'),
@@ -31,7 +31,7 @@ GRAPH = {
     'emoji': ('errors',),
     'data': (*FACTS, 'runtime', 'text', 'emoji'),
     'weights': (*FACTS, 'runtime', 'sharding', *NETWORKS),
-    'inference': (*FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'weights'),
+    'inference': (*FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'data', 'weights'),
     'training': (
         *FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'emoji', 'data', 'weights', 'inference',
     ),

@@ -51,7 +51,10 @@ def read_naming(tensors: Tensors) -> tuple[Naming, int]:
     """The naming scheme of a transformer's blocks, and their number."""
     blocks = {match.groups() for match in map(BLOCK_NAME.match, tensors) if match}
     if not blocks:
-        raise UserError('no transformer blocks among the names; is this a transformer file?')
+        names = ', '.join(list(tensors)[:3])
+        raise UserError(
+            f'no transformer blocks among the names, such as {names}; is this a transformer file?'
+        )
     chunks = 1 + max(int(chunk or 0) for chunk, _ in blocks)
     depth = chunks * (1 + max(int(index) for _, index in blocks))
     scales = [t.shape for n, t in tensors.items() if n.endswith('.sa.scale_mul_1H11')]
@@ -131,7 +134,11 @@ def read_tokenizer_config(tensors: Tensors, **overrides: Any) -> TokenizerConfig
 
     levels = 1 + max(highest(r'encoder\.down\.(\d+)\.') + highest(r'decoder\.up\.(\d+)\.'))
     if not levels:
-        raise UserError('no encoder or decoder levels among the names; is this a tokenizer file?')
+        names = ', '.join(list(tensors)[:3])
+        raise UserError(
+            f'no encoder or decoder levels among the names, such as {names}; is this a tokenizer '
+            'file?'
+        )
     widths = [
         _vote(
             f'the width of level {i}',

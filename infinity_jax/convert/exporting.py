@@ -12,17 +12,25 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from infinity_jax.config import DTYPES, TransformerConfig, required
+from infinity_jax.config import DTYPES, ModelConfigs, TransformerConfig, required
 from infinity_jax.convert.importing import with_bar
 from infinity_jax.convert.names import Naming
 from infinity_jax.convert.plan import Plan, layer_of
+from infinity_jax.convert.released_code import FILE_NAME, misfits, released_chunks, write_hidden
 from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
 from infinity_jax.runtime.atomic_write import flush_and_rename, temporary_path
 from infinity_jax.text.tokenizer import TOKENIZER_FILES
 from infinity_jax.training.run_folder import run_named
+from infinity_jax.weights.fingerprint import kept_by, partner_fingerprint
 from infinity_jax.weights.model_folder import existing_folder, read_configs
-from infinity_jax.weights.part_weights import PartConfig, flat_shapes, open_part, part_shapes
+from infinity_jax.weights.part_weights import (
+    PartConfig,
+    flat_shapes,
+    open_part,
+    part_shapes,
+    read_part,
+)
 from infinity_jax.weights.safetensors_writer import SHARD_BYTES, ShardWriter, Spec
 from infinity_jax.weights.t5_folder import copy_encoder, save_encoder
 from infinity_jax.weights.torch_file.writer import TorchWriter
@@ -31,6 +39,7 @@ from infinity_jax.weights.weight_files import LazyTensor, name_problems, read_js
 FORMATS = ('pth', 'safetensors')
 OURS = re.compile(  # the files of an export
     r'(transformer|tokenizer)(-\d{5}-of-\d{5})?\.(pth|safetensors)|model\.safetensors\.index\.json'
+    rf'|{re.escape(FILE_NAME)}'
 )
 INDEX = 'model.safetensors.index.json'  # the file that the released loader of shards opens
 
@@ -70,7 +79,8 @@ def to_torch_files(
     """Writes transformer and tokenizer in the released layout, and the text encoder's folder.
 
     Names, dtypes and the layout of `scale_mul` are those of the imported file. A model trained here
-    has one chunk and the stored dtype.
+    has the chunks of the released code, see `released_chunks`, and the stored dtype. Where the
+    released code cannot load the model as it stands, a line says why.
 
     Args:
       checkpoint: a model folder; or a run folder, its `checkpoints`, or one step of them.
@@ -95,7 +105,7 @@ def to_torch_files(
     if shard_size < 1:
         raise UserError(f'shard size is {shard_size}; wanted at least 1 byte')
     out = Path(out)
-    parts, write_text = _parts_of(Path(checkpoint), ema)
+    configs, parts, write_text = _parts_of(Path(checkpoint), ema)
     temporary = temporary_path(out / 'export')
     try:
         temporary.mkdir(parents=True)
@@ -110,20 +120,27 @@ def to_torch_files(
                 limit = shard_size if part.name == 'transformer' else sys.maxsize
                 _write_safetensors(temporary, part.name, specs, arrays, limit)
         write_text(temporary / 'text_encoder', dtype)
-        return _move(temporary, out)
+        known = kept_by(dtype, configs.trained_with)
+        write_hidden(temporary, dataclasses.replace(configs, trained_with=known))
+        files = _move(temporary, out)
     except OSError as error:
         raise UserError(f'{out}: cannot be written ({error}); free space or name another') from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    if lines := misfits(configs):
+        print(
+            f'{checkpoint}: the released code does not load this model without changes: '
+            f'{"; ".join(lines)}'
+        )
+    return files
 
 
 def _naming(part: Part, chunks: int | None, scale_axis: int | None) -> Naming:
-    source = part.source
-    naming = Naming(
-        source.get('chunks', 1) if chunks is None else chunks,
-        source.get('scale_axis', 1) if scale_axis is None else scale_axis,
-    )
-    config = part.config
+    source, config = part.source, part.config
+    if chunks is None:
+        own = released_chunks(config) if isinstance(config, TransformerConfig) else 1
+        chunks = source.get('chunks', own)
+    naming = Naming(chunks, source.get('scale_axis', 1) if scale_axis is None else scale_axis)
     if isinstance(config, TransformerConfig) and (
         naming.chunks < 1 or config.depth % naming.chunks
     ):
@@ -183,8 +200,8 @@ def _move(folder: Path, out: Path) -> list[Path]:
     return [out / file for file in files]
 
 
-def _parts_of(checkpoint: Path, ema: bool) -> tuple[list[Part], WriteText]:
-    """The parts to export, and a function that writes the text encoder."""
+def _parts_of(checkpoint: Path, ema: bool) -> tuple[ModelConfigs, list[Part], WriteText]:
+    """The model's configurations, the parts to export, and what writes the text encoder."""
     if not checkpoint.exists():
         raise UserError(f'{checkpoint}: no such folder; name a model folder or a run folder')
     run_dir, step = run_named(checkpoint)
@@ -198,7 +215,7 @@ def _parts_of(checkpoint: Path, ema: bool) -> tuple[list[Part], WriteText]:
     return _parts_of_folder(checkpoint)
 
 
-def _parts_of_folder(folder: Path) -> tuple[list[Part], WriteText]:
+def _parts_of_folder(folder: Path) -> tuple[ModelConfigs, list[Part], WriteText]:
     folder, configs = existing_folder(folder), read_configs(folder)
     parts, problems = [], []
     for name, config in (('transformer', configs.transformer), ('tokenizer', configs.tokenizer)):
@@ -220,6 +237,12 @@ def _parts_of_folder(folder: Path) -> tuple[list[Part], WriteText]:
     if problems:
         raise UserError(f'{folder}: ' + '; '.join(problems))
 
+    if configs.transformer and configs.tokenizer and not configs.trained_with:
+        # The folder is of an older version: its tokenizer is the one that it was saved with.
+        params = read_part(folder, 'tokenizer', configs.tokenizer, [])
+        seen = partner_fingerprint(configs.tokenizer, required(params, 'tokenizer'))
+        configs = dataclasses.replace(configs, trained_with=seen)
+
     def write_text(target: Path, dtype: str | None) -> None:
         if (folder / 'text_encoder').is_dir():
             copy_encoder(folder / 'text_encoder', target, dtype)
@@ -227,16 +250,18 @@ def _parts_of_folder(folder: Path) -> tuple[list[Part], WriteText]:
                 if (folder / 'text_encoder' / name).is_file():
                     shutil.copy(folder / 'text_encoder' / name, target)
 
-    return parts, write_text
+    return configs, parts, write_text
 
 
 def _read_stored(tensors: Mapping[str, LazyTensor], ours: str, layer: int | None) -> np.ndarray:
     return tensors[ours].read(() if layer is None else (layer,))
 
 
-def _parts_of_run(run_dir: Path, step: int | None, ema: bool) -> tuple[list[Part], WriteText]:
+def _parts_of_run(
+    run_dir: Path, step: int | None, ema: bool
+) -> tuple[ModelConfigs, list[Part], WriteText]:
     from infinity_jax.runtime.hub import DEMO_FOLDER
-    from infinity_jax.training.checkpoint import load_weights
+    from infinity_jax.training.checkpoint_weights import load_weights
     from infinity_jax.training.tokenizer.task import TokenizerRunConfig
     from infinity_jax.training.transformer.config import T2IConfig
     from infinity_jax.training.transformer.parts import load_parts
@@ -245,7 +270,8 @@ def _parts_of_run(run_dir: Path, step: int | None, ema: bool) -> tuple[list[Part
     weights = load_weights(run_dir, step, 'ema' if ema else 'params')
     if fields.get('task') == 'tokenizer':
         tokenizer = from_mapping(TokenizerRunConfig, fields, stored=True).tokenizer
-        return [_in_memory('tokenizer', tokenizer, weights, {})], lambda *_: None
+        parts = [_in_memory('tokenizer', tokenizer, weights, {})]
+        return ModelConfigs(tokenizer=tokenizer), parts, lambda *_: None
     config = from_mapping(T2IConfig, fields, stored=True)
     if config.lora.rank:
         raise UserError(
@@ -273,7 +299,7 @@ def _parts_of_run(run_dir: Path, step: int | None, ema: bool) -> tuple[list[Part
             copy_encoder(config.text.folder or DEMO_FOLDER / 'text_encoder', target, dtype)
         required(loaded.text_tokenizer, 'vocabulary').save(target)
 
-    return parts, write_text
+    return loaded.configs, parts, write_text
 
 
 def _in_memory(name: str, config: PartConfig, params: Any, source: Mapping[str, Any]) -> Part:

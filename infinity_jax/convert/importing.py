@@ -9,19 +9,28 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from infinity_jax.config import DTYPES, ModelConfigs, TokenizerConfig, TransformerConfig
+from infinity_jax.config import (
+    DTYPES,
+    ModelConfigs,
+    TokenizerConfig,
+    TransformerConfig,
+    required,
+)
 from infinity_jax.convert.continuous_vae import is_continuous, read_continuous
 from infinity_jax.convert.dimensions import Tensors, read_tokenizer_config, read_transformer_config
 from infinity_jax.convert.plan import TOKEN_STRIDE, Plan, check_pair
+from infinity_jax.convert.released_code import read_hidden
 from infinity_jax.convert.state_dict import open_tokenizer, open_transformer
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
+from infinity_jax.weights.fingerprint import kept_by, partner_fingerprint
 from infinity_jax.weights.model_folder import (
     FORMAT,
     replacing,
     write_description,
 )
+from infinity_jax.weights.part_weights import read_part
 from infinity_jax.weights.safetensors_writer import ShardWriter
 from infinity_jax.weights.t5_folder import copy_encoder, open_encoder
 from infinity_jax.weights.weight_files import read_json
@@ -35,7 +44,7 @@ def from_torch(
     text_encoder: str | Path | None = None,
     ema: bool = False,
     dtype: str | None = None,
-    token_stride: int = TOKEN_STRIDE,
+    token_stride: int | None = None,
     grids: Sequence[tuple[int, int]] | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> ModelConfigs:
@@ -51,8 +60,9 @@ def from_torch(
         whole model.
       ema: import the transformer's moving average from a training checkpoint.
       dtype: of the stored weights; None keeps each tensor's own.
-      token_stride: pixels per transformer token along an edge.
-      grids: token grids (h, w) of a model with its own schedule; None for the released ones.
+      token_stride: pixels per transformer token along an edge; None: as exported, else 16.
+      grids: token grids (h, w) of a model with its own schedule, or the first ones of a released
+        ratio, which record the image size that it was trained at; None for the released ones.
       overrides: 'transformer.FIELD' or 'tokenizer.FIELD' -> value; replaces inferred values.
 
     Returns:
@@ -70,16 +80,24 @@ def from_torch(
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f'dtype {dtype!r} is unknown; choose one of {", ".join(DTYPES)}')
     check_target(out)
-    sources, problems = _open_sources(transformer, tokenizer, ema, _split(overrides or {}))
+    hidden = read_hidden(transformer, tokenizer)
+    changes = {part: hidden.fields.get(part, {}) | set_ for part, set_ in _split(overrides).items()}
+    sources, problems = _open_sources(transformer, tokenizer, ema, changes)
+    stride = token_stride or hidden.token_stride or TOKEN_STRIDE
     parts: dict[str, Any] = {each.part: each.config for each in sources}
     configs = ModelConfigs(
         **parts,
         text=None if text_encoder is None else open_encoder(text_encoder)[0],
-        schedule=None if grids is None else ScaleSchedule.free(grids),
+        schedule=hidden.schedule if grids is None else _schedule(grids, stride),
         source={each.part: each.described for each in sources},
     )
     if configs.transformer and configs.tokenizer and tokenizer is not None:
-        check_pair(configs.transformer, configs.tokenizer, tokenizer, token_stride)
+        check_pair(configs.transformer, configs.tokenizer, tokenizer, stride)
+    if configs.tokenizer and 'norm_groups' not in changes['tokenizer']:
+        print(
+            f'{tokenizer}: tokenizer.norm_groups {configs.tokenizer.norm_groups} is assumed, as '
+            'shapes do not show it; another with --set tokenizer.norm_groups=N'
+        )
     problems += configs.problems()
     if problems:
         raise UserError('; '.join(problems))
@@ -93,8 +111,41 @@ def from_torch(
         if text_encoder is not None:
             copy_encoder(text_encoder, folder / 'text_encoder', dtype)
             TextTokenizer.from_folder(text_encoder).save(folder / 'text_encoder')
+        if configs.transformer and configs.tokenizer and kept_by(dtype, 'known'):
+            configs = _with_fingerprint(folder, configs, hidden.trained_with)
         write_description(folder, configs)
     return configs
+
+
+def _with_fingerprint(folder: Path, configs: ModelConfigs, recorded: str) -> ModelConfigs:
+    """The configurations with the fingerprint of the tokenizer in `folder`.
+
+    Raises:
+      UserError: an export recorded another one next to the transformer.
+    """
+    tokenizer = required(configs.tokenizer, 'tokenizer')
+    problems: list[str] = []
+    params = read_part(folder, 'tokenizer', tokenizer, problems)
+    assert params is not None, problems  # it was just written
+    seen = partner_fingerprint(tokenizer, params)
+    if recorded not in ('', seen):
+        raise UserError(
+            f'--tokenizer has the fingerprint {seen}, but the transformer was trained with '
+            f'{recorded}: these two do not belong together; give the tokenizer of the same export'
+        )
+    return dataclasses.replace(configs, trained_with=seen)
+
+
+def _schedule(grids: Sequence[tuple[int, int]], token_stride: int) -> ScaleSchedule:
+    """The schedule of these grids; prints how their positions count."""
+    if token_stride != TOKEN_STRIDE:
+        return ScaleSchedule.free(grids)
+    schedule = ScaleSchedule.of_released_code(grids)
+    height, width = schedule.full_grid
+    own = schedule.full_grid == schedule.grids[-1]
+    of = 'their own last grid' if own else 'the full grid of a released ratio'
+    print(f'positions count on {height} x {width}, {of}')
+    return schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,10 +169,10 @@ def check_target(out: Path) -> None:
         raise UserError(f'--out {out} exists and is not a model folder; name another one')
 
 
-def _split(overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _split(overrides: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
     """'part.field' -> value, as part -> field -> value."""
     changes: dict[str, dict[str, Any]] = {'transformer': {}, 'tokenizer': {}}
-    for name, value in overrides.items():
+    for name, value in (overrides or {}).items():
         part, _, field = name.partition('.')
         if part not in changes or not field:
             raise UserError(f'--set {name}: wanted transformer.FIELD or tokenizer.FIELD')
@@ -146,6 +197,7 @@ def _open_sources(
                     tokenizer, tensors, transformer is not None, changes['tokenizer']
                 )
             else:
+                tensors = _without_losses(tokenizer, tensors)
                 config = read_tokenizer_config(tensors, **changes['tokenizer'])
             bits = config.bits
             described = describe_source(tensors)
@@ -167,6 +219,14 @@ def _open_sources(
         if wrong:
             problems.append(f'{each.path}: ' + '; '.join(wrong))
     return sources, problems
+
+
+def _without_losses(path: str | Path, tensors: Tensors) -> Tensors:
+    """A tokenizer's tensors without those of its training losses; prints how many there are."""
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith('loss.')}
+    if len(kept) < len(tensors):
+        print(f'{path}: not read: {len(tensors) - len(kept)} tensors of losses (loss.…)')
+    return kept
 
 
 def _read_continuous(

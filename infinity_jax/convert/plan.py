@@ -57,11 +57,16 @@ class Plan:
         return cls(shapes, tuple(entries), buffers, name_table.TRANSFORMER_IGNORED)
 
     def problems(self, tensors: Tensors) -> list[str]:
-        """All missing, unknown and misshapen names, and buffers with wrong values."""
+        """All missing, unknown, misshapen and mistyped tensors, and buffers with wrong values."""
         skipped = (*self.buffers, *self.ignored)
         found = {n: tuple(t.shape) for n, t in tensors.items() if n not in skipped}
         wanted = {e.torch: e.shape for e in self.entries}
         lines = name_problems(wanted, found)
+        lines += [
+            f'{name} has whole numbers of type {tensors[name].dtype}, wanted floats'
+            for name in wanted
+            if name in found and tensors[name].dtype.kind in 'iub'
+        ]
         for name, (weight, make) in self.buffers.items():
             if name in tensors and found.get(weight) == wanted[weight]:
                 constant, held = make(tensors[weight].read()), tensors[name].read()

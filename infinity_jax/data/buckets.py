@@ -8,6 +8,8 @@ import numpy as np
 
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.features.reader import Layout
+from infinity_jax.data.index import Index
+from infinity_jax.data.layouts import hint
 from infinity_jax.data.sources.emoji import ENDLESS, EmojiSource
 from infinity_jax.data.stored_source import StoredSource, open_all
 from infinity_jax.errors import UserError
@@ -109,7 +111,7 @@ def make_buckets(
     Args:
       data: sources, ratios, weights.
       split: 'train' or 'held_out'.
-      smallest: buckets of fewer records are left out.
+      smallest: buckets of fewer records are left out, unless `data.repeat_records`.
       seed: of rendered images.
       stored: the opened sources, None for emoji; by default those of `open_all`.
 
@@ -118,8 +120,7 @@ def make_buckets(
     """
     names, configs = data.bucket_names, data.sources_of(split)
     sizes = [target_size(name, data.image_size) for name in names]
-    if stored is None:
-        stored = open_all(data, split)
+    stored = open_all(data, split) if stored is None else stored
     emoji = [EmojiSource(c.subset, split, data.image_size, seed, c.placed_rate) for c in configs]
     sources = [e if s is None else s for e, s in zip(emoji, stored, strict=True)]
     layouts = [None if s is None else s.layout for s in stored]
@@ -129,8 +130,8 @@ def make_buckets(
         for source, layout in zip(sources, layouts, strict=True)
     ]
     counts = np.array([[ENDLESS if r is None else len(r) for r in row] for row in records])
-    kept = np.where(counts.sum(0) < smallest, 0, counts)
-    _check_counts(data, split, counts, kept, smallest)
+    kept = np.where(counts.sum(0) < (1 if data.repeat_records else smallest), 0, counts)
+    _check_counts(data, split, sources, counts, kept)
     _log_left_out(counts, kept, [names[b] for b, _ in columns], smallest)
     ratio_weights = data.ratio_weights or (1.0,) * len(names)
     shares = _shares(kept, [c.weight for c in configs], [ratio_weights[b] for b, _ in columns])
@@ -162,22 +163,52 @@ def _records(
 
 
 def _check_counts(
-    data: DataConfig, split: str, counts: np.ndarray, kept: np.ndarray, smallest: int
+    data: DataConfig,
+    split: str,
+    sources: Sequence[StoredSource | EmojiSource],
+    counts: np.ndarray,
+    kept: np.ndarray,
 ) -> None:
     """Raises `UserError` for a source without records, or without any in the buckets kept."""
-    for config, had, has in zip(data.sources_of(split), counts, kept, strict=True):
-        if not had.any() and split == 'held_out' and not data.held_out:
+    rows = zip(data.sources_of(split), sources, counts, kept, strict=True)
+    for config, source, had, has in rows:
+        if has.any():
+            continue
+        name = f'data source {config.kind} {config.path}'
+        index = source.index if isinstance(source, StoredSource) else None
+        if index is not None and index.lost == index.total:
             raise UserError(
-                f'data source {config.kind} {config.path} is so small that no record of it is held '
-                f'out: raise data.held_out_share, now {data.held_out_share}, or name other sources '
-                'in data.held_out'
+                f'{name}: all {index.total} records are broken (`infinity-jax data inspect` lists '
+                f'them); correct the files or the fields of the source{hint(config)}'
             )
-        if not has.any():
-            raise UserError(
-                f'data source {config.kind} {config.path} has {had.sum()} records for the {split} '
-                f'split, but none in a bucket of {smallest} or more: lower batch_size, name fewer '
-                'data.ratios, or add data'
-            )
+        if not had.any():
+            raise UserError(f'{name} {_too_small(data, split, index)}')
+        raise UserError(
+            f'{name} has {had.sum()} records for the {split} split, at most {had.max()} of one '
+            'ratio, and no bucket has enough for a batch: lower batch_size, name fewer '
+            "data.ratios, such as ('1.000',), add data, or set data.repeat_records to True"
+        )
+
+
+def _too_small(data: DataConfig, split: str, index: Index | None) -> str:
+    """Why a source has no record of a split, and what to set."""
+    if data.held_out or index is None:
+        return f'has no record of data.ratios {data.ratios} for the {split} split; name others'
+    good_N = np.sort(index.keys[np.asarray(index.sizes)[:, 0] > 0])
+    if split == 'train':
+        return (
+            f'has {len(good_N)} records, all of which are held out: lower data.held_out_share, now '
+            f'{data.held_out_share}'
+        )
+    same = 'name sources in data.held_out, such as those of data.sources to evaluate on them'
+    if len(good_N) < 2:
+        return f'has a single record, which cannot be held out: {same}'
+    # One record is held out from its own key on.
+    share = np.ceil((float(good_N[0]) + 1) / 2.0**32 * 1e4) / 1e4
+    return (
+        f'is so small that none of its {len(good_N)} records is held out: raise '
+        f'data.held_out_share, now {data.held_out_share}, to {share:g} or more, or {same}'
+    )
 
 
 def _shares(

@@ -4,10 +4,24 @@ import dataclasses
 
 from infinity_jax.errors import UserError
 from infinity_jax.ranges import RATE, Range, check_ranges, real
+from infinity_jax.runtime.local_files import check_paths
 from infinity_jax.scales import RATIOS
 
 PLACED_RATE = 0.3  # default share of emoji images with a random size and place
-KINDS = ('emoji', 'features', 'folder', 'jsonl', 'tar', 'tfds')
+_TABLE = ('split', 'image_field', 'text_field')
+# Kind of source -> the fields of `SourceConfig` that it reads, besides path and weight.
+KINDS: dict[str, tuple[str, ...]] = {
+    'arrow': _TABLE,
+    'emoji': ('subset', 'placed_rate'),
+    'features': (),
+    'folder': (),
+    'imagefolder': ('image_field', 'text_field'),
+    'jsonl': ('images', 'image_field', 'text_field'),
+    'parquet': _TABLE,
+    'sidecar': ('text_field',),
+    'tar': ('text_field',),
+    'tfds': ('name', *_TABLE),
+}
 SPLITS = ('train', 'held_out')
 
 
@@ -28,15 +42,17 @@ _RANGES = {
 class SourceConfig:
     """One source of images and captions."""
 
-    # 'jsonl', 'tar', 'tfds', 'folder' (images without captions), 'features' (made from one of the
-    # first three) or 'emoji'
+    # 'jsonl', 'tar', 'imagefolder', 'sidecar', 'parquet', 'arrow', 'tfds', 'folder' (images without
+    # captions), 'features' (made from one of the others) or 'emoji'; docs/data.md describes them
     kind: str
-    path: str = ''  # folder of *.jsonl, *.tar, features, images or (tfds) the data set or `name`
+    path: str = ''  # folder of the files; of tfds the data set, or the folder that holds `name`
     images: str = ''  # jsonl: folder that relative image paths start from; '': `path`
     name: str = ''  # tfds: for example 'coco_captions:1.1.0'; '': `path` is the data set
-    split: str = 'train'  # tfds: split of the stored data set, for example 'train[:90%]'
-    image_field: str = 'image'  # tfds
-    text_field: str = 'text'  # tfds and .json members of tar; 'captions/text' where nested
+    split: str = 'train'  # parquet, arrow, tfds (also 'train[:90%]'): split of the stored data set
+    image_field: str = ''  # '': image_path for jsonl, file_name for imagefolder, else image
+    # Field of the captions, a text or a list of texts; 'captions/text' where nested; '': images
+    # alone, for tokenizers.
+    text_field: str = 'text'
     subset: str = 'starter'  # emoji: 'starter', 'demo' or 'all'
     placed_rate: float = PLACED_RATE  # emoji: share of images of random size and place
     weight: float = 1.0  # share of the training images, relative to the weights of other sources
@@ -48,12 +64,29 @@ class SourceConfig:
             )
         if self.kind != 'emoji' and not self.path:
             raise UserError(f'a data source of kind {self.kind} has no path; name its folder')
+        self._check_unused()
+        check_paths(self, 'data.sources.', ('path', 'images'))
         check_ranges(self, 'data.sources.', {'placed_rate': RATE})
         if not _WEIGHT.has(self.weight):
             raise UserError(
                 f'data source {self.kind} {self.path} has weight {self.weight}; wanted a positive '
                 'number, or leave the source out'
             )
+
+    def _check_unused(self) -> None:
+        """Raises `UserError` for a field that is set and not read by this kind of source."""
+        for field in dataclasses.fields(self):
+            read = ('kind', 'path', 'weight', *KINDS[self.kind])
+            if field.name not in read and getattr(self, field.name) != field.default:
+                raise UserError(
+                    f'data source {self.kind} {self.path}: {field.name} is set, but kind '
+                    f'{self.kind} has no such field; leave it out'
+                )
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether the source gives captions as well as images."""
+        return self.kind != 'folder' and bool(self.text_field)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +110,8 @@ class DataConfig:
     # Images of more pixels are broken records. A reading thread needs up to 8 bytes per pixel.
     max_image_pixels: int = 178_956_970
     max_broken_share: float = 0.01  # a run stops if more records than this share are broken
+    # A bucket of fewer records than a batch repeats them within a batch, instead of being left out.
+    repeat_records: bool = False
     index_dir: str = ''  # folder of the indexes of sources; '': in the run folder
 
     def __post_init__(self):
@@ -85,6 +120,7 @@ class DataConfig:
                 f'data source {self.source!r} is unknown; wanted emoji, or a list in data.sources'
             )
         check_ranges(self, 'data.', _RANGES)
+        check_paths(self, 'data.', ('index_dir',))
         unknown = [name for name in self.ratios if name not in (*RATIOS, 'all')]
         if unknown or not self.ratios:
             raise UserError(

@@ -8,6 +8,7 @@ that changed files lead to a new index:
     keys.npy     uint32 (N,), checksum of the record's name
     broken.json  [[name, reason], …]
     passed_over.json  [[reason, count, name of the first], …] of files and lines without a record
+    damaged.json  [[name, reason, records], …] of files that are left out; an estimated number
 """
 
 import concurrent.futures
@@ -31,7 +32,7 @@ from infinity_jax.data.records import BrokenRecord, IndexTable, RecordLocation, 
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.atomic_write import atomic_folder
 
-VERSION = 3  # of the stored files, and of the rules for broken records
+VERSION = 4  # of the stored files, and of the rules for broken records
 THREADS = 8  # most of their time they wait for files
 CHUNK = 8192  # records per round of the threads
 
@@ -66,6 +67,24 @@ class Index:
     def passed_over(self) -> list[tuple[str, int, str]]:
         """(reason, count, name of the first) of the files, members and lines without a record."""
         return [tuple(row) for row in json.loads((self.folder / 'passed_over.json').read_text())]
+
+    @functools.cached_property
+    def damaged(self) -> list[tuple[str, str, int]]:
+        """(name, reason, records) of each damaged file; none of its records is in the index.
+
+        The number of its records is estimated, by its size and those of the other files.
+        """
+        return [tuple(row) for row in json.loads((self.folder / 'damaged.json').read_text())]
+
+    @property
+    def lost(self) -> int:
+        """Records that cannot be used: broken ones, and those of damaged files."""
+        return len(self.broken) + sum(records for _, _, records in self.damaged)
+
+    @property
+    def total(self) -> int:
+        """All records, with those of damaged files."""
+        return len(self) + self.lost - len(self.broken)
 
     def __len__(self) -> int:
         return len(self.sizes)
@@ -120,13 +139,25 @@ def _write(folder: pathlib.Path, source: Source | FeatureSource, max_pixels: int
     else:
         table, broken = _scan(source, max_pixels, passed_over)
     if not len(table.sizes):
-        reasons = ''.join(f', {described([row])}' for row in passed_over.rows)
-        raise UserError(f'{source.name} holds no record{reasons}; name another folder')
+        reasons = [described([row]) for row in passed_over.rows]
+        reasons += [f'{name}: {reason}' for name, reason, _ in passed_over.damaged]
+        raise UserError(
+            f'{source.name} holds no record{"".join(f", {reason}" for reason in reasons[:5])}; '
+            'name another folder, or correct the files or the fields of the source'
+        )
     np.save(folder / 'places.npy', table.locations)
     np.save(folder / 'sizes.npy', table.sizes)
     np.save(folder / 'keys.npy', table.keys)
     (folder / 'broken.json').write_text(json.dumps(broken))
     (folder / 'passed_over.json').write_text(json.dumps(passed_over.rows))
+    (folder / 'damaged.json').write_text(json.dumps(_damaged(passed_over, len(table.sizes))))
+
+
+def _damaged(passed_over: PassedOver, records: int) -> list[tuple[str, str, int]]:
+    """(name, reason, records) of each damaged file; the whole files have `records` of them."""
+    damaged = passed_over.damaged
+    per_share = records / (1 - sum(share for _, _, share in damaged))
+    return [(name, reason, max(round(share * per_share), 1)) for name, reason, share in damaged]
 
 
 def _scan(

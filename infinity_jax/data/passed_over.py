@@ -1,4 +1,4 @@
-"""Counts of the files, members and lines that a source passes over, by reason."""
+"""Counts of what a source passes over, by reason, and the damaged files that it leaves out."""
 
 import pathlib
 
@@ -6,15 +6,26 @@ _ARCHIVER_FOLDER = '__MACOSX'  # macOS puts the metadata of packed files in it
 
 
 class PassedOver:
-    """Counts the files and lines of a source that are no records, by reason."""
+    """Counts the files and lines of a source that are no records, by reason; lists damaged files.
+
+    Attributes:
+      damaged: (name, reason, share) of each damaged file, share of the bytes of all files.
+    """
 
     def __init__(self):
         self._found: dict[str, tuple[int, str]] = {}
+        self.damaged: list[tuple[str, str, float]] = []
 
-    def add(self, reason: str, name: str) -> None:
-        """Counts one file, member or line under a reason."""
-        count, first = self._found.get(reason, (0, name))
-        self._found[reason] = count + 1, first
+    def add(self, reason: str, name: str, count: int = 1) -> None:
+        """Counts files, members or lines under a reason; `name` is of the first of them."""
+        before, first = self._found.get(reason, (0, name))
+        self._found[reason] = before + count, first
+
+    def add_damaged(self, paths: tuple[pathlib.Path, ...], number: int, reason: str) -> None:
+        """Lists file `number` of a source's `paths`; none of its records is used."""
+        sizes = [path.stat().st_size for path in paths]
+        share = sizes[number] / max(sum(sizes), 1)
+        self.damaged.append((paths[number].name, reason, share))
 
     @property
     def rows(self) -> list[tuple[str, int, str]]:

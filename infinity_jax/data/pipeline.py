@@ -7,6 +7,7 @@ the shares of the buckets.
 """
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from infinity_jax.data.agreement import agreed_buckets
 from infinity_jax.data.batch import Batch, Example
 from infinity_jax.data.buckets import Part, make_buckets
 from infinity_jax.data.captions import RecordCaptions
@@ -289,8 +291,8 @@ def training_batches(
         )
     # Evaluation may see an image twice; in training a bucket smaller than a batch is a mistake.
     smallest = batch_size if split == 'train' else 1
-    buckets = make_buckets(data, split, smallest=smallest, seed=seed)
-    batched = []
+    make = functools.partial(make_buckets, data, split, smallest=smallest, seed=seed)
+    buckets, batched = agreed_buckets(make), []
     for bucket in buckets:
         parts = [_examples(part, bucket.size, data, seed) for part in bucket.parts]
         mixed = _mix(parts, [part.share for part in bucket.parts])

@@ -1,11 +1,10 @@
 """Stored records: an encoded image with its captions, and the sources that read them."""
 
 import dataclasses
-import json
 import pathlib
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
@@ -17,6 +16,10 @@ RecordLocation = tuple[int, ...]  # numbers by which a source finds a record in 
 
 class BrokenRecord(Exception):
     """A record cannot be used; the message is the reason in a few words."""
+
+
+class DamagedFile(Exception):
+    """A file of records cannot be used; the message is the reason in a few words."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +64,8 @@ class Source(Protocol):
         """Locations of all records, broken ones too, in a fixed order. Called once per index.
 
         Args:
-          passed_over: counts the files, members and lines that are no record.
+          passed_over: counts the files, members and lines that are no record, and lists the
+            damaged files, all of whose records are left out.
         """
 
     def read(self, location: RecordLocation) -> RawRecord:
@@ -69,37 +73,3 @@ class Source(Protocol):
 
     def record_name(self, location: RecordLocation) -> str:
         """The record's name in messages, which also decides its split."""
-
-
-def parse_object(text: bytes) -> Mapping[str, Any]:
-    """Parses a JSON object; raises `BrokenRecord` for anything else."""
-    try:
-        fields = json.loads(text)
-    except ValueError as error:  # so are UnicodeDecodeError and JSONDecodeError
-        raise BrokenRecord(f'bad JSON: {error}') from None
-    except RecursionError:
-        raise BrokenRecord('bad JSON: it is nested too deeply') from None
-    if not isinstance(fields, dict):
-        raise BrokenRecord(f'bad JSON: {type(fields).__name__} instead of an object')
-    return fields
-
-
-def captions_of(fields: Mapping[str, Any], text_field: str = 'text') -> RecordCaptions:
-    """Reads captions from the fields of the released training data.
-
-    A long caption without a type counts as written by a user: it is never cut.
-
-    Raises:
-      BrokenRecord: a caption is not text.
-    """
-    short, long = fields.get(text_field) or '', fields.get('long_caption') or ''
-    if not isinstance(short, str) or not isinstance(long, str):
-        raise BrokenRecord('a caption is not text')
-    if '\0' in short or '\0' in long:
-        raise BrokenRecord('a caption holds a zero byte')
-    try:
-        f'{short}{long}'.encode()
-    except UnicodeEncodeError:  # a lone surrogate, from an escape in JSON; tokenizers refuse it
-        raise BrokenRecord('a caption holds half of a character') from None
-    machine_written = fields.get('long_caption_type', 'user_prompt') != 'user_prompt'
-    return RecordCaptions((short,), long, machine_written)

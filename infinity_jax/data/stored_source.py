@@ -11,9 +11,14 @@ from infinity_jax.data.config import DataConfig, SourceConfig
 from infinity_jax.data.decode import MAX_PIXELS
 from infinity_jax.data.features.reader import FeatureSource, Layout
 from infinity_jax.data.index import Index, load_index
+from infinity_jax.data.layouts import hint
 from infinity_jax.data.records import Source
+from infinity_jax.data.sources.arrow import ArrowSource
 from infinity_jax.data.sources.folder import FolderSource
+from infinity_jax.data.sources.imagefolder import ImagefolderSource
 from infinity_jax.data.sources.jsonl import JsonlSource
+from infinity_jax.data.sources.parquet import ParquetSource
+from infinity_jax.data.sources.sidecar import SidecarSource
 from infinity_jax.data.sources.tar import TarSource
 from infinity_jax.data.sources.tfds import TfdsSource
 from infinity_jax.errors import UserError
@@ -26,9 +31,13 @@ class Kind(Protocol):
 
 
 STORED: dict[str, Kind] = {
+    'arrow': ArrowSource,
     'features': FeatureSource,
     'folder': FolderSource,
+    'imagefolder': ImagefolderSource,
     'jsonl': JsonlSource,
+    'parquet': ParquetSource,
+    'sidecar': SidecarSource,
     'tar': TarSource,
     'tfds': TfdsSource,
 }
@@ -65,7 +74,10 @@ def open_source(config: SourceConfig) -> Source | FeatureSource:
     """
     if config.kind not in STORED:
         raise UserError(f'data source {config.kind!r} stores nothing; wanted {", ".join(STORED)}')
-    return STORED[config.kind].open(config)
+    try:
+        return STORED[config.kind].open(config)
+    except UserError as error:
+        raise UserError(f'{error}{hint(config)}') from None
 
 
 def open_stored(config: SourceConfig, data: DataConfig, split: str) -> StoredSource:
@@ -95,36 +107,53 @@ def open_all(data: DataConfig, split: str) -> list[StoredSource | None]:
     for config in data.sources_of(split):
         stored = None if config.kind == 'emoji' else open_stored(config, data, split)
         if stored is not None:
-            check_broken(stored, data.max_broken_share)
+            check_broken(stored, config, data.max_broken_share)
         opened.append(stored)
     return opened
 
 
-def check_broken(stored: StoredSource, max_share: float) -> None:
-    """Logs the records that the index lists as broken.
+def check_broken(stored: StoredSource, config: SourceConfig, max_share: float) -> None:
+    """Logs the records and files that the index lists as broken.
+
+    Args:
+      stored: the source.
+      config: its configuration, for advice.
+      max_share: of broken records, and of those in damaged files.
 
     Raises:
-      UserError: they are more than `max_share` of the source.
+      UserError: their records are more than `max_share` of the source.
     """
-    broken, total, name = stored.index.broken, len(stored.index), stored.source.name
-    if not broken:
+    index, name = stored.index, stored.source.name
+    lost, total = index.lost, index.total
+    if not lost:
         return
-    first = f'{broken[0][0]}: {broken[0][1]}'
-    if len(broken) > max_share * total:
+    first = [f'{file}: {reason}' for file, reason, _ in index.damaged]
+    first += [f'{record}: {reason}' for record, reason in index.broken[:1]]
+    if lost == total:
         raise UserError(
-            f'{name}: {len(broken)} of {total} records are broken, more than '
-            f'data.max_broken_share {max_share}, the first: {first}; repair them '
+            f'{name}: all {total} records are broken, the first: {first[0]}; correct the files or '
+            f'the fields of the source{hint(config)}'
+        )
+    if lost > max_share * total:
+        files = f', with about {lost - len(index.broken)} in damaged files' if index.damaged else ''
+        raise UserError(
+            f'{name}: {lost} of {total} records are broken{files}, more than '
+            f'data.max_broken_share {max_share}, the first: {first[0]}; repair them '
             '(`infinity-jax data inspect` lists them) or raise data.max_broken_share'
         )
-    _log_broken(stored.index, name)
+    _log_broken(index, name)
 
 
 @functools.cache  # several iterators of a process read the same source
 def _log_broken(index: Index, source: str) -> None:
     logger = logging.getLogger(__name__)
+    for file, reason, records in index.damaged:
+        logger.warning(
+            '%s: file left out, with about %d records: %s: %s', source, records, file, reason
+        )
     for record, reason in index.broken[:MAX_LOGGED]:
         logger.warning('%s: broken record left out: %s: %s', source, record, reason)
     logger.warning(
         '%s: %d of %d records left out, all named in %s',
-        source, len(index.broken), len(index), index.folder / 'broken.json',
+        source, index.lost, index.total, index.folder,
     )  # fmt: skip

@@ -14,7 +14,7 @@ import numpy as np
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.inference.generate import GeneratedBits
-from infinity_jax.inference.sampling import GenerationSettings, SamplingNumbers
+from infinity_jax.inference.sampling import GenerationSettings
 from infinity_jax.inference.scale_steps import (
     GenerationInputs,
     add_bits,
@@ -86,8 +86,7 @@ def _advance(
     model: Transformer,
     variables: Any,
     state: ScaleState,
-    keys_B: jax.Array,
-    numbers: SamplingNumbers,
+    inputs: GenerationInputs,
     forced_Bhwd: jax.Array | None,
     settings: GenerationSettings,
     scale: int,
@@ -97,7 +96,7 @@ def _advance(
     conditioning = state.conditioning
     assert state.x_BLD is not None
     bits, logits = sample_scale_bits(
-        model, variables, conditioning, state.x_BLD, keys_B, numbers, settings, scale
+        model, variables, conditioning, state.x_BLD, state.total_Bhwd, inputs, settings, scale
     )
     total = add_bits(state.total_Bhwd, bits if forced_Bhwd is None else forced_Bhwd)
     following = None
@@ -145,8 +144,7 @@ def generate_bits_layerwise(
             model,
             weights.rest,
             ScaleState(conditioning, x_BLD, total),
-            inputs.keys_B,
-            inputs.numbers,
+            inputs,
             None if forced_bits is None else forced_bits[scale],
             settings,
             scale,

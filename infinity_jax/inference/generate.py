@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from infinity_jax.config import ModelConfigs, QuantizationConfig, required
 from infinity_jax.images import to_uint8
 from infinity_jax.inference.sampling import GenerationSettings
 from infinity_jax.inference.scale_steps import (
@@ -32,6 +33,20 @@ class Networks(NamedTuple):
 
     transformer: Transformer
     autoencoder: Autoencoder
+
+
+def networks_of(
+    configs: ModelConfigs, quantization: QuantizationConfig = QuantizationConfig()
+) -> Networks:
+    """The networks of a model that generate.
+
+    Raises:
+      UserError: the model lacks one.
+    """
+    return Networks(
+        Transformer(required(configs.transformer, 'transformer')),
+        Autoencoder(required(configs.tokenizer, 'tokenizer'), precision=quantization.decoder),
+    )
 
 
 class NetworkParams(NamedTuple):
@@ -70,7 +85,7 @@ def generate_bits(
     Args:
       model: the transformer, static.
       variables: its variables.
-      inputs: keys, texts and sampling numbers.
+      inputs: keys, texts, sampling numbers and, if there are any, given bits.
       settings: static.
       forced_bits: per scale (B, h, w, d): accumulated instead of the sampled bits, for parity
         checks that must not drift.
@@ -111,8 +126,8 @@ def generate_bits(
             variables,
             conditioning,
             x_BLD,
-            inputs.keys_B,
-            inputs.numbers,
+            total,
+            inputs,
             settings,
             scale,
         )

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from infinity_jax.config import required
 from infinity_jax.inference.cpu_layerwise import LayerWeights, generate_bits_layerwise
 from infinity_jax.inference.executables import Executables, call_jitted
 from infinity_jax.inference.generate import (
@@ -16,12 +15,12 @@ from infinity_jax.inference.generate import (
     decode,
     generate_codes,
     generate_images,
+    networks_of,
 )
+from infinity_jax.inference.given_bits import GivenBits
 from infinity_jax.inference.sampling import GenerationSettings, SamplingNumbers
 from infinity_jax.inference.scale_steps import GenerationInputs, Text
 from infinity_jax.sharding import in_mesh, to_host
-from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.transformer.model import Transformer
 from infinity_jax.weights.placement import PlacedModel, share_batch
 
 # Stacked blocks above this are copied layer by layer from main memory at every scale, smaller
@@ -38,9 +37,13 @@ def goes_layerwise(transformer_params: Any, int8_cache: bool) -> bool:
 
 
 @jax.jit
-def image_keys(seed: jax.Array, indices_B: jax.Array) -> jax.Array:
-    """One random key per image, with the sharding of the indices."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), indices_B)
+def image_keys(seeds_B2: jax.Array) -> jax.Array:
+    """One random key per image from its (seed, index), uint32, with their sharding."""
+
+    def key(seed_and_index: jax.Array) -> jax.Array:
+        return jax.random.fold_in(jax.random.key(seed_and_index[0]), seed_and_index[1])
+
+    return jax.vmap(key)(seeds_B2)
 
 
 class Generator:
@@ -82,12 +85,8 @@ class Generator:
     @classmethod
     def of_model(cls, model: PlacedModel, executables: Executables | None = None) -> 'Generator':
         """The generator of a model whose weights are in place."""
-        networks = Networks(
-            Transformer(required(model.configs.transformer, 'transformer')),
-            Autoencoder(required(model.configs.tokenizer, 'tokenizer')),
-        )
         return cls(
-            networks,
+            networks_of(model.configs, model.quantization),
             NetworkParams(model.transformer_params, model.tokenizer_params),
             model.mesh,
             int8_cache=model.quantization.cache == 'int8',
@@ -103,22 +102,31 @@ class Generator:
 
     def images(
         self,
-        seed: int,
-        indices_B: np.ndarray,
+        seeds_B2: np.ndarray,
         text: tuple[Text, Text | None],
         numbers: SamplingNumbers,
         settings: GenerationSettings,
+        given: GivenBits | None = None,
     ) -> np.ndarray:
         """Images on the host: uint8 (B, Y, X, 3).
 
         Args:
-          seed: of all images.
-          indices_B: image i of a seed is always the same one.
+          seeds_B2: (seed, index) of each image: image i of a seed is always the same one.
           text: features of the prompts and of the negative text, if there is one.
           numbers, settings: guidance, temperature and what else is chosen per call.
+          given: bits of source images, for editing.
         """
-        keys_B = image_keys(np.uint32(seed), share_batch(indices_B, self._mesh))
-        pixels = self(GenerationInputs(keys_B, text[0], numbers, text[1]), settings)
+        keys_B = image_keys(share_batch(seeds_B2.astype(np.uint32), self._mesh))
+        given = None if given is None else share_batch(given, self._mesh)
+        pixels = self(GenerationInputs(keys_B, text[0], numbers, text[1], given), settings)
+        return self._on_host(pixels)
+
+    def decoded(self, total_Bhwd: np.ndarray) -> np.ndarray:
+        """Accumulated codes (B, h, w, d) to images on the host; B fits the mesh."""
+        decode = self.decode if self._mesh is None else in_mesh(self._mesh, self.decode)
+        return self._on_host(decode(share_batch(total_Bhwd, self._mesh)))
+
+    def _on_host(self, pixels: jax.Array) -> np.ndarray:
         return np.asarray(pixels if self._mesh is None else to_host(pixels, self._mesh))
 
     def codes(self, inputs: GenerationInputs, settings: GenerationSettings) -> jax.Array:

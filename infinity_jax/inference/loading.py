@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import warnings
 from typing import Any
 
 from jax.sharding import Mesh
@@ -9,11 +10,17 @@ from jax.sharding import Mesh
 from infinity_jax.config import ModelConfigs, QuantizationConfig, required
 from infinity_jax.inference.executables import Executables
 from infinity_jax.inference.memory import plan_memory
-from infinity_jax.inference.resolution import choose_schedule
+from infinity_jax.inference.resolution import budget_line, choose_schedule
 from infinity_jax.inference.warmup import GenerationRequest, calls_for
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.weights.model_folder import LoadedModel, load_model, read_configs
-from infinity_jax.weights.placement import PlacedModel, check_complete, place_parts
+from infinity_jax.weights.placement import (
+    PlacedModel,
+    check_complete,
+    place_parts,
+    platform_of,
+    with_text_dtype,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,13 +39,16 @@ class ReadyModel:
 
 
 def read_for_generation(
-    folder: pathlib.Path, dtype: str | None = None, **size: Any
+    folder: pathlib.Path, dtype: str | None = None, text_dtype: str = '', **size: Any
 ) -> ModelConfigs:
     """The configurations of a complete model folder, with the token grids of an image size.
+
+    Warns in one line about a pixel budget that the model was not trained at.
 
     Args:
       folder: a model folder.
       dtype: of the products inside blocks; None: as in its configuration.
+      text_dtype: of the text encoder's products; '': see `with_text_dtype`.
       size: see `choose_schedule`.
 
     Raises:
@@ -51,7 +61,10 @@ def read_for_generation(
         configs = dataclasses.replace(
             configs, transformer=dataclasses.replace(transformer, dtype=dtype)
         )
-    return dataclasses.replace(configs, schedule=choose_schedule(configs, **size))
+    schedule = choose_schedule(configs, **size)
+    if line := budget_line(configs, schedule):
+        warnings.warn(line, stacklevel=3)
+    return dataclasses.replace(configs, schedule=schedule, text_dtype=text_dtype)
 
 
 def load_for_generation(
@@ -84,6 +97,7 @@ def load_for_generation(
       UserError: damaged weights, or too little memory.
     """
     devices = make_mesh(mesh) if isinstance(mesh, MeshConfig) else mesh
+    configs = with_text_dtype(configs, platform=platform_of(devices))
     plan = plan_memory(configs, max_batch, devices, quantization)
     executables = Executables(folder if devices is None else None)
     if request is not None and devices is None:

@@ -74,11 +74,13 @@ def estimate_memory(
     on_cpu: bool = False,
     on_mesh: bool = False,
     quantization: QuantizationConfig = QuantizationConfig(),
+    text_dtype: str = '',
 ) -> MemoryEstimate:
     """Bytes for generating `batch` images at once.
 
     Guidance doubles the transformer's rows. A CPU multiplies in float32: XLA makes float32 copies
-    of all 16-bit kernels, and activations of that width.
+    of all 16-bit kernels, and activations of that width. `text_dtype` is that of the text encoder's
+    products, by default the transformer's.
     """
     weights = _weights(transformer, transformer.dtype, quantization)
     copies = 2 * (_weights(transformer, 'float32') - weights) if on_cpu else 0
@@ -102,7 +104,7 @@ def estimate_memory(
         batch=batch,
         transformer=weights,
         tokenizer=_weights(tokenizer, 'float32'),
-        text_encoder=_weights(text, transformer.dtype),
+        text_encoder=_weights(text, text_dtype or transformer.dtype),
         cache=cache,
         activations=copies + text_cache + streams + prefix + max(scores, hidden),
         decoder=decoding_bytes(tokenizer, batch, height, width_px, on_mesh),
@@ -166,6 +168,7 @@ def plan_memory(
             on_cpu=on_host,
             on_mesh=mesh is not None,
             quantization=quantization,
+            text_dtype=configs.text_dtype,
         )
         estimate = _on_one_device(share, sizes)
         for offload in choices:

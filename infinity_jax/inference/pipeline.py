@@ -1,10 +1,11 @@
 """Prompts to images: `InfinityPipeline.from_pretrained(folder)(prompts).images`."""
 
+import functools
 import math
 import pathlib
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
@@ -14,15 +15,20 @@ from infinity_jax.config import QuantizationConfig, pixels_per_token, required
 from infinity_jax.errors import UserError
 from infinity_jax.inference.best_of import BestImages, Score
 from infinity_jax.inference.generated_images import GeneratedImages
+from infinity_jax.inference.job import GenerationJob
 from infinity_jax.inference.sampling import SamplingConfig
-from infinity_jax.runtime.hub import DEMO_FOLDER, local_folder
+from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.characters import is_blank
 
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
+    from infinity_jax.inference.edit import Edit, EditedImages
+    from infinity_jax.inference.editor import ImageEditor
     from infinity_jax.inference.executables import Executables
+    from infinity_jax.inference.source_images import Source
+    from infinity_jax.inference.text_encoder import Pair
     from infinity_jax.inference.warmup import GenerationRequest
     from infinity_jax.sharding import MeshConfig
     from infinity_jax.weights.placement import PlacedModel
@@ -36,12 +42,14 @@ class PipelineOptions(TypedDict, total=False):
 
     Attributes:
       rewrite_prompt, max_batch, text_length: see the constructor.
+      text_dtype: of the text encoder's products, see `with_text_dtype`.
       aspect_ratio, height_over_width, budget, size: of images unless a call has a schedule of its
         own, see `choose_schedule`.
       ratio: the former name of `height_over_width`.
     """
 
     rewrite_prompt: Callable[[str], str] | None
+    text_dtype: str
     max_batch: int
     text_length: int | None
     aspect_ratio: str | None
@@ -80,6 +88,7 @@ class InfinityPipeline:
           executables: the store of compiled programs; None: nothing is stored.
         """
         configs = model.configs
+        self._model = model
         self._mesh = model.mesh
         self._schedule = configs.schedule
         self._rewrite = rewrite_prompt or (lambda prompt: prompt)
@@ -116,7 +125,7 @@ class InfinityPipeline:
 
         Args:
           name: a folder, or org/name of a Hugging Face repository.
-          revision, cache_dir: of the repository, see `local_folder`.
+          revision, cache_dir: of the repository, see `fetch.fetch_model`.
           dtype: of the products inside blocks; None: as in the model's configuration.
           mesh: the devices that share the work, or how all of them do; None: the default device.
           quantization: lossy savings of memory.
@@ -134,13 +143,15 @@ class InfinityPipeline:
             raise TypeError(f'from_pretrained() has no option {", ".join(sorted(unknown))}')
         size: dict[str, Any] = dict(options)
         of_pipeline = {key: size.pop(key) for key in OF_CONSTRUCTOR if key in size}
+        text_dtype = size.pop('text_dtype', '')
         # Imported here: the class is at hand before flax and the networks are loaded.
         from infinity_jax.inference.loading import load_for_generation, read_for_generation
+        from infinity_jax.weights.fetch import fetch_model
 
-        folder = local_folder(name, revision, cache_dir)
+        folder = fetch_model(name, revision, cache_dir)
         ready = load_for_generation(
             folder,
-            read_for_generation(folder, dtype, **size),
+            read_for_generation(folder, dtype, text_dtype, **size),
             max_batch=of_pipeline.pop('max_batch', MAX_BATCH),
             mesh=mesh,
             quantization=quantization,
@@ -238,43 +249,116 @@ class InfinityPipeline:
         negative: str | None = None,
         sampling: SamplingConfig = SamplingConfig(),
         schedule: ScaleSchedule | None = None,
-        indices: Sequence[int] | np.ndarray | None = None,
     ) -> Iterator[np.ndarray]:
         """Generates `num` images per prompt and yields uint8 batches as they are ready.
 
         Images of one prompt follow each other and share its encoded text, as far as a batch holds
-        the same number of all its prompts. The random key of an image comes from `seed` and from
-        its index: its number, or that of `indices`.
+        the same number of all its prompts.
         """
-        if not 0 <= seed < SEEDS:
-            raise UserError(f'seed is {seed}; wanted a whole number from 0 to {SEEDS - 1}')
+        seeds = [(seed, i) for i in range(len(prompts) * num)]
         schedule = schedule or self.schedule
-        numbers = sampling.traced(schedule)
-        settings = sampling.static(schedule, self._quantization)
-        prompts = [prompt for prompt in prompts for _ in range(num)]
-        rewritten = {prompt: self._rewrite(prompt) for prompt in dict.fromkeys(prompts)}
-        negative = None if negative is None or is_blank(negative) else negative
-        if negative is not None and not settings.guided:
-            warnings.warn('the negative prompt has no effect: guidance is 1', stacklevel=2)
-            negative = None
-        negative = None if negative is None else self._rewrite(negative)
-        texts_read = [*rewritten.values()] + ([] if negative is None else [negative])
-        self._prompt_encoder.warn_of_losses(texts_read)
-        size = self._batch_size(len(prompts))
-        starts = range(0, len(prompts), size)
-        # One shape, one compilation: the last batch is filled up with its last prompt.
-        last = len(prompts) - 1
-        index_of = np.arange(len(prompts)) if indices is None else np.asarray(indices)
-        shared = 1 if self._mesh is not None else math.gcd(num, size)
+        yield from self.run(GenerationJob(prompts, seeds, schedule, num, sampling, negative))
+
+    def run(self, job: GenerationJob) -> Iterator[np.ndarray]:
+        """Generates a job's images and yields uint8 batches as they are ready.
+
+        Raises:
+          UserError: a seed out of range, or sampling settings that do not fit schedule or model.
+        """
+        for seed, _ in job.seeds:
+            if not 0 <= seed < SEEDS:
+                raise UserError(f'seed is {seed}; wanted a whole number from 0 to {SEEDS - 1}')
+        numbers = job.sampling.traced(job.schedule)
+        settings = job.sampling.static(job.schedule, self._quantization)
+        count = len(job.seeds)
+        size = self._batch_size(count)
+        # One shape, one compilation: the last batch is filled up with its last image.
         batches = [
-            [rewritten[prompts[min(i, last)]] for i in range(start, start + size, shared)]
-            for start in starts
+            [min(i, count - 1) for i in range(start, start + size)]
+            for start in range(0, count, size)
         ]
-        texts = self._prompt_encoder(batches, negative)
-        for start, text in zip(starts, texts, strict=True):
-            rows = index_of[np.minimum(np.arange(start, start + size), last)]
-            pixels = self._generator.images(seed, rows, text, numbers, settings)
-            yield pixels[: len(prompts) - start]
+        texts = self._texts(job, batches, settings.guided)
+        for rows, text in zip(batches, texts, strict=True):
+            seeds = np.array([job.seeds[i] for i in rows])
+            given = None if job.sources is None else job.sources.rows([i // job.num for i in rows])
+            pixels = self._generator.images(seeds, text, numbers, settings, given)
+            yield pixels[: count - rows[0]]
+
+    def _texts(
+        self, job: GenerationJob, batches: Sequence[Sequence[int]], guided: bool
+    ) -> 'Iterator[Pair]':
+        """The encoded prompts of each batch, and what replaces the unconditional text if any."""
+        negative = None if job.negative is None or is_blank(job.negative) else job.negative
+        if negative is not None and not guided:
+            warnings.warn('the negative prompt has no effect: guidance is 1', stacklevel=4)
+            negative = None
+        texts_read = [*job.prompts, *(job.source_prompts or ()), *([negative] if negative else ())]
+        rewritten = {text: self._rewrite(text) for text in dict.fromkeys(texts_read)}
+        self._prompt_encoder.warn_of_losses([*rewritten.values()])
+        shared = 1 if self._mesh is not None else math.gcd(job.num, len(batches[0]))
+
+        def encoded(prompts: Sequence[str]) -> 'Iterable[Pair]':
+            texts = [[rewritten[prompts[i // job.num]] for i in rows[::shared]] for rows in batches]
+            return self._prompt_encoder(texts, None if negative is None else rewritten[negative])
+
+        if job.source_prompts is None:
+            yield from encoded(job.prompts)
+            return
+        for (text, _), (other, _) in zip(
+            encoded(job.prompts), encoded(job.source_prompts), strict=True
+        ):
+            yield text, other
+
+    def edit(
+        self,
+        edits: 'Edit | Sequence[Edit]',
+        *,
+        num: int = 1,
+        seed: int = 0,
+        negative: str | None = None,
+        sampling: SamplingConfig = SamplingConfig(),
+    ) -> 'EditedImages':
+        """Edits images: inpainting, outpainting, variation, and editing by words.
+
+        Edits may have any sources, masks and strengths; none of them compiles anything. A source is
+        resized to the size that the model generates, stretched where the shapes differ, and the
+        result to the size of the source. Image i has the random key of (seed, i), as in generation.
+
+        Args:
+          edits: one or several.
+          num: images per edit.
+          seed, negative, sampling: as in generation.
+
+        Raises:
+          UserError: an image or mask that cannot be read, or settings that do not fit.
+        """
+        edits = list(edits) if isinstance(edits, Sequence) else [edits]
+        if not edits or num < 1:
+            raise UserError('no edit given; name an image and what it should show')
+        seeds = [(seed, i) for i in range(len(edits) * num)]
+        return self._editor.edit(edits, seeds, num=num, negative=negative, sampling=sampling)
+
+    def reconstruct(self, image: 'Source', *, scales: int | None = None) -> np.ndarray:
+        """An image through the tokenizer and back: what the model sees of it.
+
+        Args:
+          image: a path, an encoded image, a PIL image, or pixels, uint8 (Y, X, 3).
+          scales: the number of first scales whose bits are used; None: all.
+
+        Returns:
+          uint8 (Y, X, 3), at the size of the image.
+
+        Raises:
+          UserError: an image that cannot be read, or a number of scales that there is not.
+        """
+        return self._editor.reconstruct(image, scales)
+
+    @functools.cached_property
+    def _editor(self) -> 'ImageEditor':
+        """The part that edits; its encoder's weights are read at the first edit."""
+        from infinity_jax.inference.editor import ImageEditor
+
+        return ImageEditor(self._model, self.schedule, self._generator, self.run)
 
     def _batch_size(self, images: int) -> int:
         """Images per program call: a multiple of the mesh's shares of a batch."""

@@ -4,6 +4,7 @@ from infinity_jax.config import ModelConfigs, TransformerConfig, pixels_per_toke
 from infinity_jax.errors import UserError
 from infinity_jax.renamed import notice
 from infinity_jax.scales import (
+    BUDGETS,
     STRIDE,
     ScaleSchedule,
     height_over_width_of,
@@ -75,6 +76,30 @@ def choose_schedule(
     if problem:
         raise UserError(problem)
     return schedule
+
+
+def budget_line(configs: ModelConfigs, schedule: ScaleSchedule) -> str:
+    """A sentence about a pixel budget that a model was not trained at; '' if it was.
+
+    A folder without a schedule is of a released model, whose last stage is 1M.
+
+    Args:
+      configs: of the model folder, with its own schedule.
+      schedule: of the image.
+    """
+    own = released_name(configs.schedule) if configs.schedule else (DEFAULT_RATIO, DEFAULT_BUDGET)
+    asked = released_name(schedule)
+    if own is None or asked is None or own[1] == asked[1]:
+        return ''
+    trained, budgets = own[1], list(BUDGETS)
+    source = 'the model was trained at'
+    if configs.schedule is None:
+        source = 'released models were last trained at (this folder names no other)'
+    side = 'below' if budgets.index(asked[1]) < budgets.index(trained) else 'above'
+    return (
+        f'the budget {asked[1]} is {side} {trained}, which {source}: expect worse images; leave '
+        f'out the size to generate at {trained}'
+    )
 
 
 def _misfit(transformer: TransformerConfig, stride: int, schedule: ScaleSchedule) -> str:

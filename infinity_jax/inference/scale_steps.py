@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
+from infinity_jax.inference.given_bits import GivenBits, Margins, with_given_bits
 from infinity_jax.inference.sampling import (
     GenerationSettings,
     SamplingNumbers,
@@ -45,12 +46,14 @@ class GenerationInputs(NamedTuple):
       text: encoded prompts; their number divides that of the images.
       numbers: guidance and temperature per scale.
       negative: replaces the learned unconditional text; padded to the same length as `text`.
+      given: bits of source images; None is another program, which has no trace of them.
     """
 
     keys_B: jax.Array
     text: Text
     numbers: SamplingNumbers
     negative: Text | None = None
+    given: GivenBits | None = None
 
 
 def embed_prompts(
@@ -129,8 +132,8 @@ def sample_scale_bits(
     variables: Any,
     conditioning: Conditioning,
     x_BLD: jax.Array,
-    keys_B: jax.Array,
-    numbers: SamplingNumbers,
+    total_Bhwd: jax.Array,
+    inputs: GenerationInputs,
     settings: GenerationSettings,
     scale: int,
 ) -> tuple[jax.Array, jax.Array]:
@@ -140,12 +143,12 @@ def sample_scale_bits(
       model, variables: the transformer.
       conditioning: of the rows of `x_BLD`.
       x_BLD: hidden states after the last layer.
-      keys_B: one random key per image.
-      numbers: guidance and temperature per scale.
+      total_Bhwd: codes accumulated at earlier scales.
+      inputs: keys, sampling numbers and, if there are any, given bits.
       settings: the static settings.
       scale: zero-based.
     """
-    batch = keys_B.shape[0]
+    batch, numbers = inputs.keys_B.shape[0], inputs.numbers
     guide_logits = settings.guided_at(scale) and settings.guidance_layer == 0
     if not guide_logits:  # guidance on hidden states leaves both halves equal: read the first
         conditioning = conditioning._replace(pooled_BD=conditioning.pooled_BD[:batch])
@@ -156,10 +159,27 @@ def sample_scale_bits(
         guidance = numbers.guidance_K[scale]
         conditional, unconditional = jnp.split(logits, 2)
         logits = guidance * conditional + (1 - guidance) * unconditional
-    scale_keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, scale)
+    scale_keys = jax.vmap(jax.random.fold_in, (0, None))(inputs.keys_B, scale)
     bits = sample_bits(scale_keys, keep_likely(logits, settings.top_k, settings.top_p))
-    bits = bits.reshape(batch, *settings.schedule.grids[scale], model.config.token_bits)
-    return (depth_to_space(bits) if model.config.spatial_patchify else bits), logits
+    bits = _on_code_grid(model, bits, settings, scale)
+    if inputs.given is not None:
+        margins = None
+        if guide_logits:
+            both = cast(jax.Array, computed)[..., 1] - cast(jax.Array, computed)[..., 0]
+            margins = Margins(
+                *(_on_code_grid(model, half, settings, scale) for half in jnp.split(both, 2))
+            )
+        bits = with_given_bits(inputs.given, total_Bhwd, bits, margins, scale)
+    return bits, logits
+
+
+def _on_code_grid(
+    model: Transformer, values: jax.Array, settings: GenerationSettings, scale: int
+) -> jax.Array:
+    """One value per bit of each token, (B, h·w, bits of a token), as (B, h, w, d) of codes."""
+    grid = settings.schedule.grids[scale]
+    values = values.reshape(values.shape[0], *grid, model.config.token_bits)
+    return depth_to_space(values) if model.config.spatial_patchify else values
 
 
 def add_bits(total_Bhwd: jax.Array, bits_Bhwd: jax.Array) -> jax.Array:

@@ -71,9 +71,8 @@ class PromptEncoder:
         self._mesh = model.mesh
         self._executables = executables or Executables()
         self._tokenizer = model.text_tokenizer
-        # In the transformer's dtype as in training, so that samples there and here agree.
         text_config = required(model.configs.text, 'text encoder')
-        self._encoder = T5Encoder(text_config, jnp.dtype(config.dtype))
+        self._encoder = T5Encoder(text_config, jnp.dtype(model.configs.text_products))
         self._params, self._offload = model.text_params, model.offload_text
 
     def __call__(self, batches: Iterable[Sequence[str]], negative: str | None) -> Iterable[Pair]:

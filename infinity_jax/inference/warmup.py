@@ -8,15 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from infinity_jax.config import ModelConfigs, QuantizationConfig, required
-from infinity_jax.inference.generate import NetworkParams, Networks, generate_images
+from infinity_jax.inference.generate import NetworkParams, generate_images, networks_of
 from infinity_jax.inference.generator import goes_layerwise
 from infinity_jax.inference.sampling import GenerationSettings, SamplingConfig, SamplingNumbers
 from infinity_jax.inference.scale_steps import GenerationInputs, Text
 from infinity_jax.inference.text_encoder import encode, padded_length
 from infinity_jax.sharding import target_platform
 from infinity_jax.text.t5 import T5Encoder
-from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.transformer.model import Transformer
 from infinity_jax.weights.placement import decoder_params, placed_shapes
 
 
@@ -110,9 +108,9 @@ def calls_of(
     )
     encoding = Call(
         encode,
-        {'encoder': T5Encoder(text_config, jnp.dtype(config.dtype))},
+        {'encoder': T5Encoder(text_config, jnp.dtype(configs.text_products))},
         {
-            'params': placed_shapes(text_config, config.dtype),
+            'params': placed_shapes(text_config, configs.text_products),
             'ids_BT': array((texts, batch.text_length), jnp.int32),
             'lengths_B': text.lengths_B,
         },
@@ -126,7 +124,7 @@ def calls_of(
     generation = Call(
         generate_images,
         {
-            'networks': Networks(Transformer(config), Autoencoder(tokenizer)),
+            'networks': networks_of(configs, quantization),
             'settings': settings,
         },
         {

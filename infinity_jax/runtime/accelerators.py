@@ -1,9 +1,9 @@
-"""Published figures of accelerators: the peaks that throughput is compared with, and TPU links."""
+"""Published figures of accelerators: peaks, memory and links, for throughput and for plans."""
 
 import dataclasses
 import re
 
-GB, GIB = 10**9, 2**30
+GB, GIB, MIB = 10**9, 2**30, 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,25 +26,95 @@ class TpuChip:
 
 
 @dataclasses.dataclass(frozen=True)
+class GpuCard:
+    """Further figures of an NVIDIA card, for planning programs without owning one.
+
+    Attributes:
+      name: as the driver gives it.
+      capability: compute capability, (major, minor).
+      tf32_flops, fp32_flops: dense FLOP/s; TF32 is 0 where the card has none.
+      memory_bandwidth: bytes/s.
+      link_bandwidth: bytes/s to other cards of the host, in one direction.
+      network_bandwidth: bytes/s per card to other hosts, in one direction.
+      multiprocessors, fp32_units: units per multiprocessor give the compiler the card's shape.
+      clock_ghz: boost clock.
+      l2_bytes: of the second-level cache.
+      shared_kib: shared memory of a multiprocessor that one block may use.
+      threads: most threads on a multiprocessor.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    tf32_flops: float
+    fp32_flops: float
+    memory_bandwidth: float
+    link_bandwidth: float
+    network_bandwidth: float
+    multiprocessors: int
+    fp32_units: int
+    clock_ghz: float
+    l2_bytes: int
+    shared_kib: int
+    threads: int
+
+
+@dataclasses.dataclass(frozen=True)
 class DevicePeak:
     """One device as JAX counts them: a TPU chip (v4 and later) or a GPU.
 
     Attributes:
-      bf16_flops: dense bfloat16 FLOP/s, without structured sparsity.
+      bf16_flops: dense bfloat16 FLOP/s, without structured sparsity; of a card without bfloat16
+        units, that of float32, to which the compiler converts.
       hbm_bytes: memory on the package.
       tpu: further figures, of TPU chips that libtpu compiles for as single devices. v4 has none,
         since libtpu compiles for its cores.
+      gpu: further figures, of cards that the CUDA plugin compiles for.
     """
 
     bf16_flops: float
     hbm_bytes: int
     tpu: TpuChip | None = None
+    gpu: GpuCard | None = None
 
 
-# Sources. FLOP/s, memory and its bandwidth: Cloud TPU's page of each version; NVIDIA's data sheets,
-# half of the sparse figure. Links: Cloud TPU's inter-chip bandwidth, divided by the number of
-# links. Matrix units: 4 of 128² on v5e, 8 of 128² on v5p, 4 of 256² on v6e. Usable bytes: the limit
-# that libtpu 0.0.42 reports when it refuses a program.
+# An H100 and an H200 differ in memory alone, the two A100 likewise.
+_HOPPER = GpuCard(
+    'NVIDIA H100 80GB HBM3', (9, 0), 494.7e12, 66.9e12, 3.35e12, 450e9, 50e9,
+    multiprocessors=132, fp32_units=128, clock_ghz=1.98, l2_bytes=50 * MIB, shared_kib=227,
+    threads=2048,
+)  # fmt: skip
+_AMPERE = GpuCard(
+    'NVIDIA A100-SXM4-40GB', (8, 0), 156e12, 19.5e12, 1.555e12, 300e9, 25e9,
+    multiprocessors=108, fp32_units=64, clock_ghz=1.41, l2_bytes=40 * MIB, shared_kib=163,
+    threads=2048,
+)  # fmt: skip
+_L40S = GpuCard(
+    'NVIDIA L40S', (8, 9), 183e12, 91.6e12, 864e9, 32e9, 12.5e9,
+    multiprocessors=142, fp32_units=128, clock_ghz=2.52, l2_bytes=96 * MIB, shared_kib=99,
+    threads=1536,
+)  # fmt: skip
+_RTX4090 = GpuCard(
+    'NVIDIA GeForce RTX 4090', (8, 9), 82.6e12, 82.6e12, 1008e9, 32e9, 12.5e9,
+    multiprocessors=128, fp32_units=128, clock_ghz=2.52, l2_bytes=72 * MIB, shared_kib=99,
+    threads=1536,
+)  # fmt: skip
+_L4 = GpuCard(
+    'NVIDIA L4', (8, 9), 60e12, 30.3e12, 300e9, 32e9, 12.5e9,
+    multiprocessors=58, fp32_units=128, clock_ghz=2.04, l2_bytes=48 * MIB, shared_kib=99,
+    threads=1536,
+)  # fmt: skip
+_T4 = GpuCard(
+    'Tesla T4', (7, 5), 0.0, 8.1e12, 320e9, 16e9, 12.5e9,
+    multiprocessors=40, fp32_units=64, clock_ghz=1.59, l2_bytes=4 * MIB, shared_kib=64,
+    threads=1024,
+)  # fmt: skip
+
+# Sources. FLOP/s, memory and its bandwidth: Cloud TPU's page of each version; NVIDIA's data sheets
+# and white papers of each architecture (Turing, Ampere, Ada, Hopper), half of a figure that counts
+# sparsity. TPU links: Cloud TPU's inter-chip bandwidth, divided by the number of links. Matrix
+# units: 4 of 128² on v5e, 8 of 128² on v5p, 4 of 256² on v6e. Usable bytes: the limit that
+# libtpu 0.0.42 reports when it refuses a program. GPU links: NVLink's total, halved; else a PCIe
+# slot of 16 lanes. Networks: one 400 Gb/s port per H100 or H200, 200 per A100, else 100.
 PEAKS: dict[str, DevicePeak] = {
     'v4': DevicePeak(275e12, 32 * GIB),
     'v5e': DevicePeak(197e12, 16 * GIB, TpuChip(2, 819e9, 50e9, 2 * 4 * 128**2, int(15.75 * GIB))),
@@ -54,11 +124,23 @@ PEAKS: dict[str, DevicePeak] = {
     'v6e': DevicePeak(
         918e12, 32 * GIB, TpuChip(2, 1638e9, 100e9, 2 * 4 * 256**2, int(31.25 * GIB))
     ),
-    'a100': DevicePeak(312e12, 40 * GB),
-    'a100-80gb': DevicePeak(312e12, 80 * GB),
-    'h100': DevicePeak(989.4e12, 80 * GB),
+    'a100-40': DevicePeak(312e12, 40 * GB, gpu=_AMPERE),
+    'a100-80': DevicePeak(
+        312e12,
+        80 * GB,
+        gpu=dataclasses.replace(_AMPERE, name='NVIDIA A100-SXM4-80GB', memory_bandwidth=2.039e12),
+    ),
+    'h100': DevicePeak(989.4e12, 80 * GB, gpu=_HOPPER),
     'h100-pcie': DevicePeak(756e12, 80 * GB),
-    'h200': DevicePeak(989.4e12, 141 * GB),
+    'h200': DevicePeak(
+        989.4e12,
+        141 * GB,
+        gpu=dataclasses.replace(_HOPPER, name='NVIDIA H200', memory_bandwidth=4.8e12),
+    ),
+    'l40s': DevicePeak(362e12, 48 * GB, gpu=_L40S),
+    'rtx4090': DevicePeak(165.2e12, 24 * GB, gpu=_RTX4090),
+    'l4': DevicePeak(121e12, 24 * GB, gpu=_L4),
+    't4': DevicePeak(8.1e12, 16 * GB, gpu=_T4),
 }
 # Pattern of `jax.Device.device_kind` -> name above; the first match decides.
 _KINDS = (
@@ -66,11 +148,15 @@ _KINDS = (
     (r'^TPU v5 lite|^TPU v5e', 'v5e'),
     (r'^TPU v5p?$', 'v5p'),
     (r'^TPU v6 lite|^TPU v6e', 'v6e'),
-    (r'A100.*80GB', 'a100-80gb'),
-    (r'A100', 'a100'),
+    (r'A100.*80GB', 'a100-80'),
+    (r'A100', 'a100-40'),
     (r'H100 PCIe', 'h100-pcie'),
     (r'H100.*80GB HBM3$', 'h100'),
     (r'H200', 'h200'),
+    (r'L40S', 'l40s'),
+    (r'RTX 4090$', 'rtx4090'),
+    (r'NVIDIA L4$', 'l4'),
+    (r'T4$', 't4'),
 )
 
 

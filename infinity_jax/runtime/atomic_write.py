@@ -15,6 +15,7 @@ import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 
 @contextlib.contextmanager
@@ -130,7 +131,12 @@ def _is_alive(process: int) -> bool:
 
 
 def _flush(path: Path) -> None:
-    with open(path, 'rb') as file:
+    file: BinaryIO
+    try:
+        file = open(path, 'r+b')  # Windows flushes only what is open for writing
+    except PermissionError:  # a copy of a read-only file
+        file = open(path, 'rb')
+    with file:
         os.fsync(file.fileno())
 
 

@@ -3,20 +3,30 @@
 Imports JAX only to join, so that finding the launcher is fast.
 """
 
+import contextlib
 import glob
 import importlib.util
 import os
 import re
+import sys
+import threading
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 from infinity_jax.errors import UserError, first_line
 
 HEARTBEAT_SECONDS = 30  # a process that is silent for so long counts as dead; the others end
-START_SECONDS = 300  # time that the first process waits for the last one
+# From the start of the first process to that of the last one. Until all have joined there are no
+# heartbeats: a process that dies before is not told from one that starts late.
+START_SECONDS = 60
+START_VARIABLE = 'INFINITY_JAX_START_SECONDS'  # environment variable that replaces it
 # Finished processes wait while the first one exports and evaluates. A process that failed does not
 # reach this point, and a process that died is detected by its heartbeat.
 SHUTDOWN_SECONDS = 24 * 3600
+
+PEER_DIED = 75  # exit code: another process failed; start this one again
+RESUME = 'start the same command again on every host: it goes on from the last checkpoint'
 
 METADATA = 'http://{}/computeMetadata/v1/instance/attributes/{}'  # of a Google Cloud machine
 
@@ -97,6 +107,8 @@ def join_processes() -> None:
 
     Raises:
       UserError: the launcher's variables are inconsistent, or a process did not answer.
+
+    The process ends with exit code 75 if not all have joined after `START_SECONDS`.
     """
     started_by = launcher()
     if started_by is None:
@@ -108,15 +120,68 @@ def join_processes() -> None:
         count, index = _numbers()
         address = os.environ['JAX_COORDINATOR_ADDRESS']
         arguments = {'coordinator_address': address, 'num_processes': count, 'process_id': index}
+    seconds = _start_seconds()
     try:
-        jax.distributed.initialize(
-            **arguments,
-            initialization_timeout=START_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-        )
+        with _ended_after(seconds):
+            jax.distributed.initialize(
+                **arguments,
+                initialization_timeout=seconds,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+            )
     except (ValueError, RuntimeError) as error:
         raise UserError(
             f'could not join the other processes ({started_by}): {first_line(error)}; set '
             'JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID on each'
         ) from None
+
+
+def gather_texts(text: str) -> list[str]:
+    """The text of every process of the run, by process index; each must call it."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    if jax.process_count() == 1:
+        return [text]
+    content = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array([content.size], np.int32)).reshape(-1)
+    padded = np.zeros(int(sizes.max()), np.uint8)
+    padded[: content.size] = content
+    rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes.tolist(), strict=True)]
+
+
+def _start_seconds() -> int:
+    text = os.environ.get(START_VARIABLE, str(START_SECONDS))
+    if not re.fullmatch('[1-9][0-9]{0,5}', text):
+        raise UserError(
+            f'{START_VARIABLE} is {text!r}; wanted the seconds in which all processes start, such '
+            'as 300'
+        )
+    return int(text)
+
+
+@contextlib.contextmanager
+def _ended_after(seconds: int) -> Iterator[None]:
+    """Ends this process if the block takes longer, with a few seconds to spare for JAX itself.
+
+    JAX gives up by itself only while the first process lives.
+    """
+
+    def end():
+        print(
+            f'error: not all processes of this run joined within {seconds} s ({START_VARIABLE}): '
+            f'another one died or did not start; {RESUME}',
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(PEER_DIED)
+
+    timer = threading.Timer(seconds + 5, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import jax
 
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.distributed import PEER_DIED, RESUME
 from infinity_jax.runtime.preemption import Preempted, Terminated
-from infinity_jax.runtime.supervisor import PEER_DIED, RESUME
 
 CRASHED = 1
 REFUSED = 2

@@ -1,5 +1,6 @@
 """Model folders by name: the shipped demo, a local folder, a repository on the Hugging Face hub."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from infinity_jax.runtime.atomic_write import previous_folder
 REPOSITORY = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
 DEMO_FOLDER = Path(__file__).parent.parent / 'demo'  # the model that ships with the package
 FILES = ('*.json', '*.safetensors', '*.model')  # the files of a model folder
+WEIGHT_ENDINGS = ('.pth', '.pt', '.ckpt', '.bin', '.safetensors')
+POINTER = b'version https://git-lfs.github.com/spec/'  # how a Git-LFS pointer begins
 
 
 def local_folder(
@@ -35,14 +38,39 @@ def local_folder(
     folder = Path(name)
     # A save that was cut off between its two renames leaves the last good model in the second one.
     for candidate in (folder, previous_folder(folder)):
-        if candidate.exists():
+        if os.path.exists(candidate):  # False too for what cannot be a path
             return candidate
+    if Path(name).suffix in WEIGHT_ENDINGS:
+        raise UserError(
+            f'{name}: no such file, and wanted a model folder; infinity-jax convert from-torch '
+            'makes one of released files'
+        )
     if isinstance(name, Path) or not REPOSITORY.fullmatch(name):
         raise UserError(
             f'{name}: no such folder; wanted a model folder, or org/name of a Hugging Face '
             'repository'
         )
     return _download(name, revision, cache_dir, files)
+
+
+def check_content(path: Path) -> None:
+    """Raises `UserError` if a file is a Git-LFS pointer in the place of the file itself."""
+    with open(path, 'rb') as file:
+        if file.read(len(POINTER)) == POINTER:
+            raise UserError(
+                f'{path}: a Git-LFS pointer, not the file itself; run git lfs pull in its folder, '
+                'or download the file again'
+            )
+
+
+def repository_files(name: str, revision: str | None = None) -> list[str]:
+    """Names of a repository's files; [] without a network."""
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.list_repo_files(name, revision=revision)
+    except Exception:  # of the hub's client or its HTTP library
+        return []
 
 
 def _download(

@@ -10,25 +10,23 @@ import signal
 import subprocess
 import sys
 
-from infinity_jax.runtime.distributed import launcher
+from infinity_jax.runtime.distributed import PEER_DIED, RESUME, launcher
 
-PEER_DIED = 75  # exit code: another process failed; start this one again
 PARENT = (
     'INFINITY_JAX_SUPERVISOR'  # environment variable of the child: process id of the supervisor
 )
-RESUME = 'start the same command again on every host: it goes on from the last checkpoint'
 
 
 def supervise() -> None:
     """Runs this command in a child and ends with the child's exit code; returns in the child.
 
-    Returns at once if the run is one process, which needs no supervisor.
+    Returns at once if the run is one process, which needs no supervisor, and on Windows.
     """
     parent = os.environ.pop(PARENT, None)
     if parent is not None:
         _die_with(int(parent))
         return
-    if launcher() is None:
+    if launcher() is None or os.name != 'posix':  # process groups
         return
     child = subprocess.Popen(
         [sys.executable, *sys.orig_argv[1:]],

@@ -73,7 +73,11 @@ class EncoderLayer(nn.Module):
         inner = c.num_heads * c.head_dim
         batch, length, _ = x_BTE.shape
 
-        def linear(name, features, fan_in, axes):
+        # The feed-forward's hidden values can exceed float16, which transformers multiplies in
+        # float32 there as well.
+        wide = jnp.float32 if dtype == jnp.float16 else dtype
+
+        def linear(name, features, fan_in, axes, dtype=dtype):
             init = nn.with_logical_partitioning(nn.initializers.normal(fan_in**-0.5), axes)
             return nn.Dense(features, use_bias=False, dtype=dtype, kernel_init=init, name=name)
 
@@ -94,8 +98,8 @@ class EncoderLayer(nn.Module):
         h_BTE = RMSNorm(name='ffn_norm')(x_BTE).astype(dtype)
         gate = linear('ffn_gate', c.ffn_width, c.width, ('embed', 'mlp'))(h_BTE)
         up = linear('ffn_up', c.ffn_width, c.width, ('embed', 'mlp'))(h_BTE)
-        down = linear('ffn_down', c.width, c.ffn_width, ('mlp', 'embed'))
-        return x_BTE + down(nn.gelu(gate, approximate=True) * up), None
+        down = linear('ffn_down', c.width, c.ffn_width, ('mlp', 'embed'), wide)
+        return x_BTE + down(nn.gelu(gate.astype(wide), approximate=True) * up.astype(wide)), None
 
 
 class T5Encoder(nn.Module):

@@ -7,7 +7,7 @@ import numpy as np
 import tokenizers
 
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.hub import local_folder
+from infinity_jax.runtime.hub import check_content, local_folder
 from infinity_jax.text.characters import is_blank, readable
 from infinity_jax.text.pretrained import tokenizer_json
 
@@ -71,7 +71,10 @@ class TextTokenizer:
           UserError: there is no such folder or repository, or no readable tokenizer in it.
         """
         local = local_folder(folder, files=(*TOKENIZER_FILES, 'config.json'))
-        files = {n: (local / n).read_bytes() for n in TOKENIZER_FILES if (local / n).is_file()}
+        present = [local / name for name in TOKENIZER_FILES if (local / name).is_file()]
+        for path in present:
+            check_content(path)
+        files = {path.name: path.read_bytes() for path in present}
         if 'spiece.model' in files and 'tokenizer.json' not in files:
             files['tokenizer.json'] = tokenizer_json(local)
         return cls(files, str(folder))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from infinity_jax.config import FALLBACK_GROUPS, TokenizerConfig
+from infinity_jax.tokenizer.precision import convolution
 from infinity_jax.tokenizer.upsample import UpsampleConv
 
 NORM_EPSILON = 1e-6
@@ -27,6 +28,7 @@ def conv(features: int, size: int, stride: int = 1, **options: Any) -> nn.Conv:
         strides=stride,
         padding=((0, 1), (0, 1)) if stride == 2 else 'SAME',
         kernel_init=KERNEL_INIT,
+        conv_general_dilated=convolution,
         **options,
     )
 
@@ -191,7 +193,7 @@ class Autoencoder(nn.Module):
     Attributes:
       config: sizes.
       dtype: of the convolutions. Encoding for training and parity wants float32.
-      precision: of the convolutions' products.
+      precision: of the convolutions' products, see `precision.convolution`.
       remat: 'full' recomputes residual blocks in the backward pass, 'none' keeps all values.
     """
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from infinity_jax.config import FALLBACK_GROUPS, TokenizerConfig
 from infinity_jax.sharding import target_platform
 from infinity_jax.tokenizer.autoencoder import NORM_EPSILON, Autoencoder, to_pixels
+from infinity_jax.tokenizer.precision import convolution
 
 LANES = 128  # of a TPU register
 WHOLE_BYTES = 2**28  # widest float32 feature map that is not split into blocks
@@ -219,7 +220,7 @@ def block_rows(height: int, row_bytes: int, max_bytes: int) -> int:
 def convolve(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
     """A convolution of odd width, padded with zeros along the width and not along the rows."""
     reach = kernel.shape[1] // 2
-    return jax.lax.conv_general_dilated(
+    return convolution(
         x_Bhwc,
         kernel,
         (1, 1),
@@ -245,7 +246,7 @@ def convolve_rows(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -
         kernel = kernel.reshape(taps, 1, across * channels, features)
         across, reach = 1, 0
     stacked = jnp.concatenate([x_Bhwc[:, i : i + count] for i in range(taps)], axis=-1)
-    y = jax.lax.conv_general_dilated(
+    y = convolution(
         stacked.reshape(batch * count, width, -1),
         kernel.transpose(1, 0, 2, 3).reshape(across, -1, features),
         (1,),

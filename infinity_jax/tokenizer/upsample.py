@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from infinity_jax.tokenizer.precision import convolution
+
 CONV_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
@@ -68,6 +70,6 @@ def _sum_taps(kernel: jax.Array, axis: int, odd: int) -> jax.Array:
 
 
 def _conv(x_Bhwc, kernel, padding, precision) -> jax.Array:
-    return jax.lax.conv_general_dilated(
+    return convolution(
         x_Bhwc, kernel, (1, 1), padding, dimension_numbers=CONV_LAYOUT, precision=precision
     )

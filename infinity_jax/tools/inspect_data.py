@@ -16,9 +16,14 @@ from infinity_jax.errors import UserError
 from infinity_jax.images import contact_sheet, save_png
 from infinity_jax.training.batches import first_batches, located_data, make_batches
 from infinity_jax.training.config import RunConfig
+from infinity_jax.training.transformer.config import T2IConfig
+from infinity_jax.training.transformer.parts import run_tokenizer
 
 CAPTIONS = 1000  # captions whose lengths are measured
 MAX_LISTED = 50  # broken records per source
+MAX_SHOWN = 40  # characters that the vocabulary lacks
+ENLARGED = 2  # times along an edge
+KEPT = 0.5  # share of an image's area
 
 
 def inspect_data(config: RunConfig, *, count: int, out: str | os.PathLike) -> dict[str, Any]:
@@ -51,7 +56,11 @@ def inspect_data(config: RunConfig, *, count: int, out: str | os.PathLike) -> di
     )
     print(f'{"ratio":>8} {"pixels":>12} {"records":>12} {"share":>8}')
     report['buckets'] = [_bucket(bucket) for bucket in buckets]
-    report['words'] = _words(_captions(buckets, data.short_captions, config.seed))
+    report |= _scaling(buckets)
+    texts = _captions(buckets, data.short_captions, config.seed)
+    report['words'] = _words(texts)
+    if isinstance(config, T2IConfig):
+        report |= _tokens(config, texts)
     report['shown'] = _contact_sheet(config, count, out)
     return report
 
@@ -59,7 +68,7 @@ def inspect_data(config: RunConfig, *, count: int, out: str | os.PathLike) -> di
 def _source(stored: StoredSource | None) -> dict[str, Any]:
     if stored is None:
         print('emoji: rendered without end')
-        return {'records': None, 'broken': [], 'passed_over': []}
+        return {'records': None, 'broken': [], 'damaged': [], 'passed_over': []}
     index = stored.index
     print(f'{stored.source.name}: {len(index)} records, {len(index.broken)} broken, '
           f'{int(stored.usable.sum())} of the train split')  # fmt: skip
@@ -67,9 +76,16 @@ def _source(stored: StoredSource | None) -> dict[str, Any]:
         print(f'  {name}: {reason}')
     if len(index.broken) > MAX_LISTED:
         print(f'  … all in {index.folder / "broken.json"}')
+    for file, reason, lost in index.damaged:
+        print(f'  {file}: left out, with about {lost} records: {reason}')
     for reason, passed, first in index.passed_over:
         print(f'  {passed} passed over: {reason} (the first: {first})')
-    return {'records': len(index), 'broken': index.broken, 'passed_over': index.passed_over}
+    return {
+        'records': len(index),
+        'broken': index.broken,
+        'damaged': index.damaged,
+        'passed_over': index.passed_over,
+    }
 
 
 def _bucket(bucket: Bucket) -> dict[str, Any]:
@@ -78,6 +94,42 @@ def _bucket(bucket: Bucket) -> dict[str, Any]:
     pixels = '{} x {}'.format(*bucket.size)
     print(f'{bucket.ratio:>8} {pixels:>12} {total:>12} {bucket.share:>8.1%}')
     return {'ratio': bucket.ratio, 'size': bucket.size, 'records': counts, 'share': bucket.share}
+
+
+def _scaling(buckets: list[Bucket]) -> dict[str, int]:
+    """Counts the images that are enlarged much, and those of which much is cut off."""
+    scales, kept = [np.zeros(0)], [np.zeros(0)]
+    for bucket in buckets:
+        for part in bucket.parts:
+            if isinstance(part.source, StoredSource):
+                size_N2 = np.asarray(part.source.index.sizes)[part.records].astype(float)
+                scale_N = (np.array(bucket.size) / size_N2).max(1)
+                scales.append(scale_N)
+                kept.append(np.prod(bucket.size) / (scale_N**2 * size_N2.prod(1)))
+    scale_N, kept_N = np.concatenate(scales), np.concatenate(kept)
+    enlarged, cut = scale_N > ENLARGED, kept_N < KEPT
+    if enlarged.any():
+        print(f'{enlarged.sum()} images are enlarged more than {ENLARGED} times, up to '
+              f'{scale_N.max():.1f} times')  # fmt: skip
+    if cut.any():
+        print(f'{cut.sum()} images lose more than {1 - KEPT:.0%} of their area to the crop, up to '
+              f'{1 - kept_N.min():.1%}')  # fmt: skip
+    return {'enlarged': int(enlarged.sum()), 'cut': int(cut.sum())}
+
+
+def _tokens(config: T2IConfig, texts: list[str]) -> dict[str, int]:
+    """Counts the captions that the model reads only in part."""
+    tokenizer, limit = run_tokenizer(config), config.transformer.text_length
+    unknown = tokenizer.unknown_characters(texts, limit)
+    characters = ''.join(dict.fromkeys(''.join(unknown)))
+    cut = sum(count > limit for count in tokenizer.token_counts(texts, limit))
+    of = f'of {len(texts)} captions'
+    if characters:
+        print(f'{sum(map(bool, unknown))} {of} hold characters that the vocabulary lacks, '
+              f'{len(characters)} in all: {characters[:MAX_SHOWN]!r}')  # fmt: skip
+    if cut:
+        print(f'{cut} {of} are longer than the {limit} tokens that the model reads')
+    return {'unknown': sum(map(bool, unknown)), 'too_long': cut}
 
 
 def _captions(buckets: list[Bucket], short_captions: float, seed: int) -> list[str]:

@@ -45,7 +45,7 @@ class Precompute:
     split: str = 'train'  # 'train': data.sources; 'held_out': data.held_out
     dtype: str = 'float32'  # of tokenizer features; their signs decide bits
     text: str = ''  # captions to encode: 'all' that can be sampled, 'whole' ones, 'none'
-    text_dtype: str = ''  # of text features; '': the transformer's
+    text_dtype: str = ''  # of text features; '': that of its products
     shard_records: int = 1024  # images per file
     batch_per_device: int = 8
 
@@ -110,7 +110,7 @@ def precompute(
     folders = []
     for i, source in enumerate(configs):
         stored = open_stored(source, data, options.split)
-        check_broken(stored, data.max_broken_share)
+        check_broken(stored, source, data.max_broken_share)
         records = len(usable_records(stored.index))
         info = dataclasses.replace(
             common,
@@ -147,7 +147,7 @@ def _description(config: T2IConfig, loaded: LoadedModel, options: Precompute) ->
             f'--text is {captions}, but text.train is True, so its features change; store none'
         )
     tokenizer = required(loaded.configs.tokenizer, 'tokenizer')
-    text_dtype = options.text_dtype or config.transformer.dtype
+    text_dtype = options.text_dtype or loaded.configs.text_products
     return FeatureInfo(
         made_from='',
         records=0,

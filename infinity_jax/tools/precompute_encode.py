@@ -15,7 +15,7 @@ from infinity_jax.sharding import batch_sharding, in_mesh, replicated
 from infinity_jax.text.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.weights.model_folder import LoadedModel
-from infinity_jax.weights.placement import place
+from infinity_jax.weights.placement import place_text_encoder
 
 PADDED_LENGTHS = (64, 192)  # tokens, next to the model's own text length
 
@@ -50,11 +50,10 @@ class Encoders:
         self._encode_pixels = in_mesh(mesh, jax.jit(encode_pixels))
         if text is None:
             return
-        product_dtype = required(loaded.configs.transformer, 'transformer').dtype  # as in training
         config = required(loaded.configs.text, 'text encoder')
-        t5 = T5Encoder(config, jnp.dtype(product_dtype))
+        t5 = T5Encoder(config, jnp.dtype(loaded.configs.text_products))  # as in training
         text_params = required(loaded.text_params, 'text encoder')
-        self._text_params = place(text_params, product_dtype, config, mesh)
+        self._text_params = place_text_encoder(text_params, loaded.configs, mesh)
 
         def encode_text(params: Any, ids_BT: jax.Array, lengths_B: jax.Array) -> jax.Array:
             text_BTE = t5.apply({'params': params}, ids_BT, lengths_B)

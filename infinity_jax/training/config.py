@@ -6,6 +6,7 @@ import jax
 
 from infinity_jax.data.config import DataConfig
 from infinity_jax.ranges import COUNT, SEED, Range, check_ranges
+from infinity_jax.runtime.local_files import check_paths
 from infinity_jax.sharding import MeshConfig
 from infinity_jax.training.optimizer import OptimizerConfig
 
@@ -47,6 +48,7 @@ class RunConfig:
 
     def __post_init__(self):
         check_ranges(self, '', _RANGES)
+        check_paths(self, '', ('run_dir', 'init_from'))
 
 
 def init_key(seed: int) -> jax.Array:

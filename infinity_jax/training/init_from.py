@@ -5,6 +5,7 @@ how a run starts, and the functions after it read the weights of `init_from` for
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,15 +15,22 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
+from infinity_jax.config import TransformerConfig, required
 from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
-from infinity_jax.training.checkpoint import Checkpoints, load_weights, shapes_by_name
+from infinity_jax.runtime.local_files import check_path
+from infinity_jax.training.checkpoint import Checkpoints
+from infinity_jax.training.checkpoint_weights import load_weights, shapes_by_name
 from infinity_jax.training.config import RunConfig
 from infinity_jax.training.run_folder import run_named
 from infinity_jax.training.tokenizer.config import TokenizerRunConfig
 from infinity_jax.training.transformer.config import T2IConfig
+from infinity_jax.training.transformer.partial_start import described, merged, new_parts
 from infinity_jax.transformer.model import transformer_shapes
+from infinity_jax.weights.fingerprint import partner_fingerprint
 from infinity_jax.weights.model_folder import existing_folder, load_model, read_configs
+from infinity_jax.weights.t5_folder import read_text_config
+from infinity_jax.weights.weight_files import read_json
 
 TASKS = {'t2i': T2IConfig, 'tokenizer': TokenizerRunConfig}
 # The layers next to the quantizer, whose shapes contain the number of bits.
@@ -32,8 +40,8 @@ BIT_LAYERS = ('encoder.conv_out.kernel', 'encoder.conv_out.bias', 'decoder.conv_
 def run_config(fields: Mapping[str, Any]) -> RunConfig:
     """The configuration of a run, from the fields of its config file.
 
-    A t2i run whose `transformer` names no depth takes the missing fields from the model folder
-    `init_from`; no other file is read.
+    A t2i run whose `transformer` lacks depth, width or num_heads takes the missing fields from the
+    model folder `init_from`, and from those of its tokenizer and text encoder if it names them.
 
     Args:
       fields: a `ConfigDict`, as `get_config` of a config file returns.
@@ -47,14 +55,17 @@ def run_config(fields: Mapping[str, Any]) -> RunConfig:
         raise UserError(f'config field task is {task!r}; wanted one of {", ".join(TASKS)}')
     if task == 't2i':
         fields = _with_model_fields(fields)
-    return from_mapping(TASKS[task], fields)
+    config: RunConfig = from_mapping(TASKS[task], fields)
+    check_path(config.run_dir, 'config field run_dir')
+    return config
 
 
 def _with_model_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Completes the fields of a t2i run whose `transformer` names no depth.
+    """Completes the fields of a t2i run whose `transformer` lacks depth, width or num_heads.
 
     Dimensions, tokenizer and text encoder are then those of the folder `init_from`, except where
-    `fields` has a value other than None, such as another drop_path.
+    `fields` has a value other than None, such as another drop_path. Another tokenizer gives the
+    number of bits, another text encoder the text channels.
 
     Raises:
       UserError: `init_from` is empty or holds no transformer.
@@ -65,8 +76,8 @@ def _with_model_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
             f'config field transformer is {transformer!r:.60}; wanted a group of fields'
         )
     given = {n: v for n, v in transformer.items() if v is not None}
-    if 'depth' in given:
-        return fields
+    if given.keys() >= {'depth', 'width', 'num_heads'}:
+        return {**fields, 'transformer': given}
     folder = fields.get('init_from') or ''
     if not folder:
         raise UserError(
@@ -77,10 +88,15 @@ def _with_model_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     if configs.transformer is None:
         raise UserError(f'config.init_from {folder}: holds no transformer; name another folder')
     text = dict(fields.get('text') or {})
+    dimensions = dataclasses.asdict(configs.transformer)
+    if fields.get('tokenizer') and (tokenizer := read_configs(fields['tokenizer']).tokenizer):
+        dimensions['bits'] = tokenizer.bits
+    if text.get('folder'):
+        dimensions['text_channels'] = read_text_config(text['folder']).width
     text['folder'] = text.get('folder') or str(folder / 'text_encoder')
     return {
         **fields,
-        'transformer': {**dataclasses.asdict(configs.transformer), **given},
+        'transformer': {**dimensions, **given},
         'tokenizer': fields.get('tokenizer') or str(folder),
         'text': text,
     }
@@ -93,25 +109,33 @@ def starting_state(
     from_scratch: Callable[[], Any],
     from_model: Callable[[], Any] | None,
     init_from: str = '',
+    changes: Callable[[], str] = str,
     say: Callable[[str], None] = print,
 ) -> Any:
     """The state that a run starts from: resumed, else with the weights of `init_from`, else random.
 
     Args:
-      checkpoints: of this run; the newest, if any, is resumed.
+      checkpoints: of this run; the newest whole one, if any, is resumed.
       abstract_state: tree of ShapeDtypeStructs with shardings.
       from_scratch: makes a new state with random weights.
       from_model: makes a new state with the weights of `config.init_from`; None when unset.
       init_from: `config.init_from`, for the printed line.
+      changes: how the configuration differs from that of the last start, in a line, or ''.
       say: prints a line; called in the first process only.
+
+    Raises:
+      UserError: the checkpoint does not fit the configuration; changed fields are named.
     """
     if jax.process_index() != 0:
         say = lambda _: None
-    step = checkpoints.latest_step
-    if step is not None:
+    try:
+        state = checkpoints.restore_newest(abstract_state, say)
+    except UserError as error:
+        raise UserError('; '.join(filter(None, (str(error), changes())))) from None
+    if state is not None:
         instead = f', so not from config.init_from {init_from}' if init_from else ''
-        say(f'resuming from {checkpoints.folder / str(step)}{instead}')
-        return checkpoints.restore(step, abstract_state)
+        say(f'resuming from {checkpoints.folder / str(checkpoints.latest_step)}{instead}')
+        return state
     if from_model is not None:
         say(f'no checkpoint of this run yet: starting from the weights of {init_from}')
         return from_model()
@@ -119,18 +143,22 @@ def starting_state(
     return from_scratch()
 
 
-def transformer_params(config: T2IConfig, shapes: Any, mesh: Mesh) -> dict[str, Any]:
+def transformer_params(
+    config: T2IConfig, shapes: Any, mesh: Mesh, fresh: Callable[[], Any]
+) -> dict[str, Any]:
     """The weights of `config.init_from`: {'transformer'}, and {'text'} if it is trained.
 
-    A run or checkpoint gives its averaged weights, which a finished run exports.
+    A run or checkpoint gives its averaged weights, which a finished run exports. Where the model
+    has other dimensions, or `config.new_parts` are named, these parts are new; a line says which.
 
     Args:
       config: the run.
       shapes: the configured tree of shapes.
       mesh: where the weights go, each device's shards read by themselves.
+      fresh: makes the random weights of the run.
 
     Raises:
-      UserError: they have other shapes; the first that differs is named.
+      UserError: they have other shapes in parts that cannot be new; the first one is named.
     """
     run_dir, step = run_named(config.init_from)
     if run_dir is None:
@@ -139,8 +167,70 @@ def transformer_params(config: T2IConfig, shapes: Any, mesh: Mesh) -> dict[str, 
     else:
         given = jax.device_get(load_weights(run_dir, step, 'ema'))
     params = {name: given.get(name) for name in shapes}
+    if params['transformer'] is None:
+        raise UserError(f'config.init_from {config.init_from}: holds no transformer')
+    asked = config.new_parts
+    given_shapes = shapes_by_name(params['transformer'])
+    try:
+        parts = new_parts(given_shapes, shapes_by_name(shapes['transformer']), asked)
+    except UserError as error:
+        raise UserError(f'config.init_from {config.init_from}: {error}') from None
+    if parts:
+        new = fresh()['transformer']
+        merge = jax.jit(
+            functools.partial(merged, parts=parts, asked=asked),
+            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, new),
+        )
+        params['transformer'] = merge(params['transformer'], new)
+        if jax.process_index() == 0:
+            for line in described(_transformer_of(config.init_from), config.transformer, asked):
+                print(f'config.init_from {config.init_from}: {line}')
     check_shapes(config.init_from, shapes, params)
     return params
+
+
+def _transformer_of(init_from: str) -> TransformerConfig:
+    """The dimensions of the transformer in a model folder, or of a run or checkpoint."""
+    run_dir, _ = run_named(init_from)
+    if run_dir is None:
+        return required(read_configs(init_from).transformer, 'transformer')
+    fields = read_json(run_dir / 'config.json').get('transformer', {})
+    return from_mapping(TransformerConfig, fields, 'transformer', stored=True)
+
+
+def check_partner(config: T2IConfig, trained_with: str) -> None:
+    """Compares the run's tokenizer with the one that the model of `init_from` was trained with.
+
+    A model folder without a record is taken to have been trained with the tokenizer in it.
+
+    Args:
+      config: the run.
+      trained_with: fingerprint of its tokenizer.
+
+    Raises:
+      UserError: they differ, and word embedding and head would not start with new weights.
+    """
+    if not config.init_from or run_named(config.init_from)[0]:
+        return
+    if not existing_folder(config.init_from).exists():  # a resumed run has outlived it
+        return
+    configs = read_configs(config.init_from)
+    if configs.transformer is None or configs.transformer.bits != config.transformer.bits:
+        return
+    wanted = configs.trained_with
+    if not wanted and configs.tokenizer:
+        params = load_model(config.init_from, None, ('tokenizer',)).tokenizer_params
+        params = required(params, 'tokenizer')
+        in_float16 = any(leaf.dtype == np.float16 for leaf in jax.tree.leaves(params))
+        wanted = '' if in_float16 else partner_fingerprint(configs.tokenizer, params)
+    if wanted in ('', trained_with) or {'word_embed', 'head'} <= {*config.new_parts}:
+        return
+    raise UserError(
+        f'config.tokenizer {config.tokenizer} has the fingerprint {trained_with}, but the model of '
+        f'config.init_from {config.init_from} was trained with {wanted}: the same number of bits, '
+        "with another meaning. Name that model's own tokenizer, or set config.new_parts to "
+        "('word_embed', 'head'), which are then trained anew"
+    )
 
 
 def frozen_transformer(config: T2IConfig, mesh: Mesh) -> Any:

@@ -1,9 +1,11 @@
 """The training loop that all tasks share: step, log, evaluate, sample, save, resume."""
 
+import contextlib
 import dataclasses
+import functools
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +15,7 @@ from infinity_jax.data.batch import Batch
 from infinity_jax.data.pipeline import Batches
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.preemption import StopNotice, finishing
+from infinity_jax.sharding import from_first_process
 from infinity_jax.training.batches import check_batch, put_batch
 from infinity_jax.training.checkpoint import Checkpoints
 from infinity_jax.training.config import RunConfig, init_key
@@ -74,33 +77,34 @@ def run(config: RunConfig, task: Task, mesh: Mesh) -> pathlib.Path:
     """
     check_batch(config, mesh)
     run_dir = pathlib.Path(config.run_dir)
-    checkpoints = Checkpoints(run_dir, config.keep_checkpoints)
-    state = starting_state(
-        checkpoints,
-        task.abstract_state,
-        from_scratch=lambda: task.init(init_key(config.seed)),
-        from_model=task.from_model,
-        init_from=config.init_from,
-    )
-    task.batches.move_to(int(state.step))
-    changes = changed_since(config, run_dir) if int(state.step) else ''
-    if changes and jax.process_index() == 0:
-        print(changes)
-    # Only here: a resume that is refused above must leave the run's description as it is.
-    write_description(config, run_dir)
-    log = RunLog(run_dir, int(state.step), config.steps)
-    try:
-        with StopNotice() as notice:
-            state = _train(config, task, state, mesh, checkpoints, log, notice)
-    except OSError as error:  # of metrics or images: checkpoints have their own message
-        raise UserError(
-            f'run folder {run_dir} cannot be written: {error}; free space or make it writable, '
-            'then start the same command again: it goes on from the last checkpoint'
-        ) from None
-    finally:
-        task.batches.close()  # ends worker processes
-        log.close()
-        checkpoints.close()
+    with contextlib.ExitStack() as closing:  # all are closed, if one cannot be closed too
+        closing.callback(task.batches.close)  # ends worker processes
+        checkpoints = Checkpoints(run_dir, config.keep_checkpoints)
+        closing.callback(checkpoints.close)
+        state = starting_state(
+            checkpoints,
+            task.abstract_state,
+            from_scratch=lambda: task.init(init_key(config.seed)),
+            from_model=task.from_model,
+            init_from=config.init_from,
+            changes=functools.partial(changed_since, config, run_dir),
+        )
+        task.batches.move_to(int(state.step))
+        changes = changed_since(config, run_dir) if int(state.step) else ''
+        if changes and jax.process_index() == 0:
+            print(changes)
+        # Only here: a resume that is refused above must leave the run's description as it is.
+        write_description(config, run_dir)
+        try:
+            log = RunLog(run_dir, int(state.step), config.steps)
+            closing.callback(log.close)
+            with StopNotice() as notice:
+                state = _train(config, task, state, mesh, checkpoints, log, notice)
+        except OSError as error:  # of metrics or images: checkpoints have their own message
+            raise UserError(
+                f'run folder {run_dir} cannot be written: {error}; free space or make it writable, '
+                'then start the same command again: it goes on from the last checkpoint'
+            ) from None
     folder = run_dir / 'model'
     with finishing():
         task.export(state, folder)
@@ -123,6 +127,9 @@ def _train(
     if config.init_from and int(state.step) == 0:
         with log.pause():
             _evaluate(config, task, state, 0, log)  # the metrics before fine-tuning
+    if 0 < int(state.step) < config.steps:
+        with log.pause():
+            _catch_up(config, task, state, log, checkpoints, notice)
     watch = Stopwatch(config.batch_size, mesh_peak(mesh))
     pauses = (config.eval_every, config.sample_every, config.checkpoint_every)
     pending = None  # (step, metrics, FLOP) of the step that the devices work on
@@ -160,6 +167,22 @@ def _train(
     return state
 
 
+def _catch_up(
+    config: RunConfig,
+    task: Task,
+    state: TrainState,
+    log: RunLog,
+    checkpoints: Checkpoints,
+    notice: StopNotice,
+) -> None:
+    """Evaluates and samples at the step of a resume, if the run ended before it had done so."""
+    step = int(state.step)
+    done = [_evaluate.__name__] if log.has(step, 'heldout') else []
+    done += [_sample.__name__] if _sample_path(config, step).exists() else []
+    names = from_first_process(done)
+    _evaluate_and_sample(config, task, state, step, log, checkpoints, notice, done=names)
+
+
 def _evaluate_and_sample(
     config: RunConfig,
     task: Task,
@@ -168,10 +191,11 @@ def _evaluate_and_sample(
     log: RunLog,
     checkpoints: Checkpoints,
     notice: StopNotice,
+    done: Sequence[str] = (),
 ) -> None:
     """Evaluates and samples as due after `step`; raises `Preempted` if SIGTERM came meanwhile."""
     for every, action in ((config.eval_every, _evaluate), (config.sample_every, _sample)):
-        if step >= config.steps or step % every == 0:
+        if action.__name__ not in done and (step >= config.steps or step % every == 0):
             action(config, task, state, step, log)
             if notice.stops():
                 checkpoints.save(step, state)
@@ -216,6 +240,10 @@ def _evaluate(config: RunConfig, task: Task, state: TrainState, step: int, log: 
 
 
 def _sample(config: RunConfig, task: Task, state: TrainState, step: int, _: RunLog) -> None:
-    folder = pathlib.Path(config.run_dir) / 'samples'
-    folder.mkdir(exist_ok=True)
-    task.sample(state, folder / f'step_{step:07}.png')
+    path = _sample_path(config, step)
+    path.parent.mkdir(exist_ok=True)
+    task.sample(state, path)
+
+
+def _sample_path(config: RunConfig, step: int) -> pathlib.Path:
+    return pathlib.Path(config.run_dir) / 'samples' / f'step_{step:07}.png'

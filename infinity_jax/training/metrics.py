@@ -14,7 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from infinity_jax.errors import UserError
 from infinity_jax.runtime.atomic_write import atomic_file
+from infinity_jax.training.event_file import EventFile
 
 FILE_NAME = 'metrics.jsonl'
 # A loss is a spike where it exceeds the median of the last losses by more than this margin.
@@ -60,25 +62,26 @@ class RunLog:
         last checkpoint, are dropped so that every step appears once. The last evaluation of a
         finished run and the first of a run that starts over are dropped too: they are repeated.
       num_steps: length of the run.
+
+    Raises:
+      UserError: a line of metrics.jsonl is damaged.
+      OSError: the folder cannot be written.
     """
 
     def __init__(self, folder: str | os.PathLike, start_step: int, num_steps: int):
         self.path = pathlib.Path(folder) / FILE_NAME
         self._active = jax.process_index() == 0
+        self._kept: set[tuple[int, str]] = set()
         self._bar = None
         self._spikes = SpikeDetector()
         if not self._active:
             return
-        # Imported here: reading metrics needs neither.
-        import tensorboardX
-        import tqdm
+        import tqdm  # here: reading metrics does without it
 
         repeated = start_step in (0, num_steps) or start_step > num_steps
-        _drop_lines(self.path, start_step, start_step - repeated)
+        self._kept = _drop_lines(self.path, start_step, start_step - repeated)
         self._file = self.path.open('a', encoding='utf-8')
-        self._board = tensorboardX.SummaryWriter(
-            str(self.path.parent / 'tensorboard'), purge_step=start_step + 1
-        )
+        self._board = EventFile(self.path.parent / 'tensorboard', purge_step=start_step + 1)
         self._bar = tqdm.tqdm(
             total=num_steps,
             initial=start_step,
@@ -86,6 +89,10 @@ class RunLog:
             dynamic_ncols=True,
             mininterval=0.5 if sys.stderr.isatty() else 20.0,
         )
+
+    def has(self, step: int, split: str) -> bool:
+        """Whether an earlier start of the run wrote the line of this step, in the first process."""
+        return (step, split) in self._kept
 
     def write(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Adds one line for `step`. Arrays of one axis become lists (one entry per scale).
@@ -100,12 +107,13 @@ class RunLog:
         values = {name: np.asarray(value).tolist() for name, value in values.items()}
         self._file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
         self._file.flush()
+        scalars = {}
         for name, value in values.items():
-            if isinstance(value, list):
-                for k, entry in enumerate(value):
-                    self._board.add_scalar(f'{split}/{name}/{k:02}', entry, step)
-            else:
-                self._board.add_scalar(f'{split}/{name}', value, step)
+            entries = value if isinstance(value, list) else [value]
+            for k, entry in enumerate(entries):
+                suffix = f'/{k:02}' if isinstance(value, list) else ''
+                scalars[f'{split}/{name}{suffix}'] = entry
+        self._board.write(step, scalars)
 
     def spike(self, step: int, loss: float) -> dict[str, float]:
         """Adds the loss of a step, and prints a line if it is far above the recent level.
@@ -142,19 +150,49 @@ class RunLog:
             self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        if self._active:
-            self._file.close()
-            self._board.close()
+        """Closes all files; lines that a full disk did not take have already failed in `write`."""
+        if not self._active:
+            return
+        for opened in (self._bar, self._file, self._board):
+            if opened is not None:
+                with contextlib.suppress(OSError):
+                    opened.close()
 
 
 def read_metrics(folder: str | os.PathLike, split: str = 'train') -> list[dict[str, Any]]:
-    """The lines of one split in a run folder, in order of steps."""
-    path = pathlib.Path(folder) / FILE_NAME
-    lines = [] if not path.exists() else path.read_text(encoding='utf-8').splitlines()
-    records = [json.loads(line) for line in lines]
+    """The lines of one split in a run folder, in order of steps.
+
+    Raises:
+      UserError: a line is damaged.
+    """
+    records = (record for _, record in _lines(pathlib.Path(folder) / FILE_NAME))
     return [record for record in records if record['split'] == split]
+
+
+def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
+    """The lines of metrics.jsonl with their contents, but for a last one that a kill cut short.
+
+    Raises:
+      UserError: another line is damaged.
+    """
+    if not path.exists():
+        return []
+    *lines, rest = path.read_bytes().split(b'\n')
+    if rest.strip(b'\0') and not rest.startswith(b'{'):
+        lines.append(rest)  # no start of a line of ours
+    parsed = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record['step'], int) or not isinstance(record['split'], str):
+                raise TypeError
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise UserError(
+                f'{path} line {number} is damaged: {line[:40]!r}; wanted an object with step and '
+                'split. Remove that line or move the file away, then start again'
+            ) from None
+        parsed.append((line.decode() + '\n', record))
+    return parsed
 
 
 def plot_losses(folder: str | os.PathLike) -> pathlib.Path | None:
@@ -196,7 +234,8 @@ def plot_losses(folder: str | os.PathLike) -> pathlib.Path | None:
         axes[-1].axhline(1.0, color='grey', linestyle=':')
         axes[-1].set(xlabel='step', ylabel="discriminator's loss (dotted: chance)")
     path = pathlib.Path(folder) / 'losses.png'
-    figure.savefig(path, dpi=100)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, dpi=100, format='png')
     return path
 
 
@@ -207,17 +246,19 @@ def _series(records: list[dict[str, Any]], name: str) -> tuple[list[int], list[A
     return [s for s, _ in pairs], [v for _, v in pairs]
 
 
-def _drop_lines(path: pathlib.Path, step: int, heldout_step: int) -> None:
-    """Keeps lines up to `step`, held-out ones up to `heldout_step`; drops incomplete lines too."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding='utf-8').splitlines():
-        try:
-            record = json.loads(line)
-            if record['step'] <= (heldout_step if record['split'] == 'heldout' else step):
-                kept.append(line + '\n')
-        except (json.JSONDecodeError, KeyError):
-            continue
-    with atomic_file(path) as temporary:
-        temporary.write_text(''.join(kept), encoding='utf-8')
+def _drop_lines(path: pathlib.Path, step: int, heldout_step: int) -> set[tuple[int, str]]:
+    """Keeps lines up to `step`, held-out ones up to `heldout_step`.
+
+    Returns:
+      step and split of the lines that are kept.
+    """
+    lines = _lines(path)
+    kept = [
+        (line, (record['step'], record['split']))
+        for line, record in lines
+        if record['step'] <= (heldout_step if record['split'] == 'heldout' else step)
+    ]
+    if path.exists():
+        with atomic_file(path) as temporary:
+            temporary.write_text(''.join(line for line, _ in kept), encoding='utf-8')
+    return {key for _, key in kept}

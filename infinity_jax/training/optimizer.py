@@ -63,6 +63,8 @@ class OptimizerConfig:
 
     def __post_init__(self):
         check_ranges(self, 'optimizer.', _RANGES)
+        if self.decay not in ('constant', 'cosine'):
+            raise UserError(f"optimizer.decay is {self.decay!r}; wanted 'constant' or 'cosine'")
 
 
 def decay_mask(params: Any) -> Any:
@@ -86,12 +88,7 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], 
     Args:
       config: the optimizer's fields.
       steps: length of the run; a cosine decay ends there unless `decay_steps` is set.
-
-    Raises:
-      UserError: `decay` is unknown.
     """
-    if config.decay not in ('constant', 'cosine'):
-        raise UserError(f"optimizer.decay is {config.decay!r}; wanted 'constant' or 'cosine'")
     last = max(config.decay_steps or steps, config.warmup_steps + 1)
 
     def schedule(count):

@@ -9,9 +9,10 @@ from typing import Any
 
 import jax
 
-from infinity_jax.errors import UserError
+from infinity_jax.errors import UserError, first_line
 from infinity_jax.renamed import STORED, current_field
 from infinity_jax.runtime.atomic_write import atomic_file
+from infinity_jax.weights.weight_files import read_json
 
 CHECKPOINTS = 'checkpoints'  # in a run folder; holds one folder per step
 # Fields that hold paths on the machine of the run; a model folder does without them.
@@ -60,9 +61,11 @@ def changed_since(config: Any, run_dir: pathlib.Path) -> str:
     if not path.exists():
         return ''
     try:
-        old = _flat(json.loads(path.read_text(encoding='utf-8')))
-    except (OSError, ValueError) as error:
-        raise UserError(f'{path} cannot be read: {error}; delete it, then start again') from None
+        old = _flat(read_json(path))
+    except (UserError, RecursionError) as error:
+        raise UserError(
+            f'{first_line(error)}; move that file away, then start again: it is written anew'
+        ) from None
     new = _flat(json.loads(json.dumps(dataclasses.asdict(config))))
     old = {_current_path(name, new): value for name, value in old.items()}
     names = [n for n in new if n in old and new[n] != old[n] and n not in IGNORED_FIELDS]

@@ -10,10 +10,9 @@ import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from infinity_jax.errors import UserError
-from infinity_jax.parsing import from_mapping
 from infinity_jax.runtime.atomic_write import atomic_file
 from infinity_jax.transformer.lora import LoraConfig, merge
-from infinity_jax.weights.model_folder import load_model, save_model
+from infinity_jax.weights.model_folder import load_model, save_model, stored_config
 from infinity_jax.weights.safetensors_writer import SafetensorsWriter, Spec
 from infinity_jax.weights.weight_files import open_safetensors
 
@@ -57,7 +56,10 @@ def load_adapter(path: str | Path) -> tuple[LoraConfig, Any]:
         described = dict(json.loads(metadata['lora']))
     except (KeyError, TypeError, ValueError):
         raise UserError(f'{path}: its header is damaged; copy it again') from None
-    config = from_mapping(LoraConfig, described, 'lora')
+    try:
+        config = stored_config(LoraConfig, described, 'lora')
+    except UserError as error:
+        raise UserError(f'{path}: {error}') from None
     tensors = open_safetensors(Path(path), refuse_values=True)
     arrays = {name: tensor.read() for name, tensor in tensors.items()}
     return config, unflatten_dict(arrays, sep='.')

@@ -2,13 +2,14 @@
 
 The hash of a tensor is the SHA-256 of the SHA-256 of each MiB of its bytes, in row-major order, cut
 to 128 bits. Blocks can so be hashed by several threads. The same pass finds the largest magnitude,
-which shows NaN, infinity and tensors of zeros alone.
+which shows NaN, infinity and tensors of zeros alone. Whole files have the same kind of hash.
 """
 
 import concurrent.futures
 import hashlib
 import os
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 BLOCK = 2**20  # bytes; a part of the format
 DIGITS = 32  # hexadecimal digits per hash
 MAX_THREADS = 8
+_READ = 16 * BLOCK  # bytes of a file that a thread reads at a time
 # dtype -> the unsigned integer of its size, the bits of a magnitude, the bits of infinity. Of two
 # floats without their signs the larger one has the larger bits; NaN is above infinity.
 _MAGNITUDES = {
@@ -53,15 +55,41 @@ def scan(content: np.ndarray, dtype: np.dtype) -> Scan:
         block = content[start : start + BLOCK]
         return hashlib.sha256(block.data).digest(), _peak(block, dtype)
 
-    starts = range(0, len(content), BLOCK)
-    if len(starts) <= 4:
-        blocks = list(map(of_block, starts))
-    else:  # hashlib and numpy release the interpreter lock
-        with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_THREADS)) as pool:
-            blocks = list(pool.map(of_block, starts))
+    blocks = _in_threads(of_block, range(0, len(content), BLOCK))
     peaks = [peak for _, peak in blocks if peak is not None]
-    digest = hashlib.sha256(b''.join(part for part, _ in blocks)).hexdigest()[:DIGITS]
-    return Scan(digest, max(peaks, default=None))
+    return Scan(_combined([part for part, _ in blocks]), max(peaks, default=None))
+
+
+def hash_file(path: str | os.PathLike) -> str:
+    """The hash of a file's bytes, read in parts by several threads.
+
+    Raises:
+      OSError: the file is missing or cannot be read.
+    """
+
+    def of_part(start: int) -> bytes:
+        with open(path, 'rb') as file:
+            file.seek(start)
+            part = memoryview(file.read(_READ))
+        blocks = (part[i : i + BLOCK] for i in range(0, len(part), BLOCK))
+        return b''.join(hashlib.sha256(block).digest() for block in blocks)
+
+    return _combined(_in_threads(of_part, range(0, os.path.getsize(path), _READ)))
+
+
+Result = TypeVar('Result')
+
+
+def _in_threads(function: Callable[[int], Result], starts: Sequence[int]) -> list[Result]:
+    """`function` of each start; hashlib, numpy and reading release the interpreter lock."""
+    if len(starts) <= 4:
+        return list(map(function, starts))
+    with concurrent.futures.ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_THREADS)) as pool:
+        return list(pool.map(function, starts))
+
+
+def _combined(digests: list[bytes]) -> str:
+    return hashlib.sha256(b''.join(digests)).hexdigest()[:DIGITS]
 
 
 def _peak(block: np.ndarray, dtype: np.dtype) -> int | None:

@@ -15,9 +15,10 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -27,9 +28,13 @@ from jax.sharding import Mesh
 from infinity_jax.config import DTYPES, ModelConfigs, TokenizerConfig, TransformerConfig, required
 from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
+from infinity_jax.renamed import STORED, current_field
 from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
+from infinity_jax.runtime.hub import WEIGHT_ENDINGS
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
+from infinity_jax.weights.file_hashes import ENTRY, file_hashes, file_problems
+from infinity_jax.weights.fingerprint import kept_by, partner_fingerprint
 from infinity_jax.weights.part_weights import (
     Params,
     flat_shapes,
@@ -43,6 +48,10 @@ from infinity_jax.weights.weight_files import name_problems, read_json
 FORMAT = 'infinity_jax'
 VERSION = 1
 PARTS = ('transformer', 'tokenizer', 'text_encoder')
+# Fields that the first folders lack; their defaults are the behaviour of that time.
+LATER_FIELDS = ('decoder_blocks', 'kernel_size')
+
+Config = TypeVar('Config')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +102,8 @@ def save_model(folder: str | Path, loaded: LoadedModel, dtype: str = 'float32') 
             save_encoder(text_folder, loaded.configs.text, text_params, jnp.dtype(dtype))
             if loaded.text_tokenizer is not None:
                 loaded.text_tokenizer.save(text_folder)
-        write_description(temporary, loaded.configs)
+        trained_with = kept_by(dtype, loaded.configs.trained_with)
+        write_description(temporary, dataclasses.replace(loaded.configs, trained_with=trained_with))
 
 
 @contextlib.contextmanager
@@ -120,7 +130,7 @@ def _weights(loaded: LoadedModel) -> list[tuple[str, Any, Params]]:
 
 
 def write_description(folder: Path, configs: ModelConfigs) -> None:
-    """Writes config.json, the description of the folder's weights."""
+    """Writes config.json, the description of the folder's weights; the text encoder comes first."""
     described: dict[str, Any] = {'format': FORMAT, 'version': VERSION}
     for part, config in (
         ('transformer', configs.transformer),
@@ -131,7 +141,11 @@ def write_description(folder: Path, configs: ModelConfigs) -> None:
             described[part] = dataclasses.asdict(config)
     if configs.source:
         described['source'] = dict(configs.source)
+    if configs.trained_with:
+        described['trained_with'] = configs.trained_with
     described['extra'] = dict(configs.extra)
+    if hashes := file_hashes(folder):
+        described[ENTRY] = hashes
     text = json.dumps(described, indent=2)
     (folder / 'config.json').write_text(text + '\n', encoding='utf-8')
 
@@ -157,15 +171,44 @@ def read_configs(folder: str | os.PathLike[str]) -> ModelConfigs:
     ):
         if part in described:
             try:
-                parts[part] = from_mapping(config_type, described[part], part, stored=True)
+                parts[part] = stored_config(config_type, described[part], part)
             except UserError as error:
                 raise UserError(f'{folder}/config.json: {error}') from None
+    parts['trained_with'] = described.get('trained_with', '')
+    if not isinstance(parts['trained_with'], str):
+        raise UserError(f'{folder}/config.json: trained_with is no text; wanted a fingerprint')
     if (folder / 'text_encoder').is_dir():
         parts['text'] = read_text_config(folder / 'text_encoder')
     configs = ModelConfigs(**parts)
     if problems := configs.problems():
         raise UserError(f'{folder}: ' + '; '.join(problems))
     return configs
+
+
+def stored_config(config_type: type[Config], fields: Any, where: str) -> Config:
+    """A configuration that this package wrote, in which no field may be missing.
+
+    A field that got lost must not become its default: the weights would load, and the model would
+    be another one.
+
+    Args:
+      config_type: a dataclass.
+      fields: the parsed JSON.
+      where: name of the part, for messages.
+
+    Raises:
+      UserError: a field is missing, unknown or mistyped.
+    """
+    known = [field.name for field in dataclasses.fields(config_type)]  # type: ignore[arg-type]
+    if isinstance(fields, Mapping):
+        given = {current_field(name, known, STORED) for name in fields}
+        missing = [name for name in known if name not in given and name not in LATER_FIELDS]
+        if missing:
+            raise UserError(
+                f'{where} lacks {", ".join(missing)}, with which it was saved; copy the original '
+                'file there again'
+            )
+    return from_mapping(config_type, fields, where, stored=True)
 
 
 def load_model(
@@ -185,8 +228,9 @@ def load_model(
       parts: those of transformer, tokenizer and text_encoder to read, if they are present.
       mesh: weights stream tensor by tensor into their shards on it; None returns numpy arrays.
       configs: those of the folder, if they were read already.
-      verify: whether tensors are compared with their hashes, which older folders lack, and NaN,
-        infinity and kernels of zeros are refused.
+      verify: whether tensors are compared with their hashes, which older folders lack, NaN,
+        infinity and kernels of zeros are refused, and the tokenizer is compared with the one that
+        the transformer was trained with.
 
     Raises:
       UserError: no such model, an unknown configuration field, or weights missing, unknown or
@@ -203,6 +247,8 @@ def load_model(
             )
     text_folder = folder / 'text_encoder'
     if 'text_encoder' in parts and text_folder.is_dir():
+        if verify:
+            problems += file_problems(folder, read_description(folder)[1])
         try:
             _, weights['text_params'] = load_encoder(
                 text_folder, dtype, mesh, configs.text, verify=verify
@@ -213,14 +259,40 @@ def load_model(
             weights['text_tokenizer'] = TextTokenizer.from_folder(text_folder)
     if problems:
         raise UserError(f'{folder}: ' + '; '.join(problems))
+    if verify and configs.transformer and configs.trained_with and weights.get('tokenizer_params'):
+        _check_partner(folder, configs, weights['tokenizer_params'])
     return LoadedModel(configs, **weights)
+
+
+def _check_partner(folder: Path, configs: ModelConfigs, tokenizer: Params) -> None:
+    """Raises `UserError` unless the tokenizer is the one that the transformer was trained with."""
+    seen = partner_fingerprint(required(configs.tokenizer, 'tokenizer'), tokenizer)
+    if seen != configs.trained_with:
+        raise UserError(
+            f'{folder}: its tokenizer has the fingerprint {seen}, but the transformer was trained '
+            f'with {configs.trained_with}: these two do not belong together; copy the whole folder '
+            'again'
+        )
+
+
+def conversion(files: Iterable[str]) -> str:
+    """A sentence with the command that makes a model folder of released files."""
+    files = list(files)
+    tokenizers = [name for name in files if re.search('vae|tokenizer', name)]
+    others = [name for name in files if name not in tokenizers]
+    named = (
+        f'--transformer {others[0] if others else "FILE"} '
+        f'--tokenizer {tokenizers[0] if tokenizers else "FILE"}'
+    )
+    return f'Make one: infinity-jax convert from-torch {named} --text-encoder FOLDER --out FOLDER'
 
 
 def existing_folder(folder: str | os.PathLike[str]) -> Path:
     """The folder itself, or its backup where a save was cut off between its two renames."""
     folder = Path(folder)
     previous = previous_folder(folder)
-    return previous if not folder.exists() and previous.exists() else folder
+    # os.path: False too for what cannot be a path
+    return previous if not os.path.exists(folder) and os.path.exists(previous) else folder
 
 
 def read_description(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
@@ -231,9 +303,13 @@ def read_description(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, An
     """
     folder = existing_folder(folder)
     path = folder / 'config.json'
-    if not path.is_file():
-        lack = 'no config.json there' if folder.exists() else 'no such folder'
-        raise UserError(f'{folder}: {lack}; wanted a model folder of {FORMAT}')
+    if not os.path.isfile(path):
+        if os.path.isfile(folder):
+            raise UserError(f'{folder}: a file; wanted a model folder. {conversion([folder.name])}')
+        lack = 'no config.json there' if os.path.exists(folder) else 'no such folder'
+        weights = [p.name for p in sorted(folder.glob('*')) if p.suffix in WEIGHT_ENDINGS]
+        advice = f'. {conversion(weights)}' if weights else ''
+        raise UserError(f'{folder}: {lack}; wanted a model folder of {FORMAT}{advice}')
     described = read_json(path)
     if described.get('format') != FORMAT or described.get('version') != VERSION:
         seen = f'{described.get("format")!r} version {described.get("version")!r}'

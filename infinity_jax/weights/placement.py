@@ -19,7 +19,7 @@ from infinity_jax.config import (
     required,
 )
 from infinity_jax.errors import UserError
-from infinity_jax.sharding import batch_sharding, shardings_of
+from infinity_jax.sharding import batch_sharding, shardings_of, target_platform
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.transformer.int8 import SCALE, int8_shapes, quantize_kernels
 from infinity_jax.weights.model_folder import LoadedModel
@@ -43,6 +43,7 @@ class PlacedModel:
       quantization: the formats of weights and cache.
       mesh: the devices that share the work; None: the default device.
       offload_text: the text encoder is on the device only while it encodes.
+      read_tokenizer: returns the tokenizer's parameters with the encoder, which only editing uses.
     """
 
     configs: ModelConfigs
@@ -53,6 +54,7 @@ class PlacedModel:
     quantization: QuantizationConfig = QuantizationConfig()
     mesh: Mesh | None = None
     offload_text: bool = False
+    read_tokenizer: Callable[[], Params | None] = lambda: None
 
 
 def place_model(
@@ -75,7 +77,10 @@ def place_model(
     check_complete(
         loaded, ('transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer')
     )
-    return place_parts(lambda part: loaded, loaded.configs, quantization, mesh, offload_text)
+    configs = with_text_dtype(loaded.configs, platform=platform_of(mesh))
+    placed = place_parts(lambda part: loaded, configs, quantization, mesh, offload_text)
+    tokenizer_params = loaded.tokenizer_params  # and not `loaded`, which would keep all weights
+    return dataclasses.replace(placed, read_tokenizer=lambda: tokenizer_params)
 
 
 def place_parts(
@@ -119,6 +124,7 @@ def place_parts(
         quantization=quantization,
         mesh=mesh,
         offload_text=offload_text,
+        read_tokenizer=lambda: load('tokenizer').tokenizer_params,
         **placed,
     )
 
@@ -148,11 +154,35 @@ def place_decoder(params: Params, config: TokenizerConfig, mesh: Mesh | None = N
 def place_text_encoder(
     params: Params, configs: ModelConfigs, mesh: Mesh | None = None, offload: bool = False
 ) -> Params:
-    """The text encoder's parameters in the transformer's dtype, on the devices or the host."""
-    dtype = required(configs.transformer, 'transformer').dtype
+    """The text encoder's parameters in the dtype of its products, on the devices or the host."""
+    dtype = configs.text_products
     if offload:
         return hold(params, dtype)
     return place(params, dtype, required(configs.text, 'text encoder'), mesh)
+
+
+def with_text_dtype(
+    configs: ModelConfigs, dtype: str = '', platform: str | None = None
+) -> ModelConfigs:
+    """The configurations with the dtype of the text encoder's products, unless they have one.
+
+    Args:
+      configs: of a model with a transformer.
+      dtype: the dtype; '': on a GPU float16 next to a transformer in bfloat16, as in the released
+        code, since it rounds eight times finer. Otherwise the transformer's.
+      platform: of the devices; None: of the default one.
+    """
+    if configs.text_dtype and not dtype:
+        return configs
+    own = required(configs.transformer, 'transformer').dtype
+    if not dtype and own == 'bfloat16' and (platform or target_platform()) == 'gpu':
+        dtype = 'float16'
+    return dataclasses.replace(configs, text_dtype=dtype or own)
+
+
+def platform_of(mesh: Mesh | None) -> str | None:
+    """The platform of a mesh's devices; None without a mesh."""
+    return None if mesh is None else mesh.devices.flat[0].platform
 
 
 def device_dtype(path: tuple[str, ...], product_dtype: Any) -> np.dtype:
@@ -234,8 +264,8 @@ def hold(params: Params, product_dtype: Any) -> Params:
     return unflatten_dict(cast)
 
 
-def share_batch(rows: Any, mesh: Mesh | None) -> jax.Array:
-    """Puts rows of a batch on the default device, or splits them over the mesh."""
+def share_batch(rows: Any, mesh: Mesh | None) -> Any:
+    """Puts rows of a batch, one array or a tree, on the device or splits them over the mesh."""
     return jax.device_put(rows, None if mesh is None else batch_sharding(mesh))
 
 

@@ -16,10 +16,13 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from infinity_jax.errors import UserError
+from infinity_jax.errors import UserError, in_one_line
+from infinity_jax.ranges import short
+from infinity_jax.runtime.hub import check_content
+from infinity_jax.runtime.local_files import open_regular
 from infinity_jax.weights.integrity import byte_view, scan, value_problem
 from infinity_jax.weights.torch_file.reader import read_torch_file
-from infinity_jax.weights.torch_file.unpickler import TorchTensor
+from infinity_jax.weights.torch_file.unpickler import Opaque, TorchTensor
 
 SAFETENSORS_DTYPES = {
     'F64': np.float64,
@@ -117,6 +120,7 @@ def open_safetensors(
       UserError: no such file, or not a whole safetensors file with its hashes.
     """
     tensors = {}
+    open_regular(path).close()
     try:
         with safetensors.safe_open(path, framework='numpy') as file:
             hashes = _hashes(path, file.metadata() or {}, file.keys())
@@ -129,9 +133,9 @@ def open_safetensors(
                 dtype, shape = np.dtype(SAFETENSORS_DTYPES[code]), tuple(part.get_shape())
                 options = starts[name], hashes.get(name), verify, refuse_values
                 tensors[name] = SafeTensor(path, name, shape, dtype, *options)
-    except FileNotFoundError:
-        raise UserError(f'{path}: no such file') from None
     except (safetensors.SafetensorError, OSError) as error:
+        if path.is_file():
+            check_content(path)
         raise UserError(f'{path}: not a whole safetensors file ({error}); copy it again') from None
     return tensors
 
@@ -142,7 +146,7 @@ def _hashes(path: Path, metadata: Mapping[str, str], names: list[str]) -> dict[s
         return {}
     try:
         hashes = json.loads(metadata[HASHES])
-    except ValueError:
+    except (ValueError, RecursionError):
         hashes = None
     if not isinstance(hashes, dict) or set(hashes) != set(names):
         raise UserError(
@@ -177,22 +181,43 @@ def open_weights(
     path = Path(path)
     if path.is_dir():
         return _open_folder(path, verify=verify, refuse_values=refuse_values)
-    if path.suffix == '.safetensors':
+    if path.suffix == '.safetensors' or _is_safetensors(path):
         return open_safetensors(path, verify=verify, refuse_values=refuse_values)
     found = read_torch_file(path)
     if not isinstance(found, Mapping):
-        raise UserError(f'{path}: holds a {type(found).__name__}; wanted a state dict')
+        raise UserError(
+            f'{path}: holds a {kind_of(found)}; wanted a state dict, as '
+            'torch.save(model.state_dict(), PATH) writes'
+        )
     return dict(found)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file of another ending begins as a safetensors file: a length, then JSON."""
+    try:
+        with open(path, 'rb') as file:
+            start = file.read(9)
+    except OSError:
+        return False
+    return start[8:] == b'{' and start[6:8] == bytes(2)
+
+
+def kind_of(value: Any) -> str:
+    """The type of a value in a torch file, as a word for messages."""
+    if isinstance(value, type) and issubclass(value, Opaque):  # a name that nothing was done to
+        return value.pickled_name
+    return value.pickled_name if isinstance(value, Opaque) else type(value).__name__
 
 
 def _open_folder(folder: Path, **options: bool) -> dict[str, Any]:
     """Opens a folder by its index, else its single weight file, else all its safetensors."""
-    for name in INDEX_NAMES:
-        if (folder / name).is_file():
-            return open_shards(folder / name, **options)
-    for name in SINGLE_NAMES:
-        if (folder / name).is_file():
-            return open_weights(folder / name, **options)
+    # An index without any of its shards is a leftover of a download of the other format.
+    indexes = [folder / name for name in INDEX_NAMES if (folder / name).is_file()]
+    for index in sorted(indexes, key=lambda index: not any(map(Path.is_file, _shards_of(index)))):
+        if any(map(Path.is_file, _shards_of(index))) or not _single_file(folder):
+            return open_shards(index, **options)
+    if single := _single_file(folder):
+        return open_weights(single, **options)
     others = sorted(folder.glob('*.safetensors'))
     if not others:
         wanted = ', '.join((*INDEX_NAMES, *SINGLE_NAMES))
@@ -203,17 +228,36 @@ def _open_folder(folder: Path, **options: bool) -> dict[str, Any]:
     return tensors
 
 
+def _single_file(folder: Path) -> Path | None:
+    return next((folder / name for name in SINGLE_NAMES if (folder / name).is_file()), None)
+
+
+def _shards_of(index: Path) -> list[Path]:
+    """The files that an index names."""
+    return [index.parent / shard for shard in sorted({*_weight_map(index).values()})]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor name -> file name."""
+    weight_map = read_json(index).get('weight_map')
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f'{index}: has no weight_map; wanted name -> shard')
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise UserError(f'{index}: names {shard!r}; wanted a file in the same folder')
+    return weight_map
+
+
 def open_shards(index: Path, *, verify: bool = True, refuse_values: bool = False) -> dict[str, Any]:
     """The tensors that an index lists, from the shards in its folder; options as `open_weights`."""
     folder = index.parent
-    weight_map = read_json(index).get('weight_map')
-    if not isinstance(weight_map, dict):
-        raise UserError(f'{index}: has no weight_map; wanted name -> shard')
+    weight_map = _weight_map(index)
     shards: dict[str, dict[str, Any]] = {}
     absent = []
+    for shard in weight_map.values():
+        if not isinstance(shard, str) or not shard or Path(shard).name != shard or '\0' in shard:
+            raise UserError(f'{index}: names {short(shard)}; wanted a file in the same folder')
     for shard in sorted(set(weight_map.values())):
-        if Path(shard).name != shard:
-            raise UserError(f'{index}: names {shard!r}; wanted a file in the same folder')
         if (folder / shard).is_file():
             shards[shard] = open_weights(folder / shard, verify=verify, refuse_values=refuse_values)
         else:
@@ -248,18 +292,31 @@ def is_tensor(value: Any) -> bool:
     return isinstance(value, (SafeTensor, TorchTensor))
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; `ValueError` for a name that it has twice, of which one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f'{twice!r} is there twice')
+    return found
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Parses a file with a JSON object.
 
     Raises:
       UserError: no such file, or no JSON object in it.
     """
+    with open_regular(path) as file:
+        content = file.read()
     try:
-        found = json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise UserError(f'{path}: no such file') from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f'{path}: not readable JSON ({error})') from None
+        found = json.loads(content.decode(), object_pairs_hook=_once)
+    except (ValueError, RecursionError) as error:
+        check_content(path)
+        raise UserError(
+            f'{path}: not readable JSON ({in_one_line(error, 200)}); copy the file again'
+        ) from None
     if not isinstance(found, dict):
         raise UserError(f'{path}: holds a JSON {type(found).__name__}; wanted an object')
     return found

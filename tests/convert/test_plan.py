@@ -167,8 +167,10 @@ def test_wrappers_and_training_checkpoints(tmp_path):
     assert_same(load_torch_tokenizer(tmp_path / 'vae.safetensors', norm_groups=4)[1], tokenizer)
     with pytest.raises(UserError, match='divides by neither norm_groups 32'):
         load_torch_tokenizer(tmp_path / 'vae.safetensors')
-    write_pth(tmp_path / 'other.pth', {'gan': state})
-    with pytest.raises(UserError, match='gan'):
+    write_pth(tmp_path / 'other.pth', {'gan': {'weight': np.ones(2, np.float32)}, 'epoch': 3})
+    with pytest.raises(
+        UserError, match=r'wanted a state dict .* holds gan \(dict\), epoch \(int\)'
+    ):
         load_torch_tokenizer(tmp_path / 'other.pth')
 
 
@@ -222,3 +224,19 @@ def test_wrong_files_are_refused(tmp_path):
         load_torch_tokenizer(tmp_path / 'absent.pth')
     with pytest.raises(UserError, match='no weights there'):
         load_torch_transformer(tmp_path)
+
+
+def test_weights_of_whole_numbers_are_refused(tmp_path):
+    state = {name: t.read() for name, t in open_tokenizer(GOLDEN / 'a_2b_style/vae.pth').items()}
+    name = next(name for name in state if name.endswith('conv_in.conv.weight'))
+    for dtype in ('int64', 'bool'):
+        write_pth(tmp_path / 'x.pth', {**state, name: state[name].astype(dtype)})
+        with pytest.raises(UserError, match=f'{name} has whole numbers of type {dtype}, wanted fl'):
+            load_torch_tokenizer(tmp_path / 'x.pth', norm_groups=2)
+
+
+@pytest.mark.parametrize('found', [{'vae': 5}, {'vae': [1]}, {'trainer': 5}, {'state_dict': 'x'}])
+def test_what_is_no_state_dict_is_named(tmp_path, found):
+    write_pth(tmp_path / 'x.pth', found)
+    with pytest.raises(UserError, match='holds a (int|list|str) where a state dict should be'):
+        open_tokenizer(tmp_path / 'x.pth')

@@ -237,7 +237,8 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path):
     # An export adds its files.
     from_torch(tmp_path / 'n', tokenizer=tokenizer)
     to_torch_files(tmp_path / 'n', tmp_path / 'm')
-    assert sorted(p.name for p in (tmp_path / 'm').iterdir()) == ['thesis.txt', 'tokenizer.pth']
+    names = ['infinity_jax.json', 'thesis.txt', 'tokenizer.pth']
+    assert sorted(p.name for p in (tmp_path / 'm').iterdir()) == names
 
 
 def test_export_needs_something_to_export(tmp_path):
@@ -335,7 +336,7 @@ def test_a_second_export_leaves_nothing_of_the_first(tmp_path):
     to_torch_files(tmp_path / 'm', out, file_format='safetensors', shard_size=300_000)
     (out / 'transformer-notes.txt').write_text('kept')
     to_torch_files(tmp_path / 'm', out)
-    names = ['tokenizer.pth', 'transformer-notes.txt', 'transformer.pth']
+    names = ['infinity_jax.json', 'tokenizer.pth', 'transformer-notes.txt', 'transformer.pth']
     assert sorted(path.name for path in out.iterdir()) == names
 
 

@@ -1,10 +1,14 @@
+import dataclasses
+import re
+
 import numpy as np
 import pytest
 from helpers.data_folders import jsonl_folder, tar_folder
 
 from infinity_jax.data.buckets import make_buckets, nearest_ratios, target_size
 from infinity_jax.data.config import DataConfig, SourceConfig
-from infinity_jax.data.stored_source import open_all
+from infinity_jax.data.pipeline import training_batches
+from infinity_jax.data.stored_source import open_all, open_stored
 from infinity_jax.errors import UserError
 from infinity_jax.scales import RATIOS, nearest_ratio
 
@@ -67,7 +71,7 @@ def test_emoji_are_squares_without_end(tmp_path):
     square, tall = make_buckets(config, 'train', smallest=1)
     assert [p.records is None for p in square.parts] == [True, False]
     assert square.share == pytest.approx(0.5 + 0.5 * 0.6)
-    with pytest.raises(UserError, match='source emoji .*none in a bucket'):
+    with pytest.raises(UserError, match='source emoji .*has no record of data.ratios'):
         make_buckets(data(tmp_path, 'emoji', ratios=('2.000',)), 'train', smallest=1)
 
 
@@ -77,7 +81,7 @@ def test_small_buckets_are_left_out_and_said(tmp_path, caplog):
     assert square.ratio == '1.000' and square.share == 1
     assert 'ratio 2.000: 4 of 4 records' in caplog.text
     with pytest.raises(
-        UserError, match='tar has 10 records.*bucket of 7 or more: lower batch_size'
+        UserError, match='tar has 10 records.*at most 6 of one ratio.*lower batch_size'
     ):
         make_buckets(config, 'train', smallest=7)
 
@@ -117,8 +121,10 @@ def test_bad_settings(fields, message):
 
 
 def test_bad_sources():
-    with pytest.raises(UserError, match="'parquet' is unknown; choose one of .*jsonl"):
-        SourceConfig('parquet', '/data')
+    with pytest.raises(UserError, match="'csv' is unknown; choose one of .*jsonl, parquet"):
+        SourceConfig('csv', '/data')
+    with pytest.raises(UserError, match='tar /data: images is set, but kind tar has no such'):
+        SourceConfig('tar', '/data', images='/images')
     with pytest.raises(UserError, match='kind tar has no path'):
         SourceConfig('tar')
     with pytest.raises(UserError, match='weight 0'):
@@ -127,5 +133,52 @@ def test_bad_sources():
 
 def test_data_of_which_nothing_is_held_out_is_said_to_be_small(tmp_path):
     config = data(tmp_path, 'tar', held_out_share=1e-6)
-    with pytest.raises(UserError, match='source tar .*raise data.held_out_share, now 1e-06'):
+    with pytest.raises(UserError, match='tar .*raise data.held_out_share, now 1e-06, to') as caught:
         make_buckets(config, 'held_out', smallest=1)
+    share = float(re.search('to (0[.][0-9]+) or more', str(caught.value))[1])
+    (bucket,) = make_buckets(data(tmp_path, 'tar', held_out_share=share), 'held_out', smallest=1)
+    assert sum(len(part.records) for part in bucket.parts) == 1
+
+
+def test_few_records_are_repeated_on_request_or_the_line_says_what_to_set(tmp_path):
+    jsonl_folder(tmp_path / 'jsonl', count=1, broken=False)
+    one = data(tmp_path, 'jsonl')
+    with pytest.raises(UserError, match='has 1 records .* or set data.repeat_records to True'):
+        make_buckets(one, 'train', smallest=4)
+    repeated = dataclasses.replace(one, repeat_records=True)
+    (bucket,) = make_buckets(repeated, 'train', smallest=4)
+    assert len(bucket.parts[0].records) == 1
+    batch = next(training_batches(repeated, batch_size=4))
+    assert batch.captions == ['jsonl 0'] * 4
+    shared = dataclasses.replace(one, held_out_share=0.01)
+    with pytest.raises(UserError, match='a single record, .*name sources in data.held_out'):
+        make_buckets(shared, 'held_out', smallest=1)
+    own = dataclasses.replace(repeated, held_out=one.sources)
+    assert next(training_batches(own, split='held_out', batch_size=2)).captions == ['jsonl 0'] * 2
+
+
+def test_where_all_records_are_broken_no_batch_size_is_advised(tmp_path):
+    folder = tmp_path / 'jsonl'
+    folder.mkdir()
+    (folder / 'a.jsonl').write_text('{"file_name": "1.png", "text": "a"}\n' * 3)
+    config = data(tmp_path, 'jsonl', max_broken_share=1.0)
+    message = "all 3 records are broken, the first: .*set image_field to 'file_name'; correct"
+    message += ".*; found there: .*, read by {'kind': 'jsonl', .*'image_field': 'file_name'}"
+    with pytest.raises(UserError, match=message):
+        make_buckets(config, 'train', smallest=4)
+    stored = [open_stored(config.sources[0], config, 'train')]
+    with pytest.raises(UserError, match='all 3 records are broken') as caught:
+        make_buckets(config, 'train', smallest=4, stored=stored)
+    assert 'batch_size' not in str(caught.value)
+
+
+def test_damaged_files_count_by_their_share(tmp_path):
+    folder = tar_folder(tmp_path / 'tar')
+    (folder / '001.tar').write_bytes((folder / '001.tar').read_bytes()[:3000])
+    config = data(tmp_path, 'tar', max_broken_share=0.05)
+    message = r'tar .*: (\d) of (\d) records are broken, with about \1 in damaged files, .*001.tar'
+    with pytest.raises(UserError, match=message):
+        open_all(config, 'train')
+    (stored,) = open_all(dataclasses.replace(config, max_broken_share=0.5), 'train')
+    assert len(stored.index) == 5 and [row[0] for row in stored.index.damaged] == ['001.tar']
+    assert stored.index.total == 5 + stored.index.lost

@@ -1,5 +1,6 @@
 """Makes small data sets of every kind, with good and broken records."""
 
+import csv
 import io
 import json
 import tarfile
@@ -104,3 +105,73 @@ def tfds_folder(folder, count=8):
     builder = Squares(data_dir=folder, file_format='array_record')
     builder.download_and_prepare()
     return builder.data_dir
+
+
+def imagefolder_folder(folder, count=8):
+    """A Hugging Face imagefolder: metadata.jsonl, and metadata.csv in a subfolder, half each."""
+    (folder / 'more').mkdir(parents=True)
+    rows = []
+    for i in range(count):
+        where = folder / ('more' if i % 2 else '')
+        (where / f'{i:02}.png').write_bytes(encoded(64, 64, 300 + i, 'PNG'))
+        rows.append((f'{i:02}.png', f'imagefolder {i}, "red"\nand\u2028blue'))
+    lines = [json.dumps({'file_name': name, 'text': text}) for name, text in rows[::2]]
+    (folder / 'metadata.jsonl').write_text('\n'.join(lines))
+    with (folder / 'more' / 'metadata.csv').open('w', newline='', encoding='utf-8-sig') as file:
+        csv.writer(file).writerows([('file_name', 'text'), *rows[1::2]])
+    return folder
+
+
+def sidecar_folder(folder, count=8):
+    """Images with texts of the same name, as img2dataset writes files: in subfolders, with JSON."""
+    for i in range(count):
+        where = folder / f'{i % 2:05}'
+        where.mkdir(parents=True, exist_ok=True)
+        (where / f'{i:09}.jpg').write_bytes(encoded(64, 64, 400 + i))
+        (where / f'{i:09}.txt').write_text(f'sidecar {i}')
+        (where / f'{i:09}.json').write_text(json.dumps({'caption': f'{i}', 'url': '', 'text': 'x'}))
+    return folder
+
+
+def image_table(count=8, name='parquet'):
+    """A table as the hub stores images: bytes and paths; captions are lists of one or two."""
+    import pyarrow as pa
+
+    images = [
+        {'bytes': encoded(64, 64, 500 + i), 'path': None if i % 2 else f'{i}.jpg'}
+        for i in range(count)
+    ]
+    texts = [[f'{name} {i} a', f'{name} {i} b'][: 1 + i % 2] for i in range(count)]
+    return pa.table({'image': images, 'caption': texts, 'label': list(range(count))})
+
+
+def parquet_folder(folder, count=8):
+    """Two Parquet files of the split train, in row groups of three, and one of the split test."""
+    import pyarrow.parquet
+
+    folder.mkdir()
+    table = image_table(count)
+    for number in range(2):
+        part = table.slice(number * count // 2, count // 2)
+        path = folder / f'train-{number:05}-of-00002.parquet'
+        pyarrow.parquet.write_table(part, path, row_group_size=3)
+    pyarrow.parquet.write_table(table.slice(0, 1), folder / 'test-00000-of-00001.parquet')
+    return folder
+
+
+def arrow_folder(folder, count=8):
+    """The files that `save_to_disk` of the library `datasets` writes for two splits."""
+    import pyarrow as pa
+
+    table, splits = image_table(count, 'arrow'), ('train', 'test')
+    for split in splits:
+        (folder / split).mkdir(parents=True)
+        name = 'data-00000-of-00001.arrow'
+        with pa.OSFile(str(folder / split / name), 'wb') as file:
+            with pa.ipc.new_stream(file, table.schema) as stream:
+                stream.write_table(table, max_chunksize=3)
+        state = {'_data_files': [{'filename': name}], '_split': split}
+        (folder / split / 'state.json').write_text(json.dumps(state))
+        (folder / split / 'dataset_info.json').write_text('{}')
+    (folder / 'dataset_dict.json').write_text(json.dumps({'splits': splits}))
+    return folder

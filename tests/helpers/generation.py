@@ -1,5 +1,6 @@
 """Grids, keys, sampling settings and one small complete model for tests of generation."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -57,3 +58,19 @@ def small_model():
         text_tokenizer=tokenizer,
         schedule=ScaleSchedule.free(SCHEDULE.grids[:3]),
     )
+
+
+@contextlib.contextmanager
+def compilations():
+    """Counts the programs that are compiled or loaded in the meantime."""
+    seen = []
+
+    def listen(event, duration, **_):
+        if event.endswith('backend_compile_duration'):
+            seen.append(event)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)

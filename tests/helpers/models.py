@@ -15,6 +15,7 @@ CONFIGS = {
     'schedule': 'schedule',
     'source': 'source',
     'extra': 'extra',
+    'trained_with': 'trained_with',
 }
 
 

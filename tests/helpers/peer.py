@@ -20,6 +20,7 @@ from infinity_jax.sharding import make_mesh  # noqa: E402
 
 with one_line_endings():
     processes.HEARTBEAT_SECONDS = int(sys.argv[1])
+    print('joining', flush=True)
     processes.join_processes()
     sharding = NamedSharding(make_mesh(), PartitionSpec('data'))
     x = jax.make_array_from_process_local_data(sharding, np.ones(1, np.float32))

@@ -1,4 +1,3 @@
-import contextlib
 import dataclasses
 import functools
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.generation import small_model
+from helpers.generation import compilations, small_model
 from helpers.models import changed
 from helpers.tiny import (
     SCHEDULE,
@@ -88,22 +87,6 @@ def test_images_of_one_prompt_are_encoded_once():
 def test_stream_yields_batches_and_no_padding():
     batches = list(pipeline().stream(['a ghost'] * 5))
     assert [len(batch) for batch in batches] == [2, 2, 1]
-
-
-@contextlib.contextmanager
-def compilations():
-    """Counts the programs that are compiled or loaded in the meantime."""
-    seen = []
-
-    def listen(event, duration, **_):
-        if event.endswith('backend_compile_duration'):
-            seen.append(event)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield seen
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 @pytest.mark.parametrize('layerwise', [False, True], ids=['one program', 'layerwise'])

@@ -21,8 +21,9 @@ rank = jax.process_index()
 texts = from_first_process([f'a café of {rank}', 'x' * (5 + 10 * rank)])
 mesh = make_mesh(MeshConfig(data=2, fsdp=2))
 indices = share_batch(np.arange(4), mesh)
-keys = jax.random.key_data(image_keys(np.uint32(3), indices))
-alone = jax.random.key_data(image_keys(np.uint32(3), np.arange(4)))
+seeds = np.array([(3, i) for i in range(4)], np.uint32)
+keys = jax.random.key_data(image_keys(share_batch(seeds, mesh)))
+alone = jax.random.key_data(image_keys(seeds))
 print('result', texts, to_host(indices, mesh).tolist(), bool((to_host(keys, mesh) == alone).all()))
 """
 

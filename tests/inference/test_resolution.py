@@ -6,7 +6,7 @@ import pytest
 
 from infinity_jax.config import PRESETS, ModelConfigs, TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.inference.resolution import choose_schedule
+from infinity_jax.inference.resolution import budget_line, choose_schedule
 from infinity_jax.scales import ScaleSchedule
 
 RELEASED = ModelConfigs(PRESETS['2b'], TokenizerConfig())
@@ -83,3 +83,20 @@ def test_a_model_with_too_few_scales_refuses_longer_schedules():
     assert choose_schedule(few, budget='0.06M') == released(1, '0.06M')
     with pytest.raises(UserError, match='10 scales, transformer.max_scales is 7'):
         choose_schedule(few, budget='0.25M')
+
+
+@pytest.mark.parametrize('budget', ['0.06M', '0.25M'])
+def test_a_budget_below_the_trained_one_is_said(budget):
+    line = budget_line(RELEASED, released('1.000', budget))
+    assert line.startswith(f'the budget {budget} is below 1M, which released models were last')
+    own = dataclasses.replace(RELEASED, schedule=released('1.500', '0.25M'))
+    line = budget_line(own, released('1.000', '0.06M'))
+    assert line.startswith('the budget 0.06M is below 0.25M, which the model was trained at: ')
+    assert ' above 0.25M, ' in budget_line(own, released('1.000', '1M'))
+
+
+def test_the_trained_budget_and_own_grids_need_no_line():
+    assert budget_line(RELEASED, released('0.500', '1M')) == ''
+    own = dataclasses.replace(RELEASED, schedule=released('1.500', '0.25M'))
+    assert budget_line(own, released('1.000', '0.25M')) == ''
+    assert budget_line(DEMO, DEMO.schedule) == ''

@@ -14,19 +14,23 @@ from infinity_jax.runtime.accelerators import GIB, PEAKS, peak_of
         ('TPU v5', 'v5p'),
         ('TPU v5p', 'v5p'),
         ('TPU v6 lite', 'v6e'),
-        ('NVIDIA A100-SXM4-40GB', 'a100'),
-        ('NVIDIA A100-SXM4-80GB', 'a100-80gb'),
-        ('NVIDIA A100 80GB PCIe', 'a100-80gb'),
+        ('NVIDIA A100-SXM4-40GB', 'a100-40'),
+        ('NVIDIA A100-SXM4-80GB', 'a100-80'),
+        ('NVIDIA A100 80GB PCIe', 'a100-80'),
         ('NVIDIA H100 80GB HBM3', 'h100'),
         ('NVIDIA H100 PCIe', 'h100-pcie'),
         ('NVIDIA H200', 'h200'),
+        ('NVIDIA L40S', 'l40s'),
+        ('NVIDIA GeForce RTX 4090', 'rtx4090'),
+        ('NVIDIA L4', 'l4'),
+        ('Tesla T4', 't4'),
     ],
 )
 def test_known_devices(kind, name):
     assert peak_of(kind) is PEAKS[name]
 
 
-@pytest.mark.parametrize('kind', ['cpu', 'TPU v4 lite', 'TPU v9', 'NVIDIA GeForce RTX 4090', ''])
+@pytest.mark.parametrize('kind', ['cpu', 'TPU v4 lite', 'TPU v9', 'NVIDIA RTX 4090 Laptop GPU', ''])
 def test_others_have_no_peak(kind):
     assert peak_of(kind) is None
 

@@ -1,5 +1,7 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
+import fcntl
 import os
 import pathlib
 import signal
@@ -149,3 +151,32 @@ def test_a_save_under_way_in_another_place_is_left_alone(tmp_path):
         fill(tmp_path / 'model', 'first')
         assert temporary.is_dir()
     assert os.listdir(tmp_path) == ['model']
+
+
+def test_files_are_flushed_as_windows_wants_it(tmp_path, monkeypatch):
+    flushed = []
+
+    def fsync(number):
+        if fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, 'Bad file descriptor')
+        flushed.append(number)
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    with atomic_file(tmp_path / 'a.txt') as temporary:
+        temporary.write_text('one')
+    fill(tmp_path / 'model', 'one')
+    assert len(flushed) == 2 and (tmp_path / 'a.txt').read_text() == 'one'
+
+
+def test_a_copy_of_a_read_only_file_is_flushed_too(tmp_path, monkeypatch):
+    real = open
+
+    def refuse_writing(path, mode='r', *rest):
+        if '+' in mode:
+            raise PermissionError(errno.EACCES, 'Permission denied')
+        return real(path, mode, *rest)
+
+    monkeypatch.setattr('builtins.open', refuse_writing)  # root may write read-only files
+    with atomic_file(tmp_path / 'a.txt') as temporary:
+        temporary.write_text('one')
+    assert (tmp_path / 'a.txt').exists()

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import pytest
@@ -125,9 +126,21 @@ def test_a_cluster_that_jax_cannot_read_is_one_line(monkeypatch):
         processes.join_processes()  # for want of SLURM_PROCID
 
 
-@pytest.fixture
-def peers():
-    """Two processes in collective steps with each other; ended afterwards."""
+def test_the_time_to_start_can_be_longer(monkeypatch, joined):
+    for name, value in EXPLICIT.items():
+        monkeypatch.setenv(name, value)
+    processes.join_processes()
+    monkeypatch.setenv('INFINITY_JAX_START_SECONDS', '300')
+    processes.join_processes()
+    assert [given['initialization_timeout'] for given in joined] == [60, 300]
+    for value in ('', '0', 'soon', '-3', '1e9'):
+        monkeypatch.setenv('INFINITY_JAX_START_SECONDS', value)
+        with pytest.raises(UserError, match='INFINITY_JAX_START_SECONDS is .*wanted the seconds'):
+            processes.join_processes()
+
+
+def start_peers(numbers, count, **environment):
+    """Starts those of `count` processes that have the given numbers."""
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
@@ -137,9 +150,10 @@ def peers():
         'JAX_PLATFORMS': 'cpu',
         'JAX_NUM_CPU_DEVICES': '1',
         'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}',
-        'JAX_NUM_PROCESSES': '2',
+        'JAX_NUM_PROCESSES': str(count),
+        **environment,
     }
-    started = [
+    return [
         subprocess.Popen(
             [sys.executable, str(TESTS / 'helpers' / 'peer.py'), '5'],
             cwd=REPOSITORY,
@@ -148,15 +162,45 @@ def peers():
             stderr=subprocess.PIPE,
             text=True,
         )
-        for i in range(2)
+        for i in numbers
     ]
-    for process in started:
-        while process.stdout.readline() != 'running\n':
-            assert process.poll() is None, process.stderr.read()
-    yield started
+
+
+def end(started):
     for process in started:
         process.kill()
         process.communicate()
+
+
+def wait_for(line, process):
+    while (read := process.stdout.readline()) != f'{line}\n':
+        assert read, process.communicate()[1]
+
+
+@pytest.fixture
+def peers():
+    """Two processes in collective steps with each other; ended afterwards."""
+    started = start_peers((0, 1), 2)
+    for process in started:
+        wait_for('running', process)
+    yield started
+    end(started)
+
+
+def test_a_peer_that_dies_before_all_have_joined_ends_the_others():
+    """The third process never starts. Without the first one, JAX itself would wait for minutes."""
+    victim = 0
+    started = start_peers((0, 1), 3, INFINITY_JAX_START_SECONDS='4')
+    try:
+        for process in started:
+            wait_for('joining', process)
+        time.sleep(1)
+        started[victim].kill()
+        message = started[1 - victim].communicate(timeout=30)[1].strip().splitlines()[-1]
+        assert started[1 - victim].returncode == 75
+        assert message.startswith('error: ') and 'start the same command again' in message
+    finally:
+        end(started)
 
 
 @pytest.mark.parametrize('victim', [0, 1])

@@ -6,10 +6,12 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from helpers.paths import REPOSITORY
 
+from infinity_jax.runtime import supervisor
 from infinity_jax.runtime.supervisor import ending
 
 SEVERAL = {
@@ -87,3 +89,10 @@ def test_a_killed_supervisor_takes_the_trainer_along():
 def test_other_signals_have_the_usual_code():
     assert ending(-signal.SIGSEGV)[1] == 139
     assert 'memory' in ending(-signal.SIGKILL)[0]
+
+
+def test_nothing_is_supervised_without_process_groups(monkeypatch):
+    for name, value in SEVERAL.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(supervisor, 'os', types.SimpleNamespace(name='nt', environ=os.environ))
+    supervisor.supervise()  # returns

@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from infinity_jax.errors import UserError
 from infinity_jax.sharding import make_mesh
-from infinity_jax.training.checkpoint import Checkpoints, load_weights
+from infinity_jax.training.checkpoint import Checkpoints
+from infinity_jax.training.checkpoint_weights import load_weights
 from infinity_jax.training.init_from import check_shapes, starting_state
 from infinity_jax.training.loop import with_shardings
 
@@ -106,15 +107,13 @@ def test_a_failed_save_says_so_and_leaves_the_last_good_one(saved, monkeypatch):
             raise ValueError('RESOURCE_EXHAUSTED: writing 8 bytes: No space left on device [28]')
 
     class FullDisk:
-        latest = checkpoints._checkpointer.latest
-
         def save_checkpointables_async(self, *_):
             return Full()
 
         def close(self):
             Full().result()
 
-    working = checkpoints._checkpointer
+    working = checkpoints._checkpointer  # made by the first use
     monkeypatch.setattr(checkpoints, '_checkpointer', FullDisk())
     checkpoints.save(3, state())
     with pytest.raises(UserError, match='No space left on device.*step 2, unharmed') as caught:

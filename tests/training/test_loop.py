@@ -19,7 +19,7 @@ from infinity_jax.training import loop
 from infinity_jax.training.batches import check_batch
 from infinity_jax.training.checkpoint import Checkpoints
 from infinity_jax.training.config import RunConfig, init_key, step_key
-from infinity_jax.training.metrics import read_metrics
+from infinity_jax.training.metrics import RunLog, read_metrics
 from infinity_jax.training.optimizer import OptimizerConfig, make_optimizer, new_state
 
 
@@ -85,6 +85,10 @@ def run(folder, loss=lambda number: 1 / (1 + number), **changed):
         done.append(f'evaluate {int(state.step)}')
         return {'loss': state.params['w'].sum()}
 
+    def sample(state, path):
+        done.append(f'sample {int(state.step)}')
+        path.touch()
+
     task = loop.Task(
         init=init,
         abstract_state=loop.with_shardings(
@@ -95,10 +99,14 @@ def run(folder, loss=lambda number: 1 / (1 + number), **changed):
         train_step=train_step,
         step_flops=lambda _: 1.0,
         evaluate=evaluate,
-        sample=lambda state, _: done.append(f'sample {int(state.step)}'),
+        sample=sample,
         export=lambda state, _: done.append(f'export {int(state.step)}'),
     )
-    fields = {name: changed.pop(name) for name in ('steps', 'log_every') if name in changed}
+    fields = {
+        name: changed.pop(name)
+        for name in ('steps', 'log_every', 'eval_every', 'sample_every')
+        if name in changed
+    }
     config = dataclasses.replace(config, **fields)
     try:
         loop.run(config, dataclasses.replace(task, **changed), mesh)
@@ -134,7 +142,9 @@ def test_a_resumed_run_reads_the_batches_that_it_has_not_read(tmp_path, capsys):
     ],
 )
 def test_sigterm_between_steps_is_reported_and_loses_nothing(tmp_path, phase, at, kept, then):
-    def noticed(state, *_):
+    def noticed(state, *path):
+        if phase == 'sample':
+            path[0].touch()
         if int(state.step) == at:
             terminate()
         return {'loss': state.params['w'].sum()}
@@ -179,6 +189,56 @@ def test_a_step_is_saved_before_what_else_is_due(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, evaluate=dies)
     assert saved(tmp_path) == [4]
+
+
+@pytest.mark.parametrize('phase', ['save', 'evaluate', 'sample'])
+def test_a_resume_evaluates_and_samples_as_was_due(tmp_path, phase, monkeypatch):
+    """The run ends after the save of step 4, before or in the middle of what is due there."""
+    due = {'eval_every': 4, 'sample_every': 4}
+    undisturbed = run(tmp_path / 'undisturbed', **due)
+    assert 'evaluate 4' in undisturbed and 'sample 4' in undisturbed
+
+    def dies(state, *_):
+        if int(state.step) == 4:
+            raise KeyboardInterrupt
+        return {'loss': state.params['w'].sum()}
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / 'run', **due, **{'evaluate' if phase == 'save' else phase: dies})
+    again = run(tmp_path / 'run', **due)
+    assert (
+        again == undisturbed[undisturbed.index('sample 4' if phase == 'sample' else 'evaluate 4') :]
+    )
+    lines = [(tmp_path / name / 'metrics.jsonl').read_text() for name in ('undisturbed', 'run')]
+    assert [line.split('step_sec')[0] for line in lines[0].splitlines()] == [
+        line.split('step_sec')[0] for line in lines[1].splitlines()
+    ]
+    assert run(tmp_path / 'run', **due, steps=6)[0] == 'evaluate 6'  # once is enough
+
+
+def test_a_full_disk_is_one_line_and_all_is_closed(tmp_path, monkeypatch):
+    closed = []
+    for owner in (Numbers, Checkpoints):
+        close = lambda self, owner=owner, inner=owner.close: (closed.append(owner), inner(self))
+        monkeypatch.setattr(owner, 'close', close)
+
+    opened = RunLog.__init__
+
+    def full(log, *arguments):
+        opened(log, *arguments)
+        log._file.close()
+        log._file = open('/dev/full', 'a')  # noqa: SIM115 (every write fails)
+
+    monkeypatch.setattr(RunLog, '__init__', full)
+    with pytest.raises(UserError, match='run folder .* cannot be written: .*No space left'):
+        run(tmp_path)
+    assert closed == [Checkpoints, Numbers]
+
+
+def test_a_full_disk_at_the_start_is_one_line(tmp_path):
+    (tmp_path / 'tensorboard').write_text('a file where a folder is wanted')
+    with pytest.raises(UserError, match='run folder .* cannot be written'):
+        run(tmp_path)
 
 
 def test_a_spike_is_logged_though_its_step_is_not_due(tmp_path, capsys):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from infinity_jax.errors import UserError
 from infinity_jax.training.metrics import (
     FILE_NAME,
     MIN_LOSSES,
@@ -33,7 +34,9 @@ def test_lines_hold_scalars_and_lists(tmp_path):
     assert record['accuracy_per_scale'] == [0.5, 1.0]
     assert jnp.float32(record['loss']) == jnp.float32(0.1)  # float32 survives the text exactly
     assert read_metrics(tmp_path, 'train') == []
-    assert any((tmp_path / 'tensorboard').iterdir())
+    (events,) = (tmp_path / 'tensorboard').iterdir()
+    for name in (b'loss', b'accuracy_per_scale/00', b'accuracy_per_scale/01'):
+        assert events.read_bytes().count(b'heldout/' + name) == 1
 
 
 def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
@@ -43,6 +46,43 @@ def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
     write_run(tmp_path, 5, 9)
     steps = [record['step'] for record in read_metrics(tmp_path)]
     assert steps == list(range(1, 10))
+
+
+def test_a_disk_that_is_full_for_tensorboard_alone_does_not_hang_the_run(tmp_path, monkeypatch):
+    log = RunLog(tmp_path, 0, 10)
+    full = open('/dev/full', 'wb', buffering=1000)  # noqa: SIM115
+    monkeypatch.setattr(log._board._writer._py_recordio_writer, '_writer', full)
+    with pytest.raises(OSError, match='No space left'):
+        for step in range(1000):
+            log.write(step, 'train', {'loss': jnp.float32(1)})
+    log.close()
+
+
+@pytest.mark.parametrize(
+    'line', [b'[]', b'null', b'3', b'{"step": 2}', b'{"step": "2", "split": "train"}', b'\xff\xfe',
+             b'[' * 100_000, b'{"step": 2, "sp\0it": "train"}'],
+)  # fmt: skip
+@pytest.mark.parametrize('end', [b'\n', b''])
+def test_a_damaged_line_is_named(tmp_path, line, end):
+    write_run(tmp_path, 0, 2)
+    path = tmp_path / FILE_NAME
+    text = path.read_bytes()
+    path.write_bytes(text + line + end)
+    if line.startswith(b'{') and not end:  # the end of a line that a kill cut short
+        assert len(read_metrics(tmp_path)) == 2
+        return
+    with pytest.raises(UserError, match='metrics.jsonl line 3 is damaged') as caught:
+        RunLog(tmp_path, 2, 10)
+    assert '\n' not in str(caught.value) and len(str(caught.value)) < 400
+    assert path.read_bytes() == text + line + end
+
+
+def test_zeros_after_the_last_line_are_what_a_power_cut_leaves(tmp_path):
+    write_run(tmp_path, 0, 2)
+    with (tmp_path / FILE_NAME).open('ab') as file:
+        file.write(bytes(300))
+    write_run(tmp_path, 2, 3)
+    assert [record['step'] for record in read_metrics(tmp_path)] == [1, 2, 3]
 
 
 def test_a_run_that_starts_over_drops_all_lines(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.errors import UserError
+from infinity_jax.training.init_from import starting_state
 from infinity_jax.training.run_folder import changed_since, config_without_paths, write_description
 
 
@@ -69,3 +70,31 @@ def test_a_resumed_run_lists_the_changes_of_its_configuration(tmp_path, fields, 
     write_description(Resumed(), tmp_path)
     printed = changed_since(Resumed(**fields), tmp_path)
     assert line in printed and bool(line) == bool(printed) and '\n' not in printed
+
+
+def test_a_resume_that_does_not_fit_names_the_changed_fields(tmp_path):
+    class OfOtherShapes:
+        latest_step, folder = 4, tmp_path
+
+        def restore_newest(self, abstract_state, say):
+            raise UserError('opt_state.0.count is absent')
+
+    for changes, message in (
+        ('changed: optimizer.clip_norm', 'absent; changed: optimizer.clip_norm$'),
+        ('', 'absent$'),
+    ):
+        with pytest.raises(UserError, match=message):
+            starting_state(
+                OfOtherShapes(), None, from_scratch=list, from_model=None,
+                changes=lambda changes=changes: changes,
+            )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    'text', [b'', b'[]', b'null', b'\xff\xfe', b'{"a": ' * 100_000, b'{"a": 1']
+)
+def test_a_damaged_description_is_one_line(tmp_path, text):
+    (tmp_path / 'config.json').write_bytes(text)
+    with pytest.raises(UserError, match='config.json.*; move that file away') as caught:
+        changed_since(Resumed(), tmp_path)
+    assert '\n' not in str(caught.value)

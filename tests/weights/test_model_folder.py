@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from helpers import paths, tiny
+from helpers.generation import small_model
 from helpers.models import assert_same, changed, model_of
 
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.weights import model_folder
 from infinity_jax.weights.model_folder import (
+    FIELDS,
     load_model,
     read_configs,
     save_model,
@@ -131,6 +133,26 @@ def test_no_model_and_bad_descriptions(model, tmp_path):
         load_model(tmp_path / 'm')
 
 
+def test_a_lost_field_does_not_become_its_default(model, tmp_path):
+    save_model(tmp_path / 'm', model)
+    path = tmp_path / 'm' / 'config.json'
+    text = path.read_text()
+    for part in ('transformer', 'tokenizer', 'schedule'):
+        for field in json.loads(text)[part]:
+            described = json.loads(text)
+            del described[part][field]
+            path.write_text(json.dumps(described))
+            if field in ('decoder_blocks', 'kernel_size'):  # the first folders had neither
+                assert read_configs(tmp_path / 'm') == model.configs
+                continue
+            with pytest.raises(UserError, match=f'm/config.json: .*lacks .*{field}'):
+                read_configs(tmp_path / 'm')
+    described = json.loads(text)
+    described['transformer']['levels'] = described['transformer'].pop('max_scales')  # version 0.1
+    path.write_text(json.dumps(described))
+    assert read_configs(tmp_path / 'm') == model.configs
+
+
 def test_misfit_or_overflow_is_not_saved(model, tmp_path):
     save_model(tmp_path / 'm', model)
     bad = dataclasses.replace(model, transformer_params={})
@@ -215,3 +237,79 @@ def test_deeply_nested_json_is_one_line(tmp_path):
     (tmp_path / 'config.json').write_text('{"a": ' * 10**5)
     with pytest.raises(UserError, match='not readable JSON'):
         read_configs(tmp_path)
+
+
+def edit_config(folder, change):
+    path = folder / 'config.json'
+    fields = json.loads(path.read_text())
+    change(fields)
+    path.write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize('part', FIELDS)
+def test_a_field_that_is_absent_is_refused(model, tmp_path, part):
+    save_model(tmp_path / 'm', model)
+    written = json.loads((tmp_path / 'm' / 'config.json').read_text())
+    assert set(written[part]) == set(FIELDS[part])  # a new field is not asked of older folders
+    for name in FIELDS[part]:
+        save_model(tmp_path / 'm', model)
+        edit_config(tmp_path / 'm', lambda fields, name=name: fields[part].pop(name))
+        with pytest.raises(UserError, match=f'config.json: .*lacks {part}.{name}'):
+            load_model(tmp_path / 'm')
+
+
+def test_fields_by_old_names_are_no_absent_ones(model, tmp_path):
+    save_model(tmp_path / 'm', model)
+    renamed = lambda fields: fields['transformer'].update(
+        levels=fields['transformer'].pop('max_scales')
+    )
+    edit_config(tmp_path / 'm', renamed)
+    assert load_model(tmp_path / 'm').configs == load_model(tmp_path / 'm').configs
+    edit_config(tmp_path / 'm', lambda fields: fields['transformer'].update(max_scales=15))
+    with pytest.raises(UserError, match='transformer.max_scales is given twice'):
+        load_model(tmp_path / 'm')
+
+
+def test_a_field_that_is_there_twice_is_refused(model, tmp_path):
+    save_model(tmp_path / 'm', model)
+    path = tmp_path / 'm' / 'config.json'
+    path.write_text(path.read_text().replace('"depth"', '"depth": 1, "depth"'))
+    with pytest.raises(UserError, match="config.json: not readable JSON .'depth' is there twice"):
+        load_model(tmp_path / 'm')
+
+
+def test_a_changed_vocabulary_is_refused_by_its_hash(tmp_path):
+    folder = tmp_path / 'm'
+    save_model(folder, small_model())
+    for name in ('tokenizer.json', 'config.json'):
+        path = folder / 'text_encoder' / name
+        content = path.read_bytes()
+        path.write_bytes(content + b' ')
+        with pytest.raises(UserError, match=f'text_encoder/{name} is damaged: it has the hash'):
+            load_model(folder)
+        load_model(folder, verify=False)
+        path.write_bytes(content)
+    (folder / 'text_encoder' / 'tokenizer.json').write_text('{"version": "1.0"}')
+    with pytest.raises(UserError, match='tokenizer.json is not a tokenizer'):
+        load_model(folder, verify=False)
+    (folder / 'text_encoder' / 'tokenizer.json').unlink()
+    with pytest.raises(UserError, match='has the hash no file'):
+        load_model(folder)
+    save_model(folder, small_model())
+    edit_config(folder, lambda fields: fields.pop('files'))  # as in older folders
+    load_model(folder)
+    edit_config(folder, lambda fields: fields.update(files=[1]))
+    with pytest.raises(UserError, match='files is .1.; wanted path -> hash'):
+        load_model(folder)
+
+
+@pytest.mark.parametrize('shard', [1, None, ['x'], '', '../x', 'a/b', 'a\0b', {}])
+def test_an_index_that_names_no_shard(model, tmp_path, shard):
+    save_model(tmp_path / 'm', model)
+    index = tmp_path / 'm' / 'transformer.safetensors.index.json'
+    index.write_text(json.dumps({'weight_map': {'x': shard}}))
+    with pytest.raises(UserError, match='wanted a file in the same folder'):
+        load_model(tmp_path / 'm')
+    index.write_text('{"weight_map": {}}')
+    with pytest.raises(UserError, match='has no weight_map'):
+        load_model(tmp_path / 'm')

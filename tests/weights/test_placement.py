@@ -18,10 +18,17 @@ from helpers.tiny import (
 )
 from jax.sharding import PartitionSpec
 
+from infinity_jax.config import ModelConfigs
 from infinity_jax.errors import UserError
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.weights.model_folder import read_configs, save_model
-from infinity_jax.weights.placement import device_dtype, hold, place, share_batch
+from infinity_jax.weights.placement import (
+    device_dtype,
+    hold,
+    place,
+    share_batch,
+    with_text_dtype,
+)
 from infinity_jax.weights.t5_folder import encoder_shapes
 
 PARTS = {
@@ -157,3 +164,21 @@ def test_parts_that_do_not_fit_are_refused_before_they_are_read(tmp_path):
     save_model(tmp_path / 'm', loaded)
     with pytest.raises(UserError, match='4 bits, the tokenizer has 6'):
         read_configs(tmp_path / 'm')
+
+
+@pytest.mark.parametrize(
+    ('own', 'asked', 'platform', 'dtype'),
+    [
+        ('bfloat16', '', 'gpu', 'float16'),
+        ('bfloat16', '', 'tpu', 'bfloat16'),
+        ('bfloat16', '', 'cpu', 'bfloat16'),
+        ('float32', '', 'gpu', 'float32'),
+        ('bfloat16', 'float32', 'gpu', 'float32'),
+        ('float32', 'float16', 'cpu', 'float16'),
+    ],
+)
+def test_the_text_encoder_has_the_closer_dtype_where_the_device_has_it(own, asked, platform, dtype):
+    configs = ModelConfigs(dataclasses.replace(TRANSFORMER, dtype=own))
+    chosen = with_text_dtype(configs, asked, platform)
+    assert chosen.text_products == dtype
+    assert with_text_dtype(chosen, platform='tpu') == chosen  # decided once

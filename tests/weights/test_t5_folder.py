@@ -160,3 +160,30 @@ def test_a_repository_of_another_architecture_is_refused_before_its_weights_come
     with pytest.raises(UserError, match="model_type is 'bert'"):
         load_encoder('org/bert')
     assert asked == ['org/bert', 'config.json']
+
+
+def test_bin_shards_next_to_an_index_of_absent_safetensors(tmp_path):
+    """The usual download of `*.json` and `*.bin` alone."""
+    config, params = load_encoder(GOLDEN)
+    tensors = safetensors.numpy.load_file(GOLDEN / 'model.safetensors')
+    names = sorted(tensors)
+    for ending, stem in (('safetensors', 'model'), ('bin', 'pytorch_model')):
+        weight_map = {n: f'{stem}-0000{1 + i % 2}-of-00002.{ending}' for i, n in enumerate(names)}
+        index = tmp_path / f'{stem}.{ending}.index.json'
+        index.write_text(json.dumps({'weight_map': weight_map}))
+    for shard in set(weight_map.values()):
+        inside = {n: tensors[n] for n in names if weight_map[n] == shard}
+        specs = {name: Spec(array.shape, array.dtype) for name, array in inside.items()}
+        with TorchWriter(tmp_path / shard, specs) as writer:
+            for name, array in inside.items():
+                writer.write(name, array)
+    shutil.copy(GOLDEN / 'config.json', tmp_path)
+    config_again, again = load_encoder(tmp_path)
+    assert config_again == config
+    assert_same(again, params)
+    for shard in set(weight_map.values()):
+        (tmp_path / shard).unlink()
+    with pytest.raises(UserError, match='shards missing: model-00001-of-00002.safetensors'):
+        load_encoder(tmp_path)
+    shutil.copy(GOLDEN / 'model.safetensors', tmp_path)  # a whole file wins over both
+    assert_same(load_encoder(tmp_path)[1], params)

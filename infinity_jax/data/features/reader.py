@@ -14,7 +14,6 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401  (adds bfloat16 to numpy)
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader
 
 from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.config import SourceConfig
@@ -173,6 +172,22 @@ class FeatureSource:
             ) from None
 
 
+def array_record_module() -> Any:
+    """The module that reads and writes shards.
+
+    Raises:
+      UserError: it is not installed; it has no package for Windows and for Macs with Intel chips.
+    """
+    try:
+        from array_record.python import array_record_module as module
+    except ModuleNotFoundError:
+        raise UserError(
+            'stored features need the package array_record, which is made for Linux and Macs with '
+            'Apple chips; train on the images themselves'
+        ) from None
+    return module
+
+
 def shard_path(folder: pathlib.Path, info: FeatureInfo, shard: int) -> pathlib.Path:
     """Path of a shard of a folder."""
     return folder / f'{shard:05}-of-{info.shards:05}.array_record'
@@ -194,7 +209,8 @@ def read_info(folder: pathlib.Path) -> FeatureInfo | None:
 
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)
-def _reader(path: pathlib.Path) -> ArrayRecordReader:
-    """An open shard, which several threads may read."""
+def _reader(path: pathlib.Path) -> Any:
+    """An open shard, an `ArrayRecordReader`, which several threads may read."""
+    ArrayRecordReader = array_record_module().ArrayRecordReader
     options = 'readahead_buffer_size:0,max_parallelism:0'  # records are read at random
     return ArrayRecordReader(str(path), options=options, file_reader_buffer_size=1 << 15)

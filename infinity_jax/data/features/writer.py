@@ -7,7 +7,6 @@ import pathlib
 import zlib
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 
 from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.features.reader import (
@@ -16,6 +15,7 @@ from infinity_jax.data.features.reader import (
     TABLE,
     FeatureInfo,
     FeatureSource,
+    array_record_module,
     read_info,
 )
 from infinity_jax.data.index import Index
@@ -57,7 +57,7 @@ class ShardWriter:
         self._path, self._partial = path, path.with_name(f'{path.name}.partial')
         # An earlier process that was killed may have left one; no other process writes this shard.
         self._partial.unlink(missing_ok=True)
-        self._writer = ArrayRecordWriter(str(self._partial), OPTIONS)
+        self._writer = array_record_module().ArrayRecordWriter(str(self._partial), OPTIONS)
         self._position = 0
         self._rows: list[tuple[int, tuple[int, ...]]] = []
 

@@ -24,7 +24,7 @@ def image_paths(folder: pathlib.Path, passed_over: PassedOver | None = None) -> 
       passed_over: counts the files that are no images.
     """
     passed_over, images = passed_over or PassedOver(), []
-    for path in _files(folder, passed_over):
+    for path in files_below(folder, passed_over):
         name = path.relative_to(folder).as_posix()
         if is_hidden(path.name):
             passed_over.add('hidden file', name)
@@ -37,8 +37,11 @@ def image_paths(folder: pathlib.Path, passed_over: PassedOver | None = None) -> 
     return sorted(images)
 
 
-def _files(folder: pathlib.Path, passed_over: PassedOver) -> Iterator[pathlib.Path]:
-    """All files of a folder; links to folders come last, so that own folders keep their names."""
+def files_below(folder: pathlib.Path, passed_over: PassedOver) -> Iterator[pathlib.Path]:
+    """All files of a folder and its subfolders; hidden folders are counted in `passed_over`.
+
+    Links to folders come last, so that own folders keep their names.
+    """
     roots, seen = [folder], set()
     while roots:
         for root, folders, files in os.walk(roots.pop(0)):

@@ -7,22 +7,16 @@ wrong and are ignored: lines are counted, and the size of the image decides its 
 """
 
 import dataclasses
-import functools
-import os
 import pathlib
 from collections.abc import Iterator
 
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.passed_over import PassedOver, is_hidden
-from infinity_jax.data.records import (
-    BrokenRecord,
-    RawRecord,
-    RecordLocation,
-    captions_of,
-    open_file,
-    parse_object,
-)
+from infinity_jax.data.records import RawRecord, RecordLocation
+from infinity_jax.data.sources.listed import json_lines, listed_record, read_part
 from infinity_jax.errors import UserError
+
+IMAGE_FIELD = 'image_path'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +26,14 @@ class JsonlSource:
     Attributes:
       paths: the files.
       images: the folder that relative image paths start from.
+      image_field: field of the image's path.
+      text_field: field of the short captions, see `captions_of`.
     """
 
     paths: tuple[pathlib.Path, ...]
     images: pathlib.Path
+    image_field: str = IMAGE_FIELD
+    text_field: str = 'text'
 
     @classmethod
     def open(cls, config: SourceConfig) -> 'JsonlSource':
@@ -43,7 +41,8 @@ class JsonlSource:
         paths = tuple(sorted(path for path in folder.glob('*.jsonl') if _is_list(path)))
         if not paths:
             raise UserError(f'data source {config.path}: no *.jsonl in there; name their folder')
-        return cls(paths, pathlib.Path(config.images).absolute() if config.images else folder)
+        images = pathlib.Path(config.images).absolute() if config.images else folder
+        return cls(paths, images, config.image_field or IMAGE_FIELD, config.text_field)
 
     @property
     def name(self) -> str:
@@ -59,28 +58,17 @@ class JsonlSource:
                 reason = 'hidden' if is_hidden(path.name) else 'compressed or not a regular file'
                 passed_over.add(f'list of records, {reason}', path.name)
         for number, path in enumerate(self.paths):
-            offset = 0
             with path.open('rb') as file:
-                for line_number, line in enumerate(file, start=1):
-                    if line.strip():
-                        yield number, offset, len(line), line_number
+                for offset, size, line, is_record in json_lines(file):
+                    if is_record:
+                        yield number, offset, size, line
                     else:
-                        passed_over.add('empty line', f'{path.name} line {line_number}')
-                    offset += len(line)
+                        passed_over.add('empty line', f'{path.name} line {line}')
 
     def read(self, location: RecordLocation) -> RawRecord:
         number, offset, size, _ = location
-        try:
-            with self.paths[number].open('rb') as file:
-                file.seek(offset)
-                line = file.read(size)
-        except OSError as error:
-            raise BrokenRecord(f'{self.paths[number]}: {error.strerror}') from None
-        fields = parse_object(line)
-        path = fields.get('image_path')
-        if not isinstance(path, str) or not path or not _may_name_a_file(path):
-            raise BrokenRecord(f'image_path is {path!r}')
-        return RawRecord(functools.partial(open_file, self.images / path), captions_of(fields))
+        content = read_part(self.paths[number], offset, size)
+        return listed_record(content, (), self.images, self.image_field, self.text_field)
 
     def record_name(self, location: RecordLocation) -> str:
         return f'{self.paths[location[0]].name} line {location[3]}'
@@ -88,11 +76,3 @@ class JsonlSource:
 
 def _is_list(path: pathlib.Path) -> bool:
     return path.is_file() and not is_hidden(path.name)
-
-
-def _may_name_a_file(path: str) -> bool:
-    """Whether the operating system accepts it as a file name: no zero bytes, no lone surrogates."""
-    try:
-        return b'\0' not in os.fsencode(path)
-    except UnicodeEncodeError:
-        return False

@@ -9,23 +9,27 @@ import tarfile
 from collections.abc import Iterator
 
 from infinity_jax.data.config import SourceConfig
-from infinity_jax.data.decode import ENDINGS
+from infinity_jax.data.fields import captions_of, parse_object
 from infinity_jax.data.passed_over import PassedOver, ending_reason, is_hidden
-from infinity_jax.data.records import (
-    BrokenRecord,
-    RawRecord,
-    RecordLocation,
-    captions_of,
-    parse_object,
+from infinity_jax.data.records import BrokenRecord, DamagedFile, RawRecord, RecordLocation
+from infinity_jax.data.sources.members import (
+    ABSENT,
+    IMAGE,
+    JSON,
+    SEVERAL,
+    TEXT,
+    Member,
+    Record,
+    check_members,
+    group,
+    kind_of,
 )
-from infinity_jax.data.sources.tar_records import IMAGE, JSON, TEXT, Member, Record, group
 from infinity_jax.errors import UserError
 
-_KINDS = {**dict.fromkeys(ENDINGS, IMAGE), '.txt': TEXT, '.json': JSON}
 _COLUMNS = {IMAGE: 1, TEXT: 3, JSON: 5}  # of the pair (offset, bytes) in a location
-_ABSENT = -1
-_SEVERAL = -2
-MAX_FILL = 2 * tarfile.RECORDSIZE  # bytes of zeros that may follow the last member
+_COMPRESSED = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz', b'\x28\xb5\x2f\xfd': 'zstd'}
+_CHUNK = 1 << 20  # bytes
+_IN_A_ROW = 'members of one record must follow each other in a shard, as tar --sort=name packs them'
 
 
 class FilePart(io.RawIOBase):
@@ -68,12 +72,13 @@ class TarSource:
     """The records of some shards.
 
     A location is (shard, image offset, bytes, text offset, bytes, JSON offset, bytes). An offset
-    is −1 where the record lacks a member, and −2 where it has several. JSON holds the fields of
-    the released data; a text is the short caption. `tar_records` says which members are a record.
+    is `ABSENT` where the record lacks a member, and `SEVERAL` where it has several. JSON holds the
+    fields of the released data; a text is the short caption. `members` says which members are a
+    record.
 
     Attributes:
       paths: the shards.
-      text_field: name of the short caption in JSON.
+      text_field: field of the short captions in JSON, see `captions_of`.
     """
 
     paths: tuple[pathlib.Path, ...]
@@ -103,24 +108,28 @@ class TarSource:
             if path not in self.paths and not path.is_dir():
                 passed_over.add(f'file next to the shards, {_file_reason(path)}', path.name)
         for number, path in enumerate(self.paths):
-            for record in group(_members(path, passed_over), passed_over):
+            try:
+                members = list(_members(path, passed_over))
+            except DamagedFile as error:
+                passed_over.add_damaged(self.paths, number, str(error))
+                continue
+            for record in group(members, passed_over):
                 yield _location(number, record)
 
     def read(self, location: RecordLocation) -> RawRecord:
         path = self.paths[location[0]]
         image, text, fields = location[1:3], location[3:5], location[5:7]
-        if image[0] == _ABSENT:
-            raise BrokenRecord('it has no image')
-        if image[0] == _SEVERAL:
-            raise BrokenRecord('it has several images and none of them has the name of a text')
-        if _SEVERAL in (text[0], fields[0]):
-            raise BrokenRecord('it has several texts and none of them has the name of the image')
+        if image[0] == ABSENT:
+            raise BrokenRecord(f'it has no image; {_IN_A_ROW}')
+        check_members(image[0], text[0], fields[0])
         try:
-            mapping = parse_object(_content(path, fields)) if fields[0] != _ABSENT else {}
-            if text[0] != _ABSENT:
+            mapping = parse_object(_content(path, fields)) if fields[0] != ABSENT else {}
+            if text[0] != ABSENT:
                 mapping = {**mapping, self.text_field: _content(path, text).decode('utf-8-sig')}
         except (OSError, UnicodeDecodeError) as error:
             raise BrokenRecord(f'text cannot be read: {error}') from None
+        if self.text_field and text[0] == fields[0] == ABSENT:
+            raise BrokenRecord(f'it has no text; {_IN_A_ROW}')
         captions = captions_of(mapping, self.text_field)
         return RawRecord(functools.partial(open_part, path, *image), captions)
 
@@ -146,11 +155,11 @@ def _file_reason(path: pathlib.Path) -> str:
 
 
 def _location(shard: int, record: Record) -> RecordLocation:
-    location = [shard] + [_ABSENT] * 6
+    location = [shard] + [ABSENT] * 6
     for kind, member in record.members.items():
         location[_COLUMNS[kind] : _COLUMNS[kind] + 2] = member.offset, member.size
     if record.several:
-        location[_COLUMNS[record.several]] = _SEVERAL
+        location[_COLUMNS[record.several]] = SEVERAL
     return tuple(location)
 
 
@@ -158,12 +167,12 @@ def _members(path: pathlib.Path, passed_over: PassedOver) -> Iterator[Member]:
     """The members of a shard that may be part of a record; all others but folders are counted.
 
     Raises:
-      UserError: the shard is damaged or cannot be read.
+      DamagedFile: the shard cannot be read to its end.
     """
     try:
         with tarfile.open(path, 'r:') as shard:
             for member in shard:
-                kind = _KINDS.get(pathlib.PurePosixPath(member.name).suffix.lower())
+                kind = kind_of(member.name)
                 if member.isdir():
                     continue
                 if is_hidden(member.name):
@@ -176,13 +185,51 @@ def _members(path: pathlib.Path, passed_over: PassedOver) -> Iterator[Member]:
                 else:
                     yield Member(member.name, kind, member.offset_data, member.size)
             end = shard.offset
-        # tarfile takes a damaged header, zeros or a missing end for the end of the archive, and
-        # would lose the members that follow.
-        rest = path.stat().st_size - end
-        if not 0 < rest <= MAX_FILL or any(_content(path, (end, rest))):
-            raise tarfile.ReadError(f'damaged or cut off at byte {end}')
-    except (OSError, tarfile.TarError) as error:
-        raise UserError(f'tar shard {path}: {error}; fetch or pack it again') from None
+        _check_end(path, end)
+    # ValueError: a size or offset beyond 64 bits
+    except (OSError, tarfile.TarError, ValueError) as error:
+        reason = _compression(path) or f'{error}; fetch or pack it again'
+        raise DamagedFile(reason) from None
+
+
+def _check_end(path: pathlib.Path, end: int) -> None:
+    """Raises `DamagedFile` unless only zeros follow byte `end`.
+
+    tarfile takes a damaged header, zeros or a missing end for the end of the archive, and would
+    lose the members that follow.
+    """
+    with path.open('rb') as file:
+        file.seek(end)
+        start = end
+        while chunk := file.read(_CHUNK):
+            zeros = len(chunk) - len(chunk.lstrip(b'\0'))
+            start += zeros
+            if zeros < len(chunk):
+                file.seek(start)
+                break
+        else:
+            return
+        header = file.read(tarfile.BLOCKSIZE)
+    try:
+        if start > end:
+            tarfile.TarInfo.frombuf(header, 'utf-8', 'replace')
+            raise DamagedFile(
+                f'a second archive follows at byte {start}; make it a file of its own'
+            )
+    except tarfile.TarError:
+        pass
+    raise DamagedFile(f'damaged or cut off at byte {end}; fetch or pack it again')
+
+
+def _compression(path: pathlib.Path) -> str:
+    """What to do about a compressed shard; '' if it is not compressed."""
+    try:
+        with path.open('rb') as file:
+            start = file.read(8)
+    except OSError:
+        return ''
+    found = [name for magic, name in _COMPRESSED.items() if start.startswith(magic)]
+    return f'it is compressed with {found[0]}; unpack it' if found else ''
 
 
 def _content(path: pathlib.Path, span: tuple[int, ...]) -> bytes:

@@ -25,7 +25,7 @@ class TfdsSource:
       split: of the stored data set, for instance 'train[:90%]'.
       image_field: name of an image feature, at the top level.
       text_field: name of a text feature, or of a list of them to sample from; '/' separates the
-        names of nested features.
+        names of nested features; '': no captions are read.
     """
 
     path: str
@@ -37,11 +37,12 @@ class TfdsSource:
     @classmethod
     def open(cls, config: SourceConfig) -> 'TfdsSource':
         path = str(pathlib.Path(config.path).absolute())
-        source = cls(path, config.name, config.split, config.image_field, config.text_field)
+        image_field = config.image_field or 'image'
+        source = cls(path, config.name, config.split, image_field, config.text_field)
         features = _builder(path, config.name).info.features
-        fields = ((config.image_field, 'image_field'), (config.text_field, 'text_field'))
+        fields = ((image_field, 'image_field'), (config.text_field, 'text_field'))
         for field, setting in fields:
-            if field.split('/')[0] not in features:
+            if field and field.split('/')[0] not in features:
                 raise UserError(
                     f'{source.name} has no field {field!r}; set {setting} to one of '
                     f'{", ".join(features)}'
@@ -69,13 +70,16 @@ class TfdsSource:
             example = self._examples()[location[0]]
         except RuntimeError as error:  # damaged bytes, a file cut off
             raise BrokenRecord(first_line(error)) from None
+        image = functools.partial(io.BytesIO, example[self.image_field])
+        if not self.text_field:
+            return RawRecord(image, None)
         try:
             texts: Any = functools.reduce(operator.getitem, self.text_field.split('/'), example)
             texts = [texts] if isinstance(texts, bytes) else texts
             captions = RecordCaptions(tuple(text.decode() for text in texts))
         except (AttributeError, LookupError, TypeError, UnicodeDecodeError):
             raise BrokenRecord(f'{self.text_field} is not text') from None
-        return RawRecord(functools.partial(io.BytesIO, example[self.image_field]), captions)
+        return RawRecord(image, captions)
 
     def record_name(self, location: RecordLocation) -> str:
         return f'{self.dataset or pathlib.Path(self.path).name} {self.split} example {location[0]}'

@@ -6,7 +6,6 @@ of them alike and the ratios stay valid.
 """
 
 import dataclasses
-import resource
 import statistics
 import sys
 import time
@@ -170,10 +169,17 @@ def large_product(dtype: str) -> tuple[Callable[[], jax.Array], int]:
 
 
 def peak_memory() -> int:
-    """Peak bytes in use so far: of the first device, or of this process on a CPU."""
+    """Peak bytes in use so far: of the first device, or of this process on a CPU.
+
+    0 on Windows, which keeps no such figure for a process.
+    """
     stats = jax.local_devices()[0].memory_stats() or {}
     if 'peak_bytes_in_use' in stats:
         return stats['peak_bytes_in_use']
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return 0
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage if sys.platform == 'darwin' else 1024 * usage
 

@@ -59,12 +59,20 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.inference.pipeline import MAX_BATCH
     from infinity_jax.inference.text_encoder import padded_length
     from infinity_jax.inference.warmup import BatchShape, calls_of
-    from infinity_jax.runtime.hub import DEMO_FOLDER, local_folder
+    from infinity_jax.runtime.hub import DEMO_FOLDER
+    from infinity_jax.weights.fetch import fetch_model
+    from infinity_jax.weights.placement import with_text_dtype
 
-    folder = local_folder(args.checkpoint or DEMO_FOLDER, args.revision)
+    folder = fetch_model(args.checkpoint or DEMO_FOLDER, args.revision)
     configs = read_for_generation(
-        folder, args.dtype, height_over_width=ratio, budget=args.budget, size=size
+        folder,
+        args.dtype,
+        args.text_dtype or '',
+        height_over_width=ratio,
+        budget=args.budget,
+        size=size,
     )
+    configs = with_text_dtype(configs)
     transformer = required(configs.transformer, 'transformer')
     schedule = required(configs.schedule, 'schedule')
     if ratio is not None or size is not None:

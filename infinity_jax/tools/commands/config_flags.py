@@ -1,7 +1,7 @@
 """The flags --config=FILE:VARIANT and --config.FIELD=VALUE, with one-line errors."""
 
 import difflib
-import pathlib
+import os
 import re
 import runpy
 import sys
@@ -14,6 +14,8 @@ from ml_collections import ConfigDict, config_flags
 
 from infinity_jax.errors import UserError, in_one_line
 from infinity_jax.renamed import current_field
+from infinity_jax.runtime.local_files import check_path
+from infinity_jax.tools.commands.unlisted_fields import add_fields, set_apart
 
 CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, such as configs/t2i.py:demo')
 
@@ -25,16 +27,19 @@ def parse_flags(argv: list[str]) -> list[str]:
       UserError: no such file or variant, a file that fails in Python, an unknown field (the nearest
         known one is suggested), a value of another type, an unknown flag.
     """
-    file = _value_of(argv, 'config')
+    file, unlisted = _value_of(argv, 'config'), dict[str, Any]()
     if file:
         _check_file(file)
-        _config_of(file)  # its own errors, in one line
+        config = _config_of(file)  # its own errors, in one line
         argv = [_with_current_names(argument, file) for argument in argv]
+        argv, unlisted = set_apart(argv, config)
         # ml_collections reads the fields from here, not from what absl passes on.
-        sys.argv[1:] = [_with_current_names(argument, file) for argument in sys.argv[1:]]
+        current = [_with_current_names(argument, file) for argument in sys.argv[1:]]
+        sys.argv[1:] = set_apart(current, config)[0]
     rest = _parsed(flags.FLAGS, argv, file)
     if CONFIG.value is None:
         raise UserError('no config file; name one, for instance --config=configs/t2i.py')
+    add_fields(CONFIG.value, unlisted)
     if len(rest) > 1:
         raise UserError(f'unexpected argument {rest[1]!r}; settings are --config.FIELD=VALUE')
     return rest
@@ -58,17 +63,18 @@ def read_config_file(spec: str | None, overrides: Sequence[str] = ()) -> ConfigD
     if not overrides:
         return config
     overrides = [_with_current_names(argument, spec) for argument in overrides]
+    overrides, unlisted = set_apart(overrides, config)
     argv, values = ['', f'--config={spec}', *overrides], flags.FlagValues()
     holder = config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
     _parsed(values, argv, spec)
-    return holder.value
+    return add_fields(holder.value, unlisted)
 
 
 def _parsed(values: flags.FlagValues, argv: list[str], file: str | None) -> list[str]:
     """Parses a command line with absl, errors in one line; returns what `parse_flags` does."""
     try:
         return values(argv)
-    except (AttributeError, KeyError):
+    except (AttributeError, LookupError):
         if file is None:
             raise
         raise UserError(_unknown_field(argv, file)) from None
@@ -131,7 +137,13 @@ def _place(file: str, error: BaseException) -> str:
 
 
 def _check_file(spec: str) -> None:
-    if not pathlib.Path(spec.split(':')[0]).is_file():
+    if re.match(r'[A-Za-z]:[\\/]', spec):
+        raise UserError(
+            f'--config={spec}: the colon ends the name of the file; name it by a relative path'
+        )
+    file = spec.split(':')[0]
+    check_path(file, '--config')
+    if not os.path.isfile(file):
         raise UserError(
             f'--config={spec}: no such file; name one, for instance --config=configs/t2i.py'
         )

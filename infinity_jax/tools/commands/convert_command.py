@@ -19,6 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start = add('from-torch', 'Write a model folder from released PyTorch weights.')
     back = add('to-torch', 'Write PyTorch weights from a model folder or a training checkpoint.')
     merge = add('merge-lora', 'Merge LoRA adapters into the model folder they were trained on.')
+    pair = add(
+        'check-pair',
+        'Tell by numbers whether transformer and tokenizer of a model folder belong together.',
+    )
+    pair.add_argument('--checkpoint', required=True, metavar='DIR', help='model folder')
+    pair.set_defaults(run=run_check_pair)
     _add_from_torch(start)
     _add_to_torch(back)
     _add_merge_lora(merge)
@@ -60,15 +66,15 @@ def _add_from_torch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--token-stride',
         type=int,
-        default=16,
         metavar='PIXELS',
-        help='edge of the square of pixels per transformer token (default: %(default)s)',
+        help='edge of the square of pixels per transformer token (default: as exported, else 16)',
     )
     parser.add_argument(
         '--grids',
         type=grids,
         metavar='1,2,4x3,…',
-        help='token grids, height x width, of a model with its own (default: the released ones)',
+        help='token grids, height x width, of a model with its own, or the first ones of a '
+        'released ratio: the image size that it was trained at (default: the released ones)',
     )
     parser.add_argument(
         '--set',
@@ -77,6 +83,12 @@ def _add_from_torch(parser: argparse.ArgumentParser) -> None:
         metavar='PART.FIELD=VALUE',
         help='a dimension that the shapes do not show, such as tokenizer.norm_groups=4; may be '
         'given several times',
+    )
+    parser.add_argument(
+        '--check-pair',
+        action='store_true',
+        help='then compute whether the two belong together, as convert check-pair does '
+        '(default: no)',
     )
     parser.set_defaults(run=run_from_torch)
 
@@ -105,7 +117,7 @@ def _add_to_torch(parser: argparse.ArgumentParser) -> None:
         type=count,
         metavar='N',
         help="number of chunks in the names of the transformer's blocks (default: as imported, "
-        'else 1)',
+        'else that of the released code for this size, or a divisor of the depth)',
     )
     parser.add_argument(
         '--scale-axis',
@@ -188,6 +200,17 @@ def run_from_torch(args: argparse.Namespace) -> None:
         if config is not None:
             print(config)
     print(f'wrote {args.out}')
+    if args.check_pair:
+        from infinity_jax.tools.evaluation.pair import check_pair
+
+        check_pair(args.out)
+
+
+def run_check_pair(args: argparse.Namespace) -> None:
+    """Prints the loss of a folder's transformer on the bits of its tokenizer."""
+    from infinity_jax.tools.evaluation.pair import check_pair
+
+    check_pair(args.checkpoint)
 
 
 def run_to_torch(args: argparse.Namespace) -> None:

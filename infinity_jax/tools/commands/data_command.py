@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import pathlib
 from typing import Any
 
 from infinity_jax.errors import UserError
@@ -46,7 +47,8 @@ def add_data(parser: argparse.ArgumentParser) -> None:
             'config',
             metavar='FILE[:VARIANT]',
             help='config file, such as configs/t2i.py:demo; --config.FIELD=VALUE changes a field '
-            'as in training',
+            'as in training'
+            + ('. Or a folder of images, whose layout is recognised' if command is inspect else ''),
         )
         command.set_defaults(overrides=())
 
@@ -108,6 +110,14 @@ def run_config(args: argparse.Namespace) -> Any:
 
 def run_inspect(args: argparse.Namespace) -> None:
     """Prints the report; writes the contact sheet."""
+    path = pathlib.Path(args.config)
+    if path.exists() and path.suffix != '.py':
+        from infinity_jax.tools.inspect_layout import inspect_layout
+
+        if args.overrides:
+            raise UserError(f'{args.overrides[0]}: {path} is no config file; leave it out')
+        inspect_layout(path, count=args.count, out=args.out)
+        return
     from infinity_jax.tools.inspect_data import inspect_data
 
     inspect_data(run_config(args), count=args.count, out=args.out)

@@ -23,6 +23,7 @@ def add_kinds(parser: argparse.ArgumentParser) -> None:
     )
     add = lambda name, text: kinds.add_parser(name, help=text, description=text)
     _add_demo(add('demo', 'How many generated emoji images show what their caption says.'))
+    _add_edits(add('edits', 'How many edited emoji images show what was asked for.'))
     _add_loss(add('loss', 'Loss and bit accuracy of a transformer on held-out data, by scale.'))
     _add_tokenizer(
         add('tokenizer', 'Fidelity of reconstructed images and use of the bits, by scale.')
@@ -55,6 +56,30 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     add_sampling_flags(parser)
     add_quantization_flags(parser)
     parser.set_defaults(run=run_demo)
+
+
+def _add_edits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--count',
+        type=int,
+        default=200,
+        metavar='N',
+        help='edits of each kind (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--subset',
+        metavar='NAME',
+        help='emoji: starter, demo or all (default: those that the model was trained on)',
+    )
+    parser.add_argument(
+        '--out',
+        default='.',
+        metavar='DIR',
+        help='folder for figures, examples and a plot (default: the current one)',
+    )
+    add_checkpoint_flag(parser)
+    add_sampling_flags(parser)
+    parser.set_defaults(run=run_edits)
 
 
 def _add_loss(parser: argparse.ArgumentParser) -> None:
@@ -172,16 +197,32 @@ def run_images(args: argparse.Namespace) -> None:
 
 def run_demo(args: argparse.Namespace) -> None:
     """Prints a table of the matcher's accuracies."""
-    from infinity_jax.runtime.hub import DEMO_FOLDER, local_folder
+    from infinity_jax.runtime.hub import DEMO_FOLDER
     from infinity_jax.training.transformer.demo_evaluation import evaluate_demo
+    from infinity_jax.weights.fetch import fetch_model
 
     evaluate_demo(
-        local_folder(args.checkpoint or DEMO_FOLDER),
+        fetch_model(args.checkpoint or DEMO_FOLDER),
         count=args.count,
         subset=args.subset,
         seed=args.seed,
         sampling=sampling_of(args),
         quantization=quantization_of(args),
+        out=args.out,
+    )
+
+
+def run_edits(args: argparse.Namespace) -> None:
+    """Prints a table of the matcher's accuracies."""
+    from infinity_jax.runtime.hub import DEMO_FOLDER, local_folder
+    from infinity_jax.tools.evaluation.edits import evaluate_edits
+
+    evaluate_edits(
+        local_folder(args.checkpoint or DEMO_FOLDER),
+        count=args.count,
+        subset=args.subset,
+        seed=args.seed,
+        sampling=sampling_of(args),
         out=args.out,
     )
 

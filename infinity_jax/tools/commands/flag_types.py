@@ -1,6 +1,7 @@
 """Types and checks of flags that several commands share."""
 
 import argparse
+import re
 from typing import Any
 
 from infinity_jax.errors import UserError
@@ -37,6 +38,16 @@ def numbers(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(
             f'{text!r} is neither a number nor a list of them; write 3 or 1,2,3,3'
         ) from None
+
+
+def layer(text: str) -> int:
+    """A layer counted from the end, such as '-5', or 0."""
+    if not re.fullmatch(r'0|-[0-9]{1,4}', text):
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a layer; write one number: 0 for the logits, or -n for the hidden '
+            'states n blocks before the end'
+        )
+    return int(text)
 
 
 def path(text: str) -> str:

@@ -1,12 +1,14 @@
-"""The command `infinity-jax generate`: prompts and flags in, PNG files out."""
+"""The command `infinity-jax generate`: prompts and flags in, image files out."""
 
 import argparse
 import contextlib
+import os
 import pathlib
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from infinity_jax.errors import UserError
 from infinity_jax.tools.commands.flag_types import check_positive
@@ -24,7 +26,11 @@ from infinity_jax.tools.commands.generation_flags import (
 )
 from infinity_jax.tools.commands.prompts import read_negative, read_prompts
 
+DEFAULT_OUT = 'image.png'
+SHEET_CELL = 192  # edge of an image on the sheet of --grid, in pixels
+LINES = '.jsonl'  # ending of a file of prompts with settings
 STARTED = time.perf_counter()  # before the imports that take long
+ENDINGS = ('.png', '.jpg', '.jpeg')  # of image files that are written
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +39,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         'prompts', nargs='*', metavar='PROMPT', help='text that describes the image'
     )
     parser.add_argument(
-        '--prompts-file', metavar='FILE', help='more prompts, one per line of a text file in UTF-8'
+        '--prompts-file',
+        metavar='FILE',
+        help='more prompts, one per line of a text file in UTF-8; of a file *.jsonl, objects with '
+        'settings of their own: docs/generate.md',
+    )
+    parser.add_argument(
+        '--grid',
+        nargs='+',
+        metavar='FIELD=V1,V2',
+        help='one sheet of all combinations, such as guidance=1,3,5 temperature=0.3,0.7 (default: '
+        'no sheet)',
     )
     parser.add_argument(
         '--negative',
@@ -43,9 +59,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_count_flags(parser)
     parser.add_argument(
         '--out',
-        default='image.png',
-        metavar='PNG',
-        help='file; a number is added to its name for each of several images '
+        default=DEFAULT_OUT,
+        metavar='FILE',
+        help='.png or .jpg, or a folder; a number is added to the name for each of several images '
         '(default: %(default)s)',
     )
     parser.add_argument(
@@ -69,17 +85,19 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Generates images and writes PNG files whose metadata holds the settings."""
+    """Generates images and writes files whose metadata holds the settings."""
+    if args.grid or (args.prompts_file or '').endswith(LINES):
+        run_jobs(args)
+        return
     prompts, negative = read_prompts(args.prompts, args.prompts_file), read_negative(args.negative)
     check_positive(args, 'num', 'max_batch')
     ratio, size = ratio_of(args), image_size_of(args)
     num_images = len(prompts) * args.num
     paths = output_paths(args.out, num_images)
-    from infinity_jax.images import check_writable, save_png
+    from infinity_jax.images import check_writable, save_image
     from infinity_jax.inference.pipeline import MAX_BATCH, InfinityPipeline
     from infinity_jax.inference.warmup import GenerationRequest
     from infinity_jax.runtime.hub import DEMO_FOLDER
-    from infinity_jax.scales import released_name
 
     check_writable(paths[0])
     sampling, quantization = sampling_of(args), quantization_of(args)
@@ -88,6 +106,7 @@ def run(args: argparse.Namespace) -> None:
             args.checkpoint or DEMO_FOLDER,
             revision=args.revision,
             dtype=args.dtype,
+            text_dtype=args.text_dtype or '',
             height_over_width=ratio,
             budget=args.budget,
             size=size,
@@ -104,33 +123,107 @@ def run(args: argparse.Namespace) -> None:
         )
         if generated.batch_seconds:
             print(timing(generated.batch_seconds, num_images), file=sys.stderr)
-    height, width = pipeline.image_size
-    guided = sampling.static(pipeline.schedule, quantization).guided
-    released_ratio, budget = released_name(pipeline.schedule) or ('', '')
     for i, (path, image) in enumerate(zip(paths, generated.images, strict=True)):
-        metadata = {
-            'prompt': generated.prompts[i],
-            'negative': (negative or '') if guided else '',
-            'seed': generated.seeds[i][0],
-            'index': generated.seeds[i][1],
-            'height': height,
-            'width': width,
-            'ratio': released_ratio,
-            'budget': budget,
-            'guidance': ','.join(map(str, sampling.guidance)),
-            'temperature': ','.join(map(str, sampling.temperature)),
-            'top_k': sampling.top_k,
-            'top_p': sampling.top_p,
-            'guidance_layer': sampling.guidance_layer,
-            'dtype': args.dtype or '',
-            'weights': quantization.weights,
-            'cache': quantization.cache,
-            'unguided_scales': sampling.unguided_scales,
-            'model': args.checkpoint or 'demo',
-            'revision': args.revision or '',
-        }
-        save_png(path, image, metadata)
+        seed, index = generated.seeds[i]
+        job = {'prompt': generated.prompts[i], 'negative': negative, 'seed': seed, 'index': index}
+        save_image(path, image, metadata_of(args, pipeline, sampling, job))
         print(path)
+
+
+def run_jobs(args: argparse.Namespace) -> None:
+    """`run` for images with settings of their own: a file of JSON lines, or a grid."""
+    check_positive(args, 'num', 'max_batch')
+    if args.grid and (args.num > 1 or (args.prompts_file or '').endswith(LINES)):
+        raise UserError('--grid is for one image per prompt and cell; leave out --num and *.jsonl')
+    if args.prompts and not args.grid:
+        raise UserError(
+            f'prompts and a file *{LINES} are both given; put the prompts into the file'
+        )
+    sampling, negative = sampling_of(args), read_negative(args.negative)
+    import numpy as np
+    from PIL import Image
+
+    from infinity_jax.images import check_writable, contact_sheet, save_image
+    from infinity_jax.inference.pipeline import MAX_BATCH, InfinityPipeline
+    from infinity_jax.runtime.hub import DEMO_FOLDER
+    from infinity_jax.tools.commands import image_jobs
+
+    if args.grid:
+        grid, prompts = (
+            image_jobs.parse_grid(args.grid),
+            read_prompts(args.prompts, args.prompts_file),
+        )
+        jobs, captions = image_jobs.jobs_of_grid(grid, prompts, args.seed, negative, sampling)
+        paths = output_paths(args.out, 1)
+    else:
+        jobs = image_jobs.jobs_of_lines(args.prompts_file, args.num, args.seed, negative, sampling)
+        paths = output_paths(args.out, len(jobs))
+    check_writable(paths[0])
+    with plain_warnings():
+        pipeline = InfinityPipeline.from_pretrained(
+            args.checkpoint or DEMO_FOLDER,
+            revision=args.revision,
+            dtype=args.dtype,
+            text_dtype=args.text_dtype or '',
+            height_over_width=ratio_of(args),
+            budget=args.budget,
+            size=image_size_of(args),
+            max_batch=min(len(jobs), args.max_batch or MAX_BATCH),
+            quantization=quantization_of(args),
+            text_length=args.text_length,
+            verify=args.verify,
+        )
+        images = image_jobs.generate_jobs(pipeline, jobs)
+    if args.grid:
+        columns = len(next(iter(grid.values())))
+        sheet = contact_sheet(np.stack(images), captions, columns=columns, cell=SHEET_CELL)
+        save_image(paths[0], sheet, {'prompt': '; '.join(prompts), 'grid': ' '.join(args.grid)})
+        print(paths[0])
+        return
+    for path, image, job in zip(paths, images, jobs, strict=True):
+        metadata = metadata_of(args, pipeline, job.sampling, vars(job))
+        save_image(path, Image.fromarray(image), metadata)
+        print(path)
+
+
+def metadata_of(
+    args: argparse.Namespace, pipeline: Any, sampling: Any, image: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The settings of an image, as its file holds them.
+
+    Args:
+      args: of the command line.
+      pipeline, sampling: that generated it.
+      image: its prompt, negative, seed and index.
+    """
+    from infinity_jax.scales import released_name
+
+    quantization = quantization_of(args)
+    height, width = pipeline.image_size
+    ratio, budget = released_name(pipeline.schedule) or ('', '')
+    guided = sampling.static(pipeline.schedule, quantization).guided
+    return {
+        'prompt': image['prompt'],
+        'negative': (image['negative'] or '') if guided else '',
+        'seed': image['seed'],
+        'index': image['index'],
+        'height': height,
+        'width': width,
+        'ratio': ratio,
+        'budget': budget,
+        'guidance': ','.join(map(str, sampling.guidance)),
+        'temperature': ','.join(map(str, sampling.temperature)),
+        'top_k': sampling.top_k,
+        'top_p': sampling.top_p,
+        'guidance_layer': sampling.guidance_layer,
+        'dtype': args.dtype or '',
+        'text_dtype': args.text_dtype or '',
+        'weights': quantization.weights,
+        'cache': quantization.cache,
+        'unguided_scales': sampling.unguided_scales,
+        'model': args.checkpoint or 'demo',
+        'revision': args.revision or '',
+    }
 
 
 def timing(batch_seconds: Sequence[float], images: int) -> str:
@@ -145,10 +238,15 @@ def timing(batch_seconds: Sequence[float], images: int) -> str:
 
 
 def output_paths(out: str, count: int) -> list[pathlib.Path]:
-    """OUT itself for one image; else OUT with _000, _001, … before its ending."""
+    """OUT itself for one image; else OUT with _000, _001, … before its ending.
+
+    In a folder, or where OUT ends in a separator, images have the default name.
+    """
     path = pathlib.Path(out)
-    if path.suffix.lower() != '.png':
-        raise UserError(f'--out {out} does not end in .png; images are written as PNG')
+    if out.endswith(('/', os.sep)) or os.path.isdir(path):
+        path /= DEFAULT_OUT
+    if path.suffix.lower() not in ENDINGS:
+        raise UserError(f'--out {out} does not end in .png or .jpg; images are written as these')
     if count == 1:
         return [path]
     return [path.with_name(f'{path.stem}_{i:03}{path.suffix}') for i in range(count)]

@@ -7,6 +7,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.tools.commands.flag_types import (
     RenamedFlag,
     aspect_ratio,
+    layer,
     numbers,
     seed_number,
 )
@@ -35,7 +36,13 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--dtype',
         choices=['float32', 'bfloat16'],
-        help="of the products in transformer and text encoder (default: the model's own)",
+        help="of the products in the transformer (default: the model's own)",
+    )
+    group.add_argument(
+        '--text-dtype',
+        choices=['float32', 'bfloat16', 'float16'],
+        help="of the products in the text encoder (default: the transformer's; on a GPU float16 "
+        'in place of bfloat16)',
     )
 
 
@@ -106,6 +113,12 @@ def add_quantization_flags(parser: argparse.ArgumentParser) -> None:
         choices=['int8'],
         help='format of the cached keys and values of earlier scales (default: full precision)',
     )
+    group.add_argument(
+        '--decoder-precision',
+        metavar='P',
+        help="of the decoder's convolutions: float32, tf32 (GPU), bfloat16_3x or bfloat16; a CPU "
+        'emulates the last three (default: float32 on a CPU, tf32 on a GPU, bfloat16_3x on a TPU)',
+    )
 
 
 def add_sampling_flags(
@@ -129,7 +142,7 @@ def add_sampling_flags(
     )
     group.add_argument(
         '--cfg-layer',
-        type=int,
+        type=layer,
         metavar='N',
         help='where guidance acts: 0 on the logits, -n on the hidden states n blocks before the '
         'end (default: 0)',
@@ -178,7 +191,11 @@ def quantization_of(args: argparse.Namespace) -> Any:
     """`QuantizationConfig` with the fields that flags set."""
     from infinity_jax.config import QuantizationConfig
 
-    fields = {name: getattr(args, name) for name in ('weights', 'cache')}
+    fields = {
+        'weights': args.weights,
+        'cache': args.cache,
+        'decoder': args.decoder_precision,
+    }
     return QuantizationConfig(
         **{name: value for name, value in fields.items() if value is not None}
     )

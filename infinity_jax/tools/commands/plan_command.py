@@ -1,4 +1,4 @@
-"""The command `infinity-jax plan`: memory and time of a run on a TPU slice, without owning one."""
+"""The command `infinity-jax plan`: memory and time of a run on TPUs or GPUs that need not exist."""
 
 import argparse
 import dataclasses
@@ -28,7 +28,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         '--topology',
         required=True,
         metavar='CHIP:SHAPE',
-        help='TPU slice: chip and number of chips along each axis, such as v5e:16x16 or v5p:1x1x1',
+        help='TPU slice: chip and number of chips along each axis, such as v5e:16x16 or v5p:1x1x1; '
+        'or GPUs: card and number, or hosts x cards, such as h100:8, h100:2x8 or rtx4090:1',
     )
     parser.add_argument(
         '--generation',
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
     own_mesh = not args.generation or any('.mesh.' in field for field in args.overrides)
     axes = config.mesh if own_mesh else MeshConfig(data=1, fsdp=-1)
     mesh: Mesh | AbstractMesh
-    if can_compile():
+    if can_compile(topology):
         mesh = make_mesh(axes, devices_of(topology))
     else:
         mesh = deviceless_mesh(axes, topology.num_chips)
@@ -139,7 +140,7 @@ def _training(args, config, topology, mesh) -> tuple[list[str], dict[str, Any]]:
     from infinity_jax.tools.plan.training import Planner, TrainingPlan
 
     planner = Planner(config, configured_parts(config), topology, mesh, args.source)
-    if can_compile():
+    if can_compile(topology):
         full = not args.quick
         plan = planner.training(layers=full, batch=full, progress=_progress)
     else:

@@ -29,7 +29,7 @@ def read_prompts(given: Sequence[str], file: str | None = None) -> list[str]:
                 f'a prompt is empty: number {number} of {len(given)}; write what the image should '
                 'show'
             )
-    prompts = [*given, *(_lines(file) if file else [])]
+    prompts = [*given, *(line for _, line in (numbered_lines(file) if file else []))]
     if not prompts:
         raise UserError('no prompt given; write what the image should show, or --prompts-file')
     return prompts
@@ -57,7 +57,12 @@ def _check(prompt: str, name: str) -> None:
         raise UserError(f'{name} holds a zero byte: {ascii(prompt)[:80]}; remove it')
 
 
-def _lines(file: str) -> list[str]:
+def numbered_lines(file: str) -> list[tuple[int, str]]:
+    """The lines of a text file in UTF-8 that are not blank, with their numbers from 1.
+
+    Raises:
+      UserError: the file cannot be read, or a line is not UTF-8.
+    """
     try:
         content = pathlib.Path(file).read_bytes()
         if content.startswith(_UTF16):
@@ -74,4 +79,4 @@ def _lines(file: str) -> list[str]:
     lines = [line.removeprefix(_MARK) for line in lines]
     for number, line in enumerate(lines, 1):
         _check(line, f'--prompts-file {file}: line {number}')
-    return [line for line in lines if not is_blank(line)]
+    return [(number, line) for number, line in enumerate(lines, 1) if not is_blank(line)]

@@ -17,6 +17,7 @@ from infinity_jax.training.accumulate import check_parts
 from infinity_jax.training.batches import check_batch, first_batches, put_batch
 from infinity_jax.training.transformer.config import T2IConfig
 from infinity_jax.training.transformer.features import check_features
+from infinity_jax.training.transformer.parts import with_run_text_dtype
 from infinity_jax.training.transformer.step import evaluation_step, make_models
 from infinity_jax.transformer.lora import LoraConfig
 from infinity_jax.weights.model_folder import load_model
@@ -65,6 +66,7 @@ def evaluate_loss(
     # The adapters of the run are not part of this model.
     config = dataclasses.replace(config, transformer=transformer, lora=LoraConfig())
     check_features(config, loaded)
+    configs = with_run_text_dtype(config, configs, mesh)
     models = make_models(config, configs)
     check_batch(config, mesh)
     check_parts(config.batch_size, config.accumulate_steps, mesh)

@@ -11,7 +11,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
 from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.training.checkpoint import load_weights
+from infinity_jax.training.checkpoint_weights import load_weights
 from infinity_jax.training.run_folder import config_without_paths, run_named
 from infinity_jax.training.tokenizer.config import TokenizerRunConfig
 from infinity_jax.weights.model_folder import LoadedModel, load_model

@@ -17,7 +17,7 @@ from infinity_jax.tools.parity.reference import Row, load_arrays, load_reference
 from infinity_jax.tools.parity.stages import model_rows
 from infinity_jax.weights.t5_folder import load_encoder
 
-MAX_T5_ERROR = 2e-6
+MAX_T5_ERROR = 4e-6  # from arrays in float64; transformers' own float32 is 3.6e-6 from them
 MAX_MARGIN = 1e-5  # a bit may differ only if its two values were almost equally likely
 MAX_GREY_LEVELS = 1
 

@@ -19,6 +19,7 @@ from infinity_jax.tools.plan.program_cost import AbstractProgram
 from infinity_jax.training import loop
 from infinity_jax.training.accumulate import check_parts
 from infinity_jax.training.transformer.config import T2IConfig, run_schedule
+from infinity_jax.training.transformer.parts import with_run_text_dtype
 from infinity_jax.training.transformer.task import init_state, jit_step, make_models
 from infinity_jax.weights.model_folder import read_configs
 from infinity_jax.weights.placement import placed_shapes, shardings_on
@@ -76,6 +77,7 @@ def abstract_step(
       UserError: the batch does not split over the mesh.
     """
     check_parts(config.batch_size, config.accumulate_steps, mesh)
+    configs = with_run_text_dtype(config, configs, mesh)
     models = make_models(config, configs)
     transformer = models.transformer.clone(unrolled=unrolled)
     schedule = required(configs.schedule, 'schedule')
@@ -97,7 +99,7 @@ def _frozen(config: T2IConfig, configs: ModelConfigs, mesh: Mesh, source: str) -
     if source == 'images':
         frozen['tokenizer'] = _on_mesh(configs.tokenizer, 'float32', mesh)
         if not config.text.train:
-            frozen['text'] = _on_mesh(configs.text, config.transformer.dtype, mesh)
+            frozen['text'] = _on_mesh(configs.text, configs.text_products, mesh)
     if config.lora.rank:
         frozen['transformer'] = _on_mesh(config.transformer, 'float32', mesh)
     return frozen

@@ -1,4 +1,4 @@
-"""Memory and time of generating images on a TPU slice."""
+"""Memory and time of generating images on TPUs or GPUs."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,8 +14,8 @@ from infinity_jax.inference.warmup import BatchShape, Call, calls_of
 from infinity_jax.sharding import batch_sharding, in_mesh, replicated
 from infinity_jax.tools.plan.kernel_flops import all_visible, splash_flops
 from infinity_jax.tools.plan.program_cost import AbstractProgram, ProgramCost, compile_program
-from infinity_jax.tools.plan.report import METHOD, NO_COMPILER, cost_json, cost_lines, time_line
-from infinity_jax.tools.plan.topology import Topology, can_compile
+from infinity_jax.tools.plan.report import cost_json, cost_lines, method_of, time_line
+from infinity_jax.tools.plan.topology import Devices, can_compile
 from infinity_jax.tools.plan.training import coordinates_of
 from infinity_jax.training import flops, loop
 from infinity_jax.weights.placement import decoder_params, shardings_on
@@ -29,7 +29,7 @@ class PlannedProgram:
 
     Attributes:
       flops: of all chips.
-      cost: of the compiled program; None without libtpu.
+      cost: of the compiled program; None without a compiler.
     """
 
     flops: float
@@ -50,7 +50,7 @@ class GenerationPlan:
 
 
 def plan_generation(
-    configs: ModelConfigs, topology: Topology, mesh: Mesh, num: int, progress: Callable[[str], None]
+    configs: ModelConfigs, topology: Devices, mesh: Mesh, num: int, progress: Callable[[str], None]
 ) -> GenerationPlan:
     """Compiles the programs of guided generation.
 
@@ -72,7 +72,7 @@ def plan_generation(
         TEXT_ENCODER: PlannedProgram(counted.text_encoder),
         GENERATION: PlannedProgram(counted.transformer + counted.tokenizer),
     }
-    if can_compile():
+    if can_compile(topology):
         abstract = generation_programs(configs, mesh, images)
         for name, program in zip(programs, abstract, strict=True):
             progress(f'compiling: {name}')
@@ -83,12 +83,12 @@ def plan_generation(
     return GenerationPlan(images, programs)
 
 
-def share_of_peak(program: PlannedProgram, seconds: float, topology: Topology) -> float:
+def share_of_peak(program: PlannedProgram, seconds: float, topology: Devices) -> float:
     """FLOP of a program over the FLOP that all chips can do in that time."""
     return program.flops / (seconds * topology.num_chips * topology.peak.bf16_flops)
 
 
-def generation_lines(plan: GenerationPlan, topology: Topology) -> list[str]:
+def generation_lines(plan: GenerationPlan, topology: Devices) -> list[str]:
     """The lines of the report."""
     peak = topology.num_chips * topology.peak.bf16_flops
     lines = [f'{topology.name}: {plan.images} images at once, with guidance']
@@ -101,17 +101,17 @@ def generation_lines(plan: GenerationPlan, topology: Topology) -> list[str]:
                 share = share_of_peak(program, cost.time.total, topology)
                 lines.append(time_line('all loops counted', cost.time))
                 lines.append(f'    share of peak   {share:.1%}')
-    return [*lines, _method(plan)]
+    return [*lines, _method(plan, topology)]
 
 
-def generation_json(plan: GenerationPlan, topology: Topology) -> dict[str, Any]:
+def generation_json(plan: GenerationPlan, topology: Devices) -> dict[str, Any]:
     """The report as plain data; bytes and seconds."""
     programs = {}
     for name, program in plan.programs.items():
         programs[name] = {'flops': program.flops}
         cost = program.cost
         if cost is not None:
-            programs[name] |= cost_json(cost)
+            programs[name] |= cost_json(cost, topology)
             if cost.time is not None:
                 seconds = cost.time.total
                 programs[name]['seconds'] = seconds
@@ -120,12 +120,13 @@ def generation_json(plan: GenerationPlan, topology: Topology) -> dict[str, Any]:
         'topology': topology.name,
         'images': plan.images,
         'programs': programs,
-        'method': _method(plan),
+        'method': _method(plan, topology),
     }
 
 
-def _method(plan: GenerationPlan) -> str:
-    return METHOD if plan.programs[GENERATION].cost is not None else NO_COMPILER
+def _method(plan: GenerationPlan, topology: Devices) -> str:
+    compiled = plan.programs[GENERATION].cost is not None
+    return method_of(topology, compiled)
 
 
 def generation_programs(configs: ModelConfigs, mesh: Mesh, batch: int) -> list[AbstractProgram]:

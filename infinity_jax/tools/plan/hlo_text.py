@@ -74,6 +74,7 @@ class HloProgram:
         self.computations: dict[str, list[Instruction]] = {}
         self.entry = ''
         self.unknown_loops: list[str] = []
+        self._shapes: dict[str, dict[str, list[tuple[str, tuple[int, ...]]]]] = {}
         lines: list[Instruction] | None = None
         for line in text.splitlines():
             if lines is None:
@@ -91,6 +92,13 @@ class HloProgram:
     def executed(self) -> Iterator[Executed]:
         """The executed instructions; those inside fusions are left out."""
         yield from self._walk(self.entry, 1)
+
+    def shapes(self, computation: str) -> dict[str, list[tuple[str, tuple[int, ...]]]]:
+        """(dtype, dimensions) of the results of every line of a computation, by name."""
+        if computation not in self._shapes:
+            lines = self.computations[computation]
+            self._shapes[computation] = {line.name: line.arrays for line in lines}
+        return self._shapes[computation]
 
     def iterations(self, loop: Instruction) -> int:
         """Iterations of a `while`: as the compiler states, else the bound in its condition."""

@@ -1,4 +1,4 @@
-"""A program compiled for a TPU slice: its memory, collectives and time."""
+"""A program compiled for devices that need not exist: its memory, collectives and time."""
 
 import dataclasses
 import re
@@ -12,10 +12,13 @@ import jax
 from infinity_jax.errors import UserError, first_line
 from infinity_jax.runtime.compile_cache import without_compile_cache
 from infinity_jax.tools.plan.collectives import CollectiveTotal, collectives_of, totals
+from infinity_jax.tools.plan.gpu_time import estimate_gpu_time
+from infinity_jax.tools.plan.gpu_topology import GpuTopology
 from infinity_jax.tools.plan.hlo_text import HloProgram
 from infinity_jax.tools.plan.kernel_flops import KERNEL, KernelFlops, kernel_name
+from infinity_jax.tools.plan.products import counted
 from infinity_jax.tools.plan.program_time import ProgramTime, estimate_time
-from infinity_jax.tools.plan.topology import Topology
+from infinity_jax.tools.plan.topology import Devices
 
 _TOO_LARGE = (
     re.compile(r'Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm'),
@@ -68,6 +71,7 @@ class ProgramCost:
       needed: bytes per chip, whether it fits or not.
       collectives: by kind, per step.
       kernels: runs of Pallas kernels per step, by name.
+      products: runs of products, convolutions and attention calls per step, by precision.
       time: all loops counted; None if the program does not fit.
       unknown_loops: loops that count once because the text lacks their number of iterations.
       compile_seconds: wall time.
@@ -77,6 +81,7 @@ class ProgramCost:
     needed: int
     collectives: dict[str, CollectiveTotal]
     kernels: dict[str, int]
+    products: dict[str, int]
     time: ProgramTime | None
     unknown_loops: tuple[str, ...]
     compile_seconds: float
@@ -85,7 +90,7 @@ class ProgramCost:
 def compile_program(
     lower: Callable[..., Any],
     arguments: Sequence[Any],
-    topology: Topology,
+    topology: Devices,
     coordinates: Sequence[Sequence[int]],
     kernel_flops: KernelFlops,
 ) -> ProgramCost:
@@ -94,8 +99,8 @@ def compile_program(
     Args:
       lower: see `AbstractProgram`.
       arguments: see `AbstractProgram`.
-      topology: the slice of the shardings' devices.
-      coordinates: see `estimate_time`.
+      topology: the shardings' devices.
+      coordinates: see `estimate_time`; of a GPU, its host.
       kernel_flops: see `estimate_time`.
     """
     start = time.monotonic()
@@ -105,7 +110,7 @@ def compile_program(
             compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         needed = read_too_large(str(error))
-        return ProgramCost(None, needed, {}, {}, None, (), time.monotonic() - start)
+        return ProgramCost(None, needed, {}, {}, {}, None, (), time.monotonic() - start)
     seconds = time.monotonic() - start
     program = HloProgram(compiled.as_text())
     memory = memory_of(compiled)
@@ -113,12 +118,17 @@ def compile_program(
     for executed in program.executed():
         if KERNEL in executed.instruction.rest:
             kernels[kernel_name(executed.instruction)] += executed.times
+    if isinstance(topology, GpuTopology):
+        spent = estimate_gpu_time(program, topology, [place[0] for place in coordinates])
+    else:
+        spent = estimate_time(program, topology, coordinates, kernel_flops)
     return ProgramCost(
         memory=memory,
         needed=memory.total,
         collectives=totals(collectives_of(program)),
         kernels=dict(kernels),
-        time=estimate_time(program, topology, coordinates, kernel_flops),
+        products=counted(program),
+        time=spent,
         unknown_loops=tuple(program.unknown_loops),
         compile_seconds=seconds,
     )

@@ -72,12 +72,8 @@ def estimate_time(
       kernel_flops: (name, operands' dtypes and shapes) of a Pallas kernel -> FLOP.
     """
     work: dict[str, ProgramTime] = {}
-    shapes = {
-        name: {line.name: line.arrays for line in lines}
-        for name, lines in program.computations.items()
-    }
     for executed in program.executed():
-        known = shapes[executed.computation]
+        known = program.shapes(executed.computation)
         spent = _operation_time(executed.instruction, known, topology, kernel_flops)
         spent *= executed.times
         work[executed.computation] = work.get(executed.computation, ProgramTime()) + spent

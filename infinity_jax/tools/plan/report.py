@@ -3,15 +3,22 @@
 import dataclasses
 from typing import Any
 
+from infinity_jax.tools.plan.gpu_topology import GpuTopology, install_line
 from infinity_jax.tools.plan.program_cost import ProgramCost
 from infinity_jax.tools.plan.program_time import ProgramTime
-from infinity_jax.tools.plan.topology import Topology
+from infinity_jax.tools.plan.topology import Devices
 from infinity_jax.tools.plan.training import TrainingPlan, extrapolate, mfu
 
 GIB = 2**30
 NO_COMPILER = (
-    'libtpu is not installed, so nothing was compiled: these are analytic numbers only; '
-    "install it with pip install 'jax[tpu]'"
+    '{} is not installed, so nothing was compiled: these are analytic numbers only; install it '
+    'with {}'
+)
+GPU_METHOD = (
+    'The time is an estimate, a roofline of the compiled text: each kernel takes the longer of its '
+    'FLOP at the peak of their precision and its bytes at the bandwidth of the memory, and 2 '
+    'microseconds to start; collectives at the bandwidth of the links, latency left out. Kernels '
+    'of a real card reach a part of these peaks.'
 )
 METHOD = (
     "The time is an estimate: the compiler's own cycles of each operation (estimated_cycles in the "
@@ -21,7 +28,7 @@ METHOD = (
 )
 
 
-def training_lines(plan: TrainingPlan, topology: Topology, depth: int = 0) -> list[str]:
+def training_lines(plan: TrainingPlan, topology: Devices, depth: int = 0) -> list[str]:
     """The lines of the report of a training step; `depth` is the transformer's."""
     analysis = plan.analysis
     peak = topology.num_chips * topology.peak.bf16_flops
@@ -35,7 +42,7 @@ def training_lines(plan: TrainingPlan, topology: Topology, depth: int = 0) -> li
         f'at the peak         {analysis.model_flops / peak:.3g} s per step without the frozen ones',
     ]
     if plan.cost is None:
-        return [*lines, NO_COMPILER]
+        return [*lines, method_of(topology, False)]
     lines += cost_lines(plan.cost, topology)
     if plan.largest is not None:
         points = ', '.join(f'{n}: {size / GIB:.2f} GiB' for n, size in plan.measured)
@@ -46,7 +53,7 @@ def training_lines(plan: TrainingPlan, topology: Topology, depth: int = 0) -> li
     for name, time in estimates(plan, depth).items():
         lines.append(time_line(name, time))
         lines.append(f'    estimated MFU   {mfu(analysis, time.total, topology):.1%}')
-    return [*lines, METHOD]
+    return [*lines, method_of(topology, True)]
 
 
 def estimates(plan: TrainingPlan, depth: int) -> dict[str, ProgramTime]:
@@ -59,17 +66,18 @@ def estimates(plan: TrainingPlan, depth: int) -> dict[str, ProgramTime]:
     return times
 
 
-def cost_lines(cost: ProgramCost, topology: Topology) -> list[str]:
+def cost_lines(cost: ProgramCost, topology: Devices) -> list[str]:
     """Memory, collectives and kernels of a compiled program."""
-    limit = topology.speed.usable_bytes
+    limit = topology.usable_bytes
     if cost.memory is None:
         return [
             f'memory              {cost.needed / GIB:.2f} GiB per chip: does not fit into '
             f'{limit / GIB:.2f} GiB'
         ]
     memory = cost.memory
+    fits = '' if memory.total <= limit else ', too much'
     lines = [
-        f'memory              {memory.total / GIB:.2f} GiB per chip of {limit / GIB:.2f} GiB: '
+        f'memory              {memory.total / GIB:.2f} GiB per chip of {limit / GIB:.2f}{fits}: '
         f'arguments {memory.arguments / GIB:.2f}, outputs {memory.outputs / GIB:.2f} less '
         f'{memory.aliased / GIB:.2f} in donated buffers, temporaries '
         f'{memory.temporaries / GIB:.2f}, code {memory.code / GIB:.2f}',
@@ -81,10 +89,22 @@ def cost_lines(cost: ProgramCost, topology: Topology) -> list[str]:
         )
     for name, count in cost.kernels.items():
         lines.append(f'kernel              {name}: {count} per step')
+    for name, count in cost.products.items():
+        lines.append(f'multiplications     {name}: {count} per step')
     if cost.unknown_loops:
         loops = ', '.join(cost.unknown_loops)
         lines.append(f'loops counted once  {loops}: the text lacks their number of iterations')
     return lines
+
+
+def method_of(topology: Devices, compiled: bool) -> str:
+    """How the figures were made, or what to install for more of them."""
+    on_gpu = isinstance(topology, GpuTopology)
+    if compiled:
+        return GPU_METHOD if on_gpu else METHOD
+    if on_gpu:
+        return NO_COMPILER.format("jax's CUDA plugin", install_line())
+    return NO_COMPILER.format('libtpu', "pip install 'jax[tpu]'")
 
 
 def time_line(name: str, time: ProgramTime) -> str:
@@ -96,7 +116,7 @@ def time_line(name: str, time: ProgramTime) -> str:
     )
 
 
-def training_json(plan: TrainingPlan, topology: Topology, depth: int = 0) -> dict[str, Any]:
+def training_json(plan: TrainingPlan, topology: Devices, depth: int = 0) -> dict[str, Any]:
     """The report as plain data; bytes and seconds."""
     times = {
         name: {
@@ -109,14 +129,15 @@ def training_json(plan: TrainingPlan, topology: Topology, depth: int = 0) -> dic
     return {
         'topology': topology.name,
         **dataclasses.asdict(plan.analysis),
-        'program': None if plan.cost is None else cost_json(plan.cost),
+        'program': None if plan.cost is None else cost_json(plan.cost, topology),
         'largest_batch': plan.largest,
         'measured_batches': plan.measured,
         'estimates': times,
-        'method': METHOD if times else NO_COMPILER,
+        'method': method_of(topology, bool(times)),
     }
 
 
-def cost_json(cost: ProgramCost) -> dict[str, Any]:
+def cost_json(cost: ProgramCost, topology: Devices) -> dict[str, Any]:
     """A compiled program as plain data."""
-    return {**dataclasses.asdict(cost), 'fits': cost.memory is not None}
+    fits = cost.memory is not None and cost.memory.total <= topology.usable_bytes
+    return {**dataclasses.asdict(cost), 'fits': fits}

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from infinity_jax.data.batch import Batch
 from infinity_jax.sharding import batch_sharding, in_mesh, replicated, shardings_of
 from infinity_jax.tools.plan.program_cost import AbstractProgram, compile_program
-from infinity_jax.tools.plan.topology import Topology, can_compile
+from infinity_jax.tools.plan.topology import Devices, can_compile
 from infinity_jax.tools.plan.training import Analysis, TrainingPlan, coordinates_of, sizes_of
 from infinity_jax.training import flops, loop
 from infinity_jax.training.accumulate import check_parts
@@ -22,7 +22,7 @@ from infinity_jax.training.tokenizer.task import init_state, jit_step, make_mode
 
 
 def plan_tokenizer(
-    config: TokenizerRunConfig, topology: Topology, mesh: Mesh, progress: Callable[[str], None]
+    config: TokenizerRunConfig, topology: Devices, mesh: Mesh, progress: Callable[[str], None]
 ) -> TrainingPlan:
     """Compiles the training step.
 
@@ -37,7 +37,7 @@ def plan_tokenizer(
     """
     step = abstract_tokenizer_step(config, mesh)
     analysis = _analyse(config, step.arguments[0])
-    if not can_compile():
+    if not can_compile(topology):
         return TrainingPlan(analysis)
     progress('compiling the training step')
     cost = compile_program(*step, topology, coordinates_of(mesh), lambda name, operands: 0.0)

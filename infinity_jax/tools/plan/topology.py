@@ -1,4 +1,4 @@
-"""TPU slices by name, the speed of their chips, and devices to compile for without a TPU."""
+"""TPU slices and GPUs by name, and devices to compile for without owning them."""
 
 import dataclasses
 import importlib.util
@@ -11,6 +11,13 @@ import jax
 
 from infinity_jax.errors import UserError, first_line
 from infinity_jax.runtime.accelerators import PEAKS, DevicePeak, TpuChip
+from infinity_jax.tools.plan.gpu_topology import (
+    CARDS,
+    GpuTopology,
+    gpu_devices,
+    parse_gpus,
+    plugin,
+)
 
 # Without these, libtpu asks the cloud's metadata server about a TPU that does not exist, and only
 # one process at a time can load it.
@@ -44,6 +51,11 @@ class Topology:
         return CHIPS[self.chip]
 
     @property
+    def usable_bytes(self) -> int:
+        """The part of a chip's memory that the compiler lets a program use."""
+        return self.speed.usable_bytes
+
+    @property
     def clock(self) -> float:
         """Cycles/s at which the published peak is reached."""
         return self.peak.bf16_flops / self.speed.flops_per_cycle
@@ -57,18 +69,24 @@ class Topology:
         return self.speed.link_bandwidth * (2 if joined else 1)
 
 
-def parse_topology(text: str) -> Topology:
-    """Parses a name such as 'v5e:16x16'.
+Devices = Topology | GpuTopology
+
+
+def parse_topology(text: str) -> Devices:
+    """Parses a name such as 'v5e:16x16' or 'h100:8'.
 
     Raises:
       UserError: unknown chip, or a shape with another number of axes.
     """
-    match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', text)
+    match = re.fullmatch(r'([\w-]+):(\d+(?:x\d+)*)', text)
     if not match:
-        raise UserError(f'--topology {text!r}; wanted CHIP:SHAPE, for instance v5e:16x16')
+        raise UserError(f'--topology {text!r}; wanted CHIP:SHAPE, for instance v5e:16x16 or h100:8')
     chip, shape = match[1], tuple(int(n) for n in match[2].split('x'))
+    if chip in CARDS:
+        return parse_gpus(text)
     if chip not in CHIPS:
-        raise UserError(f'--topology {text!r}: unknown chip {chip!r}; known: {", ".join(CHIPS)}')
+        known = ', '.join((*CHIPS, *CARDS))
+        raise UserError(f'--topology {text!r}: unknown chip {chip!r}; known: {known}')
     axes = CHIPS[chip].axes
     if len(shape) != axes or min(shape) < 1:
         example = 'x'.join(['4'] * axes)
@@ -79,24 +97,28 @@ def parse_topology(text: str) -> Topology:
     return Topology(chip, shape)
 
 
-def can_compile() -> bool:
-    """Whether libtpu, which contains the compiler, is installed."""
+def can_compile(topology: Devices) -> bool:
+    """Whether libtpu or the CUDA plugin, which contain the compilers, is installed."""
+    if isinstance(topology, GpuTopology):
+        return plugin() is not None
     return importlib.util.find_spec('libtpu') is not None
 
 
 def prepare() -> None:
-    """Sets up compiling without a TPU; call it before jax starts a backend."""
+    """Sets up compiling without the devices; call it before jax starts a backend."""
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     jax.config.update('jax_platforms', 'cpu')
 
 
-def devices_of(topology: Topology) -> list[Any]:
-    """The chips of a slice as devices to compile for; nothing can run on them.
+def devices_of(topology: Devices) -> list[Any]:
+    """The chips as devices to compile for; nothing can run on them.
 
     Raises:
-      UserError: libtpu does not support the slice.
+      UserError: the compiler does not support them.
     """
+    if isinstance(topology, GpuTopology):
+        return gpu_devices(topology)
     from jax.experimental import topologies
 
     options = {}

@@ -1,4 +1,4 @@
-"""Memory and time of a training step on a TPU slice, by formulas and by its compiler."""
+"""Memory and time of a training step on TPUs or GPUs, by formulas and by their compiler."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from infinity_jax.tools.plan.abstract_step import abstract_step
 from infinity_jax.tools.plan.kernel_flops import training_flops
 from infinity_jax.tools.plan.program_cost import ProgramCost, compile_program
 from infinity_jax.tools.plan.program_time import ProgramTime
-from infinity_jax.tools.plan.topology import Topology
+from infinity_jax.tools.plan.topology import Devices
 from infinity_jax.training import flops
 from infinity_jax.training.transformer.config import T2IConfig
 
@@ -50,7 +50,7 @@ class TrainingPlan:
     """A training step on a slice.
 
     Attributes:
-      cost: of the whole program; None without libtpu.
+      cost: of the whole program; None without a compiler.
       unrolled: times of the programs with `SHALLOW` layers; None if they were not compiled.
       largest: images at once per chip that fit, from a line through two compiled programs; None
         if that was not asked for.
@@ -96,7 +96,7 @@ def extrapolate(shallow: tuple[ProgramTime, ProgramTime], depth: int) -> Program
     return ProgramTime(*(max(part, 0.0) for part in dataclasses.astuple(whole)))
 
 
-def mfu(analysis: Analysis, seconds: float, topology: Topology) -> float:
+def mfu(analysis: Analysis, seconds: float, topology: Devices) -> float:
     """Model FLOP over the bfloat16 FLOP that all chips can do in that time."""
     return analysis.model_flops / (seconds * topology.num_chips * topology.peak.bf16_flops)
 
@@ -127,7 +127,7 @@ class Planner:
     """
 
     def __init__(
-        self, config: T2IConfig, configs: ModelConfigs, topology: Topology, mesh: Mesh, source: str
+        self, config: T2IConfig, configs: ModelConfigs, topology: Devices, mesh: Mesh, source: str
     ):
         self.config, self.configs, self.source = config, configs, source
         self.topology, self.mesh = topology, mesh
@@ -173,7 +173,7 @@ class Planner:
             measured = tuple(
                 sorted([BatchMemory(images, cost.needed), BatchMemory(other, second.needed)])
             )
-            largest = largest_batch(measured, self.topology.speed.usable_bytes)
+            largest = largest_batch(measured, self.topology.usable_bytes)
             plan = dataclasses.replace(plan, measured=measured, largest=largest)
         if layers and cost.memory is not None:
             times = []
@@ -187,5 +187,8 @@ class Planner:
 
 
 def coordinates_of(mesh: Mesh) -> list[tuple[int, ...]]:
-    """The coordinates in the torus of the chip of each partition."""
-    return [tuple(getattr(device, 'coords', (device.id,))) for device in mesh.devices.flat]
+    """The place of each partition's device: a TPU chip's in the torus, a card's host."""
+    return [
+        tuple(getattr(device, 'coords', (getattr(device, 'process_index', 0),)))
+        for device in mesh.devices.flat
+    ]

@@ -6,6 +6,7 @@ import math
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.ranges import Range, check_ranges
+from infinity_jax.runtime.local_files import check_paths
 from infinity_jax.scales import BUDGETS, RATIOS, SQUARE, STRIDE, Grid, ScaleSchedule
 from infinity_jax.training.config import RunConfig
 from infinity_jax.training.optimizer import OptimizerConfig
@@ -99,6 +100,7 @@ class TokenizerRunConfig(RunConfig):
     def __post_init__(self):
         super().__post_init__()
         check_ranges(self, '', {'accumulate_steps': Range(1, 2**20)})
+        check_paths(self, '', ('vgg_weights', 'lpips_heads'))
 
     def code_grids(self, image: tuple[int, int]) -> tuple[Grid, ...]:
         """The grids of an image of (height, width) pixels.

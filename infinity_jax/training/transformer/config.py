@@ -2,11 +2,13 @@
 
 import dataclasses
 
-from infinity_jax.config import ModelConfigs, TextConfig, TransformerConfig, required
+from infinity_jax.config import DTYPES, ModelConfigs, TextConfig, TransformerConfig, required
 from infinity_jax.errors import UserError
 from infinity_jax.ranges import RATE, Range, check_ranges
+from infinity_jax.runtime.local_files import check_paths
 from infinity_jax.scales import BUDGET_OF_EDGE, SQUARE, ScaleSchedule, released_name
 from infinity_jax.training.config import RunConfig
+from infinity_jax.training.transformer.partial_start import check_parts
 from infinity_jax.training.transformer.self_correction import STRENGTH_STEP
 from infinity_jax.transformer.attention_ops import IMPLEMENTATIONS
 from infinity_jax.transformer.lora import LoraConfig
@@ -20,6 +22,14 @@ class TextTraining:
     folder: str = ''  # Hugging Face folder or org/name, of encoder or vocabulary; '': the demo's
     encoder: TextConfig | None = None  # sizes of a new encoder; None: the folder's, with weights
     train: bool = False  # together with the transformer
+    dtype: str = ''  # of a frozen encoder's products; '': float16 or the transformer's, by device
+
+    def __post_init__(self):
+        if self.dtype not in ('', *DTYPES):
+            raise UserError(
+                f'config field text.dtype is {self.dtype!r}; wanted {", ".join(DTYPES)}'
+            )
+        check_paths(self, 'text.', ('folder',))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +37,21 @@ class SelfCorrection:
     """Random bit flips in training, which later scales learn to correct (paper 3.4)."""
 
     max_strength: float = 0.3  # flip probabilities are sampled from 0, 0.01, … to this; 0: none
-    per_image: bool = False  # one strength per image instead of one for the whole batch
+    group: int = 0  # images that share a strength; 0: the whole batch. Released: 4
+    per_image: bool = False  # the same as group 1; set, it replaces group
 
     def __post_init__(self):
-        check_ranges(self, 'self_correction.', {'max_strength': RATE})
+        check_ranges(self, 'self_correction.', {'max_strength': RATE, 'group': Range(0, 2**20)})
         if 0 < self.max_strength < STRENGTH_STEP:
             raise UserError(
                 f'config field self_correction.max_strength is {self.max_strength}; wanted 0, or '
                 f'{STRENGTH_STEP} or more: strengths are its multiples'
             )
+
+    @property
+    def images_per_strength(self) -> int:
+        """Images that share a strength; 0: the whole batch."""
+        return 1 if self.per_image else self.group
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,11 +68,14 @@ class T2IConfig(RunConfig):
     remat: str = 'none'  # what the backward pass recomputes, see `remat.POLICIES`
     accumulate_steps: int = 1  # parts of a batch that are processed one after the other
     lora: LoraConfig = LoraConfig()  # adapters are trained instead of the transformer
+    new_parts: tuple[str, ...] = ()  # of init_from's transformer, start with new weights
 
     def __post_init__(self):
         super().__post_init__()
         check_ranges(self, '', {'condition_drop': RATE, 'accumulate_steps': Range(1, 2**20)})
+        check_paths(self, '', ('tokenizer',))
         check_remat(self.remat)
+        check_parts(self.new_parts)
         if self.attention not in IMPLEMENTATIONS:
             raise UserError(f'attention is {self.attention!r}; wanted {", ".join(IMPLEMENTATIONS)}')
         if self.lora.rank and not self.init_from:
@@ -64,13 +83,19 @@ class T2IConfig(RunConfig):
                 f'lora.rank is {self.lora.rank} and config.init_from empty: name the model folder '
                 'whose weights the adapters are added to'
             )
+        if self.lora.rank and self.new_parts:
+            raise UserError('lora trains adapters alone; leave new_parts empty')
         if self.lora.rank and self.text.train:
             raise UserError('lora trains adapters alone; set text.train to False')
         for source in (*self.data.sources, *self.data.held_out):
-            if source.kind == 'folder':
+            if not source.has_captions:
+                remedy = "set its kind to 'sidecar' (NAME.txt next to each image), 'imagefolder' "
+                remedy += '(metadata.jsonl or .csv) or another one with captions'
+                if source.kind != 'folder':
+                    remedy = 'set its text_field'
                 raise UserError(
-                    f'data source folder {source.path} has no captions, which this task reads; '
-                    'wanted jsonl, tar, tfds or emoji'
+                    f'data source {source.kind} {source.path} has no captions, which this task '
+                    f'reads; {remedy}'
                 )
 
 

@@ -3,20 +3,15 @@
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax.traverse_util import flatten_dict
 
 from infinity_jax.config import required
 from infinity_jax.data.config import SPLITS
 from infinity_jax.data.features.reader import FeatureInfo, TextInfo, read_info
 from infinity_jax.errors import UserError
 from infinity_jax.training.transformer.config import T2IConfig
+from infinity_jax.weights.fingerprint import fingerprint
 from infinity_jax.weights.model_folder import LoadedModel
 
 
@@ -64,7 +59,7 @@ def _compare(path: str, info: FeatureInfo, expected: dict[str, Any]) -> None:
 
 
 def tokenizer_fingerprint(loaded: LoadedModel) -> str:
-    """Fingerprint of the tokenizer's encoder."""
+    """Fingerprint of the tokenizer's encoder, next to all of its configuration."""
     config = dataclasses.asdict(required(loaded.configs.tokenizer, 'tokenizer'))
     return fingerprint(config, required(loaded.tokenizer_params, 'tokenizer')['encoder'])
 
@@ -75,7 +70,7 @@ def text_fingerprint(loaded: LoadedModel) -> str:
     vocabulary = hashlib.sha256(files['tokenizer.json']).hexdigest()
     config = required(loaded.configs.text, 'text encoder')
     described = {**dataclasses.asdict(config), 'vocabulary': vocabulary}
-    return fingerprint(described, loaded.text_params)
+    return fingerprint(described, required(loaded.text_params, 'text encoder'))
 
 
 def text_info(loaded: LoadedModel, dtype: str, captions: str) -> TextInfo:
@@ -83,27 +78,3 @@ def text_info(loaded: LoadedModel, dtype: str, captions: str) -> TextInfo:
     length = required(loaded.configs.transformer, 'transformer').text_length
     width = required(loaded.configs.text, 'text encoder').width
     return TextInfo(text_fingerprint(loaded), length, width, dtype, captions)
-
-
-def fingerprint(described: dict[str, Any], params: Any) -> str:
-    """A digest of a JSON description and of weights, on the host or on devices.
-
-    Weights are compared as bfloat16, so a model that was stored in that dtype counts as the same.
-    """
-    sums = {
-        name: (leaf.shape, np.asarray(_sums(leaf)).tolist())
-        for name, leaf in sorted(flatten_dict(params, sep='.').items())
-    }
-    text = json.dumps([described, sums], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-@jax.jit
-def _sums(leaf: jax.Array) -> jax.Array:
-    """Sums of the weights' bits, plain and weighted by position; exact in any order."""
-    words = jax.lax.bitcast_convert_type(leaf.astype(jnp.bfloat16), jnp.uint16).astype(jnp.uint32)
-    position = jnp.zeros(leaf.shape, jnp.uint32)
-    for axis in range(leaf.ndim):
-        along = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
-        position = position * jnp.uint32(0x9E3779B1) + along + 1
-    return jnp.stack([words.sum(dtype=jnp.uint32), (words * position).sum(dtype=jnp.uint32)])

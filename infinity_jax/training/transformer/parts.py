@@ -14,8 +14,14 @@ from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.training.init_from import frozen_transformer, torch_source
 from infinity_jax.training.transformer.config import T2IConfig, run_schedule
 from infinity_jax.transformer.model import check_schedule
+from infinity_jax.weights.fingerprint import partner_fingerprint
 from infinity_jax.weights.model_folder import LoadedModel, load_model
-from infinity_jax.weights.placement import place
+from infinity_jax.weights.placement import (
+    place,
+    place_text_encoder,
+    platform_of,
+    with_text_dtype,
+)
 from infinity_jax.weights.t5_folder import load_encoder
 
 
@@ -33,7 +39,7 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> LoadedModel:
     if stored.tokenizer_params is None:
         raise UserError(f'{config.tokenizer}: holds no tokenizer; train one or name another folder')
     folder = _text_folder(config)
-    text_tokenizer = TextTokenizer.from_folder(folder)
+    text_tokenizer = run_tokenizer(config)
     text, text_params = config.text.encoder, None
     if text is None:
         # A frozen encoder keeps the file's dtype until `place_frozen` casts its shards.
@@ -46,7 +52,11 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> LoadedModel:
         schedule=run_schedule(config, stored.configs.schedule, stored.configs.spatial_patchify),
         source={**stored.configs.source, **torch_source(config.init_from)},
         extra=stored.configs.extra,
+        trained_with=partner_fingerprint(
+            required(stored.configs.tokenizer, 'tokenizer'), stored.tokenizer_params
+        ),
     )
+    configs = with_run_text_dtype(config, configs, mesh)
     _check_parts(config, configs, text_tokenizer.vocab_size, folder)
     return LoadedModel(
         configs,
@@ -54,6 +64,14 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> LoadedModel:
         text_params=text_params,
         text_tokenizer=text_tokenizer,
     )
+
+
+def with_run_text_dtype(
+    config: T2IConfig, configs: ModelConfigs, mesh: Mesh | None = None
+) -> ModelConfigs:
+    """The configurations with the dtype of the text encoder in a run; a trained one's is ours."""
+    own = config.transformer.dtype if config.text.train else config.text.dtype
+    return with_text_dtype(configs, own, platform_of(mesh))
 
 
 def _check_named(config: T2IConfig) -> None:
@@ -107,16 +125,15 @@ def place_frozen(config: T2IConfig, loaded: LoadedModel, mesh: Mesh) -> dict[str
     """The frozen parameters, split over the mesh: {'tokenizer'}, and {'text'} unless it is trained.
 
     The tokenizer is float32, since signs decide bits; the text encoder's matrices have the dtype of
-    the transformer's products. With LoRA the transformer, float32, is frozen as well.
+    its products. With LoRA the transformer, float32, is frozen as well.
     """
     params = required(loaded.tokenizer_params, 'tokenizer')
     tokenizer = required(loaded.configs.tokenizer, 'tokenizer')
     frozen = {'tokenizer': place(params, 'float32', tokenizer, mesh)}
     if not config.text.train:
-        dtype = config.transformer.dtype
-        text_params = required(loaded.text_params, 'text encoder')
-        text = required(loaded.configs.text, 'text encoder')
-        frozen['text'] = place(text_params, dtype, text, mesh)
+        frozen['text'] = place_text_encoder(
+            required(loaded.text_params, 'text encoder'), loaded.configs, mesh
+        )
     if config.lora.rank:
         frozen['transformer'] = frozen_transformer(config, mesh)
     return frozen
@@ -125,6 +142,23 @@ def place_frozen(config: T2IConfig, loaded: LoadedModel, mesh: Mesh) -> dict[str
 def frozen_text_params(config: T2IConfig) -> dict[str, Any]:
     """The weights of a frozen text encoder as numpy arrays, float32."""
     return load_encoder(_text_folder(config))[1]
+
+
+def run_tokenizer(config: T2IConfig) -> TextTokenizer:
+    """The tokenizer of a run's captions; raises `UserError` if there is none."""
+    return TextTokenizer.from_folder(_text_folder(config))
+
+
+def warn_of_unknown(tokenizer: TextTokenizer, captions: list[str], text_length: int) -> None:
+    """Prints one line if captions hold characters that the vocabulary lacks."""
+    unknown = tokenizer.unknown_characters(captions, text_length)
+    characters = ''.join(dict.fromkeys(''.join(unknown)))
+    if characters:
+        print(
+            f'{sum(map(bool, unknown))} of the first {len(captions)} captions hold characters that '
+            f'the vocabulary lacks, such as {characters[:20]!r}: each run of them is read as the '
+            'same unknown token'
+        )
 
 
 def _text_folder(config: T2IConfig) -> str | pathlib.Path:

@@ -60,23 +60,27 @@ def sample_flips(
     schedule: ScaleSchedule,
     *,
     max_strength: float = 0.3,
-    per_image: bool = False,
+    group: int = 0,
     patchify: bool = False,
 ) -> tuple[jax.Array, ...]:
     """Samples the bits to flip, bool (B, h, w, d), of all scales but the last, which is no input.
 
-    At each scale a strength is sampled uniformly from {0, 0.01, …, `max_strength`}, once for the
-    whole batch as released or once per image, and every bit flips with that probability.
+    At each scale a strength is sampled uniformly from {0, 0.01, …, `max_strength`}, and every bit
+    flips with that probability.
 
     Args:
       bits: d of the tokenizer.
+      group: successive images that share a strength; 0: the whole batch. The released code samples
+        a strength per process and micro-batch, of 4 images in its script.
     """
     steps = round(max_strength / STRENGTH_STEP)
 
     def of_scale(scale: int, grid: Grid) -> jax.Array:
         strength_key, bit_key = jax.random.split(jax.random.fold_in(key, scale))
-        shape = (batch if per_image else 1, 1, 1, 1)
+        shape = (-(-batch // group) if group else 1, 1, 1, 1)
         strength = jax.random.randint(strength_key, shape, 0, steps + 1) * STRENGTH_STEP
+        if group > 1:
+            strength = jnp.repeat(strength, group, axis=0)[:batch]
         return jax.random.uniform(bit_key, (batch, *grid, bits)) < strength
 
     grids = schedule.code_grids(patchify)[:-1]

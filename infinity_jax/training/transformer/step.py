@@ -70,7 +70,7 @@ def make_models(config: T2IConfig, configs: ModelConfigs) -> Models:
     return Models(
         Transformer(transformer, config.attention, config.remat),
         Autoencoder(required(configs.tokenizer, 'tokenizer')),
-        T5Encoder(required(configs.text, 'text encoder'), jnp.dtype(transformer.dtype)),
+        T5Encoder(required(configs.text, 'text encoder'), jnp.dtype(configs.text_products)),
         bucket_schedules(config, configs),
     )
 
@@ -84,7 +84,7 @@ def batch_flips(key: jax.Array, batch: Batch, models: Models, config: T2IConfig)
         models.autoencoder.config.bits,
         models.schedule_of(batch),
         max_strength=config.self_correction.max_strength,
-        per_image=config.self_correction.per_image,
+        group=config.self_correction.images_per_strength,
         patchify=models.transformer.config.spatial_patchify,
     )
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -26,12 +27,17 @@ from infinity_jax.training import flops, loop
 from infinity_jax.training.accumulate import check_parts
 from infinity_jax.training.batches import first_batches, held_out_batches, make_batches, put_batch
 from infinity_jax.training.config import init_key
-from infinity_jax.training.init_from import transformer_params
+from infinity_jax.training.init_from import check_partner, transformer_params
 from infinity_jax.training.optimizer import TrainState, make_optimizer, new_state
 from infinity_jax.training.run_folder import config_without_paths
 from infinity_jax.training.transformer.config import T2IConfig
 from infinity_jax.training.transformer.features import check_features
-from infinity_jax.training.transformer.parts import frozen_text_params, load_parts, place_frozen
+from infinity_jax.training.transformer.parts import (
+    frozen_text_params,
+    load_parts,
+    place_frozen,
+    warn_of_unknown,
+)
 from infinity_jax.training.transformer.step import (
     evaluation_step,
     init_state,
@@ -51,6 +57,7 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     check_parts(config.batch_size, config.accumulate_steps, mesh)
     loaded = load_parts(config, mesh)
     check_features(config, loaded)
+    check_partner(config, loaded.configs.trained_with)
     models = make_models(config, loaded.configs)
     optimizer = make_optimizer(config.optimizer, config.steps)
     start_text = loaded.text_params if config.text.train else None
@@ -66,10 +73,13 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         state = init_sharded(init, mesh, key)
         return state if start_text is None else start({**state.params, 'text': start_text})
 
+    def fresh() -> Any:
+        return init_sharded(init, mesh, init_key(config.seed)).params
+
     def from_model() -> TrainState:
         if config.lora.rank:  # its weights are among the frozen parts
             return from_scratch(init_key(config.seed))
-        return start(transformer_params(config, shapes.params, mesh))
+        return start(transformer_params(config, shapes.params, mesh, fresh))
 
     frozen = place_frozen(config, loaded, mesh)
     # `frozen` holds the text encoder on the devices.
@@ -86,6 +96,9 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     host_batches = held_out_batches(config, **text)
     held_out = [put_batch(batch, mesh) for batch in host_batches]
     trained = first_batches(config, 'train', 1, **text)[0].captions or []
+    if loaded.text_tokenizer is not None and jax.process_index() == 0:
+        read = [*trained, *(text for batch in host_batches for text in batch.captions or [])]
+        warn_of_unknown(loaded.text_tokenizer, read, config.transformer.text_length)
     half = SAMPLE_CAPTIONS // 2
     captions = from_first_process(trained[:half] + (host_batches[0].captions or [])[:half])
 

@@ -55,7 +55,8 @@ class _File:
         if sorted(keys) != sorted(self.storages):
             raise UserError(
                 f'{self.path}: lists {len(keys)} storages, which are not the {len(self.storages)} '
-                'of its tensors: the file is damaged, copy it again'
+                'of its tensors: the file is damaged, or has elements that are not read, such as '
+                'float8; copy it again, or save it in float32'
             )
         end = os.fstat(stream.fileno()).st_size
         for key in keys:
@@ -74,6 +75,11 @@ class _File:
                     'file is damaged, copy it again'
                 )
             stream.seek(after)
+        if stream.tell() != end:
+            raise UserError(
+                f'{self.path}: {end - stream.tell()} bytes after its last storage; wanted none: '
+                'the file is damaged, copy it again'
+            )
 
 
 def read_legacy(path: Path) -> Any:

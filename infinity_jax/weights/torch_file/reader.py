@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.hub import check_content
+from infinity_jax.runtime.local_files import open_regular
 from infinity_jax.weights.torch_file.legacy import read_legacy
 from infinity_jax.weights.torch_file.unpickler import MAX_PICKLE_BYTES, Storage, load_pickle
 
@@ -41,6 +43,12 @@ class _Archive:
         self.whole: set[str] = set()  # members whose checksum was compared
         with zipfile.ZipFile(path) as archive:
             self.members = {info.filename: info for info in archive.infolist()}
+            twice = len(archive.infolist()) - len(self.members)
+        if twice:
+            raise UserError(
+                f'{path}: its zip directory has {twice} names twice: the file is damaged, copy it '
+                'again'
+            )
 
     def read(self, member: str) -> bytes:
         """The content of a small member; zipfile compares its checksum."""
@@ -79,14 +87,7 @@ class _Archive:
                 with zipfile.ZipFile(self.path) as archive:
                     return np.frombuffer(archive.read(info), storage.dtype, storage.size)
             content = np.memmap(self.path, np.uint8, 'r', self._start(info), (info.file_size,))
-        except (
-            zipfile.BadZipFile,
-            zlib.error,
-            EOFError,
-            OSError,
-            RuntimeError,
-            ValueError,
-        ) as error:
+        except (*ZIP_ERRORS, ValueError, struct.error) as error:
             raise UserError(
                 f'{self.path}: {storage.member} is damaged ({error}); copy the file again'
             ) from None
@@ -116,13 +117,8 @@ def read_torch_file(path: str | Path) -> Any:
         refers to more than tensors and containers.
     """
     path = Path(path)
-    try:
-        with open(path, 'rb') as file:
-            start = file.read(4)
-    except FileNotFoundError:
-        raise UserError(f'{path}: no such file') from None
-    except OSError as error:
-        raise UserError(f'{path}: cannot be read ({error.strerror})') from None
+    with open_regular(path) as file:
+        start = file.read(4)
     try:
         if start[:2] == b'PK':
             return _read_zip(path)
@@ -134,6 +130,7 @@ def read_torch_file(path: str | Path) -> Any:
         raise UserError(f'{path}: damaged ({error}); copy it again') from None
     except (TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise UserError(f'{path}: not a pickle of plain tensors ({error})') from None
+    check_content(path)
     raise UserError(
         f'{path}: not a torch file (starts with {start!r}); name one that torch.save wrote or a '
         '.safetensors file, or copy it again if something else was saved in its place'

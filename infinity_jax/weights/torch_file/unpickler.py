@@ -1,7 +1,8 @@
 """Unpickles files of torch without torch and without executing their content.
 
-The unpickler accepts the few names that plain state dicts need and refuses all others. Tensors
-stay on disk; `reader` and `legacy`, for the two file layouts, provide their elements.
+The unpickler accepts the few names that plain state dicts need. Objects of all other names become
+placeholders: nothing is looked up, imported or executed. Tensors stay on disk; `reader` and
+`legacy`, for the two file layouts, provide their elements.
 """
 
 import abc
@@ -95,8 +96,38 @@ class TorchTensor:
             raise ValueError('it changes a tensor that it has built')
 
 
+class Opaque:
+    """A placeholder for an object of another name; accepts all that a pickle does, without effect.
+
+    Attributes:
+      pickled_name: the name that the pickle asks for.
+    """
+
+    pickled_name = ''
+
+    def __new__(cls, *unused: Any, **also_unused: Any) -> 'Opaque':
+        return super().__new__(cls)
+
+    def __init__(self, *unused: Any, **also_unused: Any):
+        pass
+
+    def __call__(self, *unused: Any, **also_unused: Any) -> 'Opaque':
+        return self
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        pass
+
+    extend = add = append
+
+
 class Unpickler(pickle.Unpickler):
-    """Builds containers, numbers and `TorchTensor`s; refuses other names without looking them up.
+    """Builds containers, numbers and `TorchTensor`s; all else becomes `Opaque`.
 
     Args:
       file: at the start of a pickle; after `load()`, at its end.
@@ -110,6 +141,7 @@ class Unpickler(pickle.Unpickler):
         super().__init__(file, encoding='utf-8')
         self.path = path
         self.storage = storage
+        self.opaque: dict[str, type[Opaque]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ('collections', 'OrderedDict'):
@@ -121,26 +153,35 @@ class Unpickler(pickle.Unpickler):
             return self._tensor
         if (module, name) in (
             ('torch._utils', '_rebuild_parameter'),
+            ('torch._utils', '_rebuild_parameter_with_state'),
             ('torch.nn.parameter', 'Parameter'),  # torch before 0.4
         ):
             return lambda tensor, *unused: tensor
         if module in ('torch', 'torch.storage') and name in STORAGE_DTYPES:
             return name  # used as a plain tag in persistent_load
-        raise UserError(
-            f'{self.path}: its pickle asks for {module}.{name}, which a file of plain '
-            'tensors does not need; nothing was executed. Save the bare state dict instead'
+        full_name = f'{module}.{name}'
+        return self.opaque.setdefault(
+            full_name, type('Opaque', (Opaque,), {'pickled_name': full_name})
         )
 
-    def persistent_load(self, key: Any) -> Storage:
+    def persistent_load(self, key: Any) -> Storage | Opaque:
         # The sixth item names the storage that this one is a view of; torch no longer writes it.
         if not (isinstance(key, tuple) and key[:1] == ('storage',) and key[5:] in ((), (None,))):
             raise UserError(f'{self.path}: unknown persistent id {str(key)[:60]}; wanted a storage')
         _, tag, name, _, size = key[:5]
+        if isinstance(tag, type) and issubclass(tag, Opaque):  # of elements that numpy lacks
+            return self.opaque_storage(tag)
         if size < 0:
             raise ValueError(f'a storage of {size} elements')
         return self.storage(name, np.dtype(STORAGE_DTYPES[tag]), size)
 
-    def _tensor(self, storage, offset, shape, strides, *unused) -> TorchTensor:
+    def opaque_storage(self, tag: type[Opaque]) -> Opaque:
+        """A placeholder for a storage of another type."""
+        return tag()
+
+    def _tensor(self, storage, offset, shape, strides, *unused) -> TorchTensor | Opaque:
+        if isinstance(storage, Opaque):
+            return storage
         shape = tuple(shape)
         tensor = TorchTensor(storage, 0 if 0 in shape else offset, shape, tuple(strides))
         tensor.check_bounds(storage.size)

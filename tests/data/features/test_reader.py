@@ -1,10 +1,13 @@
 """Reading and writing shards of features, without any network."""
 
+import sys
+
 import numpy as np
 import pytest
 
 from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.config import DataConfig, SourceConfig
+from infinity_jax.data.features import reader
 from infinity_jax.data.features import writer as writer_module
 from infinity_jax.data.features.image_batches import work_items
 from infinity_jax.data.features.reader import (
@@ -115,3 +118,9 @@ def test_captions_of_older_folders_keep_the_order_of_their_text_features(tmp_pat
         location = tuple(source.table().locations[0].tolist())
         found.append(source.read(location).captions.every())
     assert found == [('a cat',), ('--ar 1:1', 'a cat', '-- b')]
+
+
+def test_stored_features_without_their_package_are_one_line(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'array_record.python', None)  # as on Windows
+    with pytest.raises(UserError, match='stored features need the package array_record'):
+        reader.array_record_module()

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from helpers.data_folders import jsonl_folder
 
@@ -38,3 +40,25 @@ def test_bad_lines_are_broken_records(tmp_path):
 def test_a_folder_without_files_is_a_user_error(tmp_path):
     with pytest.raises(UserError, match='no \\*.jsonl'):
         JsonlSource.open(SourceConfig('jsonl', str(tmp_path)))
+
+
+def test_a_list_in_another_encoding_is_broken_and_a_mark_is_ignored(tmp_path):
+    text = '{"image_path": "a.jpg", "text": "a"}\n' * 3
+    for encoding, good in (('utf-8-sig', 3), ('utf-16', 0), ('utf-32', 0)):
+        (tmp_path / 'a.jsonl').write_bytes(text.encode(encoding))
+        source, read = JsonlSource.open(SourceConfig('jsonl', str(tmp_path))), 0
+        for location in source.locations():
+            try:
+                source.read(location)
+                read += 1
+            except BrokenRecord as error:
+                assert 'bad JSON' in str(error)
+        assert read == good, encoding
+
+
+def test_a_path_that_cannot_be_is_a_broken_record(tmp_path):
+    for path in ('', 'x' * 5000, 'a\0.jpg'):
+        (tmp_path / 'a.jsonl').write_text(json.dumps({'image_path': path, 'text': 'a'}))
+        source = JsonlSource.open(SourceConfig('jsonl', str(tmp_path)))
+        with pytest.raises(BrokenRecord, match="^image_path is '.{,70}$"):
+            source.read(next(source.locations()))

@@ -1,3 +1,5 @@
+import dataclasses
+import gzip
 import json
 import os
 import tarfile
@@ -11,6 +13,11 @@ from infinity_jax.data.passed_over import PassedOver
 from infinity_jax.data.records import BrokenRecord
 from infinity_jax.data.sources.tar import TarSource, open_part
 from infinity_jax.errors import UserError
+
+NO_TEXT = (
+    'it has no text; members of one record must follow each other in a shard, as tar --sort=name '
+    'packs them'
+)
 
 
 def opened(folder):
@@ -35,39 +42,67 @@ def test_incomplete_samples_are_broken_records(tmp_path):
         add_member(shard, 'd.cls', b'3')  # of no use
     source = opened(tmp_path)
     bare, no_text, bad = source.locations()
-    for location, reason in ((bare, 'no image'), (bad, 'bad JSON')):
+    for location, reason in ((bare, 'no image'), (no_text, 'no text'), (bad, 'bad JSON')):
         with pytest.raises(BrokenRecord, match=reason):
             source.read(location)
     assert source.record_name(bare) == 'a.tar a.txt'
-    assert not source.read(no_text).captions.usable
+    images = dataclasses.replace(source, text_field='')  # for tokenizers
+    assert images.read(no_text).captions is None
 
 
 def test_unreadable_shards_are_user_errors(tmp_path):
     with pytest.raises(UserError, match='no \\*.tar'):
         opened(tmp_path)
-    (tmp_path / 'a.tar').write_bytes(b'this is no tar' * 100)
-    with pytest.raises(UserError, match='a.tar.*pack it again'):
-        list(opened(tmp_path).locations())
+    for content, reason in (
+        (b'this is no tar' * 100, 'invalid header'),
+        (b'', 'empty'),
+        (gzip.compress(b'a' * 1000), 'it is compressed with gzip; unpack it'),
+    ):
+        (tmp_path / 'a.tar').write_bytes(content)
+        with pytest.raises(UserError, match=f'holds no record, a.tar: {reason}'):
+            load_index(opened(tmp_path), tmp_path / 'index')
 
 
-def test_a_shard_that_ends_too_early_is_a_user_error(tmp_path):
+@pytest.fixture
+def shards(tmp_path):
+    """The folder of two shards of three records each, the first one's bytes, and where it ends."""
     folder = tar_folder(tmp_path / 'shards', count=6)
     shard = folder / '000.tar'
-    whole = shard.read_bytes()
     with tarfile.open(shard) as members:
-        second = members.getmembers()[2].offset
+        starts = [member.offset for member in members.getmembers()]
+        end = members.offset
+    return folder, shard.read_bytes(), starts[2], end
+
+
+def damage(folder):
+    """(name, reason) of the damaged shards, and the number of records of the others."""
+    passed_over = PassedOver()
+    records = len(list(opened(folder).locations(passed_over)))
+    return [row[:2] for row in passed_over.damaged], records
+
+
+def test_a_damaged_shard_is_left_out_and_the_others_are_read(shards):
+    folder, whole, second, end = shards
     changed = bytearray(whole)
     changed[second + 3] ^= 255  # in the name, which the header's checksum covers
-    unwritten = whole[:second] + bytes(10 * tarfile.RECORDSIZE)  # a download's empty tail
-    for damaged in (whole[:second], whole[: second + 200], bytes(changed), unwritten):
-        shard.write_bytes(damaged)
-        with pytest.raises(UserError, match=f'000.tar: damaged or cut off at byte {second}; '):
-            list(opened(folder).locations())
-    shard.write_bytes(whole + whole)
-    with pytest.raises(UserError, match='000.tar: damaged or cut off at byte'):
-        list(opened(folder).locations())  # tarfile reads the first of the two alone
-    shard.write_bytes(whole[:-1])
-    list(opened(folder).locations())  # what fills up the last blocks may be missing
+    cut = f'damaged or cut off at byte {second}; fetch or pack it again'
+    follows = f'a second archive follows at byte {len(whole)}; make it a file of its own'
+    for damaged, reason in (
+        (whole[: second + 200], cut),
+        (bytes(changed), cut),
+        (whole[: second + 800], 'unexpected end of data; fetch or pack it again'),
+        (whole + whole, follows),
+        (whole + b'rest', f'damaged or cut off at byte {end}; fetch or pack it again'),
+    ):
+        (folder / '000.tar').write_bytes(damaged)
+        assert damage(folder) == ([('000.tar', reason)], 3)
+
+
+def test_zeros_and_a_missing_end_are_no_damage(shards):
+    folder, whole, _, end = shards
+    for shard in (whole[:-1], whole[:end], whole[: end + 512], whole + bytes(3 << 20)):
+        (folder / '000.tar').write_bytes(shard)
+        assert damage(folder) == ([], 6)
 
 
 def test_a_part_of_a_file_is_a_file(tmp_path):
@@ -115,7 +150,7 @@ def pairs(source, passed_over=None):
     (('photo.v2.jpg', 'photo.v2.txt'), [('photo.v2.jpg', 'photo.v2.txt')]),
     (
         ('a_1.5_1.gif', 'a_1.5_1.txt', 'a_1.5_2.tif', 'a_1.5_2.txt', 'a_1.5_3.png'),
-        [('a_1.5_1.gif', 'a_1.5_1.txt'), ('a_1.5_2.tif', 'a_1.5_2.txt'), ('a_1.5_3.png', '')],
+        [('a_1.5_1.gif', 'a_1.5_1.txt'), ('a_1.5_2.tif', 'a_1.5_2.txt'), NO_TEXT],
     ),
     (('p.1.jpg', 'p.2.jpg', 'p.1.txt', 'p.2.json'),
      [('p.1.jpg', 'p.1.txt'), ('p.2.jpg', 'p.2.json')]),

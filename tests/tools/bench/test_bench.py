@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -156,3 +157,9 @@ def test_unknown_presets_and_counts_are_user_errors():
     args = cli.build_parser().parse_args(['bench', 'generate', '--batch', '0'])
     with pytest.raises(UserError, match='--batch is 0; wanted 1 or more'):
         args.run(args)
+
+
+def test_memory_is_0_where_the_system_keeps_no_figure(monkeypatch):
+    assert bench.peak_memory() > 10**7
+    monkeypatch.setitem(sys.modules, 'resource', None)  # as on Windows
+    assert bench.peak_memory() == 0

@@ -21,7 +21,7 @@ CONFIG = 'configs/t2i.py'
 
 @pytest.fixture
 def without_libtpu(monkeypatch):
-    monkeypatch.setattr(topology, 'can_compile', lambda: False)
+    monkeypatch.setattr(topology, 'can_compile', lambda topology: False)
 
 
 def test_depth_is_extrapolated_from_two_and_three_layers():
@@ -90,7 +90,7 @@ def test_generation_without_libtpu(without_libtpu, capsys):
     'flags, message',
     [
         (['--topology', 'v5e:16'], 'v5e slices have 2 axes'),
-        (['--topology', 'h100:8'], 'unknown chip'),
+        (['--topology', 'h999:8'], 'unknown chip'),
         (['--topology', 'v5e:3x3'], 'does not cover 9 devices'),
         (
             ['--topology', 'v5e:3x3', '--config.mesh.fsdp=-1', '--config.mesh.data=1'],

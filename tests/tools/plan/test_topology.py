@@ -18,7 +18,7 @@ def test_a_name_is_read():
     'name, message',
     [
         ('v5e', 'wanted CHIP:SHAPE'), ('v5e:', 'wanted CHIP:SHAPE'),
-        ('v9:2x2', 'known: v5e, v5p, v6e'), ('v5e:4x4x4', 'v5e slices have 2 axes'),
+        ('v9:2x2', 'known: v5e, v5p, v6e, a100-40'), ('v5e:4x4x4', 'v5e slices have 2 axes'),
         ('v5p:4x4', 'v5p slices have 3 axes'), ('v5e:0x4', '1 or more'),
     ],
 )  # fmt: skip

@@ -1,26 +1,22 @@
 """Fine-tuning: dimensions and first loss are the folder's; adapters merge into the folder."""
 
 import dataclasses
-import runpy
 
 import jax
 import numpy as np
 import pytest
 import safetensors
+from helpers.finetuning import FINETUNE, TOKENIZER, TRANSFORMER, fields, save
 from helpers.models import model_of
-from helpers.paths import CONFIGS
-from helpers.stride4 import EIGHT_BITS as TOKENIZER
+from helpers.paths import VOCABULARY
 from helpers.stride4 import GRIDS
-from helpers.tiny import lively, tokenizer_variables, transformer_variables
+from helpers.tiny import tokenizer_variables
 
-from infinity_jax.config import TextConfig, TransformerConfig
 from infinity_jax.convert.exporting import to_torch_files
 from infinity_jax.errors import UserError
 from infinity_jax.inference.pipeline import InfinityPipeline
-from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import make_mesh
-from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.tools.evaluation.loss import evaluate_loss
 from infinity_jax.tools.plan.abstract_step import abstract_step, configured_parts
 from infinity_jax.training import loop
@@ -32,30 +28,8 @@ from infinity_jax.transformer.lora import LoraConfig, merge
 from infinity_jax.weights.adapter_file import FILE_NAME, load_adapter, merge_into_folder
 from infinity_jax.weights.model_folder import load_model, save_model
 from infinity_jax.weights.placement import place_model
-from infinity_jax.weights.t5_folder import encoder_shapes
 
-FINETUNE = runpy.run_path(str(CONFIGS / 'finetune.py'))
-TRANSFORMER = TransformerConfig(
-    depth=2, width=32, num_heads=2, bits=8, text_channels=16, text_length=16, max_scales=3,
-    dtype='float32', drop_path=0.1,
-)  # fmt: skip
-TEXT = TextConfig(vocab_size=1500, width=16, num_layers=1, num_heads=2, head_dim=8, ffn_width=32)
 CAPTIONS = ['a red apple on a blue background', 'a green leaf']
-
-
-def save(folder, transformer=TRANSFORMER, tokenizer=TOKENIZER, schedule=None, text=TEXT):
-    loaded = model_of(
-        transformer_config=transformer,
-        transformer_params=transformer_variables(transformer)['params'],
-        tokenizer_config=tokenizer,
-        tokenizer_params=tokenizer_variables(tokenizer)['params'],
-        text_config=text,
-        text_params=lively(encoder_shapes(text)),
-        text_tokenizer=TextTokenizer.from_folder(DEMO_FOLDER / 'text_encoder'),
-        schedule=schedule,
-    )
-    save_model(folder, loaded)
-    return folder
 
 
 @pytest.fixture(scope='module')
@@ -64,25 +38,16 @@ def folder(tmp_path_factory):
     return save(tmp_path_factory.mktemp('models') / 'base', schedule=schedule)
 
 
-def fields(folder, tmp_path, variant='full'):
-    """The fine-tuning config for a small model of 16 pixels."""
-    config = FINETUNE['get_config'](variant)
-    config.init_from, config.run_dir = str(folder), str(tmp_path / 'run')
-    config.data.image_size, config.data.ratios, config.data.num_workers = 16, ('1.000',), 0
-    config.batch_size, config.eval_batches, config.steps = 8, 1, 2
-    config.accumulate_steps, config.remat = 1, 'none'  # quicker to compile
-    return config
-
-
 def test_the_folder_gives_the_missing_fields(folder, tmp_path):
     config = run_config(fields(folder, tmp_path))
     assert config.transformer == dataclasses.replace(TRANSFORMER, drop_path=0.0)
     assert config.tokenizer == str(folder) and config.text.folder == str(folder / 'text_encoder')
     changed = fields(folder, tmp_path)
-    changed.transformer.dtype, changed.text.folder = 'bfloat16', 'elsewhere'
+    changed.transformer.dtype, changed.text.folder = 'bfloat16', str(VOCABULARY)
     config = run_config(changed)
     assert config.transformer.dtype == 'bfloat16' and config.transformer.depth == 2
-    assert config.text.folder == 'elsewhere'
+    assert config.text.folder == str(VOCABULARY)
+    assert config.transformer.text_channels == 128  # of that encoder
 
 
 def test_a_folder_must_be_named(folder, tmp_path):
@@ -173,7 +138,7 @@ def test_the_stages_of_the_recipe_hand_on_their_weights(tmp_path, patchify):
     assert load_parts(config).configs.schedule == large
     given = load_model(folder).transformer_params
     mesh = make_mesh(devices=jax.devices()[:1])
-    started = transformer_params(config, {'transformer': given}, mesh)['transformer']
+    started = transformer_params(config, {'transformer': given}, mesh, None)['transformer']
     jax.tree.map(np.testing.assert_array_equal, started, given)
     # A scale's tokens keep their positions, and its row of the level table, at the next budget.
     tokens = small.num_tokens

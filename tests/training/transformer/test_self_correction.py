@@ -30,31 +30,31 @@ def features(batch, d, schedule=SCHEDULE, patchify=False, seed=0):
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def compiled(key, f, schedule, max_strength, per_image, patchify):
+def compiled(key, f, schedule, max_strength, group, patchify):
     flips = sample_flips(
         key,
         f.shape[0],
         f.shape[-1],
         schedule,
         max_strength=max_strength,
-        per_image=per_image,
+        group=group,
         patchify=patchify,
     )
     return corrupt(f, schedule, flips, patchify=patchify)
 
 
-def run(key, f, schedule=SCHEDULE, max_strength=0.3, per_image=False, patchify=False):
+def run(key, f, schedule=SCHEDULE, max_strength=0.3, group=0, patchify=False):
     """Inputs and targets of `corrupt` as numpy arrays."""
-    return jax.device_get(compiled(key, f, schedule, max_strength, per_image, patchify))
+    return jax.device_get(compiled(key, f, schedule, max_strength, group, patchify))
 
 
 @functools.cache
-def flipped_share(per_image):
+def flipped_share(group):
     """Share of the 1024 bits of a first scale that flip, for 40 keys and 64 images: (40, 64)."""
     f = features(64, 1024, TWO_SCALES)
     shares = []
     for seed in range(40):
-        inputs, targets = run(jax.random.key(seed), f, TWO_SCALES, 0.3, per_image)
+        inputs, targets = run(jax.random.key(seed), f, TWO_SCALES, 0.3, group)
         assert (inputs[:, :1] == inputs).all()  # one code, repeated on the 2×2 grid
         shares.append(((inputs[:, 0] > 0) != targets[:, 0]).mean(-1))
     return np.array(shares)
@@ -111,7 +111,7 @@ def test_the_first_targets_are_the_true_bits_and_later_ones_answer_to_flips():
 
 
 def test_flip_rate_of_the_whole_batch():
-    shares = flipped_share(False)
+    shares = flipped_share(0)
     rates = shares.mean(1)  # 65536 bits each: a standard deviation of 0.002 about its strength
     np.testing.assert_allclose(rates * 100, np.round(rates * 100), atol=0.8)
     assert rates.max() < 0.31
@@ -121,7 +121,7 @@ def test_flip_rate_of_the_whole_batch():
 
 
 def test_flip_rate_per_image():
-    shares = flipped_share(True)
+    shares = flipped_share(1)
     assert shares.std(1).min() > 0.05
     assert shares.max() < 0.3 + 5 * 0.0145
     assert abs(shares.mean() - 0.15) < 5 * 0.09 / shares.size**0.5
@@ -129,10 +129,18 @@ def test_flip_rate_per_image():
     assert 0.015 < none < 0.06
 
 
+def test_images_of_a_group_share_a_strength_and_groups_differ():
+    inputs, targets = run(jax.random.key(0), features(38, 1024, TWO_SCALES), TWO_SCALES, 0.3, 4)
+    rates = ((inputs[:, 0] > 0) != targets[:, 0]).mean(-1)
+    groups = np.split(rates, range(4, 38, 4))  # the last one has two images
+    assert max(np.ptp(group) for group in groups) < 0.07
+    assert np.std([group.mean() for group in groups]) > 0.05
+
+
 def test_both_ends_of_the_strengths_are_sampled():
     """At most 0.01, half of the images get strength 0 and half 0.01, ten of 1024 bits."""
     f = features(64, 1024, TWO_SCALES)
-    inputs, targets = run(jax.random.key(0), f, TWO_SCALES, 0.01, True)
+    inputs, targets = run(jax.random.key(0), f, TWO_SCALES, 0.01, 1)
     rates = ((inputs[:, 0] > 0) != targets[:, 0]).mean(-1)
     assert 0.25 < (rates == 0).mean() < 0.75
     assert 0.006 < rates[rates > 0].mean() < 0.014

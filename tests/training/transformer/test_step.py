@@ -52,7 +52,7 @@ def run_config(**fields):
         optimizer=OptimizerConfig(learning_rate=1e-3),
         transformer=DROPPING,
         text=TextTraining(encoder=ENCODER, train=True),
-        self_correction=SelfCorrection(per_image=True),
+        self_correction=SelfCorrection(group=1),
         condition_drop=0.5,
         **fields,
     )

@@ -9,7 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.data_folders import jsonl_folder, tar_folder, tfds_folder
+from helpers.data_folders import (
+    arrow_folder,
+    imagefolder_folder,
+    jsonl_folder,
+    parquet_folder,
+    sidecar_folder,
+    tar_folder,
+    tfds_folder,
+)
 from helpers.models import model_of
 from helpers.stride4 import EIGHT_BITS as TOKENIZER
 from helpers.stride4 import GRIDS
@@ -18,6 +26,7 @@ from PIL import Image
 
 from infinity_jax.config import TextConfig, TransformerConfig
 from infinity_jax.convert.exporting import to_torch_files
+from infinity_jax.convert.names import Naming
 from infinity_jax.convert.plan import to_torch
 from infinity_jax.convert.state_dict import open_transformer
 from infinity_jax.data.batch import Batch
@@ -107,7 +116,9 @@ def test_resuming_continues_bit_for_bit_and_exports(config, tmp_path):
         written = open_transformer(out / 'transformer.pth')
         same = [
             np.array_equal(written[name].read(), array)
-            for name, array in to_torch(config.transformer, ours.transformer_params).items()
+            for name, array in to_torch(
+                config.transformer, ours.transformer_params, Naming(chunks=2)
+            ).items()
         ]
         assert len(same) == len(written) and all(same) == ema
         assert (out / 'tokenizer.pth').is_file() and (
@@ -125,7 +136,8 @@ def test_resuming_continues_bit_for_bit_and_exports(config, tmp_path):
         params = make_task(from_run, make_mesh()).from_model().params
         jax.tree.map(np.testing.assert_array_equal, params['transformer'], ours.transformer_params)
         jax.tree.map(np.testing.assert_array_equal, params['text'], ours.text_params)
-    wrong = dataclasses.replace(start, transformer=dataclasses.replace(config.transformer, depth=3))
+    wider = dataclasses.replace(config.transformer, width=2 * config.transformer.width)
+    wrong = dataclasses.replace(start, transformer=wider)
     with pytest.raises(UserError, match='init_from.*but the config wants'):
         make_task(wrong, make_mesh(devices=jax.devices()[:1])).from_model()
 
@@ -235,6 +247,9 @@ def save_tokenizer(folder, config, grids=None):
     return str(folder)
 
 
+KINDS = ['jsonl', 'tar', 'tfds', 'imagefolder', 'sidecar', 'parquet', 'arrow', 'emoji']
+
+
 def stored_data(tmp_path):
     """Every kind of source; of the JSONL folder 4 records are broken, one found only by reading."""
     tfds = {'image_field': 'image', 'text_field': 'label'}
@@ -242,6 +257,10 @@ def stored_data(tmp_path):
         SourceConfig('jsonl', str(jsonl_folder(tmp_path / 'jsonl')), weight=2.0),
         SourceConfig('tar', str(tar_folder(tmp_path / 'tar'))),
         SourceConfig('tfds', str(tfds_folder(tmp_path / 'tfds')), **tfds),
+        SourceConfig('imagefolder', str(imagefolder_folder(tmp_path / 'imagefolder'))),
+        SourceConfig('sidecar', str(sidecar_folder(tmp_path / 'sidecar'))),
+        SourceConfig('parquet', str(parquet_folder(tmp_path / 'parquet')), text_field='caption'),
+        SourceConfig('arrow', str(arrow_folder(tmp_path / 'arrow')), text_field='caption'),
         SourceConfig('emoji'),
     )
     return DataConfig(sources=sources, held_out=sources[1:2], max_broken_share=0.3, image_size=16)
@@ -261,7 +280,7 @@ def test_all_kinds_of_data_train_together_and_resume_in_the_same_order_with_work
     folder = run(config)
     whole, wanted = order.copy(), losses(config)
     captions = [caption for batch in whole for caption in batch]
-    assert len(whole) == 6 and {'jsonl', 'tar', 'tfds'} < {c.split()[0] for c in captions}
+    assert len(whole) == 6 and set(KINDS[:-1]) < {c.split()[0] for c in captions}
     assert not {'missing', 'truncated', ''} & set(captions) and '--' not in ' '.join(captions)
     assert 'line 6: image cannot be read' in caplog.text  # the truncated one was replaced
     workers = dataclasses.replace(config.data, num_workers=2)
@@ -275,7 +294,7 @@ def test_all_kinds_of_data_train_together_and_resume_in_the_same_order_with_work
     assert order == whole[4:]
     assert losses(cut) == wanted
     kept = load_model(folder).configs.extra['run']['data']['sources']
-    assert [source['kind'] for source in kept] == ['jsonl', 'tar', 'tfds', 'emoji']
+    assert [source['kind'] for source in kept] == KINDS
     assert str(tmp_path) not in json.dumps(kept)  # paths are nobody else's business
 
 

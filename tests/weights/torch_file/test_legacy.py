@@ -150,3 +150,12 @@ def test_one_storage_of_two_sizes(tmp_path):
     (tmp_path / 'x.pth').write_bytes(python_2(before=storage))
     with pytest.raises(UserError, match='is 1 float32 to one tensor and 2 float32 to another'):
         read_torch_file(tmp_path / 'x.pth')
+
+
+def test_bytes_after_the_last_storage_are_damage(tmp_path):
+    write_legacy_pth(tmp_path / 'x.pth', {'w': np.ones(3, np.float32)})
+    content = (tmp_path / 'x.pth').read_bytes()
+    for rest in (b'\0', content):
+        (tmp_path / 'x.pth').write_bytes(content + rest)
+        with pytest.raises(UserError, match=f'x.pth: {len(rest)} bytes after its last storage'):
+            read_torch_file(tmp_path / 'x.pth')

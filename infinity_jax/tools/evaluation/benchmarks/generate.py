@@ -12,6 +12,7 @@ from tqdm import tqdm
 from infinity_jax.data.decode import decode
 from infinity_jax.data.records import BrokenRecord, open_file
 from infinity_jax.errors import UserError
+from infinity_jax.inference.job import GenerationJob
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.warmup import GenerationRequest
 from infinity_jax.tools.evaluation.benchmarks.image_files import (
@@ -108,14 +109,9 @@ def _pixels(plan: Plan, pipeline: InfinityPipeline, group: range) -> Sequence[np
     indices = np.tile(np.arange(num), plan.prompts_at_once)
     if options.seeds == PER_IMAGE:
         indices = np.arange(plan.prompts_at_once * num) + group.start * num
-    batches = pipeline.stream(
-        _texts(plan, group),
-        num=num,
-        seed=options.seed,
-        sampling=options.sampling,
-        indices=indices,
-    )
-    pixels = np.concatenate(list(batches))
+    seeds = [(options.seed, int(index)) for index in indices]
+    job = GenerationJob(_texts(plan, group), seeds, pipeline.schedule, num, options.sampling)
+    pixels = np.concatenate(list(pipeline.run(job)))
     return pixels.reshape(plan.prompts_at_once, num, *pixels.shape[1:])[: len(group)]
 
 

@@ -97,14 +97,14 @@ def test_geneval_s_judge_finds_its_lines_and_images(prompts, model, tmp_path):
     assert run['versions']['jax'] == jax.__version__ and len(run['model']['sha256']) == 64
 
 
-def interrupted(stream):
-    """`stream`, which is stopped once, before the images of the third group."""
+def interrupted(run):
+    """`run`, which is stopped once, before the images of the third group."""
     calls = iter(range(1, 1000))
 
-    def stopped(self, *args, **options):
+    def stopped(self, job):
         if next(calls) == 3:
             raise KeyboardInterrupt
-        return stream(self, *args, **options)
+        return run(self, job)
 
     return stopped
 
@@ -113,7 +113,7 @@ def test_an_interrupted_run_ends_with_the_bytes_of_an_undisturbed_one(
     prompts, model, tmp_path, monkeypatch
 ):
     generated('geneval', prompts, tmp_path / 'whole', model)
-    monkeypatch.setattr(InfinityPipeline, 'stream', interrupted(InfinityPipeline.stream))
+    monkeypatch.setattr(InfinityPipeline, 'run', interrupted(InfinityPipeline.run))
     out = tmp_path / 'out'
     with pytest.raises(KeyboardInterrupt):
         generated('geneval', prompts, out, model)

@@ -1,4 +1,4 @@
-"""Groups the members of a tar shard to records, by their names.
+"""Groups the members of a tar shard, or the files of a folder, to records, by their names.
 
 As in WebDataset, members that follow each other and agree up to the first dot of the file name
 belong together, so `0001.image.jpg` and `0001.caption.txt` are one record. Names with further dots
@@ -7,20 +7,32 @@ dot, an image belongs with the text of its own name, that is up to the last dot.
 """
 
 import itertools
+import pathlib
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from infinity_jax.data.decode import ENDINGS
 from infinity_jax.data.passed_over import PassedOver
+from infinity_jax.data.records import BrokenRecord
 
 IMAGE, TEXT, JSON = 'image', 'text', 'json'
+_KINDS = {**dict.fromkeys(ENDINGS, IMAGE), '.txt': TEXT, '.caption': TEXT, '.json': JSON}
+# In a location, instead of a member: the record has none, or several.
+ABSENT = -1
+SEVERAL = -2
+
+
+def kind_of(name: str) -> str | None:
+    """The kind of a file by its ending; None if it cannot be part of a record."""
+    return _KINDS.get(pathlib.PurePosixPath(name).suffix.lower())
 
 
 class Member(NamedTuple):
-    """A member of a shard that may be part of a record."""
+    """A member of a shard, or a file of a folder, that may be part of a record."""
 
     name: str
     kind: str  # IMAGE, TEXT or JSON
-    offset: int
+    offset: int  # of its content in the shard; of a file, its number
     size: int
 
     @property
@@ -47,6 +59,20 @@ def group(members: Iterable[Member], passed_over: PassedOver) -> Iterator[Record
     """The records of a shard, in its order; members that no record uses are counted."""
     for base, run in itertools.groupby(members, lambda member: member.base):
         yield from _records(base, _by_stem(run, passed_over), passed_over)
+
+
+def check_members(image: int, text: int, fields: int) -> None:
+    """Raises `BrokenRecord` unless a record has an image and not several of one kind.
+
+    Args:
+      image, text, fields: of the image, the text and JSON: `ABSENT`, `SEVERAL` or any other number.
+    """
+    if image == ABSENT:
+        raise BrokenRecord('it has no image')
+    if image == SEVERAL:
+        raise BrokenRecord('it has several images and none of them has the name of a text')
+    if SEVERAL in (text, fields):
+        raise BrokenRecord('it has several texts and none of them has the name of the image')
 
 
 def _by_stem(run: Iterable[Member], passed_over: PassedOver) -> dict[str, dict[str, Member]]:

@@ -1,0 +1,166 @@
+# ruff: noqa: E501
+"""Plans for NVIDIA cards: names, products in the compiled text, the roofline, a real compilation."""
+
+import pytest
+
+from infinity_jax.config import ModelConfigs, TextConfig, TokenizerConfig, TransformerConfig
+from infinity_jax.errors import UserError
+from infinity_jax.runtime.accelerators import PEAKS
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import MeshConfig, deviceless_mesh, make_mesh
+from infinity_jax.tools.plan import gpu_time, products
+from infinity_jax.tools.plan.collectives import Collective
+from infinity_jax.tools.plan.generation import generation_lines, plan_generation
+from infinity_jax.tools.plan.gpu_topology import GpuTopology, plugin, target_config
+from infinity_jax.tools.plan.hlo_text import HloProgram
+from infinity_jax.tools.plan.topology import devices_of, parse_topology
+
+# Cut down from what the CUDA plugin of jax 0.10.2 wrote for an H100, forms kept.
+TEXT = """\
+HloModule jit_f, is_scheduled=true
+
+%gemm (parameter_0.6: bf16[4,256], parameter_1.6: bf16[256,512]) -> bf16[4,512] {
+  %parameter_0.6 = bf16[4,256]{1,0} parameter(0)
+  %parameter_1.6 = bf16[256,512]{1,0} parameter(1)
+  ROOT %dot.4 = bf16[4,512]{1,0} dot(%parameter_0.6, %parameter_1.6), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%update (parameter_0.7: bf16[8,512], parameter_1.7: bf16[4,512], parameter_2.7: bf16[9,256,512]) -> bf16[8,512] {
+  %parameter_0.7 = bf16[8,512]{1,0} parameter(0)
+  %parameter_1.7 = bf16[4,512]{1,0} parameter(1)
+  %parameter_2.7 = bf16[9,256,512]{2,1,0} parameter(2)
+  %bitcast.1 = bf16[8,512]{1,0} bitcast(%parameter_0.7)
+  %slice.1 = bf16[1,4,512]{2,1,0} slice(%parameter_2.7), slice={[0:1], [0:4], [0:512]}
+  %sum.1 = bf16[4,512]{1,0} add(%parameter_1.7, %slice.1)
+  ROOT %dynamic-update-slice.1 = bf16[8,512]{1,0} dynamic-update-slice(%bitcast.1, %sum.1)
+}
+
+ENTRY %main (x: bf16[4,256]) -> bf16[8,512] {
+  %x = bf16[4,256]{1,0} parameter(0)
+  %w = bf16[256,512]{1,0} parameter(1)
+  %cache = bf16[8,512]{1,0} parameter(2)
+  %stack = bf16[9,256,512]{2,1,0} parameter(3)
+  %image = f32[1,16,16,64]{3,2,1,0} parameter(4)
+  %kernel = f32[128,3,3,64]{3,2,1,0} parameter(5)
+  %q = bf16[2,144,4,64]{3,2,1,0} parameter(6)
+  %gemm_fusion_dot.3 = bf16[4,512]{1,0} fusion(%x, %w), kind=kCustom, calls=%gemm
+  %cudnn-conv.1 = (f32[1,16,16,128]{3,2,1,0}, u8[0]{0}) custom-call(%image, %kernel), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_o01i->b01f, operand_precision={highest,highest}, custom_call_target="__cudnn$convForward"
+  %attention.5 = (bf16[2,4,144,64]{3,1,2,0}, u8[0]{0}) custom-call(%q, %q, %q), custom_call_target="__cudnn$fmhaSoftmax", operand_layout_constraints={bf16[2,144,4,64]{3,2,1,0}, bf16[2,265,4,64]{3,2,1,0}, bf16[2,265,4,64]{3,2,1,0}}
+  %cublas.1 = (f32[4,512]{1,0}, s8[0]{0}) custom-call(%y, %z), custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+  %y = f32[4,256]{1,0} parameter(7)
+  %z = f32[256,512]{1,0} parameter(8)
+  ROOT %update_fusion = bf16[8,512]{1,0} fusion(%cache, %gemm_fusion_dot.3, %stack), kind=kLoop, calls=%update
+}
+"""
+FLOPS = {
+    'product bfloat16': 2 * 4 * 256 * 512,
+    'convolution float32': 2 * 16 * 16 * 128 * 9 * 64,
+    'attention bfloat16': 4 * 2 * 4 * 144 * 265 * 64,
+    'product tf32': 2 * 4 * 256 * 512,
+}
+
+
+def lines():
+    program = HloProgram(TEXT)
+    return program, [e.instruction for e in program.executed()]
+
+
+def test_names_of_cards():
+    assert parse_topology('h100:8') == GpuTopology('h100', 1, 8)
+    two = parse_topology('a100-80:2x8')
+    assert two == GpuTopology('a100-80', 2, 8) and two.num_chips == 16 and two.name == 'a100-80:2x8'
+    for wrong in ('h100:0', 'h100:2x8x1', 'h100:0x8'):
+        with pytest.raises(UserError, match='CARD:HOSTSxCARDS'):
+            parse_topology(wrong)
+
+
+def test_products_are_found_by_kind_precision_and_flops():
+    program, executed = lines()
+    found = [p for line in executed for p in products.products_in(program, 'main', line)]
+    assert {f'{p.kind} {p.precision}': p.flops for p in found} == FLOPS
+    assert products.counted(program) == dict.fromkeys(FLOPS, 1)
+
+
+@pytest.mark.parametrize(
+    'dtype, attributes, wanted',
+    [
+        ('f32', 'operand_precision={high,high}', products.THREE_BFLOAT16),
+        ('f32', '', products.TF32),
+        ('f16', 'operand_precision={highest,highest}', products.BFLOAT16),
+        ('s8', '', products.OTHER),
+    ],
+)
+def test_precision_is_that_of_the_operands(dtype, attributes, wanted):
+    assert products.precision_of(dtype, attributes) == wanted
+
+
+def test_an_update_in_place_and_a_part_of_a_stack_count_alone():
+    program, executed = lines()
+    update = next(line for line in executed if line.name == 'update_fusion')
+    # The update written and its place read, the operand, the slice; neither cache nor stack.
+    assert gpu_time.kernel_bytes(program, 'main', update) == (2 + 1 + 1) * 4 * 512 * 2
+
+
+def test_a_kernel_takes_the_longer_of_work_and_memory():
+    program, _ = lines()
+    time = gpu_time.estimate_gpu_time(program, GpuTopology('h100', 1, 1), [0])
+    peak, card = PEAKS['h100'], PEAKS['h100'].gpu
+    convolution = FLOPS['convolution float32'] / card.fp32_flops
+    gemm = 2 * (4 * 256 + 256 * 512 + 4 * 512) / card.memory_bandwidth
+    cublas = 2 * gemm  # float32
+    assert time.estimated == pytest.approx(convolution + gemm + cublas + 3 * gpu_time.START_SECONDS)
+    assert gpu_time.flops_per_second(peak, card, products.THREE_BFLOAT16) == card.tf32_flops / 3
+
+
+def test_a_card_without_tf32_multiplies_in_float32():
+    peak = PEAKS['t4']
+    assert gpu_time.flops_per_second(peak, peak.gpu, products.TF32) == peak.gpu.fp32_flops
+
+
+def test_an_exchange_is_as_fast_as_the_slowest_link():
+    topology, size = GpuTopology('h100', 2, 2), 2**30
+    hosts = [0, 0, 1, 1]
+    card = topology.speed
+    inside = Collective('all-gather', size, (0, 1), False, 'main', 1)
+    across = Collective('all-reduce', size, (0, 2), False, 'main', 1)
+    seconds = gpu_time.exchange_seconds(inside, topology, hosts)
+    assert seconds == pytest.approx(size / 2 / card.link_bandwidth)
+    seconds = gpu_time.exchange_seconds(across, topology, hosts)
+    assert seconds == pytest.approx(size / card.network_bandwidth)
+
+
+SMALL = ModelConfigs(
+    TransformerConfig(depth=2, width=64, num_heads=2, bits=4, text_channels=64, text_length=16),
+    TokenizerConfig(4, base_channels=8, channel_multipliers=(1,), residual_blocks=1, norm_groups=4),
+    TextConfig(64, width=64, num_layers=1, num_heads=2, head_dim=16, ffn_width=64, buckets=8),
+    ScaleSchedule.free(((1, 1), (12, 12))),
+)
+
+
+def test_without_the_plugin_the_numbers_are_analytic(monkeypatch):
+    from infinity_jax.tools.plan import generation
+
+    monkeypatch.setattr(generation, 'can_compile', lambda topology: False)
+    topology = parse_topology('t4:1')
+    mesh = deviceless_mesh(MeshConfig(), 1)
+    plan = plan_generation(SMALL, topology, mesh, 1, progress=lambda line: None)
+    assert 'pip install jax-cuda13-pjrt==' in generation_lines(plan, topology)[-1]
+
+
+@pytest.mark.skipif(plugin() is None, reason="jax's CUDA plugin compiles")
+def test_generation_compiles_with_cudnn_attention_and_a_decoder_in_tf32():
+    topology = parse_topology('h100:1')
+    mesh = make_mesh(MeshConfig(), devices_of(topology))
+    plan = plan_generation(SMALL, topology, mesh, 1, progress=lambda line: None)
+    cost = plan.programs['generation'].cost
+    assert cost.products['attention bfloat16'] > 0
+    assert cost.products['convolution tf32'] > 0 and 'convolution float32' not in cost.products
+    assert 0 < cost.memory.total < topology.usable_bytes and cost.time.total > 0
+    report = '\n'.join(generation_lines(plan, topology))
+    assert 'h100:1: 1 images at once' in report and 'a roofline of the compiled text' in report
+
+
+def test_the_description_of_a_card_has_its_figures():
+    text = target_config(PEAKS['h100'], PEAKS['h100'].gpu)
+    assert 'core_count: 132' in text and 'cuda_compute_capability { major: 9 minor: 0 }' in text
+    assert 'shared_memory_per_block_optin: 232448' in text
