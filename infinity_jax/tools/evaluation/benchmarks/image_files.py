@@ -4,6 +4,7 @@ import concurrent.futures
 import os
 import pathlib
 import shutil
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -119,7 +120,7 @@ class ImageWriter:
 
 
 def _save(pixels_YX3: np.ndarray, path: pathlib.Path) -> None:
-    options = {'.jpg': {'quality': JPEG_QUALITY}}.get(path.suffix, {})
+    options: dict[str, Any] = {'.jpg': {'quality': JPEG_QUALITY}}.get(path.suffix, {})
     Image.fromarray(pixels_YX3).save(path, **options)
 
 

@@ -60,8 +60,8 @@ def read_dpg(path: pathlib.Path, num: int, out: pathlib.Path) -> Benchmark:
         place = f'--prompts {path}: the prompt {name!r}'
         if '.' in name:  # the judge cuts the name of a file at the first dot
             raise UserError(f'{place} has a dot in its name; the judge would not find it')
-        file = f'images/{checked_name(name, seen, place)}.png'
-        items.append(Item(checked_prompt(prompt, place), (file,)))
+        image = f'images/{checked_name(name, seen, place)}.png'
+        items.append(Item(checked_prompt(prompt, place), (image,)))
     return benchmark_of('dpg', items, num)
 
 
