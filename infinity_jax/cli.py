@@ -10,6 +10,7 @@ from typing import NoReturn
 from infinity_jax.errors import UserError
 from infinity_jax.tools.commands import (
     bench_command,
+    benchmark_commands,
     compile_command,
     convert_command,
     edit_command,
@@ -140,7 +141,8 @@ def main(argv: list[str] | None = None) -> None:
         from infinity_jax.main import run as train
 
         train(['infinity-jax train', *argv[1:]])
-    if typed and argv[:2] == ['data', 'precompute']:  # may be one of several processes as well
+    several = [['data', 'precompute'], *(['evaluate', name] for name in benchmark_commands.NAMES)]
+    if typed and argv[:2] in several:  # may be one of several processes as well
         from infinity_jax.runtime.supervisor import supervise
 
         supervise()

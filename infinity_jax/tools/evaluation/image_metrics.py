@@ -64,14 +64,17 @@ def frechet_distance(features_ND: np.ndarray, others_ND: np.ndarray) -> float:
     Args:
       features_ND, others_ND: 2 or more rows each; covariances divide by N − 1.
     """
-    means, roots, traces = [], [], []
+    means, factors, traces = [], [], []
     for features in (features_ND, others_ND):
         features = np.asarray(features, np.float64)
         means.append(features.mean(0))
-        covariance = np.atleast_2d(np.cov(features, rowvar=False))
-        values, vectors = np.linalg.eigh(covariance)
-        roots.append(vectors * np.sqrt(np.maximum(values, 0)) @ vectors.T)
-        traces.append(np.trace(covariance))
-    # tr √(C₁C₂) is the sum of the singular values of √C₁·√C₂: no root of an unsymmetric matrix.
-    cross = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
+        factor = (features - means[-1]) / np.sqrt(len(features) - 1)  # C = factorᵀ · factor
+        traces.append(np.square(factor).sum())
+        if len(factor) > factor.shape[1]:  # a smaller factor, with as many rows as C
+            values, vectors = np.linalg.eigh(factor.T @ factor)
+            factor = np.sqrt(np.maximum(values, 0))[:, None] * vectors.T
+        factors.append(factor)
+    # tr √(C₁C₂) is the sum of the singular values of factor₁ · factor₂ᵀ: no root of an
+    # unsymmetric matrix, and for few images a small one.
+    cross = np.linalg.svd(factors[0] @ factors[1].T, compute_uv=False).sum()
     return float(np.square(means[0] - means[1]).sum() + sum(traces) - 2 * cross)

@@ -1,0 +1,1 @@
+"""Images for the public benchmarks, in the layouts that their judges read."""

@@ -1,0 +1,1 @@
+"""Recognition of images by a network that others trained."""

@@ -1,0 +1,1 @@
+"""Scores of judges as tables, next to published figures."""
