@@ -224,12 +224,14 @@ class InfinityPipeline:
         )
         prompts = [prompt for prompt in prompts for _ in range(num)]
         count = -(-len(prompts) // self._batch_size(len(prompts)))
-        ready, generated = [time.perf_counter()], []
+        ready = [time.perf_counter()]
+        generated: list[np.ndarray] = []
+        scores: tuple[float, ...] = ()
         for pixels in tqdm(batches, 'generating', count, unit='batch', disable=count == 1):
             (generated.append if best is None else best.add)(pixels)
             ready.append(time.perf_counter())
         if best is None:
-            pixels, numbers, scores = np.concatenate(generated), list(range(len(prompts))), ()
+            pixels, numbers = np.concatenate(generated), list(range(len(prompts)))
         else:
             pixels, numbers, scores = best.result()
         return GeneratedImages(

@@ -188,11 +188,11 @@ def run_images(args: argparse.Namespace) -> None:
     from infinity_jax.tools.evaluation.recognition.report import evaluate_images
 
     check_positive(args, 'count')
-    names = ('folder', 'reference', 'weights_file', 'out')
-    folder, reference, weights, out = (
+    names = ('reference', 'weights_file', 'out')
+    reference, weights, out = (
         None if getattr(args, name) is None else pathlib.Path(getattr(args, name)) for name in names
     )
-    evaluate_images(folder, reference, weights, args.count, out)
+    evaluate_images(pathlib.Path(args.folder), reference, weights, args.count, out)
 
 
 def run_demo(args: argparse.Namespace) -> None:

@@ -58,7 +58,7 @@ def _time_line(plan: Plan, images: int) -> str:
         required(plan.configs.schedule, 'schedule'),
         1,
         plan.options.text_length or transformer.text_length,
-        guided=any(g != 1 for g in plan.options.sampling.guidance),
+        guided=plan.options.sampling.static(required(plan.configs.schedule, 'schedule')).guided,
     )
     product, work = large_product(transformer.dtype)
     timed(product)  # compiles it

@@ -103,8 +103,8 @@ def _texts(plan: Plan, group: range) -> list[str]:
     return texts + texts[-1:] * (plan.prompts_at_once - len(group))
 
 
-def _pixels(plan: Plan, pipeline: InfinityPipeline, group: range) -> Sequence[np.ndarray]:
-    """The images of each prompt of a group, uint8 (num, Y, X, 3) each."""
+def _pixels(plan: Plan, pipeline: InfinityPipeline, group: range) -> np.ndarray:
+    """The images of each prompt of a group, uint8 (prompts, num, Y, X, 3)."""
     num, options = plan.benchmark.num, plan.options
     indices = np.tile(np.arange(num), plan.prompts_at_once)
     if options.seeds == PER_IMAGE:

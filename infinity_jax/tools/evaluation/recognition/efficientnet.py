@@ -112,9 +112,9 @@ def load_weights(path: pathlib.Path) -> dict[str, Any]:
     tensors = open_weights(path)
 
     def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
-        tensor = tensors.get(name)
-        if not is_tensor(tensor) or tuple(tensor.shape) != shape:
-            seen = tuple(tensor.shape) if is_tensor(tensor) else 'absent'
+        tensor: Any = tensors.get(name)
+        seen = tuple(tensor.shape) if is_tensor(tensor) else 'absent'
+        if seen != shape:
             raise UserError(f'{path}: {name} is {seen}; wanted {shape}, of EfficientNet-Lite0')
         return np.asarray(tensor.read(), np.float32)
 

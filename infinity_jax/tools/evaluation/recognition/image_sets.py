@@ -77,7 +77,8 @@ def recognise_files(
       paths: one or more images.
       change: applied to the pixels of each image, with its number.
     """
-    features, logits = [], []
+    features: list[np.ndarray] = []
+    logits: list[np.ndarray] = []
     starts = range(0, len(paths), BATCH)
     for start in tqdm(starts, 'recognising', unit='batch', disable=None):
         batch = [open_image(path) for path in paths[start : start + BATCH]]
