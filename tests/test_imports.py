@@ -11,7 +11,8 @@ from helpers.paths import CONFIGS, REPOSITORY, TESTS
 
 PACKAGE = REPOSITORY / 'infinity_jax'
 
-# Folder (or module next to the folders) -> all that it may import. Each comes after those it names,
+# Folder (or module next to the folders) -> all that it may import; the facts are open to all above
+# them, each other arrow is used. Each comes after those it names,
 # so that reading this from the top tells where a thing can live.
 FACTS = ('errors', 'renamed', 'ranges', 'scales', 'config', 'parsing')
 NETWORKS = ('text', 'tokenizer', 'transformer')
@@ -35,15 +36,13 @@ GRAPH = {
     'training': (
         *FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'emoji', 'data', 'weights', 'inference',
     ),
-    'serving': (
-        *FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'emoji', 'data', 'weights', 'inference',
-    ),
+    'serving': (*FACTS, 'runtime', 'text', 'data', 'inference'),
     'convert': (*FACTS, 'runtime', 'text', 'weights', 'training'),
     'tools': (
         *FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'emoji', 'data', 'weights', 'inference',
         'training', 'serving', 'convert',
     ),
-    'main': ('errors', 'config', 'runtime', 'training', 'tools'),
+    'main': ('runtime', 'training', 'tools'),
     'cli': ('errors', 'runtime', 'tools', 'main'),
 }  # fmt: skip
 # What a pure training step must not bring along.
@@ -96,6 +95,18 @@ def test_a_folder_imports_only_those_below_it(name):
         if folder(module) == name:
             wrong = sorted(other for other in others if folder(other) not in (name, *GRAPH[name]))
             assert not wrong, f'{module} imports {wrong}'
+
+
+def test_no_arrow_of_the_graph_is_unused():
+    used: dict[str, set[str]] = {name: set() for name in GRAPH}
+    for module, others in edges().items():
+        used[folder(module)] |= {folder(other) for other in others}
+    for name, others in GRAPH.items():
+        assert set(others) - used[name] - set(FACTS) == set(), name
+
+
+def test_parts_of_a_run_reach_no_inference():
+    assert not any(n.startswith('inference.') for n in edges()['training.transformer.parts'])
 
 
 def test_the_graph_of_folders_has_no_cycle():
