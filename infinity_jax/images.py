@@ -112,7 +112,7 @@ def _unwritable(path: pathlib.Path, error: OSError) -> UserError:
 
 
 def contact_sheet(
-    images: np.ndarray,
+    images: np.ndarray | Sequence[np.ndarray],
     captions: Sequence[str],
     marks: Sequence[bool] | None = None,
     columns: int = 8,
@@ -121,7 +121,7 @@ def contact_sheet(
     """Draws a grid of images with their captions below.
 
     Args:
-      images: uint8 (B, Y, X, 3).
+      images: uint8 (Y, X, 3) each, of any sizes.
       captions: one per image.
       marks: one per image; True: a green frame, False: a red one. None: no frames.
       columns: images per row.

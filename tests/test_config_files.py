@@ -120,6 +120,8 @@ def parsed(arguments, monkeypatch):
     finally:
         flags.FLAGS.unparse_flags()
         flags.FLAGS['config'].value = saved
+        for name in [name for name in flags.FLAGS if name.startswith('config.')]:
+            delattr(flags.FLAGS, name)  # of this command line alone
 
 
 def test_a_source_in_the_list_and_the_discriminators_optimizer_are_set_by_flags(monkeypatch):

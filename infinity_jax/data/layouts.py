@@ -268,7 +268,7 @@ def hint(config: SourceConfig) -> str:
     found = f'; found there: {guess.what}, '
     if guess.source is None:
         return found + guess.advice
-    weight = {'path': config.path, 'weight': config.weight}
-    if from_mapping(SourceConfig, {**guess.source, **weight}) == config:
+    chosen = {name: getattr(config, name) for name in ('path', 'weight', 'split')}
+    if from_mapping(SourceConfig, {**guess.source, **chosen}) == config:
         return ''
     return f'{found}read by {guess.source}'

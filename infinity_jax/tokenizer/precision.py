@@ -38,7 +38,7 @@ def convolution(lhs: jax.Array, rhs: jax.Array, *args: Any, precision: Any = Non
       UserError: 'tf32' on a TPU, which has none.
     """
 
-    if not isinstance(precision, str):
+    if precision not in (AUTO, *CONVOLUTION_PRECISIONS):
         options['precision'] = precision
         return jax.lax.conv_general_dilated(lhs, rhs, *args, **options)
     if lhs.dtype != jnp.float32:

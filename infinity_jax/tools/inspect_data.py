@@ -171,7 +171,7 @@ def _contact_sheet(config: RunConfig, count: int, out: str | os.PathLike) -> int
     if not images:
         print('no image among the first records, only features: no contact sheet')
         return 0
-    save_png(out, contact_sheet(np.stack(images[:count]), texts[:count]))
+    save_png(out, contact_sheet(images[:count], texts[:count]))
     print(out)
     return len(images[:count])
 
