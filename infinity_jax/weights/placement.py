@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from infinity_jax.config import (
     ModelConfigs,
@@ -180,9 +180,12 @@ def with_text_dtype(
     return dataclasses.replace(configs, text_dtype=dtype or own)
 
 
-def platform_of(mesh: Mesh | None) -> str | None:
-    """The platform of a mesh's devices; None without a mesh."""
-    return None if mesh is None else mesh.devices.flat[0].platform
+def platform_of(mesh: Mesh | AbstractMesh | None) -> str | None:
+    """The platform of a mesh's devices; None without a mesh, or for one without devices."""
+    if mesh is None:
+        return None
+    device = mesh.abstract_device if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0]
+    return None if device is None else device.platform
 
 
 def device_dtype(path: tuple[str, ...], product_dtype: Any) -> np.dtype:

@@ -114,6 +114,9 @@ class Opaque:
     def __call__(self, *unused: Any, **also_unused: Any) -> 'Opaque':
         return self
 
+    def __repr__(self) -> str:
+        return self.pickled_name
+
     def __setitem__(self, key: Any, value: Any) -> None:
         pass
 

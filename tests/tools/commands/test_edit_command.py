@@ -88,7 +88,7 @@ def test_a_larger_canvas(image, flags, size, corner):
         (['in.png', 'x', '--at', '1x2'], "'1x2' is not a place"),
         (['in.png', 'x', '--strength', '2'], 'strength is 2.0; wanted 0'),
         (['in.png', 'x', '--num', '0'], '--num is 0'),
-        (['in.png', 'x', '--out', 'x.jpg'], 'does not end in .png'),
+        (['in.png', 'x', '--out', 'x.gif'], 'does not end in .png or .jpg'),
     ],
 )
 def test_what_is_wrong_is_one_line(image, capsys, arguments, message):

@@ -205,6 +205,7 @@ def test_the_frozen_text_encoder_is_split_and_has_the_dtype_of_products(tmp_path
         tokenizer_params=tokenizer_variables()['params'],
         text_config=text,
         text_params=text_params,
+        transformer_config=config.transformer,
     )
     frozen = place_frozen(config, loaded, mesh)
     kernel = frozen['text']['layers']['query']['kernel']
