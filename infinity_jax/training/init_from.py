@@ -229,7 +229,7 @@ def check_partner(config: T2IConfig, trained_with: str) -> None:
         f'config.tokenizer {config.tokenizer} has the fingerprint {trained_with}, but the model of '
         f'config.init_from {config.init_from} was trained with {wanted}: the same number of bits, '
         "with another meaning. Name that model's own tokenizer, or set config.new_parts to "
-        "('word_embed', 'head'), which are then trained anew"
+        "('word_embed', 'head'), which then start from random values"
     )
 
 

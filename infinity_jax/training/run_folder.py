@@ -64,7 +64,7 @@ def changed_since(config: Any, run_dir: pathlib.Path) -> str:
         old = _flat(read_json(path))
     except (UserError, RecursionError) as error:
         raise UserError(
-            f'{first_line(error)}; move that file away, then start again: it is written anew'
+            f'{first_line(error)}; move that file away, then start again: it is written once more'
         ) from None
     new = _flat(json.loads(json.dumps(dataclasses.asdict(config))))
     old = {_current_path(name, new): value for name, value in old.items()}

@@ -1,9 +1,9 @@
 """Weights of a model of other dimensions as a start: what fits is kept, the rest is new.
 
 Another tokenizer gives another number of bits per code, or the same number with another meaning;
-the word embedding and the head are then trained anew, as the authors of Infinity advise. Another
-text length, number of scales, depth or text encoder changes a few weights in the same way. Width,
-heads and feed-forward width are in every matrix, so they cannot change.
+the word embedding and the head then start from random values, as the authors of Infinity advise.
+Another text length, number of scales, depth or text encoder changes a few weights in the same way.
+Width, heads and feed-forward width are in every matrix, so they cannot change.
 """
 
 from collections.abc import Mapping

@@ -90,7 +90,7 @@ def _load(plan: Plan, first: range) -> InfinityPipeline:
     if pipeline.max_batch < plan.images_at_once:
         raise UserError(
             f'{pipeline.max_batch} images fit into memory at once; this run began with '
-            f'{plan.images_at_once}: free memory, or begin anew with another --out'
+            f'{plan.images_at_once}: free memory, or start again with another --out'
         )
     pipeline.warn_of_losses([plan.text_of(item) for item in plan.benchmark.items])
     return pipeline

@@ -43,7 +43,7 @@ class BenchmarkOptions:
       sampling, quantization: see there.
       seed: of all random numbers.
       seeds: 'prompt': image j of every prompt has the same random numbers, as in the released
-        scripts, which set the seed anew for each prompt; 'image': every image has its own.
+        scripts, which set the seed again for each prompt; 'image': every image has its own.
     """
 
     checkpoint: str = str(DEMO_FOLDER)
