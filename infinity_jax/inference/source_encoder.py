@@ -61,8 +61,8 @@ class SourceEncoder:
         """
         self._autoencoder = Autoencoder(config)
         self._read, self._mesh = read, mesh
-        # Images at once: one on each part of a mesh that has images of its own.
-        self._shares = 1 if mesh is None else mesh.shape['data'] * mesh.shape['fsdp']
+        # Images at the same time: one on each part of a mesh that has images of its own.
+        self.shares = 1 if mesh is None else mesh.shape['data'] * mesh.shape['fsdp']
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Features (h, w, d), on the host, of images, uint8 (Y, X, 3), of one size of the model.
@@ -74,9 +74,9 @@ class SourceEncoder:
         if self._mesh is None:
             params = place(params, 'float32', self._autoencoder.config)
         try:
-            for start in range(0, len(images), self._shares):
+            for start in range(0, len(images), self.shares):
                 # Filled up with the last one: one shape, one compilation.
-                rows = range(start, start + self._shares)
+                rows = range(start, start + self.shares)
                 pixels = np.stack([images[min(i, len(images) - 1)] for i in rows])
                 features += self._encode(params, share_batch(pixels, self._mesh))
         finally:
@@ -84,10 +84,11 @@ class SourceEncoder:
                 jax.tree.map(lambda leaf: leaf.delete(), params)
         return features[: len(images)]
 
-    def codes(self, features_hwd: np.ndarray, grids: tuple[Grid, ...], scales: int) -> np.ndarray:
-        """`source_codes` of one image, on the host, as many times as a mesh needs."""
-        total = np.asarray(source_codes(features_hwd[None], grids, scales))
-        return np.repeat(total, self._shares, axis=0)
+    def codes(
+        self, features: Sequence[np.ndarray], grids: tuple[Grid, ...], scales: int
+    ) -> np.ndarray:
+        """`source_codes` of a batch of features (h, w, d), on the host."""
+        return np.asarray(source_codes(np.stack(features), grids, scales))
 
     def _encode(self, params: Params, pixels_BYX3: jax.Array) -> list[np.ndarray]:
         if self._mesh is None:

@@ -149,7 +149,7 @@ class Engine:
         features, bits, shown = self._features(read, schedule), 0, []
         for scales, (h, w) in enumerate(grids, 1):
             bits += h * w * self._transformer.bits
-            total = self._encode_sources.codes(features, grids, scales)
+            total = self._encode_sources.codes([features], grids, scales)
             shown.append((bits, read.finish(self._generator.decoded(total)[0])))
         return shown
 

@@ -82,7 +82,7 @@ def test_with_no_bit_given_the_result_is_plain_generation(layerwise):
 def test_masks_strengths_tolerances_and_seeds_do_not_recompile(layerwise):
     mask = lower_half()
     pipe = pipeline(layerwise)
-    pipe.edit(Edit(image(), PROMPT, mask))
+    pipe.edit(Edit(image(), PROMPT, mask, composite=False))
     pipe.edit(Edit(image(), PROMPT, source_prompt=SOURCE_PROMPT))
     with compilations() as later:
         pipe.edit(Edit(image(1), 'a cat', ~mask, composite=False), seed=7)
@@ -159,7 +159,24 @@ def test_outside_of_the_mask_pixels_are_the_source_s():
     assert (result[~mask] == source[~mask]).all() and (result[mask] != source[mask]).any()
     own = edited(Edit(source, PROMPT, mask, composite=False))
     assert (own[~mask] != source[~mask]).any()
-    assert (own[mask] == edited(Edit(source, PROMPT, mask, feather=0))[mask]).all()
+
+
+@LAYERWISE
+def test_without_compositing_the_composite_goes_through_the_tokenizer(layerwise):
+    edits = [Edit(image(i), PROMPT, lower_half(), feather=i) for i in range(3)]
+    wanted = [
+        pipeline().reconstruct(pixels) for pixels in pipeline(layerwise).edit(edits, seed=2).pixels
+    ]
+    edits = [dataclasses.replace(edit, composite=False) for edit in edits]
+    assert (np.stack(pipeline(layerwise).edit(edits, seed=2).pixels) == np.stack(wanted)).all()
+
+
+def test_nothing_is_encoded_again_where_all_or_no_bits_are_given():
+    everything = np.ones(SIZE, bool)
+    free = edited(Edit(image(), PROMPT, everything, composite=False), seed=3)
+    assert (free == pipeline()(PROMPT, seed=3).pixels[0]).all()
+    same = edited(Edit(image(), PROMPT, lower_half(), strength=0.0, composite=False))
+    assert (same == pipeline().reconstruct(image())).all()
 
 
 def test_edits_of_all_kinds_in_one_call_are_those_they_would_be_alone():

@@ -75,7 +75,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         '--no-composite',
         action='store_false',
         dest='composite',
-        help="all pixels are the model's (default: those outside of the mask are the image's own)",
+        help="all pixels are the model's, by a second pass through the tokenizer (default: those "
+        "outside of the mask are the image's own)",
     )
     parser.add_argument(
         '--negative',
