@@ -9,6 +9,7 @@ import numpy as np
 from infinity_jax.config import pixels_per_token, required
 from infinity_jax.errors import UserError
 from infinity_jax.inference.edit import Edit, EditedImages, GivenSources, ReadEdit, schedule_for
+from infinity_jax.inference.executables import Executables
 from infinity_jax.inference.generator import Generator
 from infinity_jax.inference.job import GenerationJob
 from infinity_jax.inference.sampling import SamplingConfig
@@ -31,6 +32,7 @@ class ImageEditor:
         schedule: ScaleSchedule,
         generator: Generator,
         run: Callable[[GenerationJob], Iterator[np.ndarray]],
+        executables: Executables | None = None,
     ):
         """Takes a pipeline's model.
 
@@ -39,10 +41,11 @@ class ImageEditor:
           schedule: the pipeline's token grids.
           generator: for its decoder.
           run: generates a job's images in batches.
+          executables: the store of compiled programs; None: nothing is stored.
         """
         transformer = required(model.configs.transformer, 'transformer')
         tokenizer = required(model.configs.tokenizer, 'tokenizer')
-        self._encoder = SourceEncoder(tokenizer, model.read_tokenizer, model.mesh)
+        self._encoder = SourceEncoder(tokenizer, model.read_tokenizer, model.mesh, executables)
         self._schedule, self._generator, self._run = schedule, generator, run
         self._stride = pixels_per_token(transformer, tokenizer)
         self._patchify = transformer.spatial_patchify

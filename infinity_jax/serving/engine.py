@@ -58,7 +58,9 @@ class Engine:
         self._encode = PromptEncoder(model, None, ready.executables)
         self._transformer = required(model.configs.transformer, 'transformer')
         self._tokenizer = required(model.configs.tokenizer, 'tokenizer')
-        self._encode_sources = SourceEncoder(self._tokenizer, model.read_tokenizer)
+        self._encode_sources = SourceEncoder(
+            self._tokenizer, model.read_tokenizer, executables=ready.executables
+        )
 
     @classmethod
     def load(

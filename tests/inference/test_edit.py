@@ -15,10 +15,12 @@ from PIL import Image
 from infinity_jax.errors import UserError
 from infinity_jax.inference import generator as generator_module
 from infinity_jax.inference.edit import Edit, schedule_for
+from infinity_jax.inference.executables import Executables, call_jitted, describe_call
 from infinity_jax.inference.generate import generate_bits
 from infinity_jax.inference.given_bits import GivenBits, Margins, with_given_bits
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import GenerationSettings, SamplingConfig
+from infinity_jax.inference.warmup import GenerationRequest, calls_for
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.tokenizer.quantizer import (
@@ -177,6 +179,30 @@ def test_nothing_is_encoded_again_where_all_or_no_bits_are_given():
     assert (free == pipeline()(PROMPT, seed=3).pixels[0]).all()
     same = edited(Edit(image(), PROMPT, lower_half(), strength=0.0, composite=False))
     assert (same == pipeline().reconstruct(image())).all()
+
+
+class Recorder(Executables):
+    """Calls by jit, and keeps the description of each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def call(self, function, static, traced):
+        self.calls.append(describe_call(function, static, traced))
+        return call_jitted(function, static, traced)
+
+
+@pytest.mark.parametrize('source_prompt', [None, SOURCE_PROMPT])
+def test_a_request_names_the_programs_of_an_edit(source_prompt):
+    recorder = Recorder()
+    small = place_model(small_model())
+    edit = Edit(image(), PROMPT, source_prompt=source_prompt)
+    InfinityPipeline(small, max_batch=1, executables=recorder).edit(edit)
+    request = GenerationRequest((PROMPT,), negative=source_prompt, edited=SIZE)
+    announced = [describe_call(*call) for call in calls_for(request, small.configs, 1)]
+    assert len(announced) == 3 and all(call in recorder.calls for call in announced)
+    assert all(call in announced for call in recorder.calls)
 
 
 def test_edits_of_all_kinds_in_one_call_are_those_they_would_be_alone():
