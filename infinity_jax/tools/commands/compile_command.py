@@ -35,7 +35,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help='the --text-length of later calls (default: all that the model reads)',
     )
     parser.add_argument(
-        '--negative', action='store_true', help='later calls have a negative prompt (default: no)'
+        '--negative',
+        action='store_true',
+        help='later calls have a negative prompt, or edit with a source prompt (default: no)',
+    )
+    parser.add_argument(
+        '--edit', action='store_true', help='later calls edit images (default: they generate them)'
     )
     add_model_flags(parser)
     add_image_size_flags(parser)
@@ -73,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
     quantization = quantization_of(args)
     settings = sampling_of(args).static(schedule, quantization)
     images = min(args.num * args.prompts, args.max_batch or MAX_BATCH)
-    batch = BatchShape(images, args.num, length, args.negative and settings.guided)
+    batch = BatchShape(images, args.num, length, args.negative and settings.guided, args.edit)
     executables = Executables(folder)
     for call in calls_of(configs, settings, batch, quantization):
         start = time.perf_counter()

@@ -76,7 +76,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         '--no-composite',
         action='store_false',
         dest='composite',
-        help="all pixels are the model's (default: those outside of the mask are the image's own)",
+        help="all pixels are the model's, by a second pass through the tokenizer (default: those "
+        "outside of the mask are the image's own)",
     )
     parser.add_argument(
         '--negative',
@@ -119,6 +120,7 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.inference.edit_masks import canvas_size, extend
     from infinity_jax.inference.pipeline import MAX_BATCH, InfinityPipeline
     from infinity_jax.inference.source_images import read_image, read_mask
+    from infinity_jax.inference.warmup import GenerationRequest
     from infinity_jax.runtime.hub import DEMO_FOLDER
 
     check_writable(paths[0])
@@ -139,6 +141,9 @@ def run(args: argparse.Namespace) -> None:
             max_batch=min(args.num, MAX_BATCH),
             quantization=quantization_of(args),
             **model_options_of(args),
+            request=GenerationRequest(
+                (prompt,), args.num, negative or source_prompt, sampling, image.shape[:2]
+            ),
         )
         results = pipeline.edit(
             edit, num=args.num, seed=args.seed, negative=negative, sampling=sampling
