@@ -4,7 +4,7 @@ import argparse
 import pathlib
 
 from infinity_jax.errors import UserError
-from infinity_jax.tools.commands import benchmark_commands
+from infinity_jax.tools.commands import benchmark_commands, judge_commands
 from infinity_jax.tools.commands.data_command import run_config
 from infinity_jax.tools.commands.flag_types import check_positive, path
 from infinity_jax.tools.commands.generation_flags import (
@@ -29,6 +29,7 @@ def add_kinds(parser: argparse.ArgumentParser) -> None:
         add('tokenizer', 'Fidelity of reconstructed images and use of the bits, by scale.')
     )
     _add_images(add('images', 'Classes, copies and a Fréchet distance, by EfficientNet-Lite0.'))
+    judge_commands.add_kinds(add)
     benchmark_commands.add_kinds(add)
 
 
