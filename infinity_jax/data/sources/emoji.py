@@ -9,13 +9,8 @@ from infinity_jax.data.batch import Example
 from infinity_jax.data.config import PLACED_RATE
 from infinity_jax.emoji.image_spec import ImageSpec, caption, pairs, sample_spec
 from infinity_jax.emoji.render import check_image_size, render, render_scene
-from infinity_jax.emoji.scene import (
-    HELD_OUT_COLOURED,
-    TASKS,
-    Scene,
-    sample_scene,
-    scene_caption,
-)
+from infinity_jax.emoji.scene import TASKS, Scene, scene_caption
+from infinity_jax.emoji.scene_sampling import HELD_OUT_COLOURED, sample_scene
 from infinity_jax.errors import UserError
 
 ENDLESS = 2**40  # length of a source that renders its images: more than any run reads
