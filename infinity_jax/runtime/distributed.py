@@ -136,22 +136,6 @@ def join_processes() -> None:
         ) from None
 
 
-def gather_texts(text: str) -> list[str]:
-    """The text of every process of the run, by process index; each must call it."""
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    if jax.process_count() == 1:
-        return [text]
-    content = np.frombuffer(text.encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([content.size], np.int32)).reshape(-1)
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: content.size] = content
-    rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
-    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes.tolist(), strict=True)]
-
-
 def _start_seconds() -> int:
     text = os.environ.get(START_VARIABLE, str(START_SECONDS))
     if not re.fullmatch('[1-9][0-9]{0,5}', text):
