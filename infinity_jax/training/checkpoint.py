@@ -22,7 +22,7 @@ from infinity_jax.errors import UserError, first_line
 from infinity_jax.runtime.host_texts import from_first_process
 from infinity_jax.training.checkpoint_hashes import Damaged, check_hashes, write_hashes
 from infinity_jax.training.checkpoint_weights import saved_steps, shapes_by_name, silence_orbax
-from infinity_jax.training.run_folder import CHECKPOINTS
+from infinity_jax.training.remote_run import CHECKPOINTS, RemoteRun
 
 DAMAGED = 'damaged_checkpoints'  # in a run folder; damaged checkpoints are moved there
 RECENT_LOSSES = 'recent_losses'  # in the metadata of a checkpoint
@@ -108,6 +108,8 @@ class Checkpoints:
             response.result()
         if jax.process_index() == 0:
             write_hashes(self.folder / str(step))
+        if (remote := RemoteRun.of(self.folder.parent)) is not None:
+            remote.send_checkpoint(step)
         self._saved.append(step)
 
     def wait(self) -> None:

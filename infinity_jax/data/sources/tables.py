@@ -11,6 +11,7 @@ from infinity_jax.data.fields import advice, captions_of, values_at
 from infinity_jax.data.passed_over import PassedOver, is_hidden
 from infinity_jax.data.records import BrokenRecord, DamagedFile, RawRecord, open_file
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.remote import is_remote
 
 IMAGE_FIELD = 'image'
 _LONG = ('long_caption', 'long_caption_type')
@@ -95,7 +96,7 @@ def table_record(
         image, path = image.get('bytes'), image.get('path')
     if isinstance(image, bytes):
         return RawRecord(functools.partial(io.BytesIO, image), captions)
-    if isinstance(path, str) and path and '\0' not in path:
+    if isinstance(path, str) and path and '\0' not in path and not is_remote(path):
         return RawRecord(functools.partial(open_file, folder / path), captions)
     if image is None:
         raise BrokenRecord(f'{image_field} is empty')

@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 
+from infinity_jax.runtime.remote import refuse_remote
 from infinity_jax.tools.commands.flag_types import check_positive
 from infinity_jax.tools.commands.generation_flags import (
     add_count_flags,
@@ -67,6 +68,8 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.weights.fetch import fetch_model
     from infinity_jax.weights.placement import with_text_dtype
 
+    advice = 'copy the model folder here, compile, and copy its compiled programs back'
+    refuse_remote(args.checkpoint or '', '--checkpoint', advice)
     folder = fetch_model(args.checkpoint or DEMO_FOLDER, args.revision)
     configs = with_text_dtype(read_for_generation(folder, **options))
     transformer = required(configs.transformer, 'transformer')

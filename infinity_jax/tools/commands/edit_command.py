@@ -4,7 +4,7 @@ import argparse
 import re
 
 from infinity_jax.errors import UserError
-from infinity_jax.tools.commands.flag_types import check_positive, path
+from infinity_jax.tools.commands.flag_types import check_positive, input_path, path
 from infinity_jax.tools.commands.generate_command import output_paths, plain_warnings
 from infinity_jax.tools.commands.generation_flags import (
     add_model_flags,
@@ -21,14 +21,14 @@ Pair = tuple[int, int]
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `edit`."""
-    parser.add_argument('image', type=path, metavar='IMAGE', help='file of the image to edit')
+    parser.add_argument('image', type=input_path, metavar='IMAGE', help='file of the image to edit')
     parser.add_argument('prompt', metavar='PROMPT', help='text that describes the result')
     group = parser.add_argument_group(
         'what is kept', 'Of --mask, --source-prompt and --canvas none, one or several: editing.md.'
     )
     group.add_argument(
         '--mask',
-        type=path,
+        type=input_path,
         metavar='FILE',
         help='image of the same size: what is white, or transparent, is generated, the rest is '
         'kept (default: no mask)',
@@ -90,6 +90,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--out',
         default='edited.png',
+        type=path,
         metavar='PNG',
         help='file; a number is added to its name for each of several results (default: '
         '%(default)s)',
