@@ -143,14 +143,16 @@ class Service:
     ) -> dict[str, Any]:
         """The JSON object with all images of a request; `finish` is applied to each."""
         generated = await self.images(request, tasks)
-        images = await asyncio.to_thread(lambda: list(map(finish, generated)))
-        files = await asyncio.to_thread(
-            lambda: [_file(request, i, pixels) for i, pixels in enumerate(images)]
-        )
-        data = [
-            {'b64_json': file, 'seed': request.seed, 'index': i} for i, file in enumerate(files)
-        ]
-        return {'created': int(time.time()), 'data': data} | _about(request, images[0])
+
+        def finished() -> dict[str, Any]:
+            images = list(map(finish, generated))
+            data = [
+                {'b64_json': _file(request, i, pixels), 'seed': request.seed, 'index': i}
+                for i, pixels in enumerate(images)
+            ]
+            return {'created': int(time.time()), 'data': data} | _about(request, images[0])
+
+        return await asyncio.to_thread(finished)
 
     async def events(
         self,
