@@ -43,7 +43,12 @@ def bench_train(workload: Workload, **options: Any) -> Measured:
     )
     schedule = ScaleSchedule.for_image(workload.ratio, workload.budget)
     text_encoder = T5Encoder(TextConfig(), jnp.dtype(workload.precision))
-    models = Models(Transformer(config), Autoencoder(tokenizer), text_encoder, (schedule,))
+    models = Models(
+        Transformer(config, layers=run_config.layers),
+        Autoencoder(tokenizer),
+        text_encoder,
+        (schedule,),
+    )
     step = functools.partial(train_step, models=models, config=run_config)
     grid = schedule.code_grids(config.spatial_patchify)[-1]
     text_shape = (workload.batch, workload.text_length, config.text_channels)
