@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from infinity_jax.errors import UserError, first_line
-from infinity_jax.sharding import from_first_process
+from infinity_jax.runtime.host_texts import from_first_process
 from infinity_jax.training.checkpoint_hashes import Damaged, check_hashes, write_hashes
 from infinity_jax.training.checkpoint_weights import saved_steps, shapes_by_name, silence_orbax
 from infinity_jax.training.run_folder import CHECKPOINTS

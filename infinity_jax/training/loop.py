@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from infinity_jax.data.batch import Batch
 from infinity_jax.data.pipeline import Batches
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.host_texts import from_first_process
 from infinity_jax.runtime.preemption import StopNotice, finishing
-from infinity_jax.sharding import from_first_process
 from infinity_jax.training.batches import check_batch, put_batch
 from infinity_jax.training.checkpoint import Checkpoints
 from infinity_jax.training.config import RunConfig, init_key

@@ -5,7 +5,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from infinity_jax.tools.commands.flag_types import check_positive, path
 from infinity_jax.tools.commands.generation_flags import (
@@ -13,9 +13,8 @@ from infinity_jax.tools.commands.generation_flags import (
     add_model_flags,
     add_quantization_flags,
     add_sampling_flags,
-    image_size_of,
+    model_options_of,
     quantization_of,
-    ratio_of,
     sampling_of,
 )
 
@@ -219,17 +218,11 @@ def options_of(args: argparse.Namespace) -> 'BenchmarkOptions':
 
     args.cfg = args.cfg or (GUIDANCE,)
     args.tau = args.tau or (TEMPERATURE,)
-    size: dict[str, Any] = {
-        'height_over_width': ratio_of(args),
-        'budget': args.budget,
-        'size': image_size_of(args),
-    }
     return BenchmarkOptions(
         checkpoint=args.checkpoint or str(DEMO_FOLDER),
         revision=args.revision,
-        dtype=args.dtype,
+        model=model_options_of(args),
         text_length=args.text_length,
-        image_size={name: value for name, value in size.items() if value is not None},
         max_batch=args.max_batch,
         split_weights=args.split_weights,
         sampling=sampling_of(args),

@@ -10,6 +10,7 @@ from infinity_jax.tools.commands.generation_flags import (
     add_model_flags,
     add_quantization_flags,
     add_sampling_flags,
+    model_options_of,
     quantization_of,
     sampling_of,
 )
@@ -135,10 +136,9 @@ def run(args: argparse.Namespace) -> None:
         pipeline = InfinityPipeline.from_pretrained(
             args.checkpoint or DEMO_FOLDER,
             revision=args.revision,
-            dtype=args.dtype,
-            budget=args.budget,
             max_batch=min(args.num, MAX_BATCH),
             quantization=quantization_of(args),
+            **model_options_of(args),
         )
         results = pipeline.edit(
             edit, num=args.num, seed=args.seed, negative=negative, sampling=sampling
