@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from infinity_jax.tools.commands.flag_types import check_positive, path
+from infinity_jax.tools.commands.flag_types import check_positive, input_path, local_path
 from infinity_jax.tools.commands.generation_flags import (
     add_image_size_flags,
     add_model_flags,
@@ -98,18 +98,22 @@ def add_kinds(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
 
 def _add_benchmark(parser: argparse.ArgumentParser, name: str, kind: Kind) -> None:
     parser.add_argument(
-        '--prompts', required=True, type=path, metavar='FILE', help=f'{kind.prompts}; your own copy'
+        '--prompts',
+        required=True,
+        type=input_path,
+        metavar='FILE',
+        help=f'{kind.prompts}; your own copy',
     )
     parser.add_argument(
         '--out',
         required=True,
-        type=path,
+        type=local_path,
         metavar='DIR',
         help='new folder, or one of the same command that was interrupted: it goes on',
     )
     parser.add_argument(
         '--rewritten',
-        type=path,
+        type=input_path,
         metavar='FILE',
         help='JSON object from prompts to rewritten prompts, which the model reads instead; the '
         'judge still gets the prompts (default: prompts as they are)',
@@ -160,7 +164,10 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str, kind: Kind) -> No
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        'folder', type=path, metavar='DIR', help='folder of a benchmark, with the results of judges'
+        'folder',
+        type=local_path,
+        metavar='DIR',
+        help='folder of a benchmark, with the results of judges',
     )
     parser.set_defaults(run=run_report)
 

@@ -5,7 +5,7 @@ import pathlib
 import sys
 from collections.abc import Callable
 
-from infinity_jax.tools.commands.flag_types import path
+from infinity_jax.tools.commands.flag_types import local_path
 
 
 def add_kinds(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
@@ -15,7 +15,7 @@ def add_kinds(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     parser.add_argument(
         '--python',
         default=sys.executable,
-        type=path,
+        type=local_path,
         metavar='FILE',
         help='Python that has the package image-reward or hpsv2 (default: the present one)',
     )
@@ -24,7 +24,7 @@ def add_kinds(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     parser.add_argument(
         '--inception',
         required=True,
-        type=path,
+        type=local_path,
         metavar='FILE',
         help='weights of the network: weights-inception-2015-12-05-6726825d.pth',
     )
@@ -33,7 +33,7 @@ def add_kinds(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     parser.add_argument(
         '--model',
         required=True,
-        type=path,
+        type=local_path,
         metavar='DIR',
         help='folder of a CLIP model, such as a copy of openai/clip-vit-large-patch14',
     )
@@ -44,7 +44,7 @@ def add_kinds(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
 def _add_folder(
     parser: argparse.ArgumentParser, of: str, run: Callable[[argparse.Namespace], None]
 ) -> None:
-    parser.add_argument('folder', type=path, metavar='DIR', help=f'folder of {of}')
+    parser.add_argument('folder', type=local_path, metavar='DIR', help=f'folder of {of}')
     parser.set_defaults(run=run)
 
 
