@@ -101,8 +101,11 @@ def calibration(read: Reader, size: tuple[int, int]) -> dict[str, tuple[float, f
                 pixels = render(word, size, part, COLOURS[j % len(COLOURS)], seed=i + j)
                 scores.append(score_text((word,), read(pixels)))
         name = f'letters of {min(size) / part:.0f} pixels'
-        shares = [[score.characters for score in scores], [score.exact for score in scores]]
-        found[name] = (float(np.mean(shares[0])), float(np.mean(shares[1])))
+        count = len(scores)
+        found[name] = (
+            sum(x.characters for x in scores) / count,
+            sum(x.exact for x in scores) / count,
+        )
     return found
 
 
@@ -124,7 +127,7 @@ def render(
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     random = np.random.default_rng(seed)
     x, y = (
-        random.integers(0, max(room, 0) + 1) - start
+        random.integers(0, max(int(room), 0) + 1) - start
         for room, start in ((size[1] - (right - left), left), (size[0] - (bottom - top), top))
     )
     draw.text((int(x), int(y)), text, colours[0], font)
