@@ -80,14 +80,18 @@ def test_batches_are_replaced_and_closed():
 
 
 @pytest.mark.parametrize(
-    ('encode_once', 'sources', 'devices', 'wanted'),
+    ('encode_once', 'sources', 'scenes', 'devices', 'wanted'),
     [
-        ('auto', (), 1, True),
-        ('never', (), 1, False),
-        ('auto', ('some',), 1, False),
-        ('auto', (), 8, False),
+        ('auto', (), 0.0, 1, True),
+        ('never', (), 0.0, 1, False),
+        ('auto', ('some',), 0.0, 1, False),
+        ('auto', (), 0.5, 1, False),
+        ('auto', (), 0.0, 8, False),
     ],
 )
-def test_features_are_kept_for_emoji_on_one_cpu_device(encode_once, sources, devices, wanted):
-    config = SimpleNamespace(encode_once=encode_once, data=SimpleNamespace(sources=sources))
+def test_features_are_kept_for_emoji_on_one_cpu_device(
+    encode_once, sources, scenes, devices, wanted
+):
+    data = SimpleNamespace(sources=sources, scenes=scenes)
+    config = SimpleNamespace(encode_once=encode_once, data=data)
     assert keeps_features(config, make_mesh(devices=jax.devices()[:devices])) == wanted
