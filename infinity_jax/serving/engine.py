@@ -58,7 +58,9 @@ class Engine:
         self._encode = PromptEncoder(model, None, ready.executables)
         self._transformer = required(model.configs.transformer, 'transformer')
         self._tokenizer = required(model.configs.tokenizer, 'tokenizer')
-        self._encode_sources = SourceEncoder(self._tokenizer, model.read_tokenizer)
+        self._encode_sources = SourceEncoder(
+            self._tokenizer, model.read_tokenizer, executables=ready.executables
+        )
 
     @classmethod
     def load(
@@ -66,14 +68,13 @@ class Engine:
         name: str | pathlib.Path,
         *,
         revision: str | None = None,
-        dtype: str | None = None,
         sizes: Sequence[int] = BATCH_SIZES,
         quantization: QuantizationConfig = QuantizationConfig(),
-        **image_size: Any,
+        **options: Any,
     ) -> 'Engine':
-        """Loads a model folder; see `InfinityPipeline.from_pretrained`."""
+        """Loads a model folder; `options` are those of `loading.read_for_generation`."""
         folder = local_folder(name, revision)
-        configs = read_for_generation(folder, dtype, **image_size)
+        configs = read_for_generation(folder, **options)
         ready = load_for_generation(
             folder, configs, max_batch=max(sizes), quantization=quantization
         )
@@ -149,7 +150,7 @@ class Engine:
         features, bits, shown = self._features(read, schedule), 0, []
         for scales, (h, w) in enumerate(grids, 1):
             bits += h * w * self._transformer.bits
-            total = self._encode_sources.codes(features, grids, scales)
+            total = self._encode_sources.codes([features], grids, scales)
             shown.append((bits, read.finish(self._generator.decoded(total)[0])))
         return shown
 

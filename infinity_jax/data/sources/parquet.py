@@ -29,7 +29,7 @@ ENDING = '.parquet'
 OPEN_FILES = 64  # that a process keeps open
 KEPT_BYTES = 1 << 27  # of row groups, in each process
 MAX_GROUP_BYTES = 1 << 29  # of the images of a row group
-# Columns by which img2dataset tells why an image could not be fetched; it still writes the row.
+# Columns in which img2dataset notes why an image could not be fetched; it still writes the row.
 _STATUS, _ERROR, _FETCHED = 'status', 'error_message', 'success'
 
 

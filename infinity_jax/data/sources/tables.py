@@ -39,8 +39,14 @@ def count_other_files(paths: Sequence[pathlib.Path], ending: str, passed_over: P
     """Counts the files next to those of a source that have the same ending."""
     for path in sorted(paths[0].parent.glob(f'*{ending}')):
         if path not in paths:
-            reason = 'hidden file' if is_hidden(path.name) else 'file of another split'
-            passed_over.add(reason, path.name)
+            passed_over.add(_other_file(path), path.name)
+
+
+def _other_file(path: pathlib.Path) -> str:
+    """Why a file is none of a source."""
+    if is_hidden(path.name):
+        return 'hidden file'
+    return 'file of another split' if path.is_file() else 'not a regular file'
 
 
 def _is_of(path: pathlib.Path, split: str) -> bool:

@@ -13,9 +13,8 @@ from infinity_jax.tools.commands.generation_flags import (
     add_quantization_flags,
     add_sampling_flags,
     image_size_line,
-    image_size_of,
+    model_options_of,
     quantization_of,
-    ratio_of,
     sampling_of,
 )
 
@@ -37,7 +36,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help='the --text-length of later calls (default: all that the model reads)',
     )
     parser.add_argument(
-        '--negative', action='store_true', help='later calls have a negative prompt (default: no)'
+        '--negative',
+        action='store_true',
+        help='later calls have a negative prompt, or edit with a source prompt (default: no)',
+    )
+    parser.add_argument(
+        '--edit', action='store_true', help='later calls edit images (default: they generate them)'
     )
     add_model_flags(parser)
     add_image_size_flags(parser)
@@ -53,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     the text encoder's program is stored.
     """
     check_positive(args, 'num', 'prompts', 'max_batch')
-    ratio, size = ratio_of(args), image_size_of(args)
+    options = model_options_of(args)
     from infinity_jax.config import pixels_per_token, required
     from infinity_jax.inference.executables import Executables
     from infinity_jax.inference.loading import read_for_generation
@@ -67,25 +71,17 @@ def run(args: argparse.Namespace) -> None:
     advice = 'copy the model folder here, compile, and copy its compiled programs back'
     refuse_remote(args.checkpoint or '', '--checkpoint', advice)
     folder = fetch_model(args.checkpoint or DEMO_FOLDER, args.revision)
-    configs = read_for_generation(
-        folder,
-        args.dtype,
-        args.text_dtype or '',
-        height_over_width=ratio,
-        budget=args.budget,
-        size=size,
-    )
-    configs = with_text_dtype(configs)
+    configs = with_text_dtype(read_for_generation(folder, **options))
     transformer = required(configs.transformer, 'transformer')
     schedule = required(configs.schedule, 'schedule')
-    if ratio is not None or size is not None:
+    if options['height_over_width'] is not None or options['size'] is not None:
         stride = pixels_per_token(transformer, required(configs.tokenizer, 'tokenizer'))
         print(image_size_line(schedule.image_size(stride), schedule), file=sys.stderr)
     length = padded_length(transformer, args.text_length)
     quantization = quantization_of(args)
     settings = sampling_of(args).static(schedule, quantization)
     images = min(args.num * args.prompts, args.max_batch or MAX_BATCH)
-    batch = BatchShape(images, args.num, length, args.negative and settings.guided)
+    batch = BatchShape(images, args.num, length, args.negative and settings.guided, args.edit)
     executables = Executables(folder)
     for call in calls_of(configs, settings, batch, quantization):
         start = time.perf_counter()

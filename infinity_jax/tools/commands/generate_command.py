@@ -20,9 +20,8 @@ from infinity_jax.tools.commands.generation_flags import (
     add_quantization_flags,
     add_sampling_flags,
     image_size_line,
-    image_size_of,
+    model_options_of,
     quantization_of,
-    ratio_of,
     sampling_of,
 )
 from infinity_jax.tools.commands.prompts import read_negative, read_prompts
@@ -94,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
         return
     prompts, negative = read_prompts(args.prompts, args.prompts_file), read_negative(args.negative)
     check_positive(args, 'num', 'max_batch')
-    ratio, size = ratio_of(args), image_size_of(args)
+    options = model_options_of(args)
     num_images = len(prompts) * args.num
     paths = output_paths(args.out, num_images)
     from infinity_jax.images import check_writable, save_image
@@ -108,18 +107,14 @@ def run(args: argparse.Namespace) -> None:
         pipeline = InfinityPipeline.from_pretrained(
             args.checkpoint or DEMO_FOLDER,
             revision=args.revision,
-            dtype=args.dtype,
-            text_dtype=args.text_dtype or '',
-            height_over_width=ratio,
-            budget=args.budget,
-            size=size,
             max_batch=min(num_images, args.max_batch or MAX_BATCH),
             quantization=quantization,
             text_length=args.text_length,
             verify=args.verify,
+            **options,
             request=GenerationRequest(tuple(prompts), args.num, negative, sampling),
         )
-        if ratio is not None or size is not None:
+        if options['height_over_width'] is not None or options['size'] is not None:
             print(image_size_line(pipeline.image_size, pipeline.schedule), file=sys.stderr)
         generated = pipeline(
             prompts, num=args.num, seed=args.seed, negative=negative, sampling=sampling
@@ -166,15 +161,11 @@ def run_jobs(args: argparse.Namespace) -> None:
         pipeline = InfinityPipeline.from_pretrained(
             args.checkpoint or DEMO_FOLDER,
             revision=args.revision,
-            dtype=args.dtype,
-            text_dtype=args.text_dtype or '',
-            height_over_width=ratio_of(args),
-            budget=args.budget,
-            size=image_size_of(args),
             max_batch=min(len(jobs), args.max_batch or MAX_BATCH),
             quantization=quantization_of(args),
             text_length=args.text_length,
             verify=args.verify,
+            **model_options_of(args),
         )
         images = image_jobs.generate_jobs(pipeline, jobs)
     if args.grid:

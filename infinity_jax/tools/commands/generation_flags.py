@@ -203,6 +203,18 @@ def quantization_of(args: argparse.Namespace) -> Any:
     )
 
 
+def model_options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Keywords of `InfinityPipeline.from_pretrained` from the flags of model and image size.
+
+    Raises:
+      UserError: flags of the image size contradict each other.
+    """
+    options = {'dtype': args.dtype, 'text_dtype': args.text_dtype or '', 'budget': args.budget}
+    if 'height' in args:  # all but `edit`, whose images have the shape of their source
+        options |= {'height_over_width': ratio_of(args), 'size': image_size_of(args)}
+    return options
+
+
 def ratio_of(args: argparse.Namespace) -> float | str | None:
     """Height / width, if a flag gives it.
 

@@ -11,9 +11,8 @@ from infinity_jax.tools.commands.generation_flags import (
     add_image_size_flags,
     add_model_flags,
     add_quantization_flags,
-    image_size_of,
+    model_options_of,
     quantization_of,
-    ratio_of,
 )
 
 
@@ -106,21 +105,17 @@ def run(args: argparse.Namespace) -> None:
 
     api_key()  # checked before models load
     bound = listen(args.host, args.port)
-    shape = {
-        'height_over_width': ratio_of(args),
-        'budget': args.budget,
-        'size': image_size_of(args),
-    }
-    engines = {}
+    options = model_options_of(args)
+    engines: dict[str, Engine] = {}
     for name, folder in folders.items():
-        own: dict[str, Any] = shape if name == next(iter(folders)) else {}
+        if engines:  # version and image size are of the first model
+            options = {key: options[key] for key in ('dtype', 'text_dtype')}
         engines[name] = Engine.load(
             folder,
-            revision=args.revision if own else None,
-            dtype=args.dtype,
+            revision=None if engines else args.revision,
             sizes=sizes,
             quantization=quantization_of(args),
-            **own,
+            **options,
         )
         if args.warm_up:
             engine = engines[name]
