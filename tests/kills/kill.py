@@ -59,7 +59,7 @@ class Command:
             address = f'127.0.0.1:{probe.getsockname()[1]}'
         common = {
             **os.environ,
-            'PYTHONPATH': str(REPOSITORY),
+            'PYTHONPATH': os.pathsep.join([str(REPOSITORY), os.environ.get('PYTHONPATH', '')]),
             'JAX_PLATFORMS': 'cpu',
             'JAX_NUM_CPU_DEVICES': '1',
             'XLA_FLAGS': XLA_FLAGS,
