@@ -23,9 +23,9 @@ CHUNK = 2  # images that are encoded together, so that one program serves any nu
 def keeps_features(config: T2IConfig, mesh: Mesh) -> bool:
     """Whether a run encodes each image once.
 
-    With `encode_once` 'auto' it does so on a single CPU device with images of one emoji each. Scenes
-    and other data rarely repeat an image with the same crop, and accelerators encode faster than a
-    host looks up.
+    With `encode_once` 'auto' it does so on a single CPU device with images of one emoji each.
+    Scenes and other data rarely repeat an image with the same crop, and accelerators encode faster
+    than a host looks up.
     """
     if config.encode_once == 'never' or config.data.sources or config.data.scenes:
         return False
