@@ -5,6 +5,7 @@ import dataclasses
 from infinity_jax.errors import UserError
 from infinity_jax.ranges import RATE, Range, check_ranges, real
 from infinity_jax.runtime.local_files import check_paths
+from infinity_jax.runtime.remote import refuse_remote
 from infinity_jax.scales import RATIOS
 
 PLACED_RATE = 0.3  # default share of emoji images with a random size and place
@@ -23,6 +24,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     'tfds': ('name', *_TABLE),
 }
 SPLITS = ('train', 'held_out')
+# Kinds whose files are mapped into memory, or read by a library that opens files of this machine.
+_LOCAL_KINDS = ('arrow', 'features', 'tfds')
+_REMOTE_KINDS = tuple(kind for kind in KINDS if kind not in (*_LOCAL_KINDS, 'emoji'))
 
 
 _WEIGHT = real(0, 1e9, above=True)
@@ -68,6 +72,9 @@ class SourceConfig:
             raise UserError(f'a data source of kind {self.kind} has no path; name its folder')
         self._check_unused()
         check_paths(self, 'data.sources.', ('path', 'images'))
+        if self.kind in _LOCAL_KINDS:
+            advice = f'copy the folder here; a store is read by {", ".join(_REMOTE_KINDS)}'
+            refuse_remote(self.path, f'data.sources.path of kind {self.kind}', advice)
         check_ranges(self, 'data.sources.', {'placed_rate': RATE, 'scenes': RATE})
         if not _WEIGHT.has(self.weight):
             raise UserError(
@@ -124,6 +131,7 @@ class DataConfig:
             )
         check_ranges(self, 'data.', _RANGES)
         check_paths(self, 'data.', ('index_dir',))
+        refuse_remote(self.index_dir, 'config field data.index_dir')
         unknown = [name for name in self.ratios if name not in (*RATIOS, 'all')]
         if unknown or not self.ratios:
             raise UserError(

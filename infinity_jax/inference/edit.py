@@ -34,7 +34,8 @@ class Edit:
       strength: 0 is the source, 1 keeps nothing of it, between them its first scales are kept.
         None: 1 with a mask or a source prompt, else `VARIATION_STRENGTH`.
       tolerance: nats by which a kept bit may become less likely, with a source prompt.
-      composite: with a mask, pixels outside of it are the source's own, else the model's.
+      composite: with a mask, pixels outside of it are the source's own. Else all pixels are the
+        model's: the composite goes through the tokenizer once more.
       feather: pixels inside the mask's edge that are mixed; None: 1/64 of the shorter edge.
 
     Raises:
@@ -101,12 +102,28 @@ class ReadEdit:
         outside = kept_codes(self.mask_YX, grids)
         return [kept | (scale < first) for scale, kept in enumerate(outside)]
 
-    def finish(self, generated_YX3: np.ndarray) -> np.ndarray:
+    def is_reencoded(self, grids: Sequence[Grid]) -> bool:
+        """Whether its composite is encoded, quantized and decoded once more.
+
+        Only then do codes that were generated change the model's pixels where the source is kept.
+        """
+        if self.mask_YX is None or self.edit.composite:
+            return False
+        kept = np.concatenate([scale.ravel() for scale in self.kept(grids)])
+        return bool(kept.any()) and not kept.all()
+
+    def composited(self, generated_YX3: np.ndarray) -> np.ndarray:
         """The generated image at the size of the source, with its pixels outside of the mask."""
         pixels = resized(generated_YX3, self.size)
-        if self.mask_YX is None or not self.edit.composite:
+        if self.mask_YX is None:
             return pixels
         return composite(self.pixels_YX3, pixels, feathered(self.mask_YX, self.edit.feather))
+
+    def finish(self, generated_YX3: np.ndarray) -> np.ndarray:
+        """The result: `composited`, or all pixels as generated if the edit wants these."""
+        if self.edit.composite:
+            return self.composited(generated_YX3)
+        return resized(generated_YX3, self.size)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,12 +9,13 @@ import numpy as np
 from infinity_jax.config import pixels_per_token, required
 from infinity_jax.errors import UserError
 from infinity_jax.inference.edit import Edit, EditedImages, GivenSources, ReadEdit, schedule_for
+from infinity_jax.inference.executables import Executables
 from infinity_jax.inference.generator import Generator
 from infinity_jax.inference.job import GenerationJob
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.source_encoder import SourceEncoder
 from infinity_jax.inference.source_images import Source, read_image, resized
-from infinity_jax.scales import ScaleSchedule
+from infinity_jax.scales import Grid, ScaleSchedule
 from infinity_jax.weights.placement import PlacedModel
 
 STRETCH_WARNING = 1.25  # sources whose shape is changed by more are named in a warning
@@ -31,6 +32,7 @@ class ImageEditor:
         schedule: ScaleSchedule,
         generator: Generator,
         run: Callable[[GenerationJob], Iterator[np.ndarray]],
+        executables: Executables | None = None,
     ):
         """Takes a pipeline's model.
 
@@ -39,10 +41,11 @@ class ImageEditor:
           schedule: the pipeline's token grids.
           generator: for its decoder.
           run: generates a job's images in batches.
+          executables: the store of compiled programs; None: nothing is stored.
         """
         transformer = required(model.configs.transformer, 'transformer')
         tokenizer = required(model.configs.tokenizer, 'tokenizer')
-        self._encoder = SourceEncoder(tokenizer, model.read_tokenizer, model.mesh)
+        self._encoder = SourceEncoder(tokenizer, model.read_tokenizer, model.mesh, executables)
         self._schedule, self._generator, self._run = schedule, generator, run
         self._stride = pixels_per_token(transformer, tokenizer)
         self._patchify = transformer.spatial_patchify
@@ -82,9 +85,12 @@ class ImageEditor:
                 self._given([read[i] for i in group], kind[0]),
                 [edits[i].source_prompt or '' for i in group] if kind[1] else None,
             )
-            generated = (image for batch in self._run(job) for image in batch)
-            for image, generated_YX3 in zip(images, generated, strict=True):
-                pixels[image] = read[image // num].finish(generated_YX3)
+            batches = list(self._run(job))
+            generated = [image for batch in batches for image in batch]
+            of_each = [read[image // num] for image in images]
+            self._reencode(generated, of_each, kind[0], len(batches[0]))
+            for image, each, generated_YX3 in zip(images, of_each, generated, strict=True):
+                pixels[image] = each.finish(generated_YX3)
         return EditedImages(
             tuple(pixels[i] for i in range(len(edits) * num)),
             tuple(edit.prompt for edit in edits for _ in range(num)),
@@ -98,9 +104,49 @@ class ImageEditor:
         scales = len(schedule) if scales is None else scales
         if not 1 <= scales <= len(schedule):
             raise UserError(f'scales is {scales}; wanted 1 to {len(schedule)}')
-        (features,) = self._features([read], schedule)
-        total = self._encoder.codes(features, schedule.code_grids(self._patchify), scales)
-        return read.finish(self._generator.decoded(total)[0])
+        features = self._features([read], schedule)
+        (pixels,) = self._decoded(features, schedule.code_grids(self._patchify), scales)
+        return read.finish(pixels)
+
+    def _reencode(
+        self,
+        generated: list[np.ndarray],
+        read: Sequence[ReadEdit],
+        schedule: ScaleSchedule,
+        batch: int,
+    ) -> None:
+        """Replaces generated images by the reconstructions of their composites, where wanted.
+
+        Bits of the source outside of the mask do not keep its pixels: the decoder reads codes next
+        to them, which were generated. The codes of a composite fit each other.
+
+        Args:
+          generated: uint8 (Y, X, 3), of the model's size.
+          read: the edit of each.
+          schedule: of all of them.
+          batch: images that are decoded at the same time.
+        """
+        grids = schedule.code_grids(self._patchify)
+        chosen = [i for i, each in enumerate(read) if each.is_reencoded(grids)]
+        if not chosen:
+            return
+        size = schedule.image_size(self._stride)
+        features = self._encoder([resized(read[i].composited(generated[i]), size) for i in chosen])
+        decoded = self._decoded(features, grids, len(grids), batch)
+        for i, pixels in zip(chosen, decoded, strict=True):
+            generated[i] = pixels
+
+    def _decoded(
+        self, features: Sequence[np.ndarray], grids: tuple[Grid, ...], scales: int, batch: int = 1
+    ) -> list[np.ndarray]:
+        """Images, uint8 (Y, X, 3), of the first scales of encoded images, `batch` at a time."""
+        shares, last, decoded = self._encoder.shares, len(features) - 1, list[np.ndarray]()
+        batch = -(-batch // shares) * shares
+        for start in range(0, len(features), batch):
+            # Filled up with the last one: one shape, one compilation.
+            rows = [features[min(i, last)] for i in range(start, start + batch)]
+            decoded += list(self._generator.decoded(self._encoder.codes(rows, grids, scales)))
+        return decoded[: len(features)]
 
     def _given(self, read: Sequence[ReadEdit], schedule: ScaleSchedule) -> GivenSources:
         features = self._features(read, schedule)

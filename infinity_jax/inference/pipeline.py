@@ -96,7 +96,7 @@ class InfinityPipeline:
         transformer = required(configs.transformer, 'transformer')
         tokenizer = required(configs.tokenizer, 'tokenizer')
         self._stride = pixels_per_token(transformer, tokenizer)
-        self._quantization = model.quantization
+        self._quantization, self._executables = model.quantization, executables
         # Imported here: the class is at hand before flax and the networks are loaded.
         from infinity_jax.inference.generator import Generator
         from infinity_jax.inference.text_encoder import PromptEncoder
@@ -360,7 +360,7 @@ class InfinityPipeline:
         """The part that edits; its encoder's weights are read at the first edit."""
         from infinity_jax.inference.editor import ImageEditor
 
-        return ImageEditor(self._model, self.schedule, self._generator, self.run)
+        return ImageEditor(self._model, self.schedule, self._generator, self.run, self._executables)
 
     def _batch_size(self, images: int) -> int:
         """Images per program call: a multiple of the mesh's shares of a batch."""

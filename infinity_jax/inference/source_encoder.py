@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.images import from_uint8
+from infinity_jax.inference.executables import Executables, call_jitted
 from infinity_jax.scales import Grid
 from infinity_jax.sharding import in_mesh, to_host
 from infinity_jax.tokenizer.autoencoder import Autoencoder
@@ -21,10 +22,15 @@ from infinity_jax.weights.placement import place, share_batch
 
 
 @functools.partial(jax.jit, static_argnames='autoencoder')
-def encode(autoencoder: Autoencoder, variables: Any, pixels_BYX3: jax.Array) -> jax.Array:
+def encode_images(autoencoder: Autoencoder, variables: Any, pixels_BYX3: jax.Array) -> jax.Array:
     """Pixels, uint8, to features (B, h, w, d); compiled once per image size."""
     encoded = autoencoder.apply(variables, from_uint8(pixels_BYX3), method=Autoencoder.encode)
     return cast(jax.Array, encoded)
+
+
+def encoder_params(tokenizer: Params) -> Params:
+    """The encoder's part of a tokenizer's tree."""
+    return {'encoder': tokenizer['encoder']}
 
 
 @functools.partial(jax.jit, static_argnames='grids')
@@ -51,6 +57,7 @@ class SourceEncoder:
         config: TokenizerConfig,
         read: Callable[[], Params | None],
         mesh: Mesh | None = None,
+        executables: Executables | None = None,
     ):
         """Takes the tokenizer.
 
@@ -58,11 +65,14 @@ class SourceEncoder:
           config: of the tokenizer.
           read: returns its parameters; called when the first image is encoded.
           mesh: the devices that share the work; None: the default device.
+          executables: the store of compiled programs; None: nothing is stored.
         """
+        executables = executables or Executables()
+        self._run = executables.call if mesh is None else in_mesh(mesh, call_jitted)
         self._autoencoder = Autoencoder(config)
         self._read, self._mesh = read, mesh
-        # Images at once: one on each part of a mesh that has images of its own.
-        self._shares = 1 if mesh is None else mesh.shape['data'] * mesh.shape['fsdp']
+        # Images at the same time: one on each part of a mesh that has images of its own.
+        self.shares = 1 if mesh is None else mesh.shape['data'] * mesh.shape['fsdp']
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Features (h, w, d), on the host, of images, uint8 (Y, X, 3), of one size of the model.
@@ -74,9 +84,9 @@ class SourceEncoder:
         if self._mesh is None:
             params = place(params, 'float32', self._autoencoder.config)
         try:
-            for start in range(0, len(images), self._shares):
+            for start in range(0, len(images), self.shares):
                 # Filled up with the last one: one shape, one compilation.
-                rows = range(start, start + self._shares)
+                rows = range(start, start + self.shares)
                 pixels = np.stack([images[min(i, len(images) - 1)] for i in rows])
                 features += self._encode(params, share_batch(pixels, self._mesh))
         finally:
@@ -84,16 +94,16 @@ class SourceEncoder:
                 jax.tree.map(lambda leaf: leaf.delete(), params)
         return features[: len(images)]
 
-    def codes(self, features_hwd: np.ndarray, grids: tuple[Grid, ...], scales: int) -> np.ndarray:
-        """`source_codes` of one image, on the host, as many times as a mesh needs."""
-        total = np.asarray(source_codes(features_hwd[None], grids, scales))
-        return np.repeat(total, self._shares, axis=0)
+    def codes(
+        self, features: Sequence[np.ndarray], grids: tuple[Grid, ...], scales: int
+    ) -> np.ndarray:
+        """`source_codes` of a batch of features (h, w, d), on the host."""
+        return np.asarray(source_codes(np.stack(features), grids, scales))
 
     def _encode(self, params: Params, pixels_BYX3: jax.Array) -> list[np.ndarray]:
-        if self._mesh is None:
-            return list(np.asarray(encode(self._autoencoder, {'params': params}, pixels_BYX3)))
-        run = in_mesh(self._mesh, encode)
-        return list(to_host(run(self._autoencoder, {'params': params}, pixels_BYX3), self._mesh))
+        traced = {'variables': {'params': params}, 'pixels_BYX3': pixels_BYX3}
+        features = self._run(encode_images, {'autoencoder': self._autoencoder}, traced)
+        return list(np.asarray(features) if self._mesh is None else to_host(features, self._mesh))
 
     @functools.cached_property
     def _params(self) -> Params:
@@ -101,7 +111,7 @@ class SourceEncoder:
         tokenizer = self._read()
         if tokenizer is None or 'encoder' not in tokenizer:
             raise UserError('the tokenizer has no encoder; editing needs a complete model folder')
-        encoder = {'encoder': tokenizer['encoder']}
+        encoder = encoder_params(tokenizer)
         if self._mesh is not None:
             return place(encoder, 'float32', self._autoencoder.config, self._mesh)
         return jax.tree.map(np.asarray, encoder)

@@ -18,7 +18,7 @@ from infinity_jax.errors import UserError, first_line
 
 HEARTBEAT_SECONDS = 30  # a process that is silent for so long counts as dead; the others end
 # From the start of the first process to that of the last one. Until all have joined there are no
-# heartbeats: a process that dies before is not told from one that starts late.
+# heartbeats: a process that died before looks like one that starts late.
 START_SECONDS = 60
 START_VARIABLE = 'INFINITY_JAX_START_SECONDS'  # environment variable that replaces it
 # Finished processes wait while the first one exports and evaluates. A process that failed does not

@@ -58,7 +58,9 @@ class Engine:
         self._encode = PromptEncoder(model, None, ready.executables)
         self._transformer = required(model.configs.transformer, 'transformer')
         self._tokenizer = required(model.configs.tokenizer, 'tokenizer')
-        self._encode_sources = SourceEncoder(self._tokenizer, model.read_tokenizer)
+        self._encode_sources = SourceEncoder(
+            self._tokenizer, model.read_tokenizer, executables=ready.executables
+        )
 
     @classmethod
     def load(
@@ -148,7 +150,7 @@ class Engine:
         features, bits, shown = self._features(read, schedule), 0, []
         for scales, (h, w) in enumerate(grids, 1):
             bits += h * w * self._transformer.bits
-            total = self._encode_sources.codes(features, grids, scales)
+            total = self._encode_sources.codes([features], grids, scales)
             shown.append((bits, read.finish(self._generator.decoded(total)[0])))
         return shown
 

@@ -15,10 +15,12 @@ from PIL import Image
 from infinity_jax.errors import UserError
 from infinity_jax.inference import generator as generator_module
 from infinity_jax.inference.edit import Edit, schedule_for
+from infinity_jax.inference.executables import Executables, call_jitted, describe_call
 from infinity_jax.inference.generate import generate_bits
 from infinity_jax.inference.given_bits import GivenBits, Margins, with_given_bits
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import GenerationSettings, SamplingConfig
+from infinity_jax.inference.warmup import GenerationRequest, calls_for
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.tokenizer.quantizer import (
@@ -82,7 +84,7 @@ def test_with_no_bit_given_the_result_is_plain_generation(layerwise):
 def test_masks_strengths_tolerances_and_seeds_do_not_recompile(layerwise):
     mask = lower_half()
     pipe = pipeline(layerwise)
-    pipe.edit(Edit(image(), PROMPT, mask))
+    pipe.edit(Edit(image(), PROMPT, mask, composite=False))
     pipe.edit(Edit(image(), PROMPT, source_prompt=SOURCE_PROMPT))
     with compilations() as later:
         pipe.edit(Edit(image(1), 'a cat', ~mask, composite=False), seed=7)
@@ -159,7 +161,48 @@ def test_outside_of_the_mask_pixels_are_the_source_s():
     assert (result[~mask] == source[~mask]).all() and (result[mask] != source[mask]).any()
     own = edited(Edit(source, PROMPT, mask, composite=False))
     assert (own[~mask] != source[~mask]).any()
-    assert (own[mask] == edited(Edit(source, PROMPT, mask, feather=0))[mask]).all()
+
+
+@LAYERWISE
+def test_without_compositing_the_composite_goes_through_the_tokenizer(layerwise):
+    edits = [Edit(image(i), PROMPT, lower_half(), feather=i) for i in range(3)]
+    wanted = [
+        pipeline().reconstruct(pixels) for pixels in pipeline(layerwise).edit(edits, seed=2).pixels
+    ]
+    edits = [dataclasses.replace(edit, composite=False) for edit in edits]
+    assert (np.stack(pipeline(layerwise).edit(edits, seed=2).pixels) == np.stack(wanted)).all()
+
+
+def test_nothing_is_encoded_again_where_all_or_no_bits_are_given():
+    everything = np.ones(SIZE, bool)
+    free = edited(Edit(image(), PROMPT, everything, composite=False), seed=3)
+    assert (free == pipeline()(PROMPT, seed=3).pixels[0]).all()
+    same = edited(Edit(image(), PROMPT, lower_half(), strength=0.0, composite=False))
+    assert (same == pipeline().reconstruct(image())).all()
+
+
+class Recorder(Executables):
+    """Calls by jit, and keeps the description of each call."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def call(self, function, static, traced):
+        self.calls.append(describe_call(function, static, traced))
+        return call_jitted(function, static, traced)
+
+
+@pytest.mark.parametrize('source_prompt', [None, SOURCE_PROMPT])
+def test_a_request_names_the_programs_of_an_edit(source_prompt):
+    recorder = Recorder()
+    small = place_model(small_model())
+    edit = Edit(image(), PROMPT, source_prompt=source_prompt)
+    InfinityPipeline(small, max_batch=1, executables=recorder).edit(edit)
+    request = GenerationRequest((PROMPT,), negative=source_prompt, edited=SIZE)
+    announced = [describe_call(*call) for call in calls_for(request, small.configs, 1)]
+    assert len(announced) == 3 and all(call in recorder.calls for call in announced)
+    assert all(call in announced for call in recorder.calls)
 
 
 def test_edits_of_all_kinds_in_one_call_are_those_they_would_be_alone():

@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 
+from infinity_jax.runtime.remote import refuse_remote
 from infinity_jax.tools.commands.flag_types import check_positive
 from infinity_jax.tools.commands.generation_flags import (
     add_count_flags,
@@ -35,7 +36,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help='the --text-length of later calls (default: all that the model reads)',
     )
     parser.add_argument(
-        '--negative', action='store_true', help='later calls have a negative prompt (default: no)'
+        '--negative',
+        action='store_true',
+        help='later calls have a negative prompt, or edit with a source prompt (default: no)',
+    )
+    parser.add_argument(
+        '--edit', action='store_true', help='later calls edit images (default: they generate them)'
     )
     add_model_flags(parser)
     add_image_size_flags(parser)
@@ -62,6 +68,8 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.weights.fetch import fetch_model
     from infinity_jax.weights.placement import with_text_dtype
 
+    advice = 'copy the model folder here, compile, and copy its compiled programs back'
+    refuse_remote(args.checkpoint or '', '--checkpoint', advice)
     folder = fetch_model(args.checkpoint or DEMO_FOLDER, args.revision)
     configs = with_text_dtype(read_for_generation(folder, **options))
     transformer = required(configs.transformer, 'transformer')
@@ -73,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     quantization = quantization_of(args)
     settings = sampling_of(args).static(schedule, quantization)
     images = min(args.num * args.prompts, args.max_batch or MAX_BATCH)
-    batch = BatchShape(images, args.num, length, args.negative and settings.guided)
+    batch = BatchShape(images, args.num, length, args.negative and settings.guided, args.edit)
     executables = Executables(folder)
     for call in calls_of(configs, settings, batch, quantization):
         start = time.perf_counter()

@@ -4,7 +4,7 @@ import argparse
 import re
 
 from infinity_jax.errors import UserError
-from infinity_jax.tools.commands.flag_types import check_positive, path
+from infinity_jax.tools.commands.flag_types import check_positive, input_path, path
 from infinity_jax.tools.commands.generate_command import output_paths, plain_warnings
 from infinity_jax.tools.commands.generation_flags import (
     add_model_flags,
@@ -21,14 +21,14 @@ Pair = tuple[int, int]
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `edit`."""
-    parser.add_argument('image', type=path, metavar='IMAGE', help='file of the image to edit')
+    parser.add_argument('image', type=input_path, metavar='IMAGE', help='file of the image to edit')
     parser.add_argument('prompt', metavar='PROMPT', help='text that describes the result')
     group = parser.add_argument_group(
         'what is kept', 'Of --mask, --source-prompt and --canvas none, one or several: editing.md.'
     )
     group.add_argument(
         '--mask',
-        type=path,
+        type=input_path,
         metavar='FILE',
         help='image of the same size: what is white, or transparent, is generated, the rest is '
         'kept (default: no mask)',
@@ -76,7 +76,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         '--no-composite',
         action='store_false',
         dest='composite',
-        help="all pixels are the model's (default: those outside of the mask are the image's own)",
+        help="all pixels are the model's, by a second pass through the tokenizer (default: those "
+        "outside of the mask are the image's own)",
     )
     parser.add_argument(
         '--negative',
@@ -89,6 +90,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--out',
         default='edited.png',
+        type=path,
         metavar='PNG',
         help='file; a number is added to its name for each of several results (default: '
         '%(default)s)',
@@ -119,6 +121,7 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.inference.edit_masks import canvas_size, extend
     from infinity_jax.inference.pipeline import MAX_BATCH, InfinityPipeline
     from infinity_jax.inference.source_images import read_image, read_mask
+    from infinity_jax.inference.warmup import GenerationRequest
     from infinity_jax.runtime.hub import DEMO_FOLDER
 
     check_writable(paths[0])
@@ -139,6 +142,9 @@ def run(args: argparse.Namespace) -> None:
             max_batch=min(args.num, MAX_BATCH),
             quantization=quantization_of(args),
             **model_options_of(args),
+            request=GenerationRequest(
+                (prompt,), args.num, negative or source_prompt, sampling, image.shape[:2]
+            ),
         )
         results = pipeline.edit(
             edit, num=args.num, seed=args.seed, negative=negative, sampling=sampling

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infinity_jax.errors import UserError
-from infinity_jax.tools.commands.flag_types import check_positive
+from infinity_jax.runtime.remote import any_path
+from infinity_jax.tools.commands.flag_types import check_positive, input_path, path
 from infinity_jax.tools.commands.generation_flags import (
     add_count_flags,
     add_image_size_flags,
@@ -39,6 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--prompts-file',
+        type=input_path,
         metavar='FILE',
         help='more prompts, one per line of a text file in UTF-8; of a file *.jsonl, objects with '
         'settings of their own: docs/generate.md',
@@ -59,6 +61,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--out',
         default=DEFAULT_OUT,
+        type=path,
         metavar='FILE',
         help='.png or .jpg, or a folder; a number is added to the name for each of several images '
         '(default: %(default)s)',
@@ -118,11 +121,11 @@ def run(args: argparse.Namespace) -> None:
         )
         if generated.batch_seconds:
             print(timing(generated.batch_seconds, num_images), file=sys.stderr)
-    for i, (path, image) in enumerate(zip(paths, generated.images, strict=True)):
+    for i, (file, image) in enumerate(zip(paths, generated.images, strict=True)):
         seed, index = generated.seeds[i]
         job = {'prompt': generated.prompts[i], 'negative': negative, 'seed': seed, 'index': index}
-        save_image(path, image, metadata_of(args, pipeline, sampling, job))
-        print(path)
+        save_image(file, image, metadata_of(args, pipeline, sampling, job))
+        print(file)
 
 
 def run_jobs(args: argparse.Namespace) -> None:
@@ -171,10 +174,10 @@ def run_jobs(args: argparse.Namespace) -> None:
         save_image(paths[0], sheet, {'prompt': '; '.join(prompts), 'grid': ' '.join(args.grid)})
         print(paths[0])
         return
-    for path, image, job in zip(paths, images, jobs, strict=True):
+    for file, image, job in zip(paths, images, jobs, strict=True):
         metadata = metadata_of(args, pipeline, job.sampling, vars(job))
-        save_image(path, Image.fromarray(image), metadata)
-        print(path)
+        save_image(file, Image.fromarray(image), metadata)
+        print(file)
 
 
 def metadata_of(
@@ -233,8 +236,8 @@ def output_paths(out: str, count: int) -> list[pathlib.Path]:
 
     In a folder, or where OUT ends in a separator, images have the default name.
     """
-    path = pathlib.Path(out)
-    if out.endswith(('/', os.sep)) or os.path.isdir(path):
+    path = any_path(out)
+    if out.endswith(('/', os.sep)) or path.is_dir():
         path /= DEFAULT_OUT
     if path.suffix.lower() not in ENDINGS:
         raise UserError(f'--out {out} does not end in .png or .jpg; images are written as these')

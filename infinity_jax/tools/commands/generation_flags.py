@@ -9,6 +9,7 @@ from infinity_jax.tools.commands.flag_types import (
     aspect_ratio,
     layer,
     numbers,
+    path,
     seed_number,
 )
 
@@ -19,6 +20,7 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser | argparse._ArgumentGrou
     """The model that generates."""
     parser.add_argument(
         '--checkpoint',
+        type=path,
         metavar='DIR',
         help='model folder, or org/name on the Hugging Face hub (default: the demo)',
     )

@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.remote import check_scheme
 from infinity_jax.tools.commands.generation_flags import (
     add_image_size_flags,
     add_model_flags,
@@ -148,6 +149,7 @@ def _folders(args: argparse.Namespace) -> dict[str, Any]:
         name, equals, folder = text.partition('=')
         if not (name and equals and folder):
             raise UserError(f'--model is {text!r}; wanted NAME=DIR')
+        check_scheme(folder, '--model')
         if name in folders:
             raise UserError(f'two models are named {name!r}; give each a name of its own')
         folders[name] = folder

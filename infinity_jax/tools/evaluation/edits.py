@@ -77,17 +77,14 @@ def evaluate_edits(
     for name, make in KINDS.items():
         trials = make(subset, count, seed, size)
         edits = [trial.edit for trial in trials]
-        # Without compositing, which follows here: one run gives both.
-        whole = run([dataclasses.replace(edit, composite=False) for edit in edits])
-        edited = np.stack(
-            [edit.read().finish(image) for edit, image in zip(edits, whole, strict=True)]
-        )
+        edited = run(edits)
         free = run([Edit(edit.image, edit.prompt, strength=1.0) for edit in edits])
         results[name] = {
             'edited': right(edited, trials, candidates),
             'without a source': right(free, trials, candidates),
         }
         if trials[0].kept_YX is not None:
+            whole = run([dataclasses.replace(edit, composite=False) for edit in edits])
             results[name] |= outside(edited, whole, trials, run)
             results[name]['not composited'] = right(whole, trials, candidates)
         for trial, image in zip(trials[:SHOWN], edited, strict=False):

@@ -52,6 +52,8 @@ def test_words_and_a_plain_variation(image):
     cli.main(['edit', image, 'a bee', '--source-prompt', 'an ant', '--tolerance', '1'])
     edit = FakePipeline.asked['edit']
     assert (edit.source_prompt, edit.tolerance, edit.mask) == ('an ant', 1.0, None)
+    request = FakePipeline.asked['request']
+    assert (request.prompts, request.negative, request.edited) == (('a bee',), 'an ant', (8, 12))
     cli.main(['edit', image, 'a bee', '--negative', 'an ant', '--no-composite'])
     assert FakePipeline.asked['edit'].strength is None and not FakePipeline.asked['edit'].composite
     assert FakePipeline.asked['negative'] == 'an ant'

@@ -51,7 +51,7 @@ class FakePipeline:
         for edit in listed:
             strength = 0.5 if edit.strength is None else edit.strength
             mixed = np.asarray(edit.image) * (1 - strength) + 128 * strength
-            results.append(np.rint(mixed).astype(np.uint8))
+            results.append(edit.read().finish(np.rint(mixed).astype(np.uint8)))
         return EditedImages(tuple(results), ('',) * len(listed), ((0, 0),) * len(listed))
 
 

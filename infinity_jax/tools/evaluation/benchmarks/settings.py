@@ -22,7 +22,7 @@ FILE = 'run.json'
 PER_PROMPT, PER_IMAGE = 'prompt', 'image'  # where random numbers start again
 PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'pillow', 'transformers')
 # Entries that may differ when a run continues: the same prompts in another place, and versions and
-# devices, of which a warning tells.
+# devices: a warning names them.
 FREE = ('prompts.file', 'rewritten.file', 'model.name')
 WARNED = ('versions', 'devices')
 LENGTH_BYTES = 8  # at the start of a safetensors file
