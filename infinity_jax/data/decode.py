@@ -132,7 +132,7 @@ def read_header(stream: BinaryIO, max_pixels: int = MAX_PIXELS) -> Header:
         animated = False
         if image.format in _ANIMATED:
             with contextlib.suppress(Exception):  # a damaged second frame is never used
-                animated = bool(getattr(image, 'is_animated', False))
+                animated = getattr(image, 'is_animated', False)
         return Header(size, animated)
 
 
