@@ -20,6 +20,7 @@ from infinity_jax.tools.commands import (
     serve_command,
 )
 from infinity_jax.tools.commands.data_command import add_data
+from infinity_jax.tools.commands.flag_types import input_path, local_outputs
 
 DESCRIPTION = 'Infinity: bitwise autoregressive text-to-image models in JAX.'
 EXAMPLES = """\
@@ -87,6 +88,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_check(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'folder',
+        type=input_path,
         metavar='DIR',
         help='folder of a model or a text encoder, with its reference arrays in arrays.npz',
     )
@@ -157,7 +159,8 @@ def main(argv: list[str] | None = None) -> None:
         from infinity_jax.runtime.compile_cache import use_compile_cache
 
         use_compile_cache()
-        args.run(args)
+        with local_outputs(args):
+            args.run(args)
         sys.stdout.flush()
     except UserError as error:
         print(f'error: {error}', file=sys.stderr)

@@ -17,6 +17,8 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.atomic_write import atomic_file
+from infinity_jax.runtime.remote import any_path, is_remote
+from infinity_jax.runtime.remote_copy import check_store, local_output
 
 MAX_COMMENT = 65533  # bytes in a JPEG's comment
 TRIAL_BYTES = 1 << 20
@@ -58,9 +60,9 @@ def save_png(
     info = PngImagePlugin.PngInfo()
     for key, value in (metadata or {}).items():
         info.add_text(key, str(value))
-    path = pathlib.Path(path)
+    path = any_path(path)
     try:
-        with atomic_file(path) as temporary:
+        with local_output(path) as place, atomic_file(place) as temporary:
             image.save(temporary, format='PNG', pnginfo=info)
     except OSError as error:
         raise _unwritable(path, error) from None
@@ -77,12 +79,12 @@ def save_image(path: str | os.PathLike, image: Image.Image, metadata: Mapping[st
     Raises:
       UserError: the file cannot be written.
     """
-    path = pathlib.Path(path)
+    path = any_path(path)
     if path.suffix.lower() == '.png':
         return save_png(path, image, metadata)
     comment = json.dumps({key: str(value) for key, value in metadata.items()})
     try:
-        with atomic_file(path) as temporary:
+        with local_output(path) as place, atomic_file(place) as temporary:
             image.save(
                 temporary, format='JPEG', quality=95, subsampling=0,
                 comment=comment.encode()[:MAX_COMMENT],
@@ -97,7 +99,9 @@ def check_writable(path: str | os.PathLike) -> None:
     Raises:
       UserError: nothing can be written there.
     """
-    path = pathlib.Path(path)
+    path = any_path(path)
+    if is_remote(path):
+        return check_store(path.parent)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent) as file:

@@ -1,5 +1,6 @@
 """Trains from a config file: python -m infinity_jax.main --config=configs/t2i.py"""
 
+import dataclasses
 import importlib
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,7 @@ from infinity_jax.runtime.host_memory import restart_with_tuned_allocator
 from infinity_jax.runtime.supervisor import supervise
 from infinity_jax.tools.commands.config_flags import CONFIG, parse_flags
 from infinity_jax.training.init_from import run_config
+from infinity_jax.training.remote_run import run_folder
 
 TASK_FOLDERS = {'t2i': 'transformer', 'tokenizer': 'tokenizer'}
 
@@ -21,7 +23,8 @@ def train(fields: Mapping[str, Any]) -> None:
     """Runs the task that `fields.task` names; modules of the other task are not imported."""
     config = run_config(fields)
     task = importlib.import_module(f'infinity_jax.training.{TASK_FOLDERS[config.task]}.task')
-    task.train(config)
+    with run_folder(config.run_dir) as folder:
+        task.train(dataclasses.replace(config, run_dir=folder))
 
 
 def main(argv: list[str]) -> None:

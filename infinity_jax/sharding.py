@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, multihost_utils
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from infinity_jax.errors import UserError
@@ -206,32 +205,6 @@ def to_host(tree: Any, mesh: Mesh) -> Any:
     """
     gather = jax.jit(lambda x: x, out_shardings=replicated(mesh))
     return jax.tree.map(lambda leaf: jax.device_get(gather(leaf)), tree)
-
-
-def from_first_process(texts: list[str]) -> list[str]:
-    """Process 0's texts on every process, for work that all their devices do together."""
-    if jax.process_count() == 1:
-        return texts
-    data = np.frombuffer(json.dumps(texts).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(data.size)))
-    # The other processes only contribute an array of that size.
-    data = multihost_utils.broadcast_one_to_all(np.resize(data, size))
-    return json.loads(np.asarray(data, np.uint8).tobytes())
-
-
-def first_text(text: str) -> str:
-    """The text of the first process that has one, on every process; '' where none has any.
-
-    Longer texts are cut to 512 bytes.
-    """
-    if jax.process_count() == 1:
-        return text
-    data = np.zeros(512, np.uint8)
-    encoded = text.encode()[: data.size]
-    data[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(data), np.uint8)
-    texts = (row.tobytes().rstrip(b'\0').decode(errors='ignore') for row in rows)
-    return next(filter(None, texts), '')
 
 
 def activation_spec(shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:

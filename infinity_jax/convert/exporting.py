@@ -20,6 +20,8 @@ from infinity_jax.convert.released_code import FILE_NAME, misfits, released_chun
 from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
 from infinity_jax.runtime.atomic_write import flush_and_rename, temporary_path
+from infinity_jax.runtime.remote import any_path
+from infinity_jax.runtime.remote_copy import local_copy, local_output
 from infinity_jax.text.tokenizer import TOKENIZER_FILES
 from infinity_jax.training.run_folder import run_named
 from infinity_jax.weights.fingerprint import kept_by, partner_fingerprint
@@ -65,6 +67,17 @@ class Part:
     source: Mapping[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Options:
+    """The options of `to_torch_files`."""
+
+    file_format: str
+    shard_size: int
+    chunks: int | None
+    scale_axis: int | None
+    dtype: str | None
+
+
 def to_torch_files(
     checkpoint: str | Path,
     out: str | Path,
@@ -104,35 +117,46 @@ def to_torch_files(
         raise UserError(f'dtype {dtype!r} is unknown; choose one of {", ".join(DTYPES)}')
     if shard_size < 1:
         raise UserError(f'shard size is {shard_size}; wanted at least 1 byte')
-    out = Path(out)
-    configs, parts, write_text = _parts_of(Path(checkpoint), ema)
-    temporary = temporary_path(out / 'export')
-    try:
-        temporary.mkdir(parents=True)
-        for part in parts:
-            naming = _naming(part, chunks, scale_axis)
-            plan = Plan.of(part.config, naming)
-            specs = plan.torch_specs(_dtype_of(part, naming, dtype))
-            arrays = with_bar(plan.write(part.read, specs), len(specs), part.name)
-            if file_format == 'pth':
-                _write_pth(temporary, part.name, specs, arrays)
-            else:
-                limit = shard_size if part.name == 'transformer' else sys.maxsize
-                _write_safetensors(temporary, part.name, specs, arrays, limit)
-        write_text(temporary / 'text_encoder', dtype)
-        known = kept_by(dtype, configs.trained_with)
-        write_hidden(temporary, dataclasses.replace(configs, trained_with=known))
-        files = _move(temporary, out)
-    except OSError as error:
-        raise UserError(f'{out}: cannot be written ({error}); free space or name another') from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    configs, parts, write_text = _parts_of(checkpoint, ema)
+    options = _Options(file_format, shard_size, chunks, scale_axis, dtype)
+    with local_output(out) as folder:
+        try:
+            names = _export(folder, configs, parts, write_text, options)
+        except OSError as error:
+            raise UserError(
+                f'{out}: cannot be written ({error}); free space or name another'
+            ) from None
     if lines := misfits(configs):
         print(
             f'{checkpoint}: the released code does not load this model without changes: '
             f'{"; ".join(lines)}'
         )
-    return files
+    return [any_path(out) / name for name in names]
+
+
+def _export(
+    out: Path, configs: ModelConfigs, parts: list[Part], write_text: WriteText, options: _Options
+) -> list[Path]:
+    """Writes the files of an export into a folder of this machine; returns their names."""
+    temporary = temporary_path(out / 'export')
+    try:
+        temporary.mkdir(parents=True)
+        for part in parts:
+            naming = _naming(part, options.chunks, options.scale_axis)
+            plan = Plan.of(part.config, naming)
+            specs = plan.torch_specs(_dtype_of(part, naming, options.dtype))
+            arrays = with_bar(plan.write(part.read, specs), len(specs), part.name)
+            if options.file_format == 'pth':
+                _write_pth(temporary, part.name, specs, arrays)
+            else:
+                limit = options.shard_size if part.name == 'transformer' else sys.maxsize
+                _write_safetensors(temporary, part.name, specs, arrays, limit)
+        write_text(temporary / 'text_encoder', options.dtype)
+        known = kept_by(options.dtype, configs.trained_with)
+        write_hidden(temporary, dataclasses.replace(configs, trained_with=known))
+        return _move(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _naming(part: Part, chunks: int | None, scale_axis: int | None) -> Naming:
@@ -189,7 +213,11 @@ def _write_safetensors(
 
 
 def _move(folder: Path, out: Path) -> list[Path]:
-    """Moves finished files to their place, the index last; deletes an earlier export."""
+    """Moves finished files to their place, the index last; deletes an earlier export.
+
+    Returns:
+      the names of the files, below `out`.
+    """
     files = sorted(p.relative_to(folder) for p in folder.rglob('*') if p.is_file())
     for old in out.iterdir():  # of an earlier export in another format or with other shards
         if OURS.fullmatch(old.name) and Path(old.name) not in files:
@@ -197,22 +225,23 @@ def _move(folder: Path, out: Path) -> list[Path]:
     for file in sorted(files, key=lambda f: f.name == INDEX):
         (out / file).parent.mkdir(exist_ok=True)
         flush_and_rename(folder / file, out / file)
-    return [out / file for file in files]
+    return files
 
 
-def _parts_of(checkpoint: Path, ema: bool) -> tuple[ModelConfigs, list[Part], WriteText]:
+def _parts_of(checkpoint: str | Path, ema: bool) -> tuple[ModelConfigs, list[Part], WriteText]:
     """The model's configurations, the parts to export, and what writes the text encoder."""
-    if not checkpoint.exists():
-        raise UserError(f'{checkpoint}: no such folder; name a model folder or a run folder')
     run_dir, step = run_named(checkpoint)
     if run_dir is not None:
         return _parts_of_run(run_dir, step, ema)
+    folder = local_copy(checkpoint)
+    if not folder.exists():
+        raise UserError(f'{checkpoint}: no such folder; name a model folder or a run folder')
     if ema:
         raise UserError(
             f'{checkpoint}: a model folder holds one set of weights; --ema is for the checkpoints '
             'of a run'
         )
-    return _parts_of_folder(checkpoint)
+    return _parts_of_folder(folder)
 
 
 def _parts_of_folder(folder: Path) -> tuple[ModelConfigs, list[Part], WriteText]:

@@ -22,6 +22,8 @@ from infinity_jax.convert.plan import TOKEN_STRIDE, Plan, check_pair
 from infinity_jax.convert.released_code import read_hidden
 from infinity_jax.convert.state_dict import open_tokenizer, open_transformer
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.remote import any_path
+from infinity_jax.runtime.remote_copy import local_copy
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.weights.fingerprint import kept_by, partner_fingerprint
@@ -72,7 +74,7 @@ def from_torch(
       UserError: tensors are missing, unknown or misshapen, of all files at once, or the parts do
         not fit together.
     """
-    out = Path(out)
+    out = any_path(out)
     if transformer is None and tokenizer is None and text_encoder is None:
         raise UserError('nothing to convert; name --transformer, --tokenizer or --text-encoder')
     if transformer is not None and tokenizer is None:
@@ -165,7 +167,7 @@ def check_target(out: Path) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     config = out / 'config.json'
-    if not (config.is_file() and read_json(config).get('format') == FORMAT):
+    if not (config.is_file() and read_json(local_copy(config)).get('format') == FORMAT):
         raise UserError(f'--out {out} exists and is not a model folder; name another one')
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from infinity_jax.data.buckets import Bucket
 from infinity_jax.data.stored_source import StoredSource
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.distributed import gather_texts
+from infinity_jax.runtime.host_texts import gather_texts
 
 NAMED = 3  # broken records that a host names
 CHECKSUM = 'checksum of names and sizes'

@@ -121,7 +121,10 @@ def make_buckets(
     names, configs = data.bucket_names, data.sources_of(split)
     sizes = [target_size(name, data.image_size) for name in names]
     stored = open_all(data, split) if stored is None else stored
-    emoji = [EmojiSource(c.subset, split, data.image_size, seed, c.placed_rate) for c in configs]
+    emoji = [
+        EmojiSource(c.subset, split, data.image_size, seed, c.placed_rate, c.scenes)
+        for c in configs
+    ]
     sources = [e if s is None else s for e, s in zip(emoji, stored, strict=True)]
     layouts = [None if s is None else s.layout for s in stored]
     columns = [(b, layout) for b in range(len(names)) for layout in dict.fromkeys(layouts)]

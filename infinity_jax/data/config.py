@@ -5,6 +5,7 @@ import dataclasses
 from infinity_jax.errors import UserError
 from infinity_jax.ranges import RATE, Range, check_ranges, real
 from infinity_jax.runtime.local_files import check_paths
+from infinity_jax.runtime.remote import refuse_remote
 from infinity_jax.scales import RATIOS
 
 PLACED_RATE = 0.3  # default share of emoji images with a random size and place
@@ -12,7 +13,7 @@ _TABLE = ('split', 'image_field', 'text_field')
 # Kind of source -> the fields of `SourceConfig` that it reads, besides path and weight.
 KINDS: dict[str, tuple[str, ...]] = {
     'arrow': _TABLE,
-    'emoji': ('subset', 'placed_rate'),
+    'emoji': ('subset', 'placed_rate', 'scenes'),
     'features': (),
     'folder': (),
     'imagefolder': ('image_field', 'text_field'),
@@ -23,12 +24,16 @@ KINDS: dict[str, tuple[str, ...]] = {
     'tfds': ('name', *_TABLE),
 }
 SPLITS = ('train', 'held_out')
+# Kinds whose files are mapped into memory, or read by a library that opens files of this machine.
+_LOCAL_KINDS = ('arrow', 'features', 'tfds')
+_REMOTE_KINDS = tuple(kind for kind in KINDS if kind not in (*_LOCAL_KINDS, 'emoji'))
 
 
 _WEIGHT = real(0, 1e9, above=True)
 _RANGES = {
     'image_size': Range(1, 2**14),
     'placed_rate': RATE,
+    'scenes': RATE,
     'num_workers': Range(0, 4096),
     'held_out_share': RATE,
     'smallest_crop': real(0, 1, above=True),
@@ -55,6 +60,7 @@ class SourceConfig:
     text_field: str = 'text'
     subset: str = 'starter'  # emoji: 'starter', 'demo' or 'all'
     placed_rate: float = PLACED_RATE  # emoji: share of images of random size and place
+    scenes: float = 0.0  # emoji: share of images that are scenes of several emoji
     weight: float = 1.0  # share of the training images, relative to the weights of other sources
 
     def __post_init__(self):
@@ -66,7 +72,10 @@ class SourceConfig:
             raise UserError(f'a data source of kind {self.kind} has no path; name its folder')
         self._check_unused()
         check_paths(self, 'data.sources.', ('path', 'images'))
-        check_ranges(self, 'data.sources.', {'placed_rate': RATE})
+        if self.kind in _LOCAL_KINDS:
+            advice = f'copy the folder here; a store is read by {", ".join(_REMOTE_KINDS)}'
+            refuse_remote(self.path, f'data.sources.path of kind {self.kind}', advice)
+        check_ranges(self, 'data.sources.', {'placed_rate': RATE, 'scenes': RATE})
         if not _WEIGHT.has(self.weight):
             raise UserError(
                 f'data source {self.kind} {self.path} has weight {self.weight}; wanted a positive '
@@ -97,6 +106,7 @@ class DataConfig:
     subset: str = 'starter'  # of the embedded emoji: 'starter', 'demo' or 'all'
     image_size: int = 64  # pixels along the edge of a square; other ratios have about its area
     placed_rate: float = PLACED_RATE  # share of the emoji images with a random size and place
+    scenes: float = 0.0  # share of the emoji images that are scenes of one to four emoji
     num_workers: int = 0  # processes that read and decode; 0: two threads of the main process
     sources: tuple[SourceConfig, ...] = ()  # mixed in training by their weights
     held_out: tuple[SourceConfig, ...] = ()  # for evaluation; (): a share of `sources`
@@ -121,6 +131,7 @@ class DataConfig:
             )
         check_ranges(self, 'data.', _RANGES)
         check_paths(self, 'data.', ('index_dir',))
+        refuse_remote(self.index_dir, 'config field data.index_dir')
         unknown = [name for name in self.ratios if name not in (*RATIOS, 'all')]
         if unknown or not self.ratios:
             raise UserError(
@@ -147,5 +158,7 @@ class DataConfig:
             raise UserError(f'split {split!r} is unknown; choose one of {", ".join(SPLITS)}')
         if split == 'held_out' and self.held_out:
             return self.held_out
-        emoji = SourceConfig('emoji', subset=self.subset, placed_rate=self.placed_rate)
+        emoji = SourceConfig(
+            'emoji', subset=self.subset, placed_rate=self.placed_rate, scenes=self.scenes
+        )
         return self.sources or (emoji,)

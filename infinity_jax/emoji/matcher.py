@@ -7,15 +7,14 @@ a wrong background does not also make the emoji wrong.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from infinity_jax.emoji import artwork
 from infinity_jax.emoji.image_spec import BACKGROUNDS, PLACES, SIZES, ImageSpec, pairs, sample_spec
 from infinity_jax.emoji.render import check_image_size, margin, placement
+from infinity_jax.emoji.templates import Templates
 from infinity_jax.errors import UserError
 
 MATCH_PIXELS = 64  # larger images are compared at this size
@@ -100,7 +99,7 @@ def match(images: np.ndarray, specs: Sequence[ImageSpec], candidates: Sequence[s
     nearest_background = names[squared.argmin(1)]
     mentioned = np.array([spec.mention_background for spec in specs])
 
-    distance_NK = _distances(_shrink(images), colours_N3, specs, tuple(candidates))
+    distance_NK = _distances(shrink(images), colours_N3, specs, tuple(candidates))
     nearest_emoji = np.array(candidates)[distance_NK.argmin(1)]
     return MatchReport(
         emoji_right=nearest_emoji == np.array([spec.emoji for spec in specs]),
@@ -126,19 +125,13 @@ def _check(images: np.ndarray, specs: Sequence[ImageSpec], candidates: Sequence[
         )
 
 
-def _shrink(images: np.ndarray) -> np.ndarray:
+def shrink(images: np.ndarray) -> np.ndarray:
     """Images as float32 (N, Y, X, 3), reduced to `MATCH_PIXELS` by averaging if they are larger."""
     if images.shape[1] <= MATCH_PIXELS:
         return images.astype(np.float32)
     size = (MATCH_PIXELS, MATCH_PIXELS)
     small = [np.asarray(Image.fromarray(p).resize(size, Image.Resampling.BOX)) for p in images]
     return np.stack(small).astype(np.float32)
-
-
-@functools.lru_cache(maxsize=2 * len(SIZES))
-def _sprites(candidates: tuple[str, ...], edge: int) -> np.ndarray:
-    """Premultiplied sprites of the candidates, uint8 (K, edge, edge, 4)."""
-    return np.stack([artwork.sprite(name, edge) for name in candidates])
 
 
 def _distances(
@@ -149,43 +142,19 @@ def _distances(
 ) -> np.ndarray:
     """Squared distance, (N, K), from each image to its best rendering of each candidate.
 
-    With b the background, a candidate is C + b (1 - a) for premultiplied colours C and opacity a.
-    With Q = image - b, the distance over the whole image is
-
-        |Q - (C - b a)|^2 = |Q|^2 - 2 Q.C + 2 sum_c b_c Q_c.a
-                            + |C|^2 - 2 sum_c b_c C_c.a + |b|^2 |a|^2
-
-    where all terms but |Q|^2 need only the pixels under the emoji: matrix products. |Q|^2 is the
-    same for all candidates and placements of an image, and is left out.
+    The distance of an image to its bare background, the same for all candidates, is left out.
     """
     size = images.shape[1]
     options = [set(alternatives(spec)) for spec in specs]
     best_NK = np.full((len(specs), len(candidates)), np.inf, np.float32)
-    colours_N3 = colours_N3.astype(np.float32)
     for name in SIZES:
         edge = placement(name, 'centre', size)[2]
-        sprites = _sprites(candidates, edge).reshape(len(candidates), edge * edge, 4) / np.float32(
-            255
-        )
-        colour_KPc, alpha_KP = sprites[..., :3], sprites[..., 3]
-        colour_norm_K = np.einsum('kpc,kpc->k', colour_KPc, colour_KPc)
-        alpha_norm_K = np.einsum('kp,kp->k', alpha_KP, alpha_KP)
-        cross_K3 = np.einsum('kpc,kp->kc', colour_KPc, alpha_KP)
-        flat_KF = colour_KPc.reshape(len(candidates), -1)
+        templates = Templates(candidates, edge)
         for place in PLACES:
             rows = np.array([i for i, o in enumerate(options) if (name, place) in o], np.int64)
             top, left, _ = placement(name, place, size)
             for chunk in np.split(rows, range(ROWS_AT_ONCE, len(rows), ROWS_AT_ONCE)):
-                b_n3 = colours_N3[chunk] / 255
-                crop = images[chunk, top : top + edge, left : left + edge] / np.float32(255)
-                q_nPc = crop.reshape(len(chunk), edge * edge, 3) - b_n3[:, None, :]
-                weighted_nP = np.einsum('npc,nc->np', q_nPc, b_n3)
-                distance = (
-                    2 * weighted_nP @ alpha_KP.T
-                    - 2 * q_nPc.reshape(len(chunk), edge * edge * 3) @ flat_KF.T
-                    - 2 * b_n3 @ cross_K3.T
-                    + (b_n3**2).sum(1)[:, None] * alpha_norm_K[None, :]
-                    + colour_norm_K[None, :]
-                )
+                crop = images[chunk, top : top + edge, left : left + edge]
+                distance, _ = templates.compare(crop, colours_N3[chunk])
                 best_NK[chunk] = np.minimum(best_NK[chunk], distance)
     return best_NK

@@ -54,7 +54,7 @@ class LayerWeights(NamedTuple):
         return cls({'params': rest}, unstack(params['blocks'], depth))
 
 
-class ScaleState(NamedTuple):
+class LayerwiseState(NamedTuple):
     """Generation between two scales.
 
     Attributes:
@@ -72,21 +72,21 @@ class ScaleState(NamedTuple):
 @functools.partial(jax.jit, static_argnames=STATIC)
 def _begin(
     model: Transformer, variables: Any, inputs: GenerationInputs, settings: GenerationSettings
-) -> ScaleState:
+) -> LayerwiseState:
     """The conditioning, no codes yet, and the first scale's tokens."""
     images, guided = inputs.keys_B.shape[0], settings.guided_at(0)
     conditioning = embed_prompts(model, variables, inputs, guided)
     conditioning = for_images(conditioning, images, guided)
     total = no_codes(model, settings.schedule, images)
     x_BLD = embed_scale_inputs(model, variables, conditioning, total, settings, 0)
-    return ScaleState(conditioning, x_BLD, total)
+    return LayerwiseState(conditioning, x_BLD, total)
 
 
 @functools.partial(jax.jit, static_argnames=(*STATIC, 'scale', 'keep_logits'))
 def _advance(
     model: Transformer,
     variables: Any,
-    state: ScaleState,
+    state: LayerwiseState,
     inputs: GenerationInputs,
     forced_Bhwd: jax.Array | None,
     settings: GenerationSettings,
@@ -148,7 +148,7 @@ def generate_bits_layerwise(
         bits, total, x_BLD, logits = _advance(
             model,
             weights.rest,
-            ScaleState(conditioning, x_BLD, total),
+            LayerwiseState(conditioning, x_BLD, total),
             inputs,
             None if forced_bits is None else forced_bits[scale],
             settings,

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 
@@ -24,6 +24,7 @@ from infinity_jax.runtime.platform import PlatformJit
 from infinity_jax.sharding import generation_compiler_options
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.tiled_decoder import decode as decode_features
+from infinity_jax.transformer.conditioning import Conditioning
 from infinity_jax.transformer.kv_cache import KeyValueCache
 from infinity_jax.transformer.model import Transformer
 
@@ -71,6 +72,87 @@ class GeneratedBits(NamedTuple):
     logits: tuple[jax.Array, ...]
 
 
+class TextState(NamedTuple):
+    """What every scale reads of the prompts: conditioning, and keys and values of each layer."""
+
+    conditioning: Conditioning
+    keys_values: Any
+
+
+class ScaleState(NamedTuple):
+    """Generation between two scales.
+
+    Attributes:
+      text: of the rows of the scale before, or of the first.
+      cache: keys and values of the scales before.
+      total_Bhwd: codes accumulated so far.
+    """
+
+    text: TextState
+    cache: KeyValueCache
+    total_Bhwd: jax.Array
+
+
+def begin(
+    model: Transformer, variables: Any, inputs: GenerationInputs, settings: GenerationSettings
+) -> ScaleState:
+    """Encoded prompts, an empty cache and no codes."""
+    images = inputs.keys_B.shape[0]
+    conditioning = embed_prompts(model, variables, inputs, settings.guided)
+    keys_values = model.apply(
+        variables, conditioning.context_BTD, method=Transformer.text_keys_values
+    )
+    conditioning = for_images(conditioning, images, settings.guided)
+    rows = conditioning.pooled_BD.shape[0]
+    cache = KeyValueCache.empty(model.config, settings.schedule, rows, settings.int8_cache)
+    text = TextState(conditioning, keys_values)
+    return ScaleState(text, cache, no_codes(model, settings.schedule, images))
+
+
+def advance(
+    model: Transformer,
+    variables: Any,
+    state: ScaleState,
+    inputs: GenerationInputs,
+    settings: GenerationSettings,
+    scale: int,
+    forced_Bhwd: jax.Array | None = None,
+) -> tuple[ScaleState, jax.Array, jax.Array]:
+    """One scale: its tokens through all layers, its bits (B, h, w, d), and their logits.
+
+    Args:
+      model, variables: the transformer.
+      state: after the scale before.
+      inputs, settings: of the whole generation.
+      scale: zero-based.
+      forced_Bhwd: accumulated instead of the sampled bits.
+    """
+    (conditioning, keys_values), cache, total = state
+    images = inputs.keys_B.shape[0]
+    if conditioning.pooled_BD.shape[0] > images and not settings.guided_at(scale):
+        # No guided scale follows an unguided one: it would miss keys.
+        conditioning = conditional_half(conditioning)
+        keys_values = conditional_half(keys_values, rows_axis=1)
+    x_BLD = embed_scale_inputs(model, variables, conditioning, total, settings, scale)
+    advanced = model.apply(
+        variables,
+        x_BLD,
+        conditioning,
+        keys_values,
+        cache,
+        settings.schedule,
+        scale,
+        hidden_guidance(model, inputs.numbers, settings, scale),
+        method=Transformer.generate_scale,
+    )
+    x_BLD, cache = cast(tuple[jax.Array, KeyValueCache], advanced)
+    bits, logits = sample_scale_bits(
+        model, variables, conditioning, x_BLD, total, inputs, settings, scale
+    )
+    total = add_bits(total, bits if forced_Bhwd is None else forced_Bhwd)
+    return ScaleState(TextState(conditioning, keys_values), cache, total), bits, logits
+
+
 def generate_bits(
     model: Transformer,
     variables: Any,
@@ -91,51 +173,15 @@ def generate_bits(
         checks that must not drift.
       keep_logits: return each scale's logits as well; static.
     """
-    schedule = settings.schedule
-    images = inputs.keys_B.shape[0]
-
-    def apply(method, *args):
-        return model.apply(variables, *args, method=method)
-
-    guided = settings.guided
-    conditioning = embed_prompts(model, variables, inputs, guided)
-    text_keys_values = apply(Transformer.text_keys_values, conditioning.context_BTD)
-    conditioning = for_images(conditioning, images, guided)
-    rows = conditioning.pooled_BD.shape[0]
-    cache = KeyValueCache.empty(model.config, schedule, rows, settings.int8_cache)
-    total = no_codes(model, schedule, images)
+    state = begin(model, variables, inputs, settings)
     all_bits, all_logits = [], []
-    for scale in range(len(schedule)):
-        if guided and not settings.guided_at(scale):
-            # No guided scale follows an unguided one: it would miss keys.
-            guided, conditioning = False, conditional_half(conditioning)
-            text_keys_values = conditional_half(text_keys_values, rows_axis=1)
-        x_BLD = embed_scale_inputs(model, variables, conditioning, total, settings, scale)
-        x_BLD, cache = apply(
-            Transformer.generate_scale,
-            x_BLD,
-            conditioning,
-            text_keys_values,
-            cache,
-            schedule,
-            scale,
-            hidden_guidance(model, inputs.numbers, settings, scale),
-        )
-        bits, logits = sample_scale_bits(
-            model,
-            variables,
-            conditioning,
-            x_BLD,
-            total,
-            inputs,
-            settings,
-            scale,
-        )
+    for scale in range(len(settings.schedule)):
+        forced = None if forced_bits is None else forced_bits[scale]
+        state, bits, logits = advance(model, variables, state, inputs, settings, scale, forced)
         all_bits.append(bits)
         if keep_logits:
             all_logits.append(logits)
-        total = add_bits(total, bits if forced_bits is None else forced_bits[scale])
-    return GeneratedBits(tuple(all_bits), total, tuple(all_logits))
+    return GeneratedBits(tuple(all_bits), state.total_Bhwd, tuple(all_logits))
 
 
 @functools.partial(

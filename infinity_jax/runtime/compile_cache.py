@@ -11,6 +11,7 @@ import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from infinity_jax.errors import in_one_line
+from infinity_jax.runtime.remote import refuse_remote
 
 # By default, JAX caches programs that compiled for at least 1 s. Generation layer by layer has many
 # smaller ones.
@@ -24,6 +25,7 @@ def user_cache_folder() -> pathlib.Path:
       FileNotFoundError: the user has no home, as in some containers.
     """
     base = os.environ.get('XDG_CACHE_HOME')
+    refuse_remote(base or '', 'XDG_CACHE_HOME')
     try:
         return pathlib.Path(base or pathlib.Path.home() / '.cache') / 'infinity_jax'
     except RuntimeError:

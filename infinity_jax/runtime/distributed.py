@@ -18,7 +18,7 @@ from infinity_jax.errors import UserError, first_line
 
 HEARTBEAT_SECONDS = 30  # a process that is silent for so long counts as dead; the others end
 # From the start of the first process to that of the last one. Until all have joined there are no
-# heartbeats: a process that dies before is not told from one that starts late.
+# heartbeats: a process that died before looks like one that starts late.
 START_SECONDS = 60
 START_VARIABLE = 'INFINITY_JAX_START_SECONDS'  # environment variable that replaces it
 # Finished processes wait while the first one exports and evaluates. A process that failed does not
@@ -134,22 +134,6 @@ def join_processes() -> None:
             f'could not join the other processes ({started_by}): {first_line(error)}; set '
             'JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and JAX_PROCESS_ID on each'
         ) from None
-
-
-def gather_texts(text: str) -> list[str]:
-    """The text of every process of the run, by process index; each must call it."""
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    if jax.process_count() == 1:
-        return [text]
-    content = np.frombuffer(text.encode(), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([content.size], np.int32)).reshape(-1)
-    padded = np.zeros(int(sizes.max()), np.uint8)
-    padded[: content.size] = content
-    rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
-    return [row[:size].tobytes().decode() for row, size in zip(rows, sizes.tolist(), strict=True)]
 
 
 def _start_seconds() -> int:

@@ -1,5 +1,6 @@
 """Model folders by name: the shipped demo, a local folder, a repository on the Hugging Face hub."""
 
+import fnmatch
 import os
 import re
 from collections.abc import Sequence
@@ -7,6 +8,8 @@ from pathlib import Path
 
 from infinity_jax.errors import UserError, in_one_line
 from infinity_jax.runtime.atomic_write import previous_folder
+from infinity_jax.runtime.remote import is_remote
+from infinity_jax.runtime.remote_copy import local_copy
 
 REPOSITORY = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*')
 DEMO_FOLDER = Path(__file__).parent.parent / 'demo'  # the model that ships with the package
@@ -21,13 +24,13 @@ def local_folder(
     cache_dir: str | Path | None = None,
     files: Sequence[str] = FILES,
 ) -> Path:
-    """The folder of a model on this machine; a repository is downloaded first.
+    """The folder of a model on this machine; a repository, or a store's folder, is copied first.
 
     An existing folder has priority. The hub's environment variables apply: HF_HUB_OFFLINE (use the
     cache only), HF_TOKEN, HF_HOME.
 
     Args:
-      name: a folder, or org/name on the hub.
+      name: a folder, also of a store (s3://…), or org/name on the hub.
       revision: branch, tag or commit of the repository; None: its main branch.
       cache_dir: where downloads are kept; None: the hub's usual place.
       files: patterns of the files to download.
@@ -35,6 +38,9 @@ def local_folder(
     Raises:
       UserError: there is no such folder, and it cannot be downloaded.
     """
+    if is_remote(name):
+        chosen = lambda file: any(fnmatch.fnmatch(file, pattern) for pattern in files)
+        return local_copy(name, chosen)
     folder = Path(name)
     # A save that was cut off between its two renames leaves the last good model in the second one.
     for candidate in (folder, previous_folder(folder)):

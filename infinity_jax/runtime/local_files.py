@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any, BinaryIO
 
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.remote import check_scheme
 
 MAX_BYTES = 4096  # of a path, on Linux
 
@@ -19,7 +20,7 @@ def check_paths(config: Any, where: str, fields: Iterable[str]) -> None:
 
 
 def check_path(path: str, name: str) -> None:
-    """Raises `UserError` where no file system could have this path.
+    """Raises `UserError` where no file system could have this path, or its scheme is not read.
 
     Args:
       path: any text.
@@ -30,6 +31,7 @@ def check_path(path: str, name: str) -> None:
         raise UserError(
             f'{name} is {seen}; wanted a path of 1 to {MAX_BYTES} bytes without a zero byte'
         )
+    check_scheme(path, name)
 
 
 def can_be_path(path: str) -> bool:

@@ -45,7 +45,7 @@ class Batcher:
           executor: of one thread, for all models on the device.
           most_waiting: images in the queue, at most.
           wait_s: for which an image waits for others, if the device is idle.
-          on_batch: told the images and seconds of every batch.
+          on_batch: called with the images and seconds of every batch.
         """
         self._run, self._largest, self._executor = run, largest, executor
         self._most_waiting, self._wait_s, self._on_batch = most_waiting, wait_s, on_batch

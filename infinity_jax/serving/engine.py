@@ -68,14 +68,13 @@ class Engine:
         name: str | pathlib.Path,
         *,
         revision: str | None = None,
-        dtype: str | None = None,
         sizes: Sequence[int] = BATCH_SIZES,
         quantization: QuantizationConfig = QuantizationConfig(),
-        **image_size: Any,
+        **options: Any,
     ) -> 'Engine':
-        """Loads a model folder; see `InfinityPipeline.from_pretrained`."""
+        """Loads a model folder; `options` are those of `loading.read_for_generation`."""
         folder = local_folder(name, revision)
-        configs = read_for_generation(folder, dtype, **image_size)
+        configs = read_for_generation(folder, **options)
         ready = load_for_generation(
             folder, configs, max_batch=max(sizes), quantization=quantization
         )

@@ -11,7 +11,6 @@ from infinity_jax.data.buckets import Bucket, Part, make_buckets
 from infinity_jax.data.records import BrokenRecord
 from infinity_jax.data.sources.emoji import EmojiSource
 from infinity_jax.data.stored_source import StoredSource, open_stored
-from infinity_jax.emoji.image_spec import caption
 from infinity_jax.errors import UserError
 from infinity_jax.images import contact_sheet, save_png
 from infinity_jax.training.batches import first_batches, located_data, make_batches
@@ -145,7 +144,7 @@ def _captions(buckets: list[Bucket], short_captions: float, seed: int) -> list[s
 
 def _caption(part: Part, short_captions: float, rng: np.random.Generator) -> str:
     if isinstance(part.source, EmojiSource):
-        return caption(part.source.spec(int(rng.integers(1 << 30))))
+        return part.source.caption(int(rng.integers(1 << 30)))
     assert part.records is not None
     location = part.source.index.locations[rng.choice(part.records)]
     record = part.source.source.read(tuple(location.tolist()))

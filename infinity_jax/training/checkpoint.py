@@ -11,7 +11,7 @@ import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -19,12 +19,13 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from infinity_jax.errors import UserError, first_line
-from infinity_jax.sharding import from_first_process
+from infinity_jax.runtime.host_texts import from_first_process
 from infinity_jax.training.checkpoint_hashes import Damaged, check_hashes, write_hashes
 from infinity_jax.training.checkpoint_weights import saved_steps, shapes_by_name, silence_orbax
-from infinity_jax.training.run_folder import CHECKPOINTS
+from infinity_jax.training.remote_run import CHECKPOINTS, RemoteRun
 
 DAMAGED = 'damaged_checkpoints'  # in a run folder; damaged checkpoints are moved there
+RECENT_LOSSES = 'recent_losses'  # in the metadata of a checkpoint
 # Errors of Orbax's own parsing where a description is damaged.
 PARSE_ERRORS = (ValueError, TypeError, KeyError, AttributeError)
 
@@ -79,12 +80,13 @@ class Checkpoints:
         """Step of the newest complete checkpoint."""
         return max(self._saved, default=None)
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, recent_losses: Sequence[float] = ()) -> None:
         """Waits for any earlier save, then starts to save; does nothing for a step that is saved.
 
         Args:
           step: steps taken.
           state: pytree of arrays; copied to the host before this returns.
+          recent_losses: the last losses of the run, stored next to the state.
 
         Raises:
           UserError: this or the previous save failed, for instance on a full disk.
@@ -93,7 +95,9 @@ class Checkpoints:
         if step in self._saved:
             return
         try:
-            response = self._checkpointer.save_checkpointables_async(step, {'state': state})
+            response = self._checkpointer.save_checkpointables_async(
+                step, {'state': state}, custom_metadata={RECENT_LOSSES: list(recent_losses)}
+            )
         except OSError as error:
             raise self._failure(error) from None
         self._saving = self._background.submit(self._finish, step, response)
@@ -104,6 +108,8 @@ class Checkpoints:
             response.result()
         if jax.process_index() == 0:
             write_hashes(self.folder / str(step))
+        if (remote := RemoteRun.of(self.folder.parent)) is not None:
+            remote.send_checkpoint(step)
         self._saved.append(step)
 
     def wait(self) -> None:
@@ -197,6 +203,14 @@ class Checkpoints:
             if jax.process_index() == 0:
                 self._saving = self._background.submit(write_hashes, path)
         return state
+
+    def recent_losses(self, step: int) -> list[float]:
+        """The losses stored with the checkpoint of a step; none without one, or if it has none."""
+        if step not in self._saved:
+            return []
+        path = self.folder / str(step)
+        stored = ocp.metadata(path, checkpointable_name='state').custom_metadata
+        return list(stored.get(RECENT_LOSSES, ())) if isinstance(stored, dict) else []
 
     def _move_away(self, step: int) -> pathlib.Path:
         """Moves a damaged checkpoint out of Orbax's folder; returns its new place."""

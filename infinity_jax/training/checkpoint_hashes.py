@@ -13,10 +13,9 @@ import jax
 
 from infinity_jax.errors import UserError, first_line
 from infinity_jax.runtime.atomic_write import atomic_file
-from infinity_jax.sharding import first_text, from_first_process
+from infinity_jax.runtime.host_texts import first_text, from_first_process
+from infinity_jax.training.remote_run import HASHES as FILE_NAME
 from infinity_jax.weights.integrity import hash_file
-
-FILE_NAME = 'hashes.json'
 
 
 class Damaged(UserError):

@@ -6,7 +6,6 @@ how a run starts, and the functions after it read the weights of `init_from` for
 
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -249,7 +248,7 @@ def torch_source(init_from: str) -> dict[str, Any]:
 
     Empty if there was no such file, or if a resumed run has outlived that folder.
     """
-    if not init_from or not pathlib.Path(init_from).exists() or run_named(init_from)[0]:
+    if not init_from or not existing_folder(init_from).exists() or run_named(init_from)[0]:
         return {}
     source = read_configs(init_from).source
     return {name: value for name, value in source.items() if name == 'transformer'}

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from infinity_jax.data.batch import Batch
 from infinity_jax.data.pipeline import Batches
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.host_texts import from_first_process
 from infinity_jax.runtime.preemption import StopNotice, finishing
-from infinity_jax.sharding import from_first_process
 from infinity_jax.training.batches import check_batch, put_batch
 from infinity_jax.training.checkpoint import Checkpoints
 from infinity_jax.training.config import RunConfig, init_key
@@ -89,14 +89,15 @@ def run(config: RunConfig, task: Task, mesh: Mesh) -> pathlib.Path:
             init_from=config.init_from,
             changes=functools.partial(changed_since, config, run_dir),
         )
-        task.batches.move_to(int(state.step))
-        changes = changed_since(config, run_dir) if int(state.step) else ''
+        step = int(state.step)
+        task.batches.move_to(step)
+        changes = changed_since(config, run_dir) if step else ''
         if changes and jax.process_index() == 0:
             print(changes)
         # Only here: a resume that is refused above must leave the run's description as it is.
         write_description(config, run_dir)
         try:
-            log = RunLog(run_dir, int(state.step), config.steps)
+            log = RunLog(run_dir, step, config.steps, checkpoints.recent_losses(step))
             closing.callback(log.close)
             with StopNotice() as notice:
                 state = _train(config, task, state, mesh, checkpoints, log, notice)
@@ -150,7 +151,7 @@ def _train(
         pending = None
         # Saved before evaluation and samples, so that nothing is lost if the run ends meanwhile.
         if last or stop or step % config.checkpoint_every == 0:
-            checkpoints.save(step, state)
+            checkpoints.save(step, state, log.recent_losses)
         if stop:
             checkpoints.wait()
             raise notice.stopped(step)
@@ -198,7 +199,7 @@ def _evaluate_and_sample(
         if action.__name__ not in done and (step >= config.steps or step % every == 0):
             action(config, task, state, step, log)
             if notice.stops():
-                checkpoints.save(step, state)
+                checkpoints.save(step, state, log.recent_losses)
                 checkpoints.wait()
                 raise notice.stopped(step)
 

@@ -8,7 +8,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -28,10 +28,14 @@ SIGMA_PER_MEDIAN_DEVIATION = 1.4826  # of normally distributed numbers
 
 
 class SpikeDetector:
-    """Compares each loss with the median of recent losses, which single outliers do not move."""
+    """Compares each loss with the median of recent losses, which single outliers do not move.
 
-    def __init__(self):
-        self._losses: collections.deque[float] = collections.deque(maxlen=SPIKE_WINDOW)
+    Args:
+      losses: the recent ones before the first update, oldest first.
+    """
+
+    def __init__(self, losses: Iterable[float] = ()):
+        self.losses: collections.deque[float] = collections.deque(losses, maxlen=SPIKE_WINDOW)
 
     def update(self, loss: float) -> float | None:
         """Adds a loss to the recent ones and compares it with those before it.
@@ -43,13 +47,13 @@ class SpikeDetector:
         if not math.isfinite(loss):
             return None
         level = None
-        if len(self._losses) >= MIN_LOSSES:
-            losses = np.array(self._losses)
+        if len(self.losses) >= MIN_LOSSES:
+            losses = np.array(self.losses)
             median = float(np.median(losses))
             deviation = float(np.median(np.abs(losses - median))) * SIGMA_PER_MEDIAN_DEVIATION
             margin = max(MAX_DEVIATIONS * deviation, MIN_MARGIN * abs(median))
             level = median if loss > median + margin else None
-        self._losses.append(loss)
+        self.losses.append(loss)
         return level
 
 
@@ -62,18 +66,25 @@ class RunLog:
         last checkpoint, are dropped so that every step appears once. The last evaluation of a
         finished run and the first of a run that starts over are dropped too: they are repeated.
       num_steps: length of the run.
+      losses: the `recent_losses` of the checkpoint that is resumed.
 
     Raises:
       UserError: a line of metrics.jsonl is damaged.
       OSError: the folder cannot be written.
     """
 
-    def __init__(self, folder: str | os.PathLike, start_step: int, num_steps: int):
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        start_step: int,
+        num_steps: int,
+        losses: Iterable[float] = (),
+    ):
         self.path = pathlib.Path(folder) / FILE_NAME
         self._active = jax.process_index() == 0
         self._kept: set[tuple[int, str]] = set()
         self._bar = None
-        self._spikes = SpikeDetector()
+        self._spikes = SpikeDetector(losses)
         if not self._active:
             return
         import tqdm  # here: reading metrics does without it
@@ -114,6 +125,11 @@ class RunLog:
                 suffix = f'/{k:02}' if isinstance(value, list) else ''
                 scalars[f'{split}/{name}{suffix}'] = entry
         self._board.write(step, scalars)
+
+    @property
+    def recent_losses(self) -> list[float]:
+        """Losses of the last steps, with which a resumed run finds the same spikes."""
+        return list(self._spikes.losses)
 
     def spike(self, step: int, loss: float) -> dict[str, float]:
         """Adds the loss of a step, and prints a line if it is far above the recent level.

@@ -12,9 +12,9 @@ import jax
 from infinity_jax.errors import UserError, first_line
 from infinity_jax.renamed import STORED, current_field
 from infinity_jax.runtime.atomic_write import atomic_file
+from infinity_jax.training.remote_run import CHECKPOINTS, RemoteRun, run_copy
 from infinity_jax.weights.weight_files import read_json
 
-CHECKPOINTS = 'checkpoints'  # in a run folder; holds one folder per step
 # Fields that hold paths on the machine of the run; a model folder does without them.
 PATH_FIELDS = (
     'run_dir', 'init_from', 'tokenizer', 'index_dir', 'path', 'images', 'vgg_weights',
@@ -33,12 +33,15 @@ def write_description(config: Any, run_dir: pathlib.Path) -> None:
     Raises:
       UserError: the folder cannot be written.
     """
+    described = dataclasses.asdict(config)
+    if (remote := RemoteRun.of(run_dir)) is not None:
+        described['run_dir'] = remote.url
     versions = {'python': platform.python_version(), 'jax': jax.__version__}
     versions['devices'] = f'{jax.device_count()} x {jax.devices()[0].device_kind}'
     if jax.process_index() != 0:
         return
     try:
-        for name, content in (('config', dataclasses.asdict(config)), ('versions', versions)):
+        for name, content in (('config', described), ('versions', versions)):
             with atomic_file(run_dir / f'{name}.json') as temporary:
                 temporary.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
     except OSError as error:
@@ -99,9 +102,10 @@ def _current_path(name: str, known: dict[str, Any]) -> str:
 def run_named(path: str | os.PathLike) -> tuple[pathlib.Path | None, int | None]:
     """The run folder and the step that a path names: RUN, RUN/checkpoints, RUN/checkpoints/STEP.
 
-    The step is None, for the newest, where the path names none; other folders give (None, None).
+    A run of a store is copied to this machine first. The step is None, for the newest, where the
+    path names none; other folders give (None, None).
     """
-    path = pathlib.Path(path)
+    path = run_copy(path)
     if (path / CHECKPOINTS).is_dir():
         return path, None
     if path.name == CHECKPOINTS:

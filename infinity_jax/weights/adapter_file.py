@@ -11,6 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.atomic_write import atomic_file
+from infinity_jax.runtime.remote_copy import local_copy
 from infinity_jax.transformer.lora import LoraConfig, merge
 from infinity_jax.weights.model_folder import load_model, save_model, stored_config
 from infinity_jax.weights.safetensors_writer import SafetensorsWriter, Spec
@@ -45,6 +46,7 @@ def load_adapter(path: str | Path) -> tuple[LoraConfig, Any]:
     Raises:
       UserError: no such file, not one of ours, or damaged.
     """
+    path = local_copy(path)
     try:
         with safetensors.safe_open(path, 'numpy') as file:
             metadata = file.metadata() or {}
@@ -60,7 +62,7 @@ def load_adapter(path: str | Path) -> tuple[LoraConfig, Any]:
         config = stored_config(LoraConfig, described, 'lora')
     except UserError as error:
         raise UserError(f'{path}: {error}') from None
-    tensors = open_safetensors(Path(path), refuse_values=True)
+    tensors = open_safetensors(path, refuse_values=True)
     arrays = {name: tensor.read() for name, tensor in tensors.items()}
     return config, unflatten_dict(arrays, sep='.')
 

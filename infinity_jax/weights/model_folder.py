@@ -31,6 +31,8 @@ from infinity_jax.parsing import from_mapping
 from infinity_jax.renamed import STORED, current_field
 from infinity_jax.runtime.atomic_write import atomic_folder, previous_folder
 from infinity_jax.runtime.hub import WEIGHT_ENDINGS
+from infinity_jax.runtime.remote import any_path
+from infinity_jax.runtime.remote_copy import local_copy, local_output
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.weights.file_hashes import ENTRY, file_hashes, file_problems
@@ -83,7 +85,7 @@ def save_model(folder: str | Path, loaded: LoadedModel, dtype: str = 'float32') 
       UserError: unknown dtype, parameters that do not fit their configuration or exceed the
         dtype's range, or no room; the old folder is then untouched.
     """
-    folder = Path(folder)
+    folder = any_path(folder)
     if dtype not in DTYPES:
         raise UserError(f'dtype {dtype!r} is unknown; choose one of {", ".join(DTYPES)}')
     problems = []
@@ -114,7 +116,7 @@ def replacing(folder: Path) -> Iterator[Path]:
       UserError: no room, or not writable; an old folder is then untouched.
     """
     try:
-        with atomic_folder(folder) as temporary:
+        with local_output(folder, replace=True) as place, atomic_folder(place) as temporary:
             yield temporary
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f'{folder}: could not be saved ({error}); the old one is kept') from None
@@ -288,8 +290,11 @@ def conversion(files: Iterable[str]) -> str:
 
 
 def existing_folder(folder: str | os.PathLike[str]) -> Path:
-    """The folder itself, or its backup where a save was cut off between its two renames."""
-    folder = Path(folder)
+    """The folder itself, or its backup where a save was cut off between its two renames.
+
+    A folder of a store (s3://…) is copied to this machine first.
+    """
+    folder = local_copy(folder)
     previous = previous_folder(folder)
     # os.path: False too for what cannot be a path
     return previous if not os.path.exists(folder) and os.path.exists(previous) else folder

@@ -20,6 +20,7 @@ from infinity_jax.errors import UserError, in_one_line
 from infinity_jax.ranges import short
 from infinity_jax.runtime.hub import check_content
 from infinity_jax.runtime.local_files import open_regular
+from infinity_jax.runtime.remote_copy import local_copy
 from infinity_jax.weights.integrity import byte_view, scan, value_problem
 from infinity_jax.weights.torch_file.reader import read_torch_file
 from infinity_jax.weights.torch_file.unpickler import Opaque, TorchTensor
@@ -178,7 +179,7 @@ def open_weights(
     Raises:
       UserError: no readable weights, or shards that are missing or differ from their index.
     """
-    path = Path(path)
+    path = local_copy(path)
     if path.is_dir():
         return _open_folder(path, verify=verify, refuse_values=refuse_values)
     if path.suffix == '.safetensors' or _is_safetensors(path):

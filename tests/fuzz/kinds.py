@@ -6,6 +6,7 @@ from collections.abc import Callable
 from fuzz.configs import ConfigFuzzer
 from fuzz.harness import Fuzzer
 from fuzz.jsonl import JsonlFuzzer
+from fuzz.layouts import LayoutFuzzer
 from fuzz.model_folders import ModelFolderFuzzer
 from fuzz.prompts import PromptFuzzer
 from fuzz.tars import TarFuzzer
@@ -16,6 +17,7 @@ FUZZERS: dict[str, Callable[[pathlib.Path], Fuzzer]] = {
     'model': ModelFolderFuzzer,
     'jsonl': JsonlFuzzer,
     'tar': TarFuzzer,
+    'layout': LayoutFuzzer,
     'torch': TorchFileFuzzer,
     'prompt': PromptFuzzer,
 }

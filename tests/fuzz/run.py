@@ -4,9 +4,10 @@
     python tests/fuzz/run.py --kind config --count 100 --keep /tmp/bugs
     python tests/fuzz/run.py --kind config --only 17
 
-Kinds: configs, model folders, JSON lines, tar shards, torch files, prompt files. Each input has to
-be refused in one line or be read rightly; a traceback, a hang, an error of several lines and a
-change without a word are bugs. The exit code is 1 if there is any.
+Kinds: configs, model folders, JSON lines, tar shards, other layouts of images with captions, torch
+files, prompt files. Each input has to be refused in one line or be read rightly; a traceback, a
+hang, an error of several lines and a change without a word are bugs. The exit code is 1 if there is
+any.
 """
 
 import argparse

@@ -43,9 +43,11 @@ class Read:
     damaged: list[str]
 
 
-def read_source(kind: str, folder: pathlib.Path, index_folder: pathlib.Path) -> Read:
+def read_source(
+    kind: str, folder: pathlib.Path, index_folder: pathlib.Path, text_field: str = 'text'
+) -> Read:
     """Reads all records of a source; a broken one has to give a reason in one line."""
-    source = open_source(SourceConfig(kind, str(folder)))
+    source = open_source(SourceConfig(kind, str(folder), text_field=text_field))
     index = load_index(source, index_folder, MAX_PIXELS)
     found, broken = dict[str, Record](), dict(index.broken)
     rng = np.random.default_rng(0)

@@ -16,15 +16,18 @@ jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]), initialization_time
 import numpy as np
 from infinity_jax.inference.generator import image_keys
 from infinity_jax.weights.placement import share_batch
-from infinity_jax.sharding import MeshConfig, from_first_process, make_mesh, to_host
+from infinity_jax.runtime.host_texts import first_text, from_first_process
+from infinity_jax.sharding import MeshConfig, make_mesh, to_host
 rank = jax.process_index()
 texts = from_first_process([f'a café of {rank}', 'x' * (5 + 10 * rank)])
+first = [first_text(text) for text in ('', 'é' * rank, 'both')]
 mesh = make_mesh(MeshConfig(data=2, fsdp=2))
 indices = share_batch(np.arange(4), mesh)
 seeds = np.array([(3, i) for i in range(4)], np.uint32)
 keys = jax.random.key_data(image_keys(share_batch(seeds, mesh)))
 alone = jax.random.key_data(image_keys(seeds))
-print('result', texts, to_host(indices, mesh).tolist(), bool((to_host(keys, mesh) == alone).all()))
+equal = bool((to_host(keys, mesh) == alone).all())
+print('result', texts, first, to_host(indices, mesh).tolist(), equal)
 """
 
 
@@ -51,4 +54,4 @@ def test_texts_batches_and_keys_agree():
         for process in started:
             process.kill()
     results = [line for out in outputs for line in out.splitlines() if line.startswith('result')]
-    assert results == ["result ['a café of 0', 'xxxxx'] [0, 1, 2, 3] True"] * 2
+    assert results == ["result ['a café of 0', 'xxxxx'] ['', 'é', 'both'] [0, 1, 2, 3] True"] * 2

@@ -3,9 +3,10 @@
     PYTHONPATH=tests python -m kills.damage --count 100 --seed 0
     PYTHONPATH=tests python -m kills.damage --count 100 --run RUN_FOLDER
 
-The newest checkpoint of a copy of the run folder gets a flipped bit, a zeroed block, a shorter file
-or a missing file. The state that is restored must be one that was saved, bit for bit, or the run
-must be refused in one line. The exit code is 1 if a restored state differs.
+The newest checkpoint of a copy of the run folder gets a flipped bit, a zeroed block, 4 kB of NaN, a
+file of zeros, a shorter one or a missing one. The state that is restored must be one that was
+saved, bit for bit, or the run must be refused in one line. The exit code is 1 if a restored state
+differs.
 """
 
 import argparse
@@ -24,6 +25,9 @@ from orbax.checkpoint import v1 as ocp
 from infinity_jax.errors import UserError
 from infinity_jax.training.checkpoint import Checkpoints
 from infinity_jax.training.checkpoint_hashes import FILE_NAME
+
+KINDS = ('flipped bit', 'zeroed block', 'zeros alone', 'NaN', 'truncated file', 'missing file')
+NAN = np.full(1024, np.nan, np.float32).tobytes()  # 4 kB
 
 
 def make_run(run_dir: pathlib.Path) -> None:
@@ -45,13 +49,17 @@ def damage(folder: pathlib.Path, choose: random.Random) -> tuple[str, pathlib.Pa
     sizes = [path.stat().st_size for path in paths]
     path = choose.choices(paths, sizes)[0] if choose.random() < 0.5 else choose.choice(paths)
     content = bytearray(path.read_bytes())
-    kind = choose.choice(('flipped bit', 'zeroed block', 'truncated file', 'missing file'))
+    kind = choose.choice(KINDS)
     place = choose.randrange(max(len(content), 1))
     if kind == 'missing file':
         path.unlink()
         return kind, path
     if kind == 'flipped bit' and content:
         content[place] ^= 1 << choose.randrange(8)
+    elif kind == 'zeros alone':
+        content[:] = bytes(len(content))
+    elif kind == 'NaN':
+        content[place : place + 4096] = NAN[: len(content) - place]
     elif kind == 'zeroed block':
         start = place // 512 * 512
         content[start : start + 512] = bytes(len(content[start : start + 512]))

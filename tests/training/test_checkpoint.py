@@ -107,7 +107,7 @@ def test_a_failed_save_says_so_and_leaves_the_last_good_one(saved, monkeypatch):
             raise ValueError('RESOURCE_EXHAUSTED: writing 8 bytes: No space left on device [28]')
 
     class FullDisk:
-        def save_checkpointables_async(self, *_):
+        def save_checkpointables_async(self, *_, **__):
             return Full()
 
         def close(self):
@@ -183,3 +183,19 @@ def test_a_checkpoint_that_holds_a_position_in_the_data_too_is_resumed(tmp_path)
     restored = checkpoints.restore(4, abstract(state()))
     checkpoints.close()
     np.testing.assert_array_equal(restored['w'], 5.0)
+
+
+def test_recent_losses_are_stored_with_the_state(saved):
+    checkpoints = Checkpoints(saved, keep=3)
+    losses = [float(np.float32(0.1)), 1e30]
+    checkpoints.save(7, state(), losses)
+    checkpoints.wait()
+    assert checkpoints.recent_losses(7) == losses
+    assert checkpoints.recent_losses(2) == []
+    assert checkpoints.recent_losses(0) == []  # a run that starts
+    # An older version stored none.
+    checkpoints._checkpointer.save_checkpointables(8, {'state': state()})
+    checkpoints.close()
+    checkpoints = Checkpoints(saved, keep=3)
+    assert checkpoints.recent_losses(8) == []
+    checkpoints.close()

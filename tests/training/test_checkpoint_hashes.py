@@ -94,6 +94,18 @@ def zero(path):
     path.write_bytes(data)
 
 
+def zeros(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def nan(path):
+    """4 kB of NaN, or fewer in a smaller file."""
+    data = bytearray(path.read_bytes())
+    size = min(4096, len(data) // 8 * 4)
+    data[:size] = np.full(size // 4, np.nan, np.float32).tobytes()
+    path.write_bytes(data)
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-1])
 
@@ -102,7 +114,7 @@ def remove(path):
     path.unlink()
 
 
-@pytest.mark.parametrize('damage', [flip, zero, truncate, remove])
+@pytest.mark.parametrize('damage', [flip, zero, zeros, nan, truncate, remove])
 def test_the_run_goes_on_from_the_newest_whole_checkpoint(run_dir, damage):
     name = array_file(run_dir, 3)
     damage(files(run_dir, 3)[name])

@@ -247,3 +247,26 @@ def test_a_spike_is_logged_though_its_step_is_not_due(tmp_path, capsys):
     levels = {r['step']: r.get('loss_level') for r in read_metrics(tmp_path)}
     assert levels == {10: None, 20: None, 25: 0.5, 30: None}
     assert 'step 25: loss 5 is far above its recent level of 0.5' in capsys.readouterr().err
+
+
+def test_a_resumed_run_finds_the_same_spikes(tmp_path):
+    """The run is killed after its first spike, and resumed from a step before both."""
+    values = lambda number: {24: 5.0, 27: 6.0}.get(int(number), 0.5 + 0.001 * int(number))
+    settings = {'steps': 30, 'log_every': 10, 'eval_every': 100, 'sample_every': 100}
+
+    def logged(name):
+        return [(r['step'], r['loss'], r.get('loss_level')) for r in read_metrics(tmp_path / name)]
+
+    run(tmp_path / 'undisturbed', values, **settings)
+
+    def dies(number):
+        if int(number) == 26:
+            raise KeyboardInterrupt
+        return values(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / 'run', dies, **settings)
+    assert saved(tmp_path / 'run')[-1] == 24
+    run(tmp_path / 'run', values, **settings)
+    assert [step for step, _, level in logged('undisturbed') if level] == [25, 28]
+    assert logged('run') == logged('undisturbed')

@@ -9,6 +9,7 @@ last record of a shard is the table of its images.
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -17,9 +18,11 @@ import numpy as np
 
 from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.config import SourceConfig
+from infinity_jax.data.fields import parse_object
 from infinity_jax.data.records import BrokenRecord, IndexTable, RecordLocation
 from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
+from infinity_jax.runtime.local_files import open_regular
 
 INFO = 'features.json'
 OPEN_SHARDS = 256  # files that a process keeps open
@@ -199,12 +202,15 @@ def read_info(folder: pathlib.Path) -> FeatureInfo | None:
     Raises:
       UserError: the description is damaged or of another version.
     """
-    try:
-        fields: Any = json.loads((folder / INFO).read_text(encoding='utf-8'))
-    except FileNotFoundError:
+    path = folder / INFO
+    if not os.path.lexists(path):
         return None
-    except (OSError, ValueError) as error:
-        raise UserError(f'{folder / INFO}: {error}; delete the folder and {REMEDY}') from None
+    with open_regular(path) as file:
+        content = file.read()
+    try:
+        fields = parse_object(content)
+    except BrokenRecord as error:
+        raise UserError(f'{path}: {error}; delete the folder and {REMEDY}') from None
     return from_mapping(FeatureInfo, fields, stored=True)
 
 

@@ -2,12 +2,13 @@
 
 import dataclasses
 import functools
-import json
+import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 from infinity_jax.data.config import SourceConfig
+from infinity_jax.data.fields import parse_object
 from infinity_jax.data.passed_over import PassedOver
 from infinity_jax.data.records import BrokenRecord, DamagedFile, RawRecord, RecordLocation
 from infinity_jax.data.sources.tables import (
@@ -18,6 +19,7 @@ from infinity_jax.data.sources.tables import (
     table_record,
 )
 from infinity_jax.errors import UserError, first_line
+from infinity_jax.runtime.local_files import open_regular
 
 ENDING = '.arrow'
 STATE = 'state.json'  # of a saved data set; names its files
@@ -100,14 +102,17 @@ def saved_files(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
     Raises:
       UserError: the description is damaged, or a file is missing.
     """
-    try:
-        state = json.loads((folder / STATE).read_text(encoding='utf-8'))
-        paths = tuple(folder / named['filename'] for named in state['_data_files'])
-    except FileNotFoundError:
+    path = folder / STATE
+    if not os.path.lexists(path):
         return ()
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    with open_regular(path) as file:
+        content = file.read()
+    try:
+        named = parse_object(content)['_data_files']
+        paths = tuple(folder / each['filename'] for each in named)
+    except (BrokenRecord, LookupError, TypeError) as error:
         raise UserError(
-            f'{folder / STATE} cannot be read: {first_line(error)}; save the data set again'
+            f'{path} cannot be read: {first_line(error)}; save the data set again'
         ) from None
     missing = [path.name for path in paths if not path.is_file()]
     if missing:

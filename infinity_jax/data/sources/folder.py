@@ -5,12 +5,14 @@ import functools
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import Any
 
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.decode import ENDINGS
 from infinity_jax.data.passed_over import PassedOver, ending_reason, is_hidden
 from infinity_jax.data.records import RawRecord, RecordLocation, open_file
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.remote import RemotePath, any_path
 
 
 def image_paths(folder: pathlib.Path, passed_over: PassedOver | None = None) -> list[pathlib.Path]:
@@ -42,6 +44,9 @@ def files_below(folder: pathlib.Path, passed_over: PassedOver) -> Iterator[pathl
 
     Links to folders come last, so that own folders keep their names.
     """
+    if isinstance(folder, RemotePath):
+        yield from _remote_files(folder, passed_over)
+        return
     roots, seen = [folder], set()
     while roots:
         for root, folders, files in os.walk(roots.pop(0)):
@@ -62,6 +67,19 @@ def files_below(folder: pathlib.Path, passed_over: PassedOver) -> Iterator[pathl
             yield from (here / name for name in sorted(files))
 
 
+def _remote_files(folder: RemotePath, passed_over: PassedOver) -> Iterator[Any]:
+    """`files_below` of a store, which has no links."""
+    hidden = set()
+    for path in sorted(folder.files_below()):
+        parents = path.relative_to(folder).parents
+        inside = [parent for parent in parents if is_hidden(parent.name)]
+        if not inside:
+            yield path
+        elif inside[-1] not in hidden:
+            hidden.add(inside[-1])
+            passed_over.add('hidden folder', inside[-1].as_posix())
+
+
 @dataclasses.dataclass(frozen=True)
 class FolderSource:
     """The images in a folder and its subfolders. A location is (number of the image,).
@@ -76,7 +94,7 @@ class FolderSource:
 
     @classmethod
     def open(cls, config: SourceConfig) -> 'FolderSource':
-        folder = pathlib.Path(config.path).absolute()
+        folder = any_path(config.path).absolute()
         names = tuple(path.relative_to(folder).as_posix() for path in image_paths(folder))
         if not names:
             raise UserError(

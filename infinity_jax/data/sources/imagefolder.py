@@ -23,6 +23,7 @@ from infinity_jax.data.sources.listed import (
     read_part,
 )
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.remote import any_path
 
 LISTS = ('metadata.jsonl', 'metadata.csv')  # of two in one folder, the first is used
 IMAGE_FIELD = 'file_name'
@@ -48,7 +49,7 @@ class ImagefolderSource:
 
     @classmethod
     def open(cls, config: SourceConfig) -> 'ImagefolderSource':
-        folder = pathlib.Path(config.path).absolute()
+        folder = any_path(config.path).absolute()
         paths = list_paths(folder)
         if not paths:
             raise UserError(

@@ -15,6 +15,7 @@ from infinity_jax.data.passed_over import PassedOver, is_hidden
 from infinity_jax.data.records import RawRecord, RecordLocation
 from infinity_jax.data.sources.listed import json_lines, listed_record, read_part
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.remote import any_path
 
 IMAGE_FIELD = 'image_path'
 
@@ -37,11 +38,11 @@ class JsonlSource:
 
     @classmethod
     def open(cls, config: SourceConfig) -> 'JsonlSource':
-        folder = pathlib.Path(config.path).absolute()
+        folder = any_path(config.path).absolute()
         paths = tuple(sorted(path for path in folder.glob('*.jsonl') if _is_list(path)))
         if not paths:
             raise UserError(f'data source {config.path}: no *.jsonl in there; name their folder')
-        images = pathlib.Path(config.images).absolute() if config.images else folder
+        images = any_path(config.images).absolute() if config.images else folder
         return cls(paths, images, config.image_field or IMAGE_FIELD, config.text_field)
 
     @property

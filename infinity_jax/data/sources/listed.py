@@ -10,6 +10,7 @@ from infinity_jax.data.fields import advice, captions_of, parse_object
 from infinity_jax.data.records import BrokenRecord, DamagedFile, RawRecord, open_file
 from infinity_jax.ranges import short
 from infinity_jax.runtime.local_files import can_be_path
+from infinity_jax.runtime.remote import RemotePath, is_remote
 
 # Characters in a field of CSV: longer than any caption, but a quotation mark may be left open.
 csv.field_size_limit(1 << 20)
@@ -77,6 +78,8 @@ def csv_fields(content: bytes, header: tuple[str, ...]) -> Mapping[str, Any]:
 def read_part(path: pathlib.Path, offset: int, size: int) -> bytes:
     """Some bytes of a file; raises `BrokenRecord` if they cannot be read."""
     try:
+        if isinstance(path, RemotePath):
+            return path.read_range(offset, size)
         with path.open('rb') as file:
             file.seek(offset)
             return file.read(size)
@@ -106,7 +109,7 @@ def listed_record(
     if image_field not in fields:
         raise BrokenRecord(f'it has no field {image_field!r}; {advice(fields, "image_field")}')
     path = fields[image_field]
-    if not isinstance(path, str) or not can_be_path(path):
+    if not isinstance(path, str) or not can_be_path(path) or is_remote(path):
         raise BrokenRecord(f'{image_field} is {short(path)}')
     captions = captions_of(fields, text_field)
     return RawRecord(functools.partial(open_file, folder / path), captions)

@@ -23,12 +23,13 @@ from infinity_jax.data.sources.tables import (
     table_record,
 )
 from infinity_jax.errors import UserError, first_line
+from infinity_jax.runtime.remote import any_path, is_remote
 
 ENDING = '.parquet'
 OPEN_FILES = 64  # that a process keeps open
 KEPT_BYTES = 1 << 27  # of row groups, in each process
 MAX_GROUP_BYTES = 1 << 29  # of the images of a row group
-# Columns by which img2dataset tells why an image could not be fetched; it still writes the row.
+# Columns in which img2dataset notes why an image could not be fetched; it still writes the row.
 _STATUS, _ERROR, _FETCHED = 'status', 'error_message', 'success'
 
 
@@ -48,7 +49,7 @@ class ParquetSource:
 
     @classmethod
     def open(cls, config: SourceConfig) -> 'ParquetSource':
-        folder = pathlib.Path(config.path).absolute()
+        folder = any_path(config.path).absolute()
         paths = table_files(folder, ENDING, config.split)
         return cls(paths, config.image_field or IMAGE_FIELD, config.text_field)
 
@@ -148,6 +149,8 @@ def _opened(path: pathlib.Path) -> Any:
     import pyarrow.parquet  # takes a while, and only this source needs it
 
     try:
+        if is_remote(path):
+            return pyarrow.parquet.ParquetFile(path.open('rb'))
         return pyarrow.parquet.ParquetFile(path, memory_map=True)
     except (OSError, ValueError) as error:
         raise DamagedFile(f'not a Parquet file, or damaged: {first_line(error, 200)}') from None

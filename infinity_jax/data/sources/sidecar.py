@@ -27,6 +27,7 @@ from infinity_jax.data.sources.members import (
     kind_of,
 )
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.remote import any_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,7 @@ class SidecarSource:
 
     @classmethod
     def open(cls, config: SourceConfig) -> 'SidecarSource':
-        folder = pathlib.Path(config.path).absolute()
+        folder = any_path(config.path).absolute()
         names = _names(folder, PassedOver())
         kinds = {kind_of(name) for name in names}
         if not {IMAGE} < kinds:

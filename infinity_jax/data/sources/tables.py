@@ -11,6 +11,7 @@ from infinity_jax.data.fields import advice, captions_of, values_at
 from infinity_jax.data.passed_over import PassedOver, is_hidden
 from infinity_jax.data.records import BrokenRecord, DamagedFile, RawRecord, open_file
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.remote import is_remote
 
 IMAGE_FIELD = 'image'
 _LONG = ('long_caption', 'long_caption_type')
@@ -38,8 +39,14 @@ def count_other_files(paths: Sequence[pathlib.Path], ending: str, passed_over: P
     """Counts the files next to those of a source that have the same ending."""
     for path in sorted(paths[0].parent.glob(f'*{ending}')):
         if path not in paths:
-            reason = 'hidden file' if is_hidden(path.name) else 'file of another split'
-            passed_over.add(reason, path.name)
+            passed_over.add(_other_file(path), path.name)
+
+
+def _other_file(path: pathlib.Path) -> str:
+    """Why a file is none of a source."""
+    if is_hidden(path.name):
+        return 'hidden file'
+    return 'file of another split' if path.is_file() else 'not a regular file'
 
 
 def _is_of(path: pathlib.Path, split: str) -> bool:
@@ -89,7 +96,7 @@ def table_record(
         image, path = image.get('bytes'), image.get('path')
     if isinstance(image, bytes):
         return RawRecord(functools.partial(io.BytesIO, image), captions)
-    if isinstance(path, str) and path and '\0' not in path:
+    if isinstance(path, str) and path and '\0' not in path and not is_remote(path):
         return RawRecord(functools.partial(open_file, folder / path), captions)
     if image is None:
         raise BrokenRecord(f'{image_field} is empty')

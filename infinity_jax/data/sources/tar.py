@@ -7,6 +7,7 @@ import os
 import pathlib
 import tarfile
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.fields import captions_of, parse_object
@@ -25,6 +26,7 @@ from infinity_jax.data.sources.members import (
     kind_of,
 )
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.remote import RemotePath, any_path
 
 _COLUMNS = {IMAGE: 1, TEXT: 3, JSON: 5}  # of the pair (offset, bytes) in a location
 _COMPRESSED = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz', b'\x28\xb5\x2f\xfd': 'zstd'}
@@ -62,8 +64,10 @@ class FilePart(io.RawIOBase):
         super().close()
 
 
-def open_part(path: str | os.PathLike, start: int, size: int) -> io.BufferedReader:
-    """Opens a buffered `FilePart`."""
+def open_part(path: pathlib.Path, start: int, size: int) -> BinaryIO:
+    """Opens a buffered `FilePart`; of a shard in a store, reads all of it in one request."""
+    if isinstance(path, RemotePath):
+        return io.BytesIO(path.read_range(start, size))
     return io.BufferedReader(FilePart(path, start, size), 1 << 16)
 
 
@@ -86,7 +90,7 @@ class TarSource:
 
     @classmethod
     def open(cls, config: SourceConfig) -> 'TarSource':
-        folder = pathlib.Path(config.path).absolute()
+        folder = any_path(config.path).absolute()
         paths = tuple(sorted(path for path in folder.glob('*.tar') if _is_shard(path)))
         if not paths:
             raise UserError(
@@ -170,7 +174,7 @@ def _members(path: pathlib.Path, passed_over: PassedOver) -> Iterator[Member]:
       DamagedFile: the shard cannot be read to its end.
     """
     try:
-        with tarfile.open(path, 'r:') as shard:
+        with path.open('rb') as file, tarfile.open(fileobj=file, mode='r:') as shard:
             for member in shard:
                 kind = kind_of(member.name)
                 if member.isdir():

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from infinity_jax.tools.commands.flag_types import check_positive
+from infinity_jax.tools.commands.flag_types import check_positive, output_path
 from infinity_jax.tools.commands.generation_flags import (
     BUDGETS,
     add_ratio_flags,
@@ -73,15 +73,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help='rounds before those that count (default: %(default)s)',
     )
     parser.add_argument(
-        '--json', metavar='FILE', help='write all figures to this file (default: not written)'
+        '--json',
+        type=output_path,
+        metavar='FILE',
+        help='write all figures to this file (default: not written)',
     )
     parser.add_argument(
         '--plot',
+        type=output_path,
         metavar='PNG',
         help='draw a bar chart of the stages and their bare products (default: not drawn)',
     )
     parser.add_argument(
         '--profile',
+        type=output_path,
         metavar='DIR',
         help='write a profiler trace of one more run of each stage (default: not written)',
     )

@@ -1,21 +1,20 @@
-"""The benchmarks of `infinity-jax evaluate`: geneval, dpg, and so on, then score and report."""
+"""The benchmarks of `infinity-jax evaluate`: geneval, dpg, and so on, and report."""
 
 import argparse
 import dataclasses
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from infinity_jax.tools.commands.flag_types import check_positive, path
+from infinity_jax.tools.commands.flag_types import check_positive, input_path, local_path
 from infinity_jax.tools.commands.generation_flags import (
     add_image_size_flags,
     add_model_flags,
     add_quantization_flags,
     add_sampling_flags,
-    image_size_of,
+    model_options_of,
     quantization_of,
-    ratio_of,
     sampling_of,
 )
 
@@ -83,7 +82,8 @@ KINDS = {
         'JSON lines with text and, to compare with true images, image_path',
         1,
         'image',
-        'fidelity --fid --input1 {out}/pred --input2 {out}/gt',
+        'infinity-jax evaluate fid {out} --inception FILE; '
+        'infinity-jax evaluate clip {out} --model DIR',
     ),
 }
 NAMES = tuple(KINDS)
@@ -93,24 +93,27 @@ def add_kinds(add: Callable[[str, str], argparse.ArgumentParser]) -> None:
     """Adds the commands of all benchmarks, and that of the report."""
     for name, kind in KINDS.items():
         _add_benchmark(add(name, kind.summary), name, kind)
-    _add_score(add('score', 'Score the images of ImageReward or HPSv2 by their own packages.'))
     _add_report(add('report', 'Tables of the scores of judges, next to published figures.'))
 
 
 def _add_benchmark(parser: argparse.ArgumentParser, name: str, kind: Kind) -> None:
     parser.add_argument(
-        '--prompts', required=True, type=path, metavar='FILE', help=f'{kind.prompts}; your own copy'
+        '--prompts',
+        required=True,
+        type=input_path,
+        metavar='FILE',
+        help=f'{kind.prompts}; your own copy',
     )
     parser.add_argument(
         '--out',
         required=True,
-        type=path,
+        type=local_path,
         metavar='DIR',
         help='new folder, or one of the same command that was interrupted: it goes on',
     )
     parser.add_argument(
         '--rewritten',
-        type=path,
+        type=input_path,
         metavar='FILE',
         help='JSON object from prompts to rewritten prompts, which the model reads instead; the '
         'judge still gets the prompts (default: prompts as they are)',
@@ -159,16 +162,12 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str, kind: Kind) -> No
     parser.set_defaults(run=run_benchmark, benchmark=name)
 
 
-def _add_score(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        'folder', type=path, metavar='DIR', help='folder of evaluate imagereward or hpsv2'
-    )
-    parser.set_defaults(run=run_score)
-
-
 def _add_report(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        'folder', type=path, metavar='DIR', help='folder of a benchmark, with the results of judges'
+        'folder',
+        type=local_path,
+        metavar='DIR',
+        help='folder of a benchmark, with the results of judges',
     )
     parser.set_defaults(run=run_report)
 
@@ -226,17 +225,11 @@ def options_of(args: argparse.Namespace) -> 'BenchmarkOptions':
 
     args.cfg = args.cfg or (GUIDANCE,)
     args.tau = args.tau or (TEMPERATURE,)
-    size: dict[str, Any] = {
-        'height_over_width': ratio_of(args),
-        'budget': args.budget,
-        'size': image_size_of(args),
-    }
     return BenchmarkOptions(
         checkpoint=args.checkpoint or str(DEMO_FOLDER),
         revision=args.revision,
-        dtype=args.dtype,
+        model=model_options_of(args),
         text_length=args.text_length,
-        image_size={name: value for name, value in size.items() if value is not None},
         max_batch=args.max_batch,
         split_weights=args.split_weights,
         sampling=sampling_of(args),
@@ -244,13 +237,6 @@ def options_of(args: argparse.Namespace) -> 'BenchmarkOptions':
         seed=args.seed,
         seeds=args.seeds,
     )
-
-
-def run_score(args: argparse.Namespace) -> None:
-    """Writes a score per image; prints the file."""
-    from infinity_jax.tools.evaluation.report.scores import score_folder
-
-    print(score_folder(pathlib.Path(args.folder)))
 
 
 def run_report(args: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 
+from infinity_jax.runtime.remote import refuse_remote
 from infinity_jax.tools.commands.flag_types import check_positive
 from infinity_jax.tools.commands.generation_flags import (
     add_count_flags,
@@ -12,9 +13,8 @@ from infinity_jax.tools.commands.generation_flags import (
     add_quantization_flags,
     add_sampling_flags,
     image_size_line,
-    image_size_of,
+    model_options_of,
     quantization_of,
-    ratio_of,
     sampling_of,
 )
 
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> None:
     the text encoder's program is stored.
     """
     check_positive(args, 'num', 'prompts', 'max_batch')
-    ratio, size = ratio_of(args), image_size_of(args)
+    options = model_options_of(args)
     from infinity_jax.config import pixels_per_token, required
     from infinity_jax.inference.executables import Executables
     from infinity_jax.inference.loading import read_for_generation
@@ -68,19 +68,13 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.weights.fetch import fetch_model
     from infinity_jax.weights.placement import with_text_dtype
 
+    advice = 'copy the model folder here, compile, and copy its compiled programs back'
+    refuse_remote(args.checkpoint or '', '--checkpoint', advice)
     folder = fetch_model(args.checkpoint or DEMO_FOLDER, args.revision)
-    configs = read_for_generation(
-        folder,
-        args.dtype,
-        args.text_dtype or '',
-        height_over_width=ratio,
-        budget=args.budget,
-        size=size,
-    )
-    configs = with_text_dtype(configs)
+    configs = with_text_dtype(read_for_generation(folder, **options))
     transformer = required(configs.transformer, 'transformer')
     schedule = required(configs.schedule, 'schedule')
-    if ratio is not None or size is not None:
+    if options['height_over_width'] is not None or options['size'] is not None:
         stride = pixels_per_token(transformer, required(configs.tokenizer, 'tokenizer'))
         print(image_size_line(schedule.image_size(stride), schedule), file=sys.stderr)
     length = padded_length(transformer, args.text_length)

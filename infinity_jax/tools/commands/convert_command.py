@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 from infinity_jax.errors import UserError
+from infinity_jax.tools.commands.flag_types import input_path, path
 
 UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'check-pair',
         'Tell by numbers whether transformer and tokenizer of a model folder belong together.',
     )
-    pair.add_argument('--checkpoint', required=True, metavar='DIR', help='model folder')
+    pair.add_argument('--checkpoint', required=True, type=path, metavar='DIR', help='model folder')
     pair.set_defaults(run=run_check_pair)
     _add_from_torch(start)
     _add_to_torch(back)
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         (back, 'as stored or imported'),
         (merge, 'float32'),
     ):
-        each.add_argument('--out', required=True, metavar='DIR', help='folder to write')
+        each.add_argument('--out', required=True, type=path, metavar='DIR', help='folder to write')
         each.add_argument(
             '--dtype',
             metavar='D',
@@ -44,17 +45,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_from_torch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--transformer',
+        type=input_path,
         metavar='PATH',
         help='.pth or .safetensors file, or folder of shards (default: none)',
     )
     parser.add_argument(
         '--tokenizer',
+        type=input_path,
         metavar='PATH',
         help='the tokenizer that the transformer was trained with; without --transformer also a '
         'continuous autoencoder, as initialisation of a tokenizer (default: none)',
     )
     parser.add_argument(
         '--text-encoder',
+        type=input_path,
         metavar='DIR',
         help='Hugging Face folder or repository of a Flan-T5 (default: none)',
     )
@@ -94,7 +98,9 @@ def _add_from_torch(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_to_torch(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--checkpoint', required=True, metavar='DIR', help='model or run folder')
+    parser.add_argument(
+        '--checkpoint', required=True, type=path, metavar='DIR', help='model or run folder'
+    )
     parser.add_argument(
         '--ema',
         action='store_true',
@@ -132,11 +138,16 @@ def _add_merge_lora(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--checkpoint',
         required=True,
+        type=path,
         metavar='DIR',
         help='model folder that the adapters were trained on',
     )
     parser.add_argument(
-        '--adapter', required=True, metavar='FILE', help='adapter.safetensors of the run'
+        '--adapter',
+        required=True,
+        type=input_path,
+        metavar='FILE',
+        help='adapter.safetensors of the run',
     )
     parser.set_defaults(run=run_merge_lora)
 

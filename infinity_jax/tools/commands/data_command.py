@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from infinity_jax.errors import UserError
+from infinity_jax.tools.commands.flag_types import local_path, path
 
 
 def add_data(parser: argparse.ArgumentParser) -> None:
@@ -18,6 +19,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     inspect.add_argument(
         '--out',
         default='data.png',
+        type=path,
         metavar='PNG',
         help='contact sheet of the first images (default: %(default)s)',
     )
@@ -45,6 +47,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     for command in (inspect, speed, store):
         command.add_argument(
             'config',
+            type=local_path,
             metavar='FILE[:VARIANT]',
             help='config file, such as configs/t2i.py:demo; --config.FIELD=VALUE changes a field '
             'as in training'
@@ -55,7 +58,11 @@ def add_data(parser: argparse.ArgumentParser) -> None:
 
 def _add_precompute(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        '--out', required=True, metavar='DIR', help='gets a folder of features for each source'
+        '--out',
+        required=True,
+        type=local_path,
+        metavar='DIR',
+        help='gets a folder of features for each source',
     )
     parser.add_argument(
         '--split',

@@ -4,12 +4,13 @@ import argparse
 import re
 
 from infinity_jax.errors import UserError
-from infinity_jax.tools.commands.flag_types import check_positive, path
+from infinity_jax.tools.commands.flag_types import check_positive, input_path, path
 from infinity_jax.tools.commands.generate_command import output_paths, plain_warnings
 from infinity_jax.tools.commands.generation_flags import (
     add_model_flags,
     add_quantization_flags,
     add_sampling_flags,
+    model_options_of,
     quantization_of,
     sampling_of,
 )
@@ -20,14 +21,14 @@ Pair = tuple[int, int]
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `edit`."""
-    parser.add_argument('image', type=path, metavar='IMAGE', help='file of the image to edit')
+    parser.add_argument('image', type=input_path, metavar='IMAGE', help='file of the image to edit')
     parser.add_argument('prompt', metavar='PROMPT', help='text that describes the result')
     group = parser.add_argument_group(
         'what is kept', 'Of --mask, --source-prompt and --canvas none, one or several: editing.md.'
     )
     group.add_argument(
         '--mask',
-        type=path,
+        type=input_path,
         metavar='FILE',
         help='image of the same size: what is white, or transparent, is generated, the rest is '
         'kept (default: no mask)',
@@ -89,6 +90,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--out',
         default='edited.png',
+        type=path,
         metavar='PNG',
         help='file; a number is added to its name for each of several results (default: '
         '%(default)s)',
@@ -137,10 +139,9 @@ def run(args: argparse.Namespace) -> None:
         pipeline = InfinityPipeline.from_pretrained(
             args.checkpoint or DEMO_FOLDER,
             revision=args.revision,
-            dtype=args.dtype,
-            budget=args.budget,
             max_batch=min(args.num, MAX_BATCH),
             quantization=quantization_of(args),
+            **model_options_of(args),
             request=GenerationRequest(
                 (prompt,), args.num, negative or source_prompt, sampling, image.shape[:2]
             ),

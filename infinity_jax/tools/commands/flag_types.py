@@ -1,11 +1,14 @@
 """Types and checks of flags that several commands share."""
 
 import argparse
+import contextlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from infinity_jax.errors import UserError
 from infinity_jax.renamed import notice
+from infinity_jax.runtime.remote import check_scheme, is_remote, refuse_remote
 
 
 class RenamedFlag(argparse.Action):
@@ -54,7 +57,59 @@ def path(text: str) -> str:
     """A path. An unset variable of a shell must not mean the current folder, or the default."""
     if not text:
         raise argparse.ArgumentTypeError("'' names nothing; name a path or leave the flag out")
+    with _as_argument_error():
+        check_scheme(text)
     return text
+
+
+def local_path(text: str) -> str:
+    """A path of this machine; one of a store is refused."""
+    with _as_argument_error():
+        refuse_remote(path(text), 'the path')
+    return text
+
+
+def input_path(text: str) -> str:
+    """A file or folder to read; one of a store is copied to this machine first."""
+    path(text)
+    if not is_remote(text):
+        return text
+    from infinity_jax.runtime.remote_copy import local_copy
+
+    with _as_argument_error():
+        return str(local_copy(text))
+
+
+class RemoteOutput(str):
+    """A path of a store to write to; `local_outputs` replaces it while a command runs."""
+
+
+def output_path(text: str) -> str:
+    """A file or folder to write; one of a store gets what a command has written when it ends."""
+    return RemoteOutput(path(text)) if is_remote(text) else path(text)
+
+
+@contextlib.contextmanager
+def local_outputs(args: argparse.Namespace) -> Iterator[None]:
+    """Replaces flags of `output_path` by temporary paths, whose content is copied at the end."""
+    remote = {name: value for name, value in vars(args).items() if isinstance(value, RemoteOutput)}
+    with contextlib.ExitStack() as copies:
+        if remote:
+            from infinity_jax.runtime.remote_copy import check_store, local_output
+        for name, value in remote.items():
+            check_store(value.rstrip('/').rpartition('/')[0])
+            setattr(args, name, str(copies.enter_context(local_output(value))))
+        yield
+    for value in remote.values():
+        print(f'copied to {value}')
+
+
+@contextlib.contextmanager
+def _as_argument_error() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def seed_number(text: str) -> int:

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infinity_jax.errors import UserError
-from infinity_jax.tools.commands.flag_types import check_positive
+from infinity_jax.runtime.remote import any_path
+from infinity_jax.tools.commands.flag_types import check_positive, input_path, path
 from infinity_jax.tools.commands.generation_flags import (
     add_count_flags,
     add_image_size_flags,
@@ -19,9 +20,8 @@ from infinity_jax.tools.commands.generation_flags import (
     add_quantization_flags,
     add_sampling_flags,
     image_size_line,
-    image_size_of,
+    model_options_of,
     quantization_of,
-    ratio_of,
     sampling_of,
 )
 from infinity_jax.tools.commands.prompts import read_negative, read_prompts
@@ -40,6 +40,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--prompts-file',
+        type=input_path,
         metavar='FILE',
         help='more prompts, one per line of a text file in UTF-8; of a file *.jsonl, objects with '
         'settings of their own: docs/generate.md',
@@ -60,6 +61,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--out',
         default=DEFAULT_OUT,
+        type=path,
         metavar='FILE',
         help='.png or .jpg, or a folder; a number is added to the name for each of several images '
         '(default: %(default)s)',
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
         return
     prompts, negative = read_prompts(args.prompts, args.prompts_file), read_negative(args.negative)
     check_positive(args, 'num', 'max_batch')
-    ratio, size = ratio_of(args), image_size_of(args)
+    options = model_options_of(args)
     num_images = len(prompts) * args.num
     paths = output_paths(args.out, num_images)
     from infinity_jax.images import check_writable, save_image
@@ -105,29 +107,25 @@ def run(args: argparse.Namespace) -> None:
         pipeline = InfinityPipeline.from_pretrained(
             args.checkpoint or DEMO_FOLDER,
             revision=args.revision,
-            dtype=args.dtype,
-            text_dtype=args.text_dtype or '',
-            height_over_width=ratio,
-            budget=args.budget,
-            size=size,
             max_batch=min(num_images, args.max_batch or MAX_BATCH),
             quantization=quantization,
             text_length=args.text_length,
             verify=args.verify,
+            **options,
             request=GenerationRequest(tuple(prompts), args.num, negative, sampling),
         )
-        if ratio is not None or size is not None:
+        if options['height_over_width'] is not None or options['size'] is not None:
             print(image_size_line(pipeline.image_size, pipeline.schedule), file=sys.stderr)
         generated = pipeline(
             prompts, num=args.num, seed=args.seed, negative=negative, sampling=sampling
         )
         if generated.batch_seconds:
             print(timing(generated.batch_seconds, num_images), file=sys.stderr)
-    for i, (path, image) in enumerate(zip(paths, generated.images, strict=True)):
+    for i, (file, image) in enumerate(zip(paths, generated.images, strict=True)):
         seed, index = generated.seeds[i]
         job = {'prompt': generated.prompts[i], 'negative': negative, 'seed': seed, 'index': index}
-        save_image(path, image, metadata_of(args, pipeline, sampling, job))
-        print(path)
+        save_image(file, image, metadata_of(args, pipeline, sampling, job))
+        print(file)
 
 
 def run_jobs(args: argparse.Namespace) -> None:
@@ -163,15 +161,11 @@ def run_jobs(args: argparse.Namespace) -> None:
         pipeline = InfinityPipeline.from_pretrained(
             args.checkpoint or DEMO_FOLDER,
             revision=args.revision,
-            dtype=args.dtype,
-            text_dtype=args.text_dtype or '',
-            height_over_width=ratio_of(args),
-            budget=args.budget,
-            size=image_size_of(args),
             max_batch=min(len(jobs), args.max_batch or MAX_BATCH),
             quantization=quantization_of(args),
             text_length=args.text_length,
             verify=args.verify,
+            **model_options_of(args),
         )
         images = image_jobs.generate_jobs(pipeline, jobs)
     if args.grid:
@@ -180,10 +174,10 @@ def run_jobs(args: argparse.Namespace) -> None:
         save_image(paths[0], sheet, {'prompt': '; '.join(prompts), 'grid': ' '.join(args.grid)})
         print(paths[0])
         return
-    for path, image, job in zip(paths, images, jobs, strict=True):
+    for file, image, job in zip(paths, images, jobs, strict=True):
         metadata = metadata_of(args, pipeline, job.sampling, vars(job))
-        save_image(path, Image.fromarray(image), metadata)
-        print(path)
+        save_image(file, Image.fromarray(image), metadata)
+        print(file)
 
 
 def metadata_of(
@@ -242,8 +236,8 @@ def output_paths(out: str, count: int) -> list[pathlib.Path]:
 
     In a folder, or where OUT ends in a separator, images have the default name.
     """
-    path = pathlib.Path(out)
-    if out.endswith(('/', os.sep)) or os.path.isdir(path):
+    path = any_path(out)
+    if out.endswith(('/', os.sep)) or path.is_dir():
         path /= DEFAULT_OUT
     if path.suffix.lower() not in ENDINGS:
         raise UserError(f'--out {out} does not end in .png or .jpg; images are written as these')

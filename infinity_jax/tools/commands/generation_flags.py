@@ -9,6 +9,7 @@ from infinity_jax.tools.commands.flag_types import (
     aspect_ratio,
     layer,
     numbers,
+    path,
     seed_number,
 )
 
@@ -19,6 +20,7 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser | argparse._ArgumentGrou
     """The model that generates."""
     parser.add_argument(
         '--checkpoint',
+        type=path,
         metavar='DIR',
         help='model folder, or org/name on the Hugging Face hub (default: the demo)',
     )
@@ -199,6 +201,18 @@ def quantization_of(args: argparse.Namespace) -> Any:
     return QuantizationConfig(
         **{name: value for name, value in fields.items() if value is not None}
     )
+
+
+def model_options_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Keywords of `InfinityPipeline.from_pretrained` from the flags of model and image size.
+
+    Raises:
+      UserError: flags of the image size contradict each other.
+    """
+    options = {'dtype': args.dtype, 'text_dtype': args.text_dtype or '', 'budget': args.budget}
+    if 'height' in args:  # all but `edit`, whose images have the shape of their source
+        options |= {'height_over_width': ratio_of(args), 'size': image_size_of(args)}
+    return options
 
 
 def ratio_of(args: argparse.Namespace) -> float | str | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from infinity_jax.errors import UserError
 from infinity_jax.renamed import notice
-from infinity_jax.tools.commands.flag_types import check_positive
+from infinity_jax.tools.commands.flag_types import check_positive, local_path, output_path
 
 if TYPE_CHECKING:
     from jax.sharding import AbstractMesh, Mesh
@@ -20,6 +20,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `plan`: the run, the slice, and changes to the run."""
     parser.add_argument(
         'config',
+        type=local_path,
         metavar='FILE[:VARIANT]',
         help='config file, such as configs/t2i.py:2b_1024; --config.FIELD=VALUE changes a field '
         'as in training',
@@ -75,7 +76,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         'unrolled layers (default: all programs)',
     )
     parser.add_argument(
-        '--json', metavar='FILE', help='write the figures to this file too (default: not written)'
+        '--json',
+        type=output_path,
+        metavar='FILE',
+        help='write the figures to this file too (default: not written)',
     )
     parser.set_defaults(run=run, overrides=())
 

@@ -6,13 +6,13 @@ import sys
 from typing import Any
 
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.remote import check_scheme
 from infinity_jax.tools.commands.generation_flags import (
     add_image_size_flags,
     add_model_flags,
     add_quantization_flags,
-    image_size_of,
+    model_options_of,
     quantization_of,
-    ratio_of,
 )
 
 
@@ -105,21 +105,17 @@ def run(args: argparse.Namespace) -> None:
 
     api_key()  # checked before models load
     bound = listen(args.host, args.port)
-    shape = {
-        'height_over_width': ratio_of(args),
-        'budget': args.budget,
-        'size': image_size_of(args),
-    }
-    engines = {}
+    options = model_options_of(args)
+    engines: dict[str, Engine] = {}
     for name, folder in folders.items():
-        own: dict[str, Any] = shape if name == next(iter(folders)) else {}
+        if engines:  # version and image size are of the first model
+            options = {key: options[key] for key in ('dtype', 'text_dtype')}
         engines[name] = Engine.load(
             folder,
-            revision=args.revision if own else None,
-            dtype=args.dtype,
+            revision=None if engines else args.revision,
             sizes=sizes,
             quantization=quantization_of(args),
-            **own,
+            **options,
         )
         if args.warm_up:
             engine = engines[name]
@@ -153,6 +149,7 @@ def _folders(args: argparse.Namespace) -> dict[str, Any]:
         name, equals, folder = text.partition('=')
         if not (name and equals and folder):
             raise UserError(f'--model is {text!r}; wanted NAME=DIR')
+        check_scheme(folder, '--model')
         if name in folders:
             raise UserError(f'two models are named {name!r}; give each a name of its own')
         folders[name] = folder

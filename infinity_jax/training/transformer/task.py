@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from infinity_jax.data.batch import Batch
 from infinity_jax.images import contact_sheet, save_png
 from infinity_jax.inference.pipeline import InfinityPipeline
+from infinity_jax.runtime.host_texts import from_first_process
 from infinity_jax.runtime.preemption import finishing
 from infinity_jax.scales import BUDGET_OF_EDGE
 from infinity_jax.sharding import (
-    from_first_process,
     in_mesh,
     init_sharded,
     make_mesh,

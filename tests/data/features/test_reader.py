@@ -1,5 +1,6 @@
 """Reading and writing shards of features, without any network."""
 
+import os
 import sys
 
 import numpy as np
@@ -14,6 +15,7 @@ from infinity_jax.data.features.reader import (
     CAPTION_RULES,
     FeatureInfo,
     FeatureSource,
+    read_info,
     shard_path,
 )
 from infinity_jax.data.features.writer import NewRecord, ShardWriter, claim_folder
@@ -124,3 +126,14 @@ def test_stored_features_without_their_package_are_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, 'array_record.python', None)  # as on Windows
     with pytest.raises(UserError, match='stored features need the package array_record'):
         reader.array_record_module()
+
+
+@pytest.mark.parametrize('text', ['{', '[' * 100_000, '[]', '\udcff', None])
+def test_a_damaged_description_is_one_line(tmp_path, text):
+    if text is None:
+        os.mkfifo(tmp_path / 'features.json')
+    else:
+        (tmp_path / 'features.json').write_bytes(text.encode(errors='surrogateescape'))
+    with pytest.raises(UserError, match='features.json: (bad JSON|is a pipe)') as caught:
+        read_info(tmp_path)
+    assert '\n' not in str(caught.value)

@@ -1,5 +1,6 @@
 """Parquet and Arrow files: rows, columns, splits, damage."""
 
+import os
 import pickle
 
 import numpy as np
@@ -58,9 +59,29 @@ def test_other_splits_are_counted_or_named(tmp_path):
     (tmp_path / 'arrow' / 'test' / 'data-00000-of-00001.arrow').unlink()
     with pytest.raises(UserError, match='1 of 1 files are missing, the first data-00000'):
         opened('arrow', tmp_path / 'arrow', split='test')
-    (tmp_path / 'arrow' / 'test' / 'state.json').write_text('{')
+
+
+@pytest.mark.parametrize('text', ['{', '[' * 100_000, '[]', '{}', '{"_data_files": [1]}', '\udcff'])
+def test_a_damaged_description_is_one_line(tmp_path, text):
+    folder = arrow_folder(tmp_path / 'arrow')
+    (folder / 'test' / 'state.json').write_bytes(text.encode(errors='surrogateescape'))
     with pytest.raises(UserError, match='state.json cannot be read: .*save the data set again'):
-        opened('arrow', tmp_path / 'arrow', split='test')
+        opened('arrow', folder, split='test')
+
+
+def test_a_pipe_in_place_of_a_file_is_never_waited_for(tmp_path):
+    folder = parquet_folder(tmp_path / 'parquet')
+    pipe = folder / 'train-00001-of-00002.parquet'
+    pipe.unlink()
+    os.mkfifo(pipe)
+    passed_over = PassedOver()
+    list(opened('parquet', folder).locations(passed_over))
+    assert ('not a regular file', 1, pipe.name) in passed_over.rows
+    saved = arrow_folder(tmp_path / 'arrow')
+    (saved / 'test' / 'state.json').unlink()
+    os.mkfifo(saved / 'test' / 'state.json')
+    with pytest.raises(UserError, match='state.json: is a pipe or device; wanted a regular file'):
+        opened('arrow', saved, split='test')
 
 
 def write(folder, columns, **options):

@@ -79,13 +79,12 @@ def _load(plan: Plan, first: range) -> InfinityPipeline:
     )
     pipeline = InfinityPipeline.from_pretrained(
         plan.folder,
-        dtype=options.dtype,
         mesh=local_mesh(options.split_weights),
         quantization=options.quantization,
         max_batch=plan.images_at_once,
         text_length=options.text_length,
         request=request,
-        **options.image_size,
+        **options.model,
     )
     if pipeline.max_batch < plan.images_at_once:
         raise UserError(

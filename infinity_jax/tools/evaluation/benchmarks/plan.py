@@ -15,8 +15,9 @@ from infinity_jax.errors import UserError
 from infinity_jax.inference.loading import read_for_generation
 from infinity_jax.inference.memory import plan_memory
 from infinity_jax.inference.pipeline import MAX_BATCH
+from infinity_jax.runtime.host_texts import from_first_process
 from infinity_jax.runtime.hub import local_folder
-from infinity_jax.sharding import MeshConfig, from_first_process, make_mesh
+from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.tools.evaluation.benchmarks.image_files import has_text, is_whole
 from infinity_jax.tools.evaluation.benchmarks.layout import GRID_EDGE, Benchmark, Item, digest
 from infinity_jax.tools.evaluation.benchmarks.settings import (
@@ -108,7 +109,7 @@ def plan_run(
         cannot use.
     """
     folder = local_folder(options.checkpoint, options.revision)
-    configs = read_for_generation(folder, options.dtype, **options.image_size)
+    configs = read_for_generation(folder, **options.model)
     at_once = None
     if options.max_batch is None and (out / FILE).exists():
         at_once = read_run(out).get(AT_ONCE)  # memory was free then, and may be taken now
@@ -166,7 +167,8 @@ def settings_of(plan: Plan, prompts: str, rewritten: str | None) -> dict[str, An
             'name': options.checkpoint,
             'revision': options.revision,
             'sha256': model_digest(plan.folder),
-            'dtype': options.dtype,
+            'dtype': options.model.get('dtype'),
+            'text_dtype': options.model.get('text_dtype') or None,
             'text_length': options.text_length,
         },
         'image_size': list(plan.image_size),

@@ -22,7 +22,7 @@ FILE = 'run.json'
 PER_PROMPT, PER_IMAGE = 'prompt', 'image'  # where random numbers start again
 PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'pillow', 'transformers')
 # Entries that may differ when a run continues: the same prompts in another place, and versions and
-# devices, of which a warning tells.
+# devices: a warning names them.
 FREE = ('prompts.file', 'rewritten.file', 'model.name')
 WARNED = ('versions', 'devices')
 LENGTH_BYTES = 8  # at the start of a safetensors file
@@ -35,9 +35,8 @@ class BenchmarkOptions:
     Attributes:
       checkpoint: model folder, or org/name on the hub.
       revision: of the repository.
-      dtype: of the products inside blocks; None: the model's own.
+      model: precision and image size, as keywords of `read_for_generation`.
       text_length: tokens that prompts are padded to and cut at; None: all that the model reads.
-      image_size: keywords of `choose_schedule`.
       max_batch: images per program call and device, at most; None: 16, or as the run began.
       split_weights: split the weights over the devices of a host, each of which has all otherwise.
       sampling, quantization: see there.
@@ -48,9 +47,8 @@ class BenchmarkOptions:
 
     checkpoint: str = str(DEMO_FOLDER)
     revision: str | None = None
-    dtype: str | None = None
+    model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     text_length: int | None = None
-    image_size: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     max_batch: int | None = None
     split_weights: bool = False
     sampling: SamplingConfig = SamplingConfig(guidance=4.0, temperature=1.0)

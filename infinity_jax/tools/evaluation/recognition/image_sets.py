@@ -102,12 +102,13 @@ def recoloured(pixels_YX3: np.ndarray, number: int) -> np.ndarray:
 
 
 def shuffled(pixels_YX3: np.ndarray, number: int) -> np.ndarray:
-    """The tiles of a 4 × 4 grid in a random order."""
-    edge = EDGE // TILES
-    tiles = pixels_YX3.reshape(TILES, edge, TILES, edge, 3).swapaxes(1, 2)
-    tiles = tiles.reshape(TILES**2, edge, edge, 3)
+    """The tiles of a 4 × 4 grid in a random order; edges are cut to multiples of 4."""
+    height, width = (edge // TILES for edge in pixels_YX3.shape[:2])
+    pixels = pixels_YX3[: TILES * height, : TILES * width]
+    tiles = pixels.reshape(TILES, height, TILES, width, 3).swapaxes(1, 2)
+    tiles = tiles.reshape(TILES**2, height, width, 3)
     tiles = tiles[np.random.default_rng(number).permutation(TILES**2)]
-    return tiles.reshape(TILES, TILES, edge, edge, 3).swapaxes(1, 2).reshape(pixels_YX3.shape)
+    return tiles.reshape(TILES, TILES, height, width, 3).swapaxes(1, 2).reshape(pixels.shape)
 
 
 CHANGES = {'blurred copies': blurred, 'recoloured copies': recoloured, 'shuffled tiles': shuffled}

@@ -8,14 +8,16 @@ from typing import Any
 
 from infinity_jax.errors import UserError
 from infinity_jax.tools.evaluation.benchmarks.settings import FILE, read_run
+from infinity_jax.tools.evaluation.report.find import find_results
 from infinity_jax.tools.evaluation.report.references import REFERENCES
-from infinity_jax.tools.evaluation.report.results import PUBLISHED, Results, find_results
+from infinity_jax.tools.evaluation.report.results import PUBLISHED, Results
 
 TEXT, JSON, PLOT = 'report.txt', 'report.json', 'report.png'
-DIGITS = {'geneval': 3, 'imagereward': 3, 'dpg': 2, 'hpsv2': 2}
+DIGITS = {'geneval': 3, 'imagereward': 3, 'dpg': 2, 'hpsv2': 2, 'fid': 4, 'clip': 2, 'text': 3}
+JUDGES = ('fid', 'clip', 'text')  # of the images of any benchmark
 WANTED = (
     'wanted results.jsonl of GenEval, image_reward_res.json, what hpsv2.evaluate prints as a .txt, '
-    'or dpg_results.txt'
+    'dpg_results.txt, or what evaluate score, fid, clip or text writes'
 )
 
 
@@ -35,17 +37,20 @@ def write_report(folder: pathlib.Path) -> list[str]:
         return problems
     run = _run_of(folder)
     text = '\n\n'.join(
-        table(each, run if run.get('benchmark') == each.benchmark else {}) for each in results
+        table(each, run if each.benchmark in (run.get('benchmark'), *JUDGES) else {})
+        for each in results
     )
     print(text)
     content = [figures(each) for each in results]
     try:
         (folder / TEXT).write_text(text + '\n', encoding='utf-8')
         (folder / JSON).write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
-        plot(results, folder / PLOT)
+        shown = [each for each in results if each.benchmark != 'fid']  # its figures share no scale
+        if shown:
+            plot(shown, folder / PLOT)
     except OSError as error:
         raise UserError(f'{folder}: cannot be written ({error.strerror})') from None
-    print(f'\n{folder}: {TEXT}, {JSON}, {PLOT}')
+    print(f'\n{folder}: {TEXT}, {JSON}{f", {PLOT}" if shown else ""}')
     return problems
 
 
@@ -80,8 +85,8 @@ def table(results: Results, run: Mapping[str, Any] = types.MappingProxyType({}))
 
 def notes(results: Results) -> tuple[str, ...]:
     """Sentences on what the figures lack."""
-    published = PUBLISHED[results.benchmark]
-    if results.images is None or results.images == published:
+    published = PUBLISHED.get(results.benchmark)
+    if None in (published, results.images) or results.images == published:
         return results.notes
     return (
         *results.notes,
@@ -129,7 +134,8 @@ def plot(results: Sequence[Results], path: pathlib.Path) -> None:
                 axes.plot(x, y, 'x', color=f'C{k + 1}', label=reference.name)
         axes.set_xticks(range(len(names)), names, rotation=30, ha='right')
         axes.set_title(each.benchmark)
-        axes.legend(fontsize='small', loc='center left', bbox_to_anchor=(1, 0.5))
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize='small', loc='center left', bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=100)
 
 

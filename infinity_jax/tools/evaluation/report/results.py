@@ -16,10 +16,10 @@ from infinity_jax.tools.evaluation.report.references import OVERALL
 PUBLISHED = {'geneval': 2212, 'dpg': 1065, 'imagereward': 1000, 'hpsv2': 3200}
 HPS_GROUPS = 10  # of 80 prompts, whose spread HPSv2 prints
 HPS_QUANTILE = 2.262  # of Student's t with 9 degrees of freedom, at 0.975
-_HPS_LINE = re.compile(
+HPS_LINE = re.compile(
     r'^.*?\b(anime|concept-art|paintings|photo)[ \t]+(-?[\d.]+|nan)[ \t]+([\d.]+|nan)[ \t]*$', re.M
 )
-_DPG_SCORE = re.compile(r'^DPG-Bench score:\s*(\S+)\s*$', re.M)
+DPG_SCORE = re.compile(r'^DPG-Bench score:\s*(\S+)\s*$', re.M)
 _DPG_CATEGORIES = re.compile(r'^L1 category scores:\n((?:\t.*\n)*)', re.M)
 
 
@@ -57,7 +57,7 @@ def read_geneval(path: pathlib.Path) -> Results:
     Raises:
       UserError: a line is cut off or of something else.
     """
-    lines = [line for line in _text(path).split('\n') if line.strip()]
+    lines = [line for line in read_file(path).split('\n') if line.strip()]
     if not lines:
         raise UserError(f'{path}: empty; run the judge again')
     tasks: dict[str, dict[str, list[bool]]] = collections.defaultdict(dict)
@@ -86,7 +86,7 @@ def read_imagereward(path: pathlib.Path, content: Any) -> Results:
       UserError: a score is not a number.
     """
     if isinstance(content, dict):
-        value = _number(path, 'average_image_reward', content.get('average_image_reward'))
+        value = as_number(path, 'average_image_reward', content.get('average_image_reward'))
         images = content.get('images')
         images = images if isinstance(images, int) else None
         note = 'no interval: the file has the mean alone, not a score per image'
@@ -96,7 +96,7 @@ def read_imagereward(path: pathlib.Path, content: Any) -> Results:
     for i, entry in enumerate(content):
         rewards = entry['rewards'] if isinstance(entry, dict) else None
         rewards = rewards if isinstance(rewards, list) else [rewards]
-        groups.append([_number(path, f'entry {i + 1}: rewards', each) for each in rewards])
+        groups.append([as_number(path, f'entry {i + 1}: rewards', each) for each in rewards])
     images = sum(map(len, groups))
     row = Row(OVERALL, mean([sum(group) / len(group) for group in groups]), images)
     return Results('imagereward', path, (row,), images)
@@ -111,8 +111,8 @@ def read_hpsv2(path: pathlib.Path, text: str) -> Results:
       UserError: a score is not a number, because images were missing.
     """
     rows = []
-    for style, value, spread in _HPS_LINE.findall(text):
-        score, deviation = (_number(path, style, each) for each in (value, spread))
+    for style, value, spread in HPS_LINE.findall(text):
+        score, deviation = (as_number(path, style, each) for each in (value, spread))
         factor = 100 if abs(score) < 1 else 1
         half = HPS_QUANTILE * deviation / math.sqrt(HPS_GROUPS - 1)  # it divides by 10, not by 9
         estimate = Estimate(*(factor * x for x in (score, score - half, score + half)))
@@ -131,7 +131,7 @@ def read_hpsv2_scores(path: pathlib.Path, content: Any) -> Results:
     for i, entry in enumerate(content):
         style = pathlib.PurePosixPath(entry['files'][0]).parent.name
         (reward,) = entry['rewards']
-        styles[style].append(100 * _number(path, f'entry {i + 1}: rewards', reward))
+        styles[style].append(100 * as_number(path, f'entry {i + 1}: rewards', reward))
     rows = [Row(style, mean(values), len(values)) for style, values in styles.items()]
     overall = Row(OVERALL, average([row.estimate for row in rows]), len(content))
     return Results('hpsv2', path, (*rows, overall), len(content))
@@ -145,25 +145,26 @@ def read_dpg(path: pathlib.Path, text: str) -> Results:
     """
     head = text.split('\nModel: ')[0] if not text.startswith('Model: ') else ''
     grids = [line.rsplit(', ', 1)[-1] for line in head.splitlines() if ', ' in line]
-    found = _DPG_SCORE.search(text)
+    found = DPG_SCORE.search(text)
     if found is None:
         raise UserError(
             f'{path}: no line "DPG-Bench score" after {len(grids)} images; the judge was stopped: '
             'run it again'
         )
-    score = _number(path, 'DPG-Bench score', found[1])
-    values = [100 * _number(path, f'image {i}', each) for i, each in enumerate(grids, 1)]
+    score = as_number(path, 'DPG-Bench score', found[1])
+    values = [100 * as_number(path, f'image {i}', each) for i, each in enumerate(grids, 1)]
     rows = []
     categories = _DPG_CATEGORIES.search(text)
     for line in categories[1].splitlines() if categories else ():
         name, _, value = line.strip().rpartition(': ')
-        rows.append(Row(name, Estimate(_number(path, name, value))))
+        rows.append(Row(name, Estimate(as_number(path, name, value))))
     overall = mean(values, score) if values else Estimate(score)
     images = len(values) or None
     return Results('dpg', path, (*rows, Row(OVERALL, overall, images)), images)
 
 
-def _text(path: pathlib.Path) -> str:
+def read_file(path: pathlib.Path) -> str:
+    """A file of text; a UserError if it cannot be read."""
     try:
         return path.read_text(encoding='utf-8-sig')
     except OSError as error:
@@ -183,7 +184,8 @@ def _line(path: pathlib.Path, number: int, line: str, count: int) -> dict[str, A
     return entry
 
 
-def _number(path: pathlib.Path, name: str, value: Any) -> float:
+def as_number(path: pathlib.Path, name: str, value: Any) -> float:
+    """A finite number; a UserError with the file and name if the value is none."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -191,57 +193,3 @@ def _number(path: pathlib.Path, name: str, value: Any) -> float:
     if not math.isfinite(number):
         raise UserError(f'{path}: {name} is {value!r}; wanted a number: run the judge again')
     return number
-
-
-def find_results(folder: pathlib.Path) -> tuple[list[Results], list[str]]:
-    """The results in a folder, and a line about each file that cannot be read.
-
-    Raises:
-      UserError: there is no such folder.
-    """
-    if not folder.is_dir():
-        raise UserError(f'{folder}: no such folder; wanted one with the results of a judge')
-    results, problems = [], []
-    for path in sorted([*folder.iterdir(), *folder.glob('images/*')]):
-        try:
-            found = _read(path)
-        except UserError as error:
-            problems.append(str(error))
-            continue
-        if found is not None:
-            results.append(found)
-    return results, problems
-
-
-def _read(path: pathlib.Path) -> Results | None:
-    """The results in a file; None if it is something else."""
-    if path.name.startswith('.') or path.name in ('metadata.jsonl', 'run.json', 'report.json'):
-        return None
-    if path.suffix == '.jsonl':
-        return read_geneval(path)
-    if path.suffix == '.json':
-        try:
-            content = json.loads(_text(path))
-        except json.JSONDecodeError:
-            raise UserError(f'{path}: cut off, or not JSON; run the judge again') from None
-        if path.name == 'hpsv2_scores.json':
-            return read_hpsv2_scores(path, content)
-        if isinstance(content, dict) and 'average_image_reward' in content:
-            return read_imagereward(path, content)
-        if (
-            isinstance(content, list)
-            and content
-            and all(isinstance(entry, dict) and entry.get('rewards') for entry in content)
-        ):
-            return read_imagereward(path, content)
-        return None
-    if path.suffix not in ('.txt', '.log') or path.stem in ('report', 'metadata'):
-        return None
-    if path.name.endswith('_detail.txt'):
-        return None
-    text = _text(path)
-    if _HPS_LINE.search(text):
-        return read_hpsv2(path, text)
-    if _DPG_SCORE.search(text) or ('dpg' in path.name.lower() and 'result' in path.name.lower()):
-        return read_dpg(path, text)
-    return None

@@ -7,8 +7,9 @@ import pytest
 
 from infinity_jax.cli import main
 from infinity_jax.errors import UserError
+from infinity_jax.tools.evaluation.report.find import find_results
 from infinity_jax.tools.evaluation.report.report import figures, table
-from infinity_jax.tools.evaluation.report.results import find_results, read_geneval
+from infinity_jax.tools.evaluation.report.results import read_geneval
 
 TASKS = {'single_object': 80, 'two_object': 99, 'counting': 80, 'colors': 94}
 TASKS |= {'position': 100, 'color_attr': 100}

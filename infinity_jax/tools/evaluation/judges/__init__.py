@@ -1,0 +1,1 @@
+"""Judges of generated images by packages and weights that the user has."""

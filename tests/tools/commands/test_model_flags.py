@@ -1,0 +1,45 @@
+"""Every command that has the flags of model and image size hands all of them on."""
+
+import pytest
+from helpers.paths import REPOSITORY
+
+from infinity_jax import cli
+from infinity_jax.inference import loading
+from infinity_jax.inference import pipeline as pipeline_module
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    'command',
+    [
+        ['generate', 'a cat'],
+        ['generate', 'a cat', '--grid', 'guidance=1,2'],
+        ['edit', str(REPOSITORY / 'docs/editing.png'), 'a cat'],
+        ['serve', '--port', '0'],
+        ['compile'],
+        ['evaluate', 'captions', '--prompts', 'prompts.txt', '--out', 'out'],
+    ],
+    ids=lambda command: ' '.join(command[:3:2]),
+)
+def test_precision_and_size_reach_the_model(command, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'prompts.txt').write_text('{"prompt": "a cat"}\n', encoding='utf-8')
+    asked = {}
+
+    def record(*args, **options):
+        names = ('dtype', 'text_dtype')
+        asked.update(dict(zip(names, args[1:], strict=False)) | options)
+        raise Stop
+
+    monkeypatch.setattr(pipeline_module.InfinityPipeline, 'from_pretrained', record)
+    monkeypatch.setattr(loading, 'read_for_generation', record)
+    for module in ('infinity_jax.serving.engine', 'infinity_jax.tools.evaluation.benchmarks.plan'):
+        monkeypatch.setattr(f'{module}.read_for_generation', record)
+    size = [] if command[0] == 'edit' else ['--aspect-ratio', '16:9']
+    with pytest.raises(Stop):
+        cli.main([*command, '--dtype', 'bfloat16', '--text-dtype', 'float16', *size])
+    assert (asked['dtype'], asked['text_dtype']) == ('bfloat16', 'float16')
+    assert size == [] or asked['height_over_width'] == 9 / 16

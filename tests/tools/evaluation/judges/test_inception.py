@@ -1,0 +1,127 @@
+"""FID and its like: the command with a stand-in for torch-fidelity, and errors in one line."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from helpers.data_folders import encoded
+
+from infinity_jax.cli import main
+from infinity_jax.errors import UserError
+from infinity_jax.tools.evaluation.judges import inception
+from infinity_jax.tools.evaluation.judges.image_folder import read_pixels
+from infinity_jax.tools.evaluation.report.find import find_results
+
+
+def folder(tmp_path, count=8, brighter=0):
+    """Images in pred/ and gt/; the generated ones are brighter."""
+    for name, light in (('pred', brighter), ('gt', 0)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            (tmp_path / name / f'{i:06}.png').write_bytes(encoded(60, 64, i, 'PNG'))
+            if light:
+                pixels = np.clip(read_pixels(tmp_path / name / f'{i:06}.png') + light, 0, 255)
+                inception_image(tmp_path / name / f'{i:06}.png', pixels.astype(np.uint8))
+    return tmp_path
+
+
+def inception_image(path, pixels):
+    from PIL import Image
+
+    Image.fromarray(pixels).save(path)
+
+
+def extract(pixels_BYX3):
+    """Features in place of the network's: means and spreads of quarters."""
+    parts = pixels_BYX3.reshape(len(pixels_BYX3), 4, 15, 4, 16, 3) / 255
+    return np.concatenate(
+        [f((2, 4)).reshape(len(parts), -1) for f in (parts.mean, parts.std)], axis=1
+    ).astype(np.float32)
+
+
+@pytest.fixture
+def network(monkeypatch):
+    monkeypatch.setattr(inception, 'load_network', lambda path: extract)
+
+
+def test_the_command_prints_a_calibration_then_the_figures(tmp_path, network, monkeypatch, capsys):
+    figures = {'FID': 12.5, 'KID': -0.001, 'precision': 0.75, 'recall': 0.5}
+    figures |= {'kid_spread': 0.01, 'kid_subset': 8}
+    monkeypatch.setattr(inception, 'measure', lambda generated, true: figures)
+    main(['evaluate', 'fid', str(folder(tmp_path)), '--inception', 'w.pth'])
+    output = capsys.readouterr().out
+    assert output.index('the other half') < output.index('shuffled tiles') < output.index('12.5')
+    (results,), problems = find_results(tmp_path)
+    assert not problems and results.images == 8
+    assert {row.name: row.estimate.value for row in results.rows} == {
+        name: figures[name] for name in ('FID', 'KID', 'precision', 'recall')
+    }
+    assert 'weights: w.pth' in output and 'a FID of 8 images is larger than one of more' in output
+    main(['evaluate', 'report', str(tmp_path)])
+    assert not (tmp_path / 'report.png').exists() and (tmp_path / 'report.txt').exists()
+
+
+def test_features_do_not_depend_on_the_sizes_before(tmp_path):
+    (tmp_path / 'a').mkdir()
+    for i, size in enumerate([(60, 64), (60, 64), (120, 128), (60, 64)]):
+        (tmp_path / 'a' / f'{i}.png').write_bytes(encoded(*size, i, 'PNG'))
+    paths = sorted((tmp_path / 'a').iterdir())
+    seen = []
+
+    def record(pixels):
+        seen.append(pixels.shape)
+        return pixels.reshape(len(pixels), -1)[:, :5]
+
+    found = inception.features_of(record, paths)
+    assert [shape[0] for shape in seen] == [2, 1, 1]
+    np.testing.assert_array_equal(found, [read_pixels(path).ravel()[:5] for path in paths])
+
+
+def test_a_calibration_orders_changes(tmp_path):
+    paths = sorted((folder(tmp_path, 40) / 'gt').iterdir())
+    distances = inception.calibration(extract, paths, inception.features_of(extract, paths))
+    assert min(distances, key=distances.get) == 'the other half' and len(distances) == 4
+
+
+def test_what_cannot_be_compared_is_one_line(tmp_path, monkeypatch):
+    weights = tmp_path / 'w.safetensors'
+    tensors = {name: np.zeros(shape, np.float32) for name, shape in inception.SHAPES.items()}
+    tensors['fc.weight'] = np.zeros((1000, 2048), np.float32)
+    safetensors.numpy.save_file(tensors, weights)
+    for module in ('torch_fidelity', 'torch'):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(
+        UserError, match=r"package torch_fidelity .*: pip install 'infinity_jax\[fid"
+    ):
+        inception.load_network(weights)
+    monkeypatch.setattr(inception, 'import_optional', lambda module, install: None)
+    with pytest.raises(UserError, match=r'fc.weight is \(1000, 2048\); wanted \(1008, 2048\), of'):
+        inception.load_network(weights)
+    with pytest.raises(UserError, match='pred: no such folder'):
+        inception.evaluate_fid(tmp_path, weights)
+    with pytest.raises(UserError, match='pred: 3 images; wanted 4 or more'):
+        inception.evaluate_fid(folder(tmp_path, 3), weights)
+
+
+@pytest.mark.parametrize(
+    'content', ['{}', '[]', '{"images": {}}', '{"images": {"pred": 4, "gt": "x"}}', 'null']
+)
+def test_scores_of_another_layout_are_one_line(tmp_path, content):
+    (tmp_path / 'fid_scores.json').write_text(content)
+    results, (problem,) = find_results(tmp_path)
+    assert not results and 'not as evaluate fid writes it' in problem
+    assert json.loads(content) is not False
+
+
+@pytest.mark.numeric
+def test_figures_are_those_of_torch_fidelity(tmp_path):
+    torch = pytest.importorskip('torch')
+    pytest.importorskip('torch_fidelity', exc_type=Exception)
+    random = np.random.default_rng(0)
+    generated, true = (random.normal(size=(300, 16)).astype(np.float32) for _ in range(2))
+    found = inception.measure(generated + 0.5, true)
+    assert found['FID'] == pytest.approx(inception.frechet_distance(generated + 0.5, true), 1e-3)
+    assert found['kid_subset'] == 300 and 0 < found['KID'] and 0 < found['recall'] <= 1
+    assert torch.is_tensor(torch.zeros(1))
