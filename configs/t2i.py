@@ -227,6 +227,8 @@ def emoji(arg: str) -> ConfigDict:
     config.reweight_scales = True  # tokens weigh 1/√(h·w) in the loss
     config.attention = 'auto'  # by platform; 'xla', 'cudnn' or 'splash', see docs/scaling.md
     config.remat = 'none'  # what the backward pass recomputes, see docs/scaling.md
+    config.layers = 'auto'  # on a CPU listed in the program, else looped over
+    config.encode_once = 'auto'  # on a CPU keeps the features of each emoji image, 256 MB at most
     config.accumulate_steps = 1  # parts of a batch processed in turn; same loss, less memory
 
     config.data = ConfigDict(

@@ -49,8 +49,10 @@ def from_mapping(
             hint = f'; did you mean {prefix}{near[0]}?' if near else f'; known: {", ".join(known)}'
             raise UserError(f'unknown config field {prefix}{name}{hint}')
         if name in values:
+            old = next(o for o in fields if o != name and current_field(o, known, STORED) == name)
             raise UserError(
-                f'config field {prefix}{name} is given twice, once by its old name; remove one'
+                f'config field {prefix}{name} is given twice, once by its old name {old}; a config '
+                f'that takes another one as its start sets {name}, not {old}'
             )
         values[name] = _convert(hints[name], value, prefix + name, stored)
     missing = [

@@ -36,7 +36,7 @@ def load(name):
     return module
 
 
-@pytest.mark.parametrize('arg', ['demo', 'shipped'])
+@pytest.mark.parametrize('arg', ['demo', 'shipped', 'scenes'])
 def test_t2i(arg):
     config = from_mapping(T2IConfig, load('t2i').get_config(arg))
     assert config.task == 't2i'
@@ -59,7 +59,7 @@ def test_sources_are_named_in_the_config():
 def test_the_tokenizer_and_the_transformer_of_the_demo_fit():
     tokenizer = from_mapping(TokenizerRunConfig, load('tokenizer').get_config())
     check(tokenizer)
-    for arg in ('demo', 'shipped'):
+    for arg in ('demo', 'shipped', 'scenes'):
         t2i = from_mapping(T2IConfig, load('t2i').get_config(arg))
         assert t2i.transformer.bits == tokenizer.tokenizer.bits
         assert t2i.transformer.max_scales >= len(ScaleSchedule.free(tokenizer.grids))

@@ -17,6 +17,8 @@ from infinity_jax.config import (
 )
 from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
+from infinity_jax.runtime.remote import any_path
+from infinity_jax.runtime.remote_copy import local_copy
 from infinity_jax.scales import STRIDE, ScaleSchedule
 from infinity_jax.weights.weight_files import read_json
 
@@ -112,11 +114,11 @@ def read_hidden(*paths: str | Path | None) -> Hidden:
     for part, path in zip(HIDDEN_FIELDS, paths, strict=True):
         if path is None:
             continue
-        path = Path(path)
+        path = any_path(path)
         file = (path if path.is_dir() else path.parent) / FILE_NAME
         if not file.is_file():
             continue
-        described = read_json(file)
+        described = read_json(local_copy(file))
         given = described.get(part, {})
         if described.get('format') != FORMAT or not isinstance(given, dict):
             raise UserError(f'{file}: not written by an export; delete it, then convert again')

@@ -32,6 +32,8 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Not JPEG: the further images of a photograph in MPO format are views or depths, and no frames.
+_ANIMATED = ('GIF', 'PNG', 'WEBP', 'AVIF')
 _PNG_END = 1 << 16  # bytes at the end of a PNG that are searched for EXIF
 
 
@@ -107,14 +109,36 @@ def _trailing_orientation(stream: BinaryIO) -> int | None:
     return exif.get(0x0112)
 
 
-def upright_size(stream: BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(height, width) of an image as a viewer shows it; only the header is read.
+class Header(NamedTuple):
+    """Facts about an image that stand before its pixels.
+
+    Attributes:
+      size: (height, width) as a viewer shows it.
+      animated: whether more frames follow the first, which alone is used.
+    """
+
+    size: tuple[int, int]
+    animated: bool
+
+
+def read_header(stream: BinaryIO, max_pixels: int = MAX_PIXELS) -> Header:
+    """Reads the header of an image, and none of its pixels.
 
     Raises:
       BrokenRecord: it is not an image, or has more pixels than `max_pixels`.
     """
     with _opened(stream, max_pixels) as (image, orientation):
-        return image.size if orientation > 4 else image.size[::-1]
+        size = image.size if orientation > 4 else image.size[::-1]
+        animated = False
+        if image.format in _ANIMATED:
+            with contextlib.suppress(Exception):  # a damaged second frame is never used
+                animated = getattr(image, 'is_animated', False)
+        return Header(size, animated)
+
+
+def upright_size(stream: BinaryIO, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(height, width) of an image as a viewer shows it, see `read_header`."""
+    return read_header(stream, max_pixels).size
 
 
 def decode(

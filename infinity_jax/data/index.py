@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from infinity_jax.data.decode import MAX_PIXELS, upright_size
+from infinity_jax.data.decode import MAX_PIXELS, read_header
 from infinity_jax.data.features.reader import FeatureSource
 from infinity_jax.data.passed_over import PassedOver, described
 from infinity_jax.data.records import BrokenRecord, IndexTable, RecordLocation, Source
@@ -34,6 +34,7 @@ from infinity_jax.runtime.atomic_write import atomic_folder
 
 VERSION = 4  # of the stored files, and of the rules for broken records
 THREADS = 8  # most of their time they wait for files
+LATER_FRAMES = 'all frames of an animation but the first'
 CHUNK = 8192  # records per round of the threads
 
 
@@ -65,7 +66,7 @@ class Index:
 
     @functools.cached_property
     def passed_over(self) -> list[tuple[str, int, str]]:
-        """(reason, count, name of the first) of the files, members and lines without a record."""
+        """(reason, count, name of the first) of files and lines without a record, and of frames."""
         return [tuple(row) for row in json.loads((self.folder / 'passed_over.json').read_text())]
 
     @functools.cached_property
@@ -172,18 +173,22 @@ def _scan(
     scan = functools.partial(_scan_record, source, max_pixels)
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         while chunk := list(itertools.islice(locations, CHUNK)):
-            names, sizes, reasons = zip(*pool.map(scan, chunk), strict=True)
+            names, sizes, reasons, animated = zip(*pool.map(scan, chunk), strict=True)
             keys = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
             chunks.append(IndexTable(np.array(chunk, np.int64), np.array(sizes, np.int32), keys))
             pairs = zip(names, reasons, strict=True)
             broken += [(name, reason) for name, reason in pairs if reason]
+            for name in itertools.compress(names, animated):
+                passed_over.add(LATER_FRAMES, name)
     if not chunks:
         return IndexTable(*(np.zeros(0, np.int64),) * 3), broken
     return IndexTable(*map(np.concatenate, zip(*chunks, strict=True))), broken
 
 
-def _scan_record(source: Source, max_pixels: int, location: RecordLocation) -> tuple[str, Any, str]:
-    """(name, (height, width), '') of a record; of a broken one (name, (0, 0), reason)."""
+def _scan_record(
+    source: Source, max_pixels: int, location: RecordLocation
+) -> tuple[str, Any, str, bool]:
+    """(name, (height, width), '', animated) of a record; of a broken one (0, 0) and the reason."""
     name = source.record_name(location)
     try:
         record = source.read(location)
@@ -193,6 +198,7 @@ def _scan_record(source: Source, max_pixels: int, location: RecordLocation) -> t
             stream = record.open_image()
         except OSError as error:
             raise BrokenRecord(f'{error.filename}: {error.strerror}') from None
-        return name, upright_size(stream, max_pixels), ''
+        header = read_header(stream, max_pixels)
+        return name, header.size, '', header.animated
     except BrokenRecord as error:
-        return name, (0, 0), str(error)
+        return name, (0, 0), str(error), False

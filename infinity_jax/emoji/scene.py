@@ -113,7 +113,8 @@ def _noun(name: str) -> str:
 
 def plural(name: str) -> str:
     """The plural of a countable name: 'slices of pizza', 'four leaf clovers', 'cherries'."""
-    head, rest = re.fullmatch(r'(.*?)( (?:of|with|showing|in|on) .*)?', name).groups()
+    after = re.search(r' (?:of|with|showing|in|on) ', name)
+    head, rest = (name[: after.start()], name[after.start() :]) if after else (name, '')
     before, space, noun = head.rpartition(' ')
     if noun in _IRREGULAR:
         noun = _IRREGULAR[noun]
@@ -127,4 +128,4 @@ def plural(name: str) -> str:
         noun = f'{noun[:-1]}ies'
     else:
         noun += 's'
-    return f'{before}{space}{noun}{rest or ""}'
+    return f'{before}{space}{noun}{rest}'

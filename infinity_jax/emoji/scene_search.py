@@ -95,7 +95,7 @@ def _search(images: np.ndarray, candidates: tuple[str, ...]) -> list[Sight]:
     sights = []
     for n in range(len(images)):
         found = []
-        for p in np.flatnonzero(layouts[layout_N[n]]):
+        for p in np.flatnonzero(layouts[layout_N[n]]).tolist():
             top, left, edge = boxes[p]
             box = (float(left), float(top), float(left + edge), float(top + edge))
             found.append(Found(candidates[best_NP[n, p]], PLACES[p], box, float(share_NP[n, p])))

@@ -54,9 +54,9 @@ class Templates:
         """
         count = len(crop_NYX3)
         b_N3 = colours_N3.astype(np.float32) / 255
-        q_NPc = crop_NYX3.reshape(count, -1, 3) / np.float32(255) - b_N3[:, None, :]
+        q_NPc = crop_NYX3.reshape(count, self.edge**2, 3) / np.float32(255) - b_N3[:, None, :]
         weighted_NP = np.einsum('npc,nc->np', q_NPc, b_N3)
-        q_NF = q_NPc.reshape(count, -1)
+        q_NF = q_NPc.reshape(count, 3 * self.edge**2)
         distance_NK = (
             2 * weighted_NP @ self.alpha_KP.T
             - 2 * q_NF @ self.flat_KF.T

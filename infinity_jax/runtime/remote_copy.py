@@ -86,8 +86,8 @@ def local_copy(
     """
     if not is_remote(path):
         return pathlib.Path(path)
+    check_scheme(path)
     url = os.fspath(path).rstrip('/')
-    check_scheme(url)
     files = remote_files(url)
     if not any(map(chosen, files)):
         raise UserError(f'{url}: no such file or folder; check the name and your credentials')

@@ -18,7 +18,7 @@ import jax
 
 from infinity_jax.errors import UserError, first_line
 from infinity_jax.runtime.preemption import finishing
-from infinity_jax.runtime.remote import is_remote
+from infinity_jax.runtime.remote import check_scheme, is_remote
 from infinity_jax.runtime.remote_copy import (
     cache_folder,
     copy_from,
@@ -162,6 +162,7 @@ def run_copy(path: str | os.PathLike) -> pathlib.Path:
     """
     if not is_remote(path):
         return pathlib.Path(path)
+    check_scheme(path)
     url = os.fspath(path).rstrip('/')
     match = re.fullmatch(rf'(.+)/{CHECKPOINTS}(?:/([0-9]+))?', url)
     root, step = (match[1], match[2]) if match else (url, None)

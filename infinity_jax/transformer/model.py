@@ -25,6 +25,7 @@ from infinity_jax.transformer.attention_ops import (
 from infinity_jax.transformer.block import Block, modulate
 from infinity_jax.transformer.conditioning import Conditioning, TextConditioner
 from infinity_jax.transformer.kv_cache import KeyValueCache
+from infinity_jax.transformer.layer_loop import unrolled
 from infinity_jax.transformer.layers import linear
 from infinity_jax.transformer.remat import remat
 from infinity_jax.transformer.rope import rope_table
@@ -64,13 +65,14 @@ class Transformer(nn.Module):
       config: sizes and the dtype of the blocks' products.
       implementation: of attention: 'auto', 'xla', 'cudnn' or 'splash', see `attention_ops.choose`.
       remat: name of the policy that decides what the gradient recomputes, see `remat.POLICIES`.
-      unrolled: the program lists the layers instead of looping over them, for `plan`.
+      layers: whether the training program lists its layers, see `layer_loop.unrolled`. Generation
+        always loops over them.
     """
 
     config: TransformerConfig
     implementation: str = 'auto'
     remat: str = 'none'
-    unrolled: bool = False
+    layers: str = 'scanned'
 
     def setup(self):
         config = self.config
@@ -85,14 +87,14 @@ class Transformer(nn.Module):
         self.head_modulation = linear(2 * config.width, ('embed', 'mlp'), std * 1e-3, jnp.float32)
         self.head = linear(2 * config.token_bits, ('embed', None), std * 0.02, jnp.float32)
 
-    def _scan(self, body, carry, per_layer=None):
+    def _scan(self, body, carry, per_layer=None, unrolled: bool = False):
         """Runs `body(block, carry, per_layer[i])` over all layers; returns carry and outputs."""
         return nn.scan(
             body,
             variable_axes={'params': 0},
             split_rngs={'params': True},
             length=self.config.depth,
-            unroll=self.config.depth if self.unrolled else 1,
+            unroll=self.config.depth if unrolled else 1,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )(self.blocks, carry, per_layer)
 
@@ -204,7 +206,8 @@ class Transformer(nn.Module):
             return x_BLD, x_BLD[:, :length] if keep_blocks else None
 
         keep = None if kept is None else kept.transpose(1, 2, 0)
-        x_BLD, blocks = self._scan(remat(layer, self.remat, self.unrolled), x_BLD, keep)
+        listed = unrolled(self.layers, self.config.depth)
+        x_BLD, blocks = self._scan(remat(layer, self.remat, listed), x_BLD, keep, listed)
         logits = self.logits(x_BLD, conditioning)[:, :length]
         return Trace(conditioning.pooled_BD, conditioning.context_BTD, blocks, logits)
 

@@ -4,10 +4,12 @@ import pickle
 import numpy as np
 import pytest
 from helpers.data_folders import encoded, jsonl_folder, line
+from PIL import Image
 
 from infinity_jax.data import index as index_module
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.index import load_index
+from infinity_jax.data.sources.folder import FolderSource
 from infinity_jax.data.sources.jsonl import JsonlSource
 from infinity_jax.errors import UserError
 
@@ -27,6 +29,21 @@ def test_sizes_are_the_images_own_and_broken_records_have_names(tmp_path):
     assert missing.endswith('missing.jpg: No such file or directory')
     assert empty == 'its caption is empty' and bad.startswith('bad JSON')
     assert len(index) == len(set(index.keys.tolist())) == 16
+
+
+def test_animations_are_counted(tmp_path):
+    folder = tmp_path / 'data'
+    folder.mkdir()
+    red, blue = (Image.new('RGB', (8, 8), colour) for colour in ('red', 'blue'))
+    for ending in ('gif', 'webp', 'png'):
+        red.save(folder / f'moving.{ending}', save_all=True, append_images=[blue])
+        red.save(folder / f'still.{ending}')
+    red.save(folder / 'phone.jpg', 'MPO', save_all=True, append_images=[blue])
+    whole = (folder / 'moving.gif').read_bytes()
+    (folder / 'cut.gif').write_bytes(whole[: whole.rfind(b'\x2c') + 3])  # in the second frame
+    index = load_index(FolderSource.open(SourceConfig('folder', str(folder))), tmp_path / 'index')
+    assert not index.broken
+    assert index.passed_over == [('all frames of an animation but the first', 3, 'moving.gif')]
 
 
 def test_it_is_made_once_and_again_when_a_file_changes(tmp_path):

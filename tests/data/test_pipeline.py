@@ -5,6 +5,8 @@ from infinity_jax.data.config import DataConfig
 from infinity_jax.data.pipeline import endless, training_batches
 from infinity_jax.data.sources.emoji import EmojiSource
 from infinity_jax.emoji import image_spec
+from infinity_jax.emoji.scene import TASKS, Scene, scene_caption
+from infinity_jax.emoji.scene_sampling import HELD_OUT_COLOURED, held_out_parts
 from infinity_jax.errors import UserError
 
 
@@ -44,6 +46,39 @@ def test_placed_rate(rate, placed):
     specs = [source.spec(i) for i in range(200)]
     placed_shares = [s.size != 'large' for s in specs if s.template == 'scene']
     assert np.mean(placed_shares) == placed
+
+
+def test_a_share_of_the_images_are_scenes_and_the_others_are_as_without():
+    source, without = EmojiSource('starter', scenes=0.4), EmojiSource('starter')
+    specs = [source.spec(i) for i in range(300)]
+    assert specs == [source.spec(i) for i in range(300)]
+    scenes = [isinstance(spec, Scene) for spec in specs]
+    assert 0.3 < np.mean(scenes) < 0.5
+    others = [(spec, without.spec(i)) for i, spec in enumerate(specs) if not scenes[i]]
+    assert all(spec == other for spec, other in others)
+    assert {spec.task for spec in specs if isinstance(spec, Scene)} == set(TASKS)
+    first = scenes.index(True)
+    assert source[first].caption == source.caption(first) == scene_caption(specs[first])
+
+
+def test_what_is_held_out_of_scenes_is_never_trained():
+    trained = [EmojiSource('all', scenes=0.5).spec(i) for i in range(1500)]
+    for spec in trained:
+        if isinstance(spec, Scene):
+            assert not held_out_parts(spec)
+        else:
+            assert spec.emoji not in HELD_OUT_COLOURED
+    held_out = [EmojiSource('all', 'held_out', scenes=1).spec(i) for i in range(60)]
+    assert all(len(held_out_parts(scene)) == 1 for scene in held_out)
+
+
+def test_a_run_on_scenes_resumes_at_any_batch():
+    data = DataConfig(scenes=0.8)
+    iterator = training_batches(data, batch_size=4, seed=5)
+    batches = [next(iterator) for _ in range(4)]
+    resumed = training_batches(data, batch_size=4, seed=5)
+    resumed.move_to(2)
+    assert all(same(batch, next(resumed)) for batch in batches[2:])
 
 
 def test_batch_layout():
@@ -96,6 +131,7 @@ def test_shuffle_differs_by_seed_and_epoch():
         ({'split': 'test'}, "'test'"),
         ({'image_size': 60}, 'image_size 60'),
         ({'placed_rate': 1.5}, 'data.placed_rate is 1.5'),
+        ({'scenes': -0.1}, 'data.scenes is -0.1'),
         ({'batch_size': 0}, 'batch_size 0'),
     ],
 )

@@ -91,7 +91,8 @@ def run_cases(
         text = text.replace(str(place), 'CASE')
         if keep is not None and verdict in BUGS:
             with contextlib.suppress(shutil.Error):  # of a pipe or of a link to nothing
-                shutil.copytree(place, keep / f'{kind}_{seed}_{number:04}', symlinks=True)
+                kept = keep / f'{kind}_{seed}_{number:04}'
+                shutil.copytree(place, kept, symlinks=True, dirs_exist_ok=True)
         shutil.rmtree(place)
         yield Outcome(number, case.name, verdict, text)
 

@@ -115,11 +115,12 @@ class LayoutFuzzer:
         self, kind: str, place: pathlib.Path, path: pathlib.Path, by_value: bool, read: Read
     ) -> str:
         """Judges whether records of other files are as before, and no row of a table is lost."""
+        unused = {*read.damaged, *(name for _, _, name in read.passed_over)}
         for name, record in self.good[kind].records.items():
             if not _comes_from(kind, place, name, path):
                 if read.records.get(name) != record:
                     return f'{name} is another record: {read.records.get(name)!r:.80}'
-            elif kind in TABLES and not by_value and path.name not in read.damaged:
+            elif kind in TABLES and not by_value and path.name not in unused:
                 if name not in {*read.records, *read.broken}:
                     return f'{name} is lost'
         if path.is_file() and path.suffix in ('.csv', '.txt'):

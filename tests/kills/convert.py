@@ -134,12 +134,12 @@ def main(arguments: list[str] | None = None) -> int:
         places = {name: pathlib.Path(folder, name) for name in ('to-torch', 'from-torch')}
         torch = places['to-torch'] / 'out'
         seconds, wanted = {}, {}
-        for conversion, place in places.items():
-            place.mkdir()
-            seconds[conversion] = undisturbed(place, conversion, torch)
-            wanted[conversion] = contents(place)
         while killed < flags.count and time.monotonic() < stop:
             conversion = list(places)[runs % 2]
+            if conversion not in wanted:
+                places[conversion].mkdir()
+                seconds[conversion] = undisturbed(places[conversion], conversion, torch)
+                wanted[conversion] = contents(places[conversion])
             place = pathlib.Path(folder, 'run')
             place.mkdir()
             replaces = rng.random() < 0.5  # what an earlier conversion wrote

@@ -2,11 +2,13 @@
 
     PYTHONPATH=tests python -m kills.kill --count 200 --seed 0
     PYTHONPATH=tests python -m kills.kill --count 10 --processes 2
+    PYTHONPATH=tests python -m kills.kill --count 10 --store s3://bucket/kills
 
 A kill is a SIGKILL while the command starts, trains, saves, evaluates, samples or exports. After a
 few of them the run goes on to its end. Then every line of metrics.jsonl must be that of the
 undisturbed run but for its times, samples and model must have the same bytes, and no other file
-may be there. The exit code is 1 if a run differs.
+may be there. The exit code is 1 if a run differs. With --store, the killed runs have their folder
+in an object store, and every start finds an empty cache, as on a new machine.
 """
 
 import argparse
@@ -26,6 +28,9 @@ import time
 from helpers.paths import REPOSITORY
 from helpers.tiny_run import COMPILE_CACHE, command
 
+from infinity_jax.runtime.remote import file_system, is_remote
+from infinity_jax.runtime.remote_copy import cache_folder, local_copy
+
 FIELDS = {
     'grids': '((1,1),(4,4))',
     'steps': 12,
@@ -35,6 +40,7 @@ FIELDS = {
     'checkpoint_every': 2,
 }
 TIMES = ('step_seconds', 'pictures_per_second', 'data_wait_seconds', 'model_tflops_per_second')
+CACHES = tempfile.TemporaryDirectory(prefix='kills_')  # of starts with a store
 LIMIT = 600  # seconds after which a command counts as hung
 # The tests compile much and compute little: see tests/conftest.py.
 XLA_FLAGS = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
@@ -43,20 +49,24 @@ XLA_FLAGS = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_pas
 class Command:
     """The training command on one run folder, as one or several processes."""
 
-    def __init__(self, run_dir: pathlib.Path, processes: int):
+    def __init__(self, run_dir: pathlib.Path | str, processes: int):
+        working = pathlib.Path(run_dir)
+        if is_remote(run_dir):
+            os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(dir=CACHES.name)
+            working = cache_folder('runs', str(run_dir))
         with socket.socket() as probe:
             probe.bind(('127.0.0.1', 0))
             address = f'127.0.0.1:{probe.getsockname()[1]}'
         common = {
             **os.environ,
-            'PYTHONPATH': str(REPOSITORY),
+            'PYTHONPATH': os.pathsep.join([str(REPOSITORY), os.environ.get('PYTHONPATH', '')]),
             'JAX_PLATFORMS': 'cpu',
             'JAX_NUM_CPU_DEVICES': '1',
             'XLA_FLAGS': XLA_FLAGS,
             'JAX_COMPILATION_CACHE_DIR': COMPILE_CACHE,
             'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         }
-        self.metrics = run_dir / 'metrics.jsonl'
+        self.metrics = working / 'metrics.jsonl'
         self.before = self._metrics()  # of the killed start
         self.errors = tempfile.TemporaryFile()
         self.processes = []
@@ -206,6 +216,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument('--count', type=int, default=20, help='kills (default: 20)')
     parser.add_argument('--seed', type=int, default=0, help='of the moments (default: 0)')
     parser.add_argument('--processes', type=int, default=1, help='of the command (default: 1)')
+    parser.add_argument('--store', default='', help='folder of a store for the killed runs')
     parser.add_argument('--kills-per-run', type=int, default=6, help='(default: 6)')
     parser.add_argument('--minutes', type=float, default=1e9, help='start no run after so long')
     flags = parser.parse_args(arguments)
@@ -217,15 +228,18 @@ def main(arguments: list[str] | None = None) -> int:
         seconds = undisturbed(wanted, flags.processes)
         size = (wanted / 'metrics.jsonl').stat().st_size
         while killed < flags.count and time.monotonic() < end:
-            run_dir = pathlib.Path(folder) / 'run'
+            run_dir = f'{flags.store}/run' if flags.store else pathlib.Path(folder) / 'run'
             goal = min(flags.count, killed + flags.kills_per_run)
             while killed < goal and time.monotonic() < end:
                 killed += kill_once(run_dir, size, seconds, flags.processes, choose)
             Command(run_dir, flags.processes).end()
-            problems = differences(run_dir, wanted)
+            problems = differences(local_copy(run_dir), wanted)
             runs, different = runs + 1, different + bool(problems)
             print(f'run {runs}, {killed} kills: {"; ".join(problems) or "equal"}', flush=True)
-            shutil.rmtree(run_dir)
+            if flags.store:
+                file_system(run_dir).rm(run_dir, recursive=True)
+            else:
+                shutil.rmtree(run_dir)
     print(f'{killed} kills in {runs} runs, {different} of them differ')
     return int(different > 0)
 

@@ -1,6 +1,6 @@
-"""Short runs of the tools in tests/kills: a killed command, and damaged checkpoints."""
+"""Short runs of the tools in tests/kills: killed commands, and damaged checkpoints."""
 
-from kills import damage, kill
+from kills import convert, damage, kill
 
 
 def test_a_killed_run_ends_as_an_undisturbed_one(capsys):
@@ -11,3 +11,8 @@ def test_a_killed_run_ends_as_an_undisturbed_one(capsys):
 def test_damaged_checkpoints_never_give_other_numbers(capsys):
     assert damage.main(['--count', '30']) == 0, capsys.readouterr().out
     assert 'flipped bit: fell back, with a line' in capsys.readouterr().out
+
+
+def test_a_killed_conversion_is_completed_by_the_next(capsys):
+    assert convert.main(['--count', '1', '--seed', '1']) == 0, capsys.readouterr().out
+    assert '1 kills in 1 runs, 0 of them differ' in capsys.readouterr().out

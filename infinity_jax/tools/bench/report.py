@@ -8,9 +8,8 @@ from typing import Any
 
 import jax
 
-from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tools.bench.stage import Measured
-from infinity_jax.tools.bench.workload import Workload
+from infinity_jax.tools.bench.workload import Workload, schedule_of
 
 LEGEND = (
     'seconds: median of the rounds; bare: the matrix products of the stage alone; of bare: their '
@@ -23,7 +22,7 @@ def report_of(what: str, workload: Workload, measured: Measured) -> dict[str, An
     """All figures by name; seconds, bytes and FLOP/s."""
     stages = {name: result.to_json() for name, result in measured.stages.items()}
     seconds = sum(stage['seconds'] for stage in stages.values())
-    tokens = ScaleSchedule.for_image(workload.ratio, workload.budget).num_tokens
+    tokens = schedule_of(workload).num_tokens
     device = jax.local_devices()[0]
     report = {
         'what': what,

@@ -9,10 +9,22 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from infinity_jax.config import PRESETS, TokenizerConfig, TransformerConfig, released_tokenizer
+from infinity_jax.config import (
+    PRESETS,
+    TokenizerConfig,
+    TransformerConfig,
+    released_tokenizer,
+    required,
+)
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.hub import DEMO_FOLDER
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.weights.model_folder import read_configs
 from infinity_jax.weights.placement import device_dtype
 
+DEMO = (
+    'demo'  # the model that the package ships, with its text encoder and its grids; training only
+)
 BLOCK = np.random.default_rng(0).standard_normal(2**20, dtype=np.float32)
 
 
@@ -51,6 +63,13 @@ def preset(name: str, precision: str) -> tuple[TransformerConfig, TokenizerConfi
         raise UserError(f'unknown preset {name!r}; choose one of {", ".join(PRESETS)}')
     transformer = dataclasses.replace(PRESETS[name], dtype=precision)
     return transformer, released_tokenizer(transformer)
+
+
+def schedule_of(workload: Workload) -> ScaleSchedule:
+    """The token grids of the images; the demo's are those that it was trained on."""
+    if workload.preset == DEMO:
+        return required(read_configs(DEMO_FOLDER).schedule, 'schedule')
+    return ScaleSchedule.for_image(workload.ratio, workload.budget)
 
 
 def random_params(

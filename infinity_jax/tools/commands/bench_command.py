@@ -24,7 +24,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         '--preset',
         default='125m',
         metavar='NAME',
-        help='size of the transformer, with random weights (default: %(default)s)',
+        help='size of the transformer, with random weights; train: also demo, the shipped model '
+        'with its text encoder (default: %(default)s)',
     )
     add_ratio_flags(parser, default='1:1')
     parser.add_argument(

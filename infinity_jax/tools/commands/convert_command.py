@@ -45,20 +45,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_from_torch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--transformer',
-        type=input_path,
+        type=path,
         metavar='PATH',
         help='.pth or .safetensors file, or folder of shards (default: none)',
     )
     parser.add_argument(
         '--tokenizer',
-        type=input_path,
+        type=path,
         metavar='PATH',
         help='the tokenizer that the transformer was trained with; without --transformer also a '
         'continuous autoencoder, as initialisation of a tokenizer (default: none)',
     )
     parser.add_argument(
         '--text-encoder',
-        type=input_path,
+        type=path,
         metavar='DIR',
         help='Hugging Face folder or repository of a Flan-T5 (default: none)',
     )

@@ -97,7 +97,7 @@ def evaluate_scenes(
         captions = [scene_caption(scene) for scene in scenes]
         renders = np.stack([render_scene(scene, size) for scene in scenes])
         reconstructions, ratio = reconstruct(loaded, pipeline.schedule, renders)
-        generated = np.stack(pipeline(captions, seed=seed, sampling=sampling).pixels)
+        generated = pipeline(captions, seed=seed, sampling=sampling).pixels
         results[kind] = {'psnr': ratio}
         rows = {'renders': renders, 'reconstructions': reconstructions, GENERATED: generated}
         for row, images in rows.items():

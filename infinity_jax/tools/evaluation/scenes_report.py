@@ -13,7 +13,7 @@ from infinity_jax.tools.evaluation.geneval_rules import Verdict
 
 TEXT, JSON, SHEET = 'scenes.txt', 'scenes.json', 'scenes.png'
 GENERATED = 'generated'
-KINDS = {'trained': 'combinations seen in training', 'held_out': 'combinations held out'}
+KINDS = {'trained': 'trained combinations', 'held_out': 'held-out combinations'}
 
 
 class Shown(NamedTuple):

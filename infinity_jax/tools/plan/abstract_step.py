@@ -79,7 +79,7 @@ def abstract_step(
     check_parts(config.batch_size, config.accumulate_steps, mesh)
     configs = with_run_text_dtype(config, configs, mesh)
     models = make_models(config, configs)
-    transformer = models.transformer.clone(unrolled=unrolled)
+    transformer = models.transformer.clone(layers='unrolled' if unrolled else config.layers)
     schedule = required(configs.schedule, 'schedule')
     models = dataclasses.replace(models, transformer=transformer, schedules=(schedule,))
     boxed = jax.eval_shape(lambda key: init_state(key, models, config), jax.random.key(0))

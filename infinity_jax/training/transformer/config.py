@@ -11,6 +11,7 @@ from infinity_jax.training.config import RunConfig
 from infinity_jax.training.transformer.partial_start import check_parts
 from infinity_jax.training.transformer.self_correction import STRENGTH_STEP
 from infinity_jax.transformer.attention_ops import IMPLEMENTATIONS
+from infinity_jax.transformer.layer_loop import check_layers
 from infinity_jax.transformer.lora import LoraConfig
 from infinity_jax.transformer.remat import check_remat
 
@@ -66,6 +67,8 @@ class T2IConfig(RunConfig):
     reweight_scales: bool = True  # tokens weigh 1/√(h·w) of their scale in the loss
     attention: str = 'auto'  # 'auto', 'xla', 'cudnn' or 'splash', see docs/scaling.md
     remat: str = 'none'  # what the backward pass recomputes, see `remat.POLICIES`
+    layers: str = 'auto'  # 'scanned', 'unrolled' or 'auto', see `layer_loop.unrolled`
+    encode_once: str = 'auto'  # 'auto' or 'never', see `encoded_once.keeps_features`
     accumulate_steps: int = 1  # parts of a batch that are processed one after the other
     lora: LoraConfig = LoraConfig()  # adapters are trained instead of the transformer
     new_parts: tuple[str, ...] = ()  # of init_from's transformer, start with new weights
@@ -75,6 +78,9 @@ class T2IConfig(RunConfig):
         check_ranges(self, '', {'condition_drop': RATE, 'accumulate_steps': Range(1, 2**20)})
         check_paths(self, '', ('tokenizer',))
         check_remat(self.remat)
+        check_layers(self.layers)
+        if self.encode_once not in ('auto', 'never'):
+            raise UserError(f"encode_once is {self.encode_once!r}; wanted 'auto' or 'never'")
         check_parts(self.new_parts)
         if self.attention not in IMPLEMENTATIONS:
             raise UserError(f'attention is {self.attention!r}; wanted {", ".join(IMPLEMENTATIONS)}')

@@ -68,7 +68,7 @@ def make_models(config: T2IConfig, configs: ModelConfigs) -> Models:
     """The networks of a model on the grids of the run's buckets."""
     transformer = required(configs.transformer, 'transformer')
     return Models(
-        Transformer(transformer, config.attention, config.remat),
+        Transformer(transformer, config.attention, config.remat, config.layers),
         Autoencoder(required(configs.tokenizer, 'tokenizer')),
         T5Encoder(required(configs.text, 'text encoder'), jnp.dtype(configs.text_products)),
         bucket_schedules(config, configs),

@@ -31,6 +31,11 @@ from infinity_jax.training.init_from import check_partner, transformer_params
 from infinity_jax.training.optimizer import TrainState, make_optimizer, new_state
 from infinity_jax.training.run_folder import config_without_paths
 from infinity_jax.training.transformer.config import T2IConfig
+from infinity_jax.training.transformer.encoded_once import (
+    EncodedBatches,
+    EncodedOnce,
+    keeps_features,
+)
 from infinity_jax.training.transformer.features import check_features
 from infinity_jax.training.transformer.parts import (
     frozen_text_params,
@@ -39,6 +44,7 @@ from infinity_jax.training.transformer.parts import (
     warn_of_unknown,
 )
 from infinity_jax.training.transformer.step import (
+    encode,
     evaluation_step,
     init_state,
     jit_step,
@@ -93,8 +99,13 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         'text_tokenizer': loaded.text_tokenizer,
         'text_length': config.transformer.text_length,
     }
-    host_batches = held_out_batches(config, **text)
-    held_out = [put_batch(batch, mesh) for batch in host_batches]
+    host_batches, batches = held_out_batches(config, **text), make_batches(config, 'train', **text)
+    kept = list(host_batches)
+    if keeps_features(config, mesh):
+        encode_pixels = in_mesh(mesh, jax.jit(functools.partial(encode, models=models)))
+        once = EncodedOnce(lambda pixels: encode_pixels(frozen, Batch(pixels_BYX3=pixels)))
+        kept, batches = [once(batch) for batch in host_batches], EncodedBatches(batches, once)
+    held_out = [put_batch(batch, mesh) for batch in kept]
     trained = first_batches(config, 'train', 1, **text)[0].captions or []
     if loaded.text_tokenizer is not None and jax.process_index() == 0:
         read = [*trained, *(text for batch in host_batches for text in batch.captions or [])]
@@ -153,7 +164,7 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         init=from_scratch,
         abstract_state=loop.with_shardings(shapes, shardings),
         from_model=from_model if config.init_from else None,
-        batches=make_batches(config, 'train', **text),
+        batches=batches,
         train_step=in_mesh(mesh, lambda state, batch: step(state, frozen, batch)),
         step_flops=step_flops,
         evaluate=in_mesh(mesh, evaluate),

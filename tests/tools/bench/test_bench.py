@@ -18,7 +18,7 @@ from infinity_jax.tools.bench import train as bench_train
 from infinity_jax.tools.bench.inference import generation_stages, text_stage
 from infinity_jax.tools.bench.products import BareProducts, products_of, total_flops
 from infinity_jax.tools.bench.stage import Timing, take_turns
-from infinity_jax.tools.bench.workload import Workload
+from infinity_jax.tools.bench.workload import Workload, schedule_of
 from infinity_jax.transformer.attention_ops import attend
 
 WORKLOAD = Workload('tiny', '1.000', '0.06M', 1, 'float32', 3.0, 8, text_encoder=False)
@@ -137,6 +137,17 @@ def test_products_are_found_where_programs_have_options_of_the_chip(monkeypatch)
     bench_inference.bench_tokenizer(WORKLOAD)
     assert [stage.name for stage in stages] == ['transformer', 'decoder', 'encoder', 'decoder']
     assert all(total_flops(stage.groups) > 0 for stage in stages)
+
+
+def test_the_demo_trains_its_text_encoder_on_its_own_grids(monkeypatch):
+    measured = []
+    monkeypatch.setattr(bench_train, 'measure', lambda found, **options: measured.extend(found))
+    workload = dataclasses.replace(WORKLOAD, preset='demo', batch=2, text_length=512)
+    bench_train.bench_train(workload)
+    (stage,) = measured
+    assert schedule_of(workload).num_tokens == 85
+    texts = [p for group in stage.groups for p in group.products if p.left == (2 * 24, 128)]
+    assert texts  # 24 tokens of each text go through the encoder
 
 
 def test_the_text_stage_runs_the_encoder_on_prompts_of_the_asked_length(monkeypatch):

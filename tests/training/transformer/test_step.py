@@ -80,7 +80,7 @@ def start(config):
 def parts_of(config):
     """The networks, and the frozen parameters."""
     models = Models(
-        Transformer(DROPPING, remat=config.remat),
+        Transformer(DROPPING, remat=config.remat, layers=config.layers),
         Autoencoder(TOKENIZER),
         T5Encoder(ENCODER),
         (SCHEDULE,),
@@ -93,9 +93,10 @@ def parts_of(config):
 
 
 @functools.cache
-def metrics(remat='none', accumulate_steps=1):
+def metrics(remat='none', accumulate_steps=1, layers='scanned'):
     """Loss, gradient norm and the rates by scale of four steps."""
-    step, state, frozen = start(run_config(remat=remat, accumulate_steps=accumulate_steps))
+    config = run_config(remat=remat, accumulate_steps=accumulate_steps, layers=layers)
+    step, state, frozen = start(config)
     found = []
     for batch in batches():
         state, values = step(state, frozen, batch)
@@ -103,11 +104,13 @@ def metrics(remat='none', accumulate_steps=1):
     return found
 
 
-@pytest.mark.parametrize(('remat', 'parts'), [('full', 4), ('queries', 2)])
-def test_recomputing_and_accumulating_change_nothing(remat, parts):
+@pytest.mark.parametrize(
+    ('remat', 'parts', 'layers'), [('full', 4, 'unrolled'), ('queries', 2, 'scanned')]
+)
+def test_recomputing_accumulating_and_unrolling_change_nothing(remat, parts, layers):
     plain = metrics()
     assert plain[3]['loss'] != plain[0]['loss']
-    for ours, wanted in zip(metrics(remat, parts), plain, strict=True):
+    for ours, wanted in zip(metrics(remat, parts, layers), plain, strict=True):
         np.testing.assert_allclose(ours['loss'], wanted['loss'], rtol=0, atol=1e-6)
         for name in ('grad_norm', 'accuracy_per_scale', 'majority_rate_per_scale'):
             np.testing.assert_allclose(ours[name], wanted[name], rtol=1e-5)
@@ -189,6 +192,10 @@ def test_unknown_names_are_refused():
         run_config(remat='some')
     with pytest.raises(UserError, match="attention is 'some'; wanted auto, xla"):
         run_config(attention='some')
+    with pytest.raises(UserError, match="layers is 'some'; wanted one of auto, scanned"):
+        run_config(layers='some')
+    with pytest.raises(UserError, match="encode_once is 'some'; wanted 'auto' or 'never'"):
+        run_config(encode_once='some')
 
 
 def test_the_frozen_text_encoder_is_split_and_has_the_dtype_of_products(tmp_path):

@@ -25,6 +25,7 @@ HEIGHTS = (16, 8, 4)  # an image's edge over the height of letters, in the calib
 # Rendered for the calibration: three words or fewer, so that all fit at a quarter of the edge.
 WORDS = ('OPEN', 'Fresh', 'jazz 42', 'Quiet', 'go!', 'Exit', 'kiwi', 'No 7')
 COLOURS = (('black', 'white'), ('white', 'navy'), ('red', 'khaki'), ('yellow', 'darkgreen'))
+EACH = 2  # of these colours for a word
 
 Reader = Callable[[np.ndarray], list[str]]  # uint8 (Y, X, 3) -> lines
 
@@ -54,7 +55,7 @@ def evaluate_text(out: pathlib.Path) -> dict[str, Any]:
     read = load_reader()
     size = read_pixels(out / benchmark.items[0].files[0]).shape[:2]
     shares = calibration(read, size)
-    print(f'calibration: {len(WORDS) * len(COLOURS)} rendered texts a line, {size[1]} x {size[0]}')
+    print(f'calibration: {EACH * len(WORDS)} rendered texts each, {size[1]} x {size[0]}')
     for name, (characters, exact) in shares.items():
         print(f'  {name:28}{characters:6.0%} of characters {exact:6.0%} exact')
     entries = []
@@ -96,12 +97,15 @@ def calibration(read: Reader, size: tuple[int, int]) -> dict[str, tuple[float, f
     for part in HEIGHTS:
         scores: list[TextScore] = []
         for i, word in enumerate(WORDS):
-            for j, colours in enumerate(COLOURS):
-                pixels = render(word, size, part, colours, seed=len(COLOURS) * i + j)
+            for j in range(i, i + EACH):
+                pixels = render(word, size, part, COLOURS[j % len(COLOURS)], seed=i + j)
                 scores.append(score_text((word,), read(pixels)))
         name = f'letters of {min(size) / part:.0f} pixels'
-        shares = [[score.characters for score in scores], [score.exact for score in scores]]
-        found[name] = (float(np.mean(shares[0])), float(np.mean(shares[1])))
+        count = len(scores)
+        found[name] = (
+            sum(x.characters for x in scores) / count,
+            sum(x.exact for x in scores) / count,
+        )
     return found
 
 
@@ -123,7 +127,7 @@ def render(
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     random = np.random.default_rng(seed)
     x, y = (
-        random.integers(0, max(room, 0) + 1) - start
+        random.integers(0, max(int(room), 0) + 1) - start
         for room, start in ((size[1] - (right - left), left), (size[0] - (bottom - top), top))
     )
     draw.text((int(x), int(y)), text, colours[0], font)

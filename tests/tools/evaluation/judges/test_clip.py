@@ -1,6 +1,7 @@
 """CLIP score: the command with stand-ins for both towers, and a tiny model where torch is there."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -79,8 +80,8 @@ def test_what_cannot_be_scored_is_one_line(tmp_path, monkeypatch):
     (out / 'run.json').write_text('{"benchmark": "other"}')
     with pytest.raises(UserError, match="of benchmark 'other'; wanted geneval"):
         clip.evaluate_clip(out, tmp_path)
-    (tmp_path / 'clip_scores.json').write_text('{"model": "tiny", "entries": []}')
-    _, (problem,) = find_results(tmp_path)
+    (out / 'clip_scores.json').write_text('{"model": "tiny", "entries": []}')
+    _, (problem,) = find_results(out)
     assert 'not as evaluate clip writes it (ZeroDivisionError' in problem
 
 
@@ -148,8 +149,6 @@ def test_a_folder_of_something_else_is_one_line(tmp_path):
 
 
 def test_torch_is_named_where_it_is_absent(tmp_path, monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, 'torch', None)
     with pytest.raises(UserError, match=r"package torch .*: pip install 'infinity_jax\[clip\]'"):
         clip.load_clip(tmp_path)

@@ -1,12 +1,12 @@
 """FID and its like: the command with a stand-in for torch-fidelity, and errors in one line."""
 
-import json
 import sys
 
 import numpy as np
 import pytest
 import safetensors.numpy
 from helpers.data_folders import encoded
+from PIL import Image
 
 from infinity_jax.cli import main
 from infinity_jax.errors import UserError
@@ -15,22 +15,13 @@ from infinity_jax.tools.evaluation.judges.image_folder import read_pixels
 from infinity_jax.tools.evaluation.report.find import find_results
 
 
-def folder(tmp_path, count=8, brighter=0):
-    """Images in pred/ and gt/; the generated ones are brighter."""
-    for name, light in (('pred', brighter), ('gt', 0)):
+def folder(tmp_path, count=8):
+    """Images in pred/ and gt/."""
+    for name in ('pred', 'gt'):
         (tmp_path / name).mkdir()
         for i in range(count):
             (tmp_path / name / f'{i:06}.png').write_bytes(encoded(60, 64, i, 'PNG'))
-            if light:
-                pixels = np.clip(read_pixels(tmp_path / name / f'{i:06}.png') + light, 0, 255)
-                inception_image(tmp_path / name / f'{i:06}.png', pixels.astype(np.uint8))
     return tmp_path
-
-
-def inception_image(path, pixels):
-    from PIL import Image
-
-    Image.fromarray(pixels).save(path)
 
 
 def extract(pixels_BYX3):
@@ -80,7 +71,12 @@ def test_features_do_not_depend_on_the_sizes_before(tmp_path):
 
 
 def test_a_calibration_orders_changes(tmp_path):
-    paths = sorted((folder(tmp_path, 40) / 'gt').iterdir())
+    random = np.random.default_rng(0)
+    for i in range(40):  # fine grain above, dark and blue below
+        pixels = random.integers(0, 256, (60, 64, 3), np.uint8)
+        pixels[30:] //= np.array([4, 2, 1], np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f'{i}.png')
+    paths = sorted(tmp_path.iterdir())
     distances = inception.calibration(extract, paths, inception.features_of(extract, paths))
     assert min(distances, key=distances.get) == 'the other half' and len(distances) == 4
 
@@ -92,9 +88,7 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, monkeypatch):
     safetensors.numpy.save_file(tensors, weights)
     for module in ('torch_fidelity', 'torch'):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(
-        UserError, match=r"package torch_fidelity .*: pip install 'infinity_jax\[fid"
-    ):
+    with pytest.raises(UserError, match=r"torch_fidelity .*: pip install 'infinity_jax\[fid"):
         inception.load_network(weights)
     monkeypatch.setattr(inception, 'import_optional', lambda module, install: None)
     with pytest.raises(UserError, match=r'fc.weight is \(1000, 2048\); wanted \(1008, 2048\), of'):
@@ -112,16 +106,13 @@ def test_scores_of_another_layout_are_one_line(tmp_path, content):
     (tmp_path / 'fid_scores.json').write_text(content)
     results, (problem,) = find_results(tmp_path)
     assert not results and 'not as evaluate fid writes it' in problem
-    assert json.loads(content) is not False
 
 
 @pytest.mark.numeric
-def test_figures_are_those_of_torch_fidelity(tmp_path):
-    torch = pytest.importorskip('torch')
+def test_figures_are_those_of_torch_fidelity():
     pytest.importorskip('torch_fidelity', exc_type=Exception)
     random = np.random.default_rng(0)
     generated, true = (random.normal(size=(300, 16)).astype(np.float32) for _ in range(2))
     found = inception.measure(generated + 0.5, true)
     assert found['FID'] == pytest.approx(inception.frechet_distance(generated + 0.5, true), 1e-3)
     assert found['kid_subset'] == 300 and 0 < found['KID'] and 0 < found['recall'] <= 1
-    assert torch.is_tensor(torch.zeros(1))
