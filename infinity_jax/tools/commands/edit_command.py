@@ -143,7 +143,11 @@ def run(args: argparse.Namespace) -> None:
             quantization=quantization_of(args),
             **model_options_of(args),
             request=GenerationRequest(
-                (prompt,), args.num, negative or source_prompt, sampling, image.shape[:2]
+                (prompt,),
+                args.num,
+                negative or source_prompt,
+                sampling,
+                (image.shape[0], image.shape[1]),
             ),
         )
         results = pipeline.edit(
