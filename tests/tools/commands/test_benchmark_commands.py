@@ -20,7 +20,7 @@ def test_defaults_are_those_of_the_published_figures():
         found = options(name)
         assert found.sampling.guidance == (4.0,) and found.sampling.temperature == (1.0,)
         assert found.seeds == ('image' if name in ('hpsv2', 'captions') else 'prompt')
-        assert found.image_size == {} and found.max_batch is None
+        assert not any(found.model.values()) and found.max_batch is None
     assert {name: KINDS[name].num for name in NAMES} == {
         'geneval': 4, 'dpg': 4, 'imagereward': 10, 'hpsv2': 1, 'captions': 1,
     }  # fmt: skip
@@ -29,10 +29,13 @@ def test_defaults_are_those_of_the_published_figures():
 
 def test_flags_become_settings():
     flags = ['--cfg', '1,2', '--tau', '0.5', '--seeds', 'image', '--budget', '0.25M', '--seed', '7']
-    found = options('geneval', *flags, '--aspect-ratio', '1:1', '--max-batch', '3')
+    found = options(
+        'geneval', *flags, '--aspect-ratio', '1:1', '--max-batch', '3', '--dtype', 'bfloat16'
+    )
     assert found.sampling.guidance == (1.0, 2.0) and found.sampling.temperature == (0.5,)
     assert (found.seeds, found.seed, found.max_batch) == ('image', 7, 3)
-    assert found.image_size == {'height_over_width': 1.0, 'budget': '0.25M'}
+    given = {name: value for name, value in found.model.items() if value}
+    assert given == {'height_over_width': 1.0, 'budget': '0.25M', 'dtype': 'bfloat16'}
 
 
 @pytest.mark.parametrize('name', NAMES)
