@@ -145,9 +145,8 @@ def main(arguments: list[str] | None = None) -> int:
             replaces = rng.random() < 0.5  # what an earlier conversion wrote
             if replaces:
                 shutil.copytree(places[conversion], place, dirs_exist_ok=True)
-            goal = min(flags.count, killed + KILLS_PER_RUN)
             problems = []
-            while killed < goal:
+            for _ in range(min(KILLS_PER_RUN, flags.count - killed)):
                 delay = rng.uniform(0, 1.1 * seconds[conversion])
                 killed += kill_once(start(place, conversion, torch), place, delay)
                 if replaces and conversion == 'from-torch' and not whole(place, wanted[conversion]):
