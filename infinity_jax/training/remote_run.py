@@ -12,7 +12,7 @@ import pathlib
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import jax
 
@@ -60,6 +60,9 @@ class RemoteRun:
     def fetch(self) -> None:
         """Makes the folder of this machine equal to the store's; deletes unfinished checkpoints.
 
+        A folder with a whole checkpoint or an exported model that the store lacks, because the
+        last copy failed, is set aside, and named in a line.
+
         Raises:
           UserError: one of the two cannot be read or written.
         """
@@ -67,6 +70,14 @@ class RemoteRun:
         whole = {m[1] for m in map(_STEP.fullmatch, files) if m and m[2] == HASHES}
         steps = {name: m[1] for name in files if (m := _STEP.fullmatch(name))}
         try:
+            if unsent := self._unsent(files):
+                aside = self.folder.with_name(f'{self.folder.name}.unsent')
+                shutil.rmtree(aside, ignore_errors=True)
+                self.folder.rename(aside)
+                print(
+                    f'{self.url}: {unsent} was not copied to the store; it is kept in {aside} '
+                    'until this happens again'
+                )
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             (self.folder / MARK).write_text(json.dumps(self.url), encoding='utf-8')
@@ -82,6 +93,24 @@ class RemoteRun:
             ) from None
         os.utime(self.folder / MARK)
 
+    def _unsent(self, files: Collection[str]) -> str:
+        """What the folder of this machine has and the store lacks: 'checkpoint N', 'model' or ''.
+
+        Args:
+          files: names in the store.
+        """
+        if not (self.folder / MARK).exists():
+            return ''
+        since = (self.folder / MARK).stat().st_mtime_ns
+        for name in file_names(self.folder):
+            match = _STEP.fullmatch(name)
+            if match and match[2] == HASHES and name not in files:
+                return f'checkpoint {match[1]}'
+            newer = (self.folder / name).stat().st_mtime_ns >= since
+            if name.startswith('model/') and newer:
+                return 'model'
+        return ''
+
     def send(self) -> None:
         """Copies all files but checkpoints that are newer than the last copy.
 
@@ -96,8 +125,8 @@ class RemoteRun:
             and '/.' not in name
             and (self.folder / name).stat().st_mtime_ns >= since
         ]
-        os.utime(self.folder / MARK, ns=(now - MARGIN, now - MARGIN))
         copy_to(self.url, self.folder, newer)
+        os.utime(self.folder / MARK, ns=(now - MARGIN, now - MARGIN))  # what failed is sent again
 
     def send_checkpoint(self, step: int) -> None:
         """Copies a complete checkpoint, after the metrics up to it; deletes those that are gone.

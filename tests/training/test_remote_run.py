@@ -76,6 +76,30 @@ def test_files_are_sent_only_when_they_are_new(store, monkeypatch):
     assert contents(f'{store}/run') == {'samples/a.png': b'kept', 'b.txt': b'b'}
 
 
+def test_what_the_last_copy_lacks_is_set_aside(store, monkeypatch, capsys):
+    def fail(*args):
+        raise OSError('no such bucket')
+
+    with run_folder(f'{store}/run') as folder:
+        (RemoteRun.of(folder).folder / 'model').mkdir()
+        (RemoteRun.of(folder).folder / 'model' / 'a.txt').write_text('weights', encoding='utf-8')
+        failing = monkeypatch.context()
+        with pytest.raises(OSError, match='bucket'), failing as patch:
+            patch.setattr('infinity_jax.training.remote_run.copy_to', fail)
+            RemoteRun.of(folder).send()
+        local = RemoteRun.of(folder).folder
+        shutil.copytree(local, local.with_name('copy'))
+    shutil.rmtree(local)
+    local.with_name('copy').rename(local)  # as if the copy at the end had failed as well
+    fsspec.filesystem('memory').rm(f'{store}/run', recursive=True)
+    capsys.readouterr()
+    with run_folder(f'{store}/run') as folder:
+        aside = local.with_name(f'{local.name}.unsent')
+        assert 'model was not copied to the store' in capsys.readouterr().out
+        assert (aside / 'model' / 'a.txt').read_text(encoding='utf-8') == 'weights'
+        assert not (local / 'model').exists()
+
+
 def test_an_error_of_the_run_still_sends_its_files(store):
     with pytest.raises(UserError, match='bad loss'), run_folder(f'{store}/run') as folder:
         (RemoteRun.of(folder).folder / 'metrics.jsonl').write_text('{}\n')
