@@ -54,6 +54,8 @@ def runner(model):
         'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
         'JAX_PLATFORMS': 'cpu',
+        # The runner starts its worker with the `python` that it finds first.
+        'PATH': os.pathsep.join([os.path.dirname(sys.executable), os.environ['PATH']]),
         'PORT': str(port),
         'PYTHONPATH': os.pathsep.join([str(REPOSITORY), *sys.path]),
     }
