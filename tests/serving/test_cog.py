@@ -31,7 +31,7 @@ def test_the_requirements_are_those_of_the_package():
     of_package = {line.strip() for line in (REPOSITORY / 'setup.cfg').read_text().splitlines()}
     lines = (LAUNCH / 'cog_requirements.txt').read_text().splitlines()
     ours = [line for line in lines if line and not line.startswith('#')]
-    assert ours[0] == 'jax[cuda13]>=0.10' and 'jax>=0.10' in of_package
+    assert ours[0] == 'jax[cuda13]>=0.10.1' and 'jax>=0.10.1' in of_package
     assert not set(ours[1:]) - of_package
 
 
