@@ -4,6 +4,7 @@ import dataclasses
 import io
 from typing import Any
 
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -46,6 +47,8 @@ async def read_form(request: Request) -> Form:
         form = await request.form(max_files=len(FILES), max_fields=MOST_FIELDS)
     except HTTPException as error:  # as Starlette reports a form that it cannot read
         raise ApiError(f'the form cannot be read: {error.detail}') from None
+    except FormParserError as error:  # older versions of Starlette let it pass
+        raise ApiError(f'the form cannot be read: {error}') from None
     try:
         fields: dict[str, Any] = {}
         files: dict[str, bytes] = {}

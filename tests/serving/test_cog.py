@@ -31,7 +31,7 @@ def test_the_requirements_are_those_of_the_package():
     of_package = {line.strip() for line in (REPOSITORY / 'setup.cfg').read_text().splitlines()}
     lines = (LAUNCH / 'cog_requirements.txt').read_text().splitlines()
     ours = [line for line in lines if line and not line.startswith('#')]
-    assert ours[0] == 'jax[cuda13]>=0.10' and 'jax>=0.10' in of_package
+    assert ours[0] == 'jax[cuda13]>=0.10.1' and 'jax>=0.10.1' in of_package
     assert not set(ours[1:]) - of_package
 
 
@@ -54,6 +54,8 @@ def runner(model):
         'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir,
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2',
         'JAX_PLATFORMS': 'cpu',
+        # The runner starts its worker with the `python` that it finds first.
+        'PATH': os.pathsep.join([os.path.dirname(sys.executable), os.environ['PATH']]),
         'PORT': str(port),
         'PYTHONPATH': os.pathsep.join([str(REPOSITORY), *sys.path]),
     }

@@ -3,6 +3,7 @@
 import argparse
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.remote import is_remote
@@ -216,6 +217,17 @@ def run_images(args: argparse.Namespace) -> None:
     evaluate_images(pathlib.Path(args.folder), reference, weights, args.count, out)
 
 
+def _emoji_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the evaluations on emoji share, see `_add_emoji_flags`."""
+    return {
+        'count': args.count,
+        'subset': args.subset,
+        'seed': args.seed,
+        'sampling': sampling_of(args),
+        'out': args.out,
+    }
+
+
 def run_demo(args: argparse.Namespace) -> None:
     """Prints a table of the matcher's accuracies."""
     from infinity_jax.runtime.hub import DEMO_FOLDER
@@ -224,12 +236,8 @@ def run_demo(args: argparse.Namespace) -> None:
 
     evaluate_demo(
         fetch_model(args.checkpoint or DEMO_FOLDER),
-        count=args.count,
-        subset=args.subset,
-        seed=args.seed,
-        sampling=sampling_of(args),
         quantization=quantization_of(args),
-        out=args.out,
+        **_emoji_options(args),
     )
 
 
@@ -241,12 +249,8 @@ def run_scenes(args: argparse.Namespace) -> None:
 
     evaluate_scenes(
         fetch_model(args.checkpoint or DEMO_FOLDER),
-        count=args.count,
-        subset=args.subset,
-        seed=args.seed,
-        sampling=sampling_of(args),
         quantization=quantization_of(args),
-        out=args.out,
+        **_emoji_options(args),
     )
 
 
@@ -255,14 +259,7 @@ def run_edits(args: argparse.Namespace) -> None:
     from infinity_jax.runtime.hub import DEMO_FOLDER, local_folder
     from infinity_jax.tools.evaluation.edits import evaluate_edits
 
-    evaluate_edits(
-        local_folder(args.checkpoint or DEMO_FOLDER),
-        count=args.count,
-        subset=args.subset,
-        seed=args.seed,
-        sampling=sampling_of(args),
-        out=args.out,
-    )
+    evaluate_edits(local_folder(args.checkpoint or DEMO_FOLDER), **_emoji_options(args))
 
 
 def run_loss(args: argparse.Namespace) -> None:

@@ -50,7 +50,7 @@ def write_report(out: pathlib.Path, results: dict[str, Any], shown: Sequence[Sho
 
 
 def table(results: dict[str, Any]) -> str:
-    """The scores as text: a row per task, the model's beside those of the judge."""
+    """The scores as text: a row per task, the model's next to those of the judge."""
     lines = [f'{results["model"]}: {results["candidates"]} candidate emoji, {results["subset"]}']
     for kind, title in KINDS.items():
         rows = results[kind]
