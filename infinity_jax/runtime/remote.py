@@ -40,9 +40,9 @@ class Status(NamedTuple):
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-    """Whether a text or path begins with a scheme: `s3://…`, and also the misspelt `s3:/…`."""
+    """Whether a path begins with a scheme: `s3://…`, or the misspelt `s3:/…` and `s3:…`."""
     match = _SCHEME.match(os.fspath(path))
-    return match is not None and bool(match[2])
+    return match is not None and (bool(match[2]) or match[1] in SCHEMES)
 
 
 def check_scheme(path: str | os.PathLike, name: str = 'a path') -> None:

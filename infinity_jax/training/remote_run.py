@@ -88,8 +88,8 @@ class RemoteRun:
         except OSError as error:
             raise UserError(
                 f'config.run_dir {self.url}: cannot be copied to {self.folder}: '
-                f'{error.strerror or first_line(error)}; free space, or set XDG_CACHE_HOME to '
-                'another place'
+                f'{error.strerror or first_line(error)}; free space, set XDG_CACHE_HOME to another '
+                'place, or check your credentials'
             ) from None
         os.utime(self.folder / MARK)
 

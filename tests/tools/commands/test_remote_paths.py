@@ -26,7 +26,7 @@ FIELDS = {
     't2i.py': ('run_dir', 'init_from', 'tokenizer', 'text.folder', 'data.index_dir'),
     'tokenizer.py': ('run_dir', 'init_from', 'vgg_weights', 'lpips_heads', 'data.index_dir'),
 }
-BAD = ('bad-scheme://x', 'gs:/x', 'file:///x')
+BAD = ('bad-scheme://x', 'gs:/x', 'gs:x', 'file:///x')
 store = pytest.fixture(memory_store)
 
 
