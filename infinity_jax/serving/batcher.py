@@ -1,7 +1,6 @@
 """Puts requests together: images of one group that wait at the same time share a batch."""
 
 import asyncio
-import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +34,7 @@ class Batcher:
         *,
         most_waiting: int,
         wait_s: float,
+        at_once: int = 1,
         on_batch: Callable[[int, float], None] = lambda images, seconds: None,
     ):
         """Takes the model.
@@ -42,13 +42,16 @@ class Batcher:
         Args:
           run: generates tasks of one group, on a thread of `executor`.
           largest: tasks per call of `run`, at most.
-          executor: of one thread, for all models on the device.
+          executor: of the threads that run batches, for all models on the device.
           most_waiting: images in the queue, at most.
-          wait_s: for which an image waits for others, if the device is idle.
+          wait_s: for which an image waits for others, if it could start.
+          at_once: batches that run at the same time, at most.
           on_batch: called with the images and seconds of every batch.
         """
         self._run, self._largest, self._executor = run, largest, executor
         self._most_waiting, self._wait_s, self._on_batch = most_waiting, wait_s, on_batch
+        self._at_once, self._room = at_once, asyncio.Semaphore(at_once)
+        self._running: set[asyncio.Task[None]] = set()
         self._queue: list[_Waiting] = []
         self._arrived = asyncio.Event()
         self._last_s = 1.0  # seconds that the last batch took
@@ -62,7 +65,7 @@ class Batcher:
     def check_room(self, images: int) -> None:
         """Raises `ApiError` if the queue has no room for so many images."""
         if len(self._queue) + images > self._most_waiting:
-            batches = 1 + len(self._queue) // self._largest
+            batches = 1 + len(self._queue) // (self._largest * self._at_once)
             raise ApiError(
                 f'{len(self._queue)} images are waiting, {self._most_waiting} at most; try again '
                 'later',
@@ -94,14 +97,15 @@ class Batcher:
 
     async def close(self) -> None:
         """Ends the worker; images that still wait are not generated."""
-        if self._worker is not None:
-            self._worker.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._worker
+        tasks = [task for task in (self._worker, *self._running) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _work(self) -> None:
         while True:
             await self._arrived.wait()
+            await self._room.acquire()  # images that arrive meanwhile join the batch
             if self._queue and len(self._next()) < self._largest:
                 age = time.monotonic() - self._queue[0].arrived
                 if age < self._wait_s:
@@ -110,8 +114,16 @@ class Batcher:
             self._queue = [entry for entry in self._queue if entry not in batch]
             if not self._queue:
                 self._arrived.clear()
-            if batch:
-                await self._generate(batch)
+            if not batch:
+                self._room.release()
+                continue
+            running = asyncio.create_task(self._generate(batch))
+            self._running.add(running)
+            running.add_done_callback(self._ended)
+
+    def _ended(self, running: 'asyncio.Task[None]') -> None:
+        self._running.discard(running)
+        self._room.release()
 
     def _next(self) -> list[_Waiting]:
         """The oldest image, and others of its group."""

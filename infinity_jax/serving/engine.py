@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,8 +25,10 @@ from infinity_jax.runtime.hub import local_folder
 from infinity_jax.scales import ScaleSchedule, released_name
 from infinity_jax.serving.batch_sizes import BatchSizes
 from infinity_jax.serving.tasks import BatchGroup, ImageTask
+from infinity_jax.sharding import target_platform
 
 BATCH_SIZES = (2, 4, 8)  # on a CPU, products of a single row round differently: 1 would stand alone
+AT_ONCE_ON_CPU = 2  # batches of a small model; a third one gains nothing on two cores
 
 
 class Dropped(Exception):
@@ -33,7 +36,15 @@ class Dropped(Exception):
 
 
 class Engine:
-    """Generates batches of images; one thread at a time may call it."""
+    """Generates batches of images.
+
+    On a CPU, a program of a small model does not keep all cores busy, and a second batch at the
+    same time costs the first one little. Everywhere else programs would take each other's time.
+
+    Attributes:
+      sizes: the batch sizes, and which of them may be used.
+      at_once: threads that may call it at the same time.
+    """
 
     def __init__(self, ready: ReadyModel, sizes: Sequence[int] = BATCH_SIZES):
         """Takes a loaded model on one device.
@@ -53,8 +64,12 @@ class Engine:
                 'smaller size'
             )
         self.sizes = BatchSizes(fitting)
+        self._comparing = threading.Lock()
         self.configs, self._quantization = model.configs, model.quantization
         self._generator = Generator.of_model(model, ready.executables)
+        several = target_platform() == 'cpu' and not self._generator.layerwise
+        fit = AT_ONCE_ON_CPU * self.sizes.largest <= ready.batch
+        self.at_once = AT_ONCE_ON_CPU if several and fit else 1
         self._encode = PromptEncoder(model, None, ready.executables)
         self._transformer = required(model.configs.transformer, 'transformer')
         self._tokenizer = required(model.configs.tokenizer, 'tokenizer')
@@ -75,9 +90,8 @@ class Engine:
         """Loads a model folder; `options` are those of `loading.read_for_generation`."""
         folder = local_folder(name, revision)
         configs = read_for_generation(folder, **options)
-        ready = load_for_generation(
-            folder, configs, max_batch=max(sizes), quantization=quantization
-        )
+        batch = max(sizes) * (AT_ONCE_ON_CPU if target_platform() == 'cpu' else 1)
+        ready = load_for_generation(folder, configs, max_batch=batch, quantization=quantization)
         return cls(ready, sizes)
 
     @property
@@ -125,12 +139,11 @@ class Engine:
           UserError: settings that do not fit the model.
         """
         program = self._program(tasks[0].group)
-        untried = self.sizes.untried(program, len(tasks))
-        size = self.sizes.smallest if untried else self.sizes.fitting(program, len(tasks))
-        generated = self._in_batches(tasks, size)
-        if untried is not None:
-            compared = self._in_batches(tasks[:untried], untried, previews=False)
-            self._compare(program, untried, generated, compared)
+        if self.sizes.untried(program, len(tasks)) is not None:
+            with self._comparing:
+                generated = self._with_comparison(program, tasks)
+        else:
+            generated = self._in_batches(tasks, self.sizes.fitting(program, len(tasks)))
         return [pixels for _, pixels in generated]
 
     def given(self, read: ReadEdit) -> tuple[ScaleSchedule, GivenBits]:
@@ -175,6 +188,18 @@ class Engine:
         """What is compiled in, apart from the batch size."""
         settings = group.sampling.static(group.schedule, self._quantization)
         return settings, group.negative, group.edits
+
+    def _with_comparison(
+        self, program: Any, tasks: Sequence[ImageTask]
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """`_in_batches`, which tries a size unless another thread has just done so."""
+        untried = self.sizes.untried(program, len(tasks))
+        if untried is None:
+            return self._in_batches(tasks, self.sizes.fitting(program, len(tasks)))
+        generated = self._in_batches(tasks, self.sizes.smallest)
+        compared = self._in_batches(tasks[:untried], untried, previews=False)
+        self._compare(program, untried, generated, compared)
+        return generated
 
     def _compare(self, program: Any, size: int, expected: list, found: list) -> None:
         equal = all(

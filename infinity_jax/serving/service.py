@@ -53,8 +53,8 @@ class Service:
         self.engines, self.sampling, self.limits = engines, sampling, limits
         self.metrics = Metrics()
         self.started = int(time.time())
-        # One thread: models share the device, and programs would only take each other's time.
-        self.device = ThreadPoolExecutor(1, 'device')
+        threads = max(engine.at_once for engine in engines.values())
+        self.device = ThreadPoolExecutor(threads, 'device')
         self.batchers = {
             name: Batcher(
                 engine,
@@ -62,6 +62,7 @@ class Service:
                 self.device,
                 most_waiting=limits.waiting,
                 wait_s=limits.batch_wait_s,
+                at_once=engine.at_once,
                 on_batch=self.metrics.batch,
             )
             for name, engine in engines.items()

@@ -40,7 +40,7 @@ def run(test, **options):
     device = Device()
 
     async def inside():
-        with ThreadPoolExecutor(1) as executor:
+        with ThreadPoolExecutor(2) as executor:
             batcher = Batcher(device, 4, executor, **{'most_waiting': 8, 'wait_s': 0.02} | options)
             try:
                 return await asyncio.wait_for(test(device, batcher), 10)
@@ -58,6 +58,24 @@ def test_requests_that_arrive_together_share_a_batch():
         assert [image[0].max() for image in images] == [0, 1, 2, 3]
 
     run(test)
+
+
+def test_two_batches_run_at_the_same_time_and_a_third_waits():
+    async def test(device, batcher):
+        device.free.clear()
+        first = asyncio.create_task(batcher.generate([task(i) for i in range(4)]))
+        second = asyncio.create_task(batcher.generate([task(i) for i in range(4, 8)]))
+        await asyncio.sleep(0.1)
+        third = asyncio.create_task(batcher.generate([task(8)]))
+        await asyncio.sleep(0.1)
+        fourth = asyncio.create_task(batcher.generate([task(9)]))
+        await asyncio.sleep(0)
+        assert batcher.waiting == 2
+        device.free.set()
+        await asyncio.gather(first, second, third, fourth)
+        assert sorted(device.batches) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+    run(test, at_once=2)
 
 
 def test_groups_are_apart_and_the_oldest_goes_first():

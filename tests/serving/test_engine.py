@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from helpers.generation import small_model
@@ -36,6 +38,21 @@ def test_an_image_is_the_same_alone_and_in_every_batch():
     assert all(np.array_equal(image, first[i]) for i, image in enumerate(three))
     backwards = engine(tasks()[::-1])
     assert all(np.array_equal(image, first[3 - i]) for i, image in enumerate(backwards))
+
+
+def test_two_threads_generate_the_same_images_and_compare_a_size_once():
+    engine = Engine(ReadyModel(place_model(small_model()), 16, Executables()), (2, 4))
+    assert engine.at_once == 2
+    with ThreadPoolExecutor(2) as threads:
+        both = list(threads.map(engine, [tasks(engine), tasks(engine)]))
+    assert all(map(np.array_equal, both[0], both[1]))
+    assert all(map(np.array_equal, both[0], tiny_engine()(tasks())))
+    assert engine.sizes.equal(engine._program(tasks()[0].group)) == (2, 4)
+
+
+def test_one_batch_at_a_time_where_two_do_not_fit():
+    engine = Engine(ReadyModel(place_model(small_model()), 7, Executables()), (2, 4))
+    assert engine.at_once == 1
 
 
 def test_seed_index_prompt_and_negative_prompt_matter():
