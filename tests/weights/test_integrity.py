@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+import re
+import shutil
 
 import flax.linen as nn
 import jax
@@ -77,6 +79,17 @@ def test_a_flipped_bit_is_refused_by_name(folder, name):
         load_model(folder, verify=False)
         (folder / name).write_bytes(whole)
     load_model(folder)
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_flipped_bit_in_a_copy_of_the_demo(name, tmp_path):
+    folder = pathlib.Path(shutil.copytree(DEMO_FOLDER, tmp_path / 'demo'))
+    assert all(tensor.hash for tensor in open_safetensors(folder / name).values())
+    tensor = min(open_safetensors(folder / name).values(), key=lambda t: t.start)
+    first = (folder / name).read_bytes()[tensor.start]
+    overwrite(folder / name, tensor.start, bytes([first ^ 1]))
+    with pytest.raises(UserError, match=rf'{name}: {re.escape(tensor.name)} is damaged'):
+        load_model(folder)
 
 
 @pytest.mark.parametrize('name', FILES)
