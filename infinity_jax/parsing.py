@@ -89,7 +89,7 @@ def _convert(hint: Any, value: Any, where: str, stored: bool) -> Any:
             raise UserError(f'config field {where} is {short(value)}; wanted a group of fields')
         return from_mapping(hint, value, where, stored=stored)
     if typing.get_origin(hint) is tuple:
-        if isinstance(value, (str, bytes)) or not hasattr(value, '__iter__'):
+        if not isinstance(value, (list, tuple)):  # a set has no order, a counter no end
             raise UserError(f'config field {where} is {short(value)}; wanted a list')
         inner = hint.__args__[0]
         return tuple(_convert(inner, v, where, stored) for v in value)

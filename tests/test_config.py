@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import pytest
 from ml_collections import ConfigDict
@@ -71,6 +72,9 @@ def test_missing_fields_are_named_together():
         ('scales', '1,1 2,2', 'wanted a list'),
         ('scales', [3, 4], 'wanted a list'),
         ('scales', [[1, 1.5]], 'wanted int'),
+        ('scales', {(1, 1): 2}, 'wanted a list'),
+        ('scales', {(1, 1), (2, 2)}, 'wanted a list'),
+        ('scales', itertools.repeat((1, 1)), r'is repeat\(\(1, 1\)\); wanted a list'),
     ],
 )
 def test_wrong_type_says_field_value_and_wanted_type(name, value, message):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from absl import flags
-from helpers.paths import CONFIGS, REPOSITORY
+from helpers.paths import CONFIGS, DEMO
 from ml_collections import ConfigDict
 
 from infinity_jax.config import PRESETS, TextConfig, TokenizerConfig, TransformerConfig
@@ -259,6 +259,24 @@ def test_a_value_outside_of_its_range_names_the_field(name, value):
     with pytest.raises(UserError, match=f'{name.replace(".", "[.]")}.* wanted') as caught:
         run_config(ConfigDict(fields))
     assert '\n' not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize('value', [5, True, ['x'], {'a': 1}], ids=str)
+@pytest.mark.parametrize('name', ['task', 'init_from', 'tokenizer', 'text.folder'])
+def test_the_type_of_a_name_that_is_read_first(name, value):
+    fields = load('finetune').get_config().to_dict()
+    fields['init_from'] = str(DEMO)
+    group, _, last = name.rpartition('.')
+    (fields[group] if group else fields)[last] = value
+    with pytest.raises(UserError, match=f'config field {name} is .* wanted'):
+        run_config(ConfigDict(fields))
+
+
+@pytest.mark.parametrize('value', [5, 'abc', ['x']], ids=str)
+def test_a_text_encoder_of_finetuning_that_is_no_group(value):
+    fields = {**load('finetune').get_config().to_dict(), 'init_from': str(DEMO), 'text': value}
+    with pytest.raises(UserError, match='config field text is .*; wanted a group of fields'):
+        run_config(ConfigDict(fields))
 
 
 def test_a_transformer_that_fits_no_memory_is_refused():

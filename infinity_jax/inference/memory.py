@@ -20,7 +20,7 @@ from infinity_jax.config import (
     required,
 )
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.host_memory import available_bytes
+from infinity_jax.runtime.host_memory import free_bytes
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.tiled_decoder import decoding_bytes
 from infinity_jax.transformer.attention_ops import chunk_length
@@ -155,7 +155,7 @@ def plan_memory(
     on_host = device.platform == 'cpu'  # all devices of a mesh then share one memory
     sizes = {} if on_host or mesh is None else dict(mesh.shape)
     shares = sizes.get('data', 1) * sizes.get('fsdp', 1)
-    room = _room(device)
+    room = free_bytes(device)
     height, width = schedule.image_size(pixels_per_token(transformer, tokenizer))
     choices = (False,) if on_host or mesh is not None else (False, True)
     for batch in _halvings(max_batch, shares):
@@ -224,13 +224,3 @@ def _on_one_device(estimate: MemoryEstimate, sizes: dict[str, int]) -> MemoryEst
         cache=estimate.cache // tensor,
         activations=estimate.activations // tensor,
     )
-
-
-def _room(device: jax.Device) -> int | None:
-    """Free bytes of a device, or of the host for the CPU; None where it has no such figure."""
-    if device.platform == 'cpu':
-        return available_bytes()
-    stats = device.memory_stats() or {}
-    if 'bytes_limit' not in stats:
-        return None
-    return stats['bytes_limit'] - stats.get('bytes_in_use', 0)

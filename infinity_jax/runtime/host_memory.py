@@ -1,9 +1,10 @@
-"""The host's memory: measures what is available, and tunes the allocator for XLA on CPUs."""
+"""Free memory of the host and of devices, and tunables of the allocator for XLA on CPUs."""
 
 import glob
 import os
 import pathlib
 import sys
+from typing import Any
 
 # glibc reads these only at its start. XLA allocates and frees its temporaries in every step; by
 # default each goes back to the kernel and returns as new, zeroed, small pages.
@@ -52,6 +53,16 @@ def available_bytes(root: str | pathlib.Path = '/') -> int | None:
         if controllers in ('', 'memory'):
             rooms += _group_rooms(root / 'sys/fs/cgroup' / controllers, path.strip('/'))
     return min(rooms, default=None)
+
+
+def free_bytes(device: Any) -> int | None:
+    """Free bytes of a `jax.Device`, for the CPU those of the host; None: unknown."""
+    if device.platform == 'cpu':
+        return available_bytes()
+    stats = device.memory_stats() or {}
+    if 'bytes_limit' not in stats:
+        return None
+    return stats['bytes_limit'] - stats.get('bytes_in_use', 0)
 
 
 def _group_rooms(top: pathlib.Path, path: str) -> list[int]:

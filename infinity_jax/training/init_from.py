@@ -6,6 +6,7 @@ how a run starts, and the functions after it read the weights of `init_from` for
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from infinity_jax.config import TransformerConfig, required
 from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
+from infinity_jax.ranges import short
 from infinity_jax.runtime.local_files import check_path
 from infinity_jax.training.checkpoint import Checkpoints
 from infinity_jax.training.checkpoint_weights import load_weights, shapes_by_name
@@ -50,8 +52,8 @@ def run_config(fields: Mapping[str, Any]) -> RunConfig:
         a model folder.
     """
     task = fields.get('task')
-    if task not in TASKS:
-        raise UserError(f'config field task is {task!r}; wanted one of {", ".join(TASKS)}')
+    if not isinstance(task, str) or task not in TASKS:
+        raise UserError(f'config field task is {short(task)}; wanted one of {", ".join(TASKS)}')
     if task == 't2i':
         fields = _with_model_fields(fields)
     config: RunConfig = from_mapping(TASKS[task], fields)
@@ -72,7 +74,7 @@ def _with_model_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
     transformer = fields.get('transformer') or {}
     if not hasattr(transformer, 'items'):
         raise UserError(
-            f'config field transformer is {transformer!r:.60}; wanted a group of fields'
+            f'config field transformer is {short(transformer)}; wanted a group of fields'
         )
     given = {n: v for n, v in transformer.items() if v is not None}
     if given.keys() >= {'depth', 'width', 'num_heads'}:
@@ -83,6 +85,7 @@ def _with_model_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
             'config.init_from is empty: name the model folder to start from, or set '
             'config.transformer.depth, width and num_heads for a new model'
         )
+    _check_types(fields)  # read here, before `from_mapping` checks all types
     configs, folder = read_configs(folder), existing_folder(folder)
     if configs.transformer is None:
         raise UserError(f'config.init_from {folder}: holds no transformer; name another folder')
@@ -99,6 +102,19 @@ def _with_model_fields(fields: Mapping[str, Any]) -> Mapping[str, Any]:
         'tokenizer': fields.get('tokenizer') or str(folder),
         'text': text,
     }
+
+
+def _check_types(fields: Mapping[str, Any]) -> None:
+    """Raises `UserError` unless the fields that name folders hold text."""
+    text = fields.get('text') or {}
+    if not hasattr(text, 'items'):
+        raise UserError(f'config field text is {short(text)}; wanted a group of fields')
+    named = {name: fields.get(name) for name in ('init_from', 'tokenizer')}
+    for name, value in {**named, 'text.folder': text.get('folder')}.items():
+        if not isinstance(value, (str, os.PathLike, type(None))):
+            raise UserError(f'config field {name} is {short(value)}; wanted a path as text')
+        if value:
+            check_path(os.fspath(value), f'config field {name}')
 
 
 def starting_state(

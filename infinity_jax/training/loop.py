@@ -23,6 +23,7 @@ from infinity_jax.training.init_from import starting_state
 from infinity_jax.training.metrics import RunLog, plot_losses
 from infinity_jax.training.optimizer import TrainState
 from infinity_jax.training.run_folder import changed_since, write_description
+from infinity_jax.training.state_memory import check_memory
 from infinity_jax.training.throughput import Stopwatch, mesh_peak, shown
 
 
@@ -72,13 +73,15 @@ def run(config: RunConfig, task: Task, mesh: Mesh) -> pathlib.Path:
       the folder of the exported model.
 
     Raises:
-      UserError: a save failed, or `max_bad_steps` steps in a row were not finite.
+      UserError: the state does not fit into memory, a save failed, or `max_bad_steps` steps in a
+        row were not finite.
       Preempted: SIGTERM came, and the state is saved.
     """
     check_batch(config, mesh)
     run_dir = pathlib.Path(config.run_dir)
     with contextlib.ExitStack() as closing:  # all are closed, if one cannot be closed too
         closing.callback(task.batches.close)  # ends worker processes
+        check_memory(task.abstract_state, mesh)
         checkpoints = Checkpoints(run_dir, config.keep_checkpoints)
         closing.callback(checkpoints.close)
         state = starting_state(

@@ -163,15 +163,15 @@ def test_what_cannot_fit_is_refused_with_the_numbers(accelerator, dtype, free_gb
 
 
 def test_on_the_host_the_text_encoder_stays(monkeypatch):
-    monkeypatch.setattr(memory_estimate, 'available_bytes', lambda: 24 * GB)
+    monkeypatch.setattr(memory_estimate, 'free_bytes', lambda device: 24 * GB)
     assert plan_memory(configs(), 16) == MemoryPlan(1, False)
-    monkeypatch.setattr(memory_estimate, 'available_bytes', lambda: 20 * GB)
+    monkeypatch.setattr(memory_estimate, 'free_bytes', lambda device: 20 * GB)
     with pytest.raises(UserError, match='this machine has 20.0 GB free'):
         plan_memory(configs(), 16)
 
 
 def test_unknown_memory_is_no_obstacle(monkeypatch, capsys):
-    monkeypatch.setattr(memory_estimate, 'available_bytes', lambda: None)
+    monkeypatch.setattr(memory_estimate, 'free_bytes', lambda device: None)
     assert plan_memory(configs(), 16) == MemoryPlan(16, False)
     assert 'there is unknown' in capsys.readouterr().err
 

@@ -15,7 +15,7 @@ from infinity_jax.data.config import DataConfig
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.preemption import Preempted, Terminated
 from infinity_jax.sharding import MeshConfig, make_mesh, replicated
-from infinity_jax.training import loop
+from infinity_jax.training import loop, state_memory
 from infinity_jax.training.batches import check_batch
 from infinity_jax.training.checkpoint import Checkpoints
 from infinity_jax.training.config import RunConfig, init_key, step_key
@@ -113,6 +113,26 @@ def run(folder, loss=lambda number: 1 / (1 + number), **changed):
     except (Preempted, Terminated) as stop:
         done.append(str(stop))
     return done
+
+
+def test_a_state_that_exceeds_the_memory_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(state_memory, 'free_bytes', lambda device: 7)
+    fail = lambda key: pytest.fail('it was made')
+    with pytest.raises(UserError, match='take .* GB of memory here, of which .* GB are free'):
+        run(tmp_path, init=fail)
+
+
+def test_a_share_of_the_state_is_compared_with_the_memory(monkeypatch):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('fsdp'))
+    state = jax.ShapeDtypeStruct((8, 100), jnp.float32, sharding=split)  # 800 bytes per device
+    monkeypatch.setattr(state_memory, 'free_bytes', lambda device: 8 * 800)
+    state_memory.check_memory(state, mesh)
+    monkeypatch.setattr(state_memory, 'free_bytes', lambda device: 8 * 800 - 1)
+    with pytest.raises(UserError, match='config.mesh.fsdp'):
+        state_memory.check_memory(state, mesh)
+    monkeypatch.setattr(state_memory, 'free_bytes', lambda device: None)  # unknown
+    state_memory.check_memory(state, mesh)
 
 
 def saved(folder):
