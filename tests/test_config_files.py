@@ -9,7 +9,7 @@ import sys
 
 import pytest
 from absl import flags
-from helpers.paths import CONFIGS, DEMO
+from helpers.paths import CONFIGS, DEMO, REPOSITORY
 from ml_collections import ConfigDict
 
 from infinity_jax.config import PRESETS, TextConfig, TokenizerConfig, TransformerConfig
