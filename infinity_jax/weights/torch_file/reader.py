@@ -21,6 +21,7 @@ from infinity_jax.runtime.local_files import open_regular
 from infinity_jax.weights.torch_file.legacy import read_legacy
 from infinity_jax.weights.torch_file.unpickler import MAX_PICKLE_BYTES, Storage, load_pickle
 
+MAX_SPARE = 2**20  # bytes of a compressed member beyond those of its elements
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)  # of damaged members
 
 
@@ -84,6 +85,7 @@ class _Archive:
             return np.empty(0, storage.dtype)
         try:
             if info.compress_type != zipfile.ZIP_STORED:
+                self._check_inflated(info, storage)
                 with zipfile.ZipFile(self.path) as archive:
                     return np.frombuffer(archive.read(info), storage.dtype, storage.size)
             content = np.memmap(self.path, np.uint8, 'r', self._start(info), (info.file_size,))
@@ -99,6 +101,15 @@ class _Archive:
             )
         self.whole.add(storage.member)
         return content[: storage.size * storage.dtype.itemsize].view(storage.dtype)
+
+    def _check_inflated(self, info: zipfile.ZipInfo, storage: _Member) -> None:
+        """Raises `UserError` if a compressed member is much larger than its elements."""
+        wanted = storage.size * storage.dtype.itemsize
+        if info.file_size > wanted + MAX_SPARE:
+            raise UserError(
+                f'{self.path}: {info.filename} has {info.file_size} bytes; wanted {wanted}: the '
+                'file is damaged, copy it again'
+            )
 
     def _start(self, info: zipfile.ZipInfo) -> int:
         """The first byte of a member that is not compressed."""

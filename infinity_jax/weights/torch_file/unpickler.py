@@ -8,6 +8,7 @@ placeholders: nothing is looked up, imported or executed. Tensors stay on disk; 
 import abc
 import collections
 import dataclasses
+import math
 import pickle
 import pickletools
 from collections.abc import Callable
@@ -34,6 +35,8 @@ STORAGE_DTYPES = {
 
 
 MAX_PICKLE_BYTES = 2**28  # a description of a million tensors has less
+MAX_INSTRUCTIONS = 10**6  # a tensor needs about 25; reading more would seem a hang
+MAX_OVERLAPPING = 2**28  # elements of a tensor that has more of them than its storage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +74,12 @@ class TorchTensor:
             return
         pairs = zip(self.shape, self.strides, strict=True)
         last = self.offset + sum((n - 1) * s for n, s in pairs)
-        if min((self.offset, *self.shape, *self.strides)) < 0 or last >= elements:
+        overlapping = math.prod(self.shape) > max(elements, MAX_OVERLAPPING)
+        if min((self.offset, *self.shape, *self.strides)) < 0 or last >= elements or overlapping:
             raise UserError(
                 f'{self.storage.path}: a tensor of shape {self.shape} reaches element '
-                f'{last} of a storage of {elements}: the file is damaged, copy it again'
+                f'{last} of a storage of {elements}, or is much larger than it: the file is '
+                'damaged, copy it again'
             )
 
     def read(self, index: tuple[int | slice, ...] = ()) -> np.ndarray:
@@ -200,7 +205,13 @@ def load_pickle(
       UserError: it does.
     """
     start, puts = file.tell(), 0
-    for opcode, argument, _ in pickletools.genops(cast(IO[bytes], _Bounded(file, path))):
+    instructions = pickletools.genops(cast(IO[bytes], _Bounded(file, path)))
+    for number, (opcode, argument, _) in enumerate(instructions):
+        if number > MAX_INSTRUCTIONS:
+            raise UserError(
+                f'{path}: its pickle has more than {MAX_INSTRUCTIONS} instructions, which a file '
+                'of plain tensors does not need; copy it again, or save the bare state dict'
+            )
         if not isinstance(argument, int):
             continue
         if opcode.name in ('PUT', 'BINPUT', 'LONG_BINPUT'):

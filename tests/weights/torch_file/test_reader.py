@@ -11,7 +11,7 @@ import pytest
 from helpers.torch_files import Stored, arrays_of_every_dtype, assert_reads, write_pth
 
 from infinity_jax.errors import UserError
-from infinity_jax.weights.torch_file import reader
+from infinity_jax.weights.torch_file import reader, unpickler
 from infinity_jax.weights.torch_file.reader import read_torch_file
 from infinity_jax.weights.torch_file.unpickler import Opaque
 
@@ -243,6 +243,37 @@ def test_a_pickle_of_gigabytes_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(reader, 'MAX_PICKLE_BYTES', 10)
     write_pth(tmp_path / 'x.pth', {'w': np.zeros(4, np.float32)})
     with pytest.raises(UserError, match='data.pkl has .* bytes; wanted 10 at most'):
+        read_torch_file(tmp_path / 'x.pth')
+
+
+def test_a_pickle_of_many_instructions_is_refused(tmp_path, monkeypatch):
+    write_pth(tmp_path / 'x.pth', {'w': np.zeros(4, np.float32)})
+    monkeypatch.setattr(unpickler, 'MAX_INSTRUCTIONS', 20)
+    with pytest.raises(UserError, match=r'x\.pth: its pickle has more than 20 instructions'):
+        read_torch_file(tmp_path / 'x.pth')
+
+
+def test_a_compressed_member_of_gigabytes_is_refused(tmp_path):
+    flat = np.zeros(2**19, np.float32)
+    content = {'w': Stored(flat, 0, (4,), (1,))}
+    write_pth(tmp_path / 'x.pth', content, zipfile.ZIP_DEFLATED)
+    with zipfile.ZipFile(tmp_path / 'x.pth') as archive:
+        pickled = archive.read('archive/data.pkl')
+    fewer = pickled.replace((2**19).to_bytes(4, 'little'), (4).to_bytes(4, 'little'))
+    assert fewer != pickled
+    with zipfile.ZipFile(tmp_path / 'y.pth', 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('archive/data.pkl', fewer)
+        archive.writestr('archive/data/0', flat.tobytes())
+    with pytest.raises(UserError, match=r'data/0 has 2097152 bytes; wanted 16'):
+        read_torch_file(tmp_path / 'y.pth')['w'].read()
+
+
+def test_a_tensor_that_is_much_larger_than_its_storage_is_refused(tmp_path):
+    flat = np.ones(3, np.float32)
+    write_pth(tmp_path / 'x.pth', {'w': Stored(flat, 0, (1000, 3), (0, 1))})  # as of expand()
+    assert read_torch_file(tmp_path / 'x.pth')['w'].read().shape == (1000, 3)
+    write_pth(tmp_path / 'x.pth', {'w': Stored(flat, 0, (10**6, 10**6), (0, 0))})
+    with pytest.raises(UserError, match='much larger than it: the file is damaged'):
         read_torch_file(tmp_path / 'x.pth')
 
 
