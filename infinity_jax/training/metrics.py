@@ -16,6 +16,7 @@ import numpy as np
 
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.atomic_write import atomic_file
+from infinity_jax.runtime.local_files import open_regular
 from infinity_jax.training.event_file import EventFile
 
 FILE_NAME = 'metrics.jsonl'
@@ -193,22 +194,38 @@ def _lines(path: pathlib.Path) -> list[tuple[str, dict[str, Any]]]:
     """
     if not path.exists():
         return []
-    *lines, rest = path.read_bytes().split(b'\n')
+    with open_regular(path) as file:
+        *lines, rest = file.read().split(b'\n')
     if rest.strip(b'\0') and not rest.startswith(b'{'):
         lines.append(rest)  # no start of a line of ours
     parsed = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
-            if not isinstance(record['step'], int) or not isinstance(record['split'], str):
+            text = line.decode()  # of bytes, json guesses the encoding
+            record = json.loads(text)
+            if not _is_ours(record):
                 raise TypeError
         except (ValueError, TypeError, KeyError, RecursionError):
             raise UserError(
-                f'{path} line {number} is damaged: {line[:40]!r}; wanted an object with step and '
-                'split. Remove that line or move the file away, then start again'
+                f'{path} line {number} is damaged: {line[:40]!r}; wanted an object with step, '
+                'split and numbers. Remove that line or move the file away, then start again'
             ) from None
-        parsed.append((line.decode() + '\n', record))
+        parsed.append((text + '\n', record))
     return parsed
+
+
+def _is_ours(record: Any) -> bool:
+    """Whether a parsed line has what `RunLog.write` writes: numbers, and lists of numbers."""
+    if not isinstance(record['split'], str) or type(record['step']) is not int:
+        return False
+    for name, value in record.items():
+        is_list = isinstance(value, list)
+        if is_list and name == 'loss' or not is_list and name.endswith('_per_scale'):
+            return False
+        numbers = value if is_list else [value]
+        if name != 'split' and not all(isinstance(number, (int, float)) for number in numbers):
+            return False
+    return True
 
 
 def plot_losses(folder: str | os.PathLike) -> pathlib.Path | None:

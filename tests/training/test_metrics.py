@@ -1,6 +1,7 @@
 """The record of a run: appended, cut back on resume, plotted; spikes of the loss."""
 
 import json
+import os
 
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +61,14 @@ def test_a_disk_that_is_full_for_tensorboard_alone_does_not_hang_the_run(tmp_pat
 
 @pytest.mark.parametrize(
     'line', [b'[]', b'null', b'3', b'{"step": 2}', b'{"step": "2", "split": "train"}', b'\xff\xfe',
-             b'[' * 100_000, b'{"step": 2, "sp\0it": "train"}'],
+             b'[' * 100_000, b'{"step": 2, "sp\0it": "train"}',
+             '{"step": 2, "split": "train"}'.encode('utf-16'),
+             b'{"step": true, "split": "train"}',
+             b'{"step": 2, "split": "train", "loss": null}',
+             b'{"step": 2, "split": "train", "loss": "1"}',
+             b'{"step": 2, "split": "train", "loss": [1]}',
+             b'{"step": 2, "split": "heldout", "accuracy_per_scale": 1}',
+             b'{"step": 2, "split": "heldout", "accuracy_per_scale": [[1]]}'],
 )  # fmt: skip
 @pytest.mark.parametrize('end', [b'\n', b''])
 def test_a_damaged_line_is_named(tmp_path, line, end):
@@ -75,6 +83,12 @@ def test_a_damaged_line_is_named(tmp_path, line, end):
         RunLog(tmp_path, 2, 10)
     assert '\n' not in str(caught.value) and len(str(caught.value)) < 400
     assert path.read_bytes() == text + line + end
+
+
+def test_metrics_that_are_a_pipe_are_refused(tmp_path):
+    os.mkfifo(tmp_path / FILE_NAME)
+    with pytest.raises(UserError, match='metrics.jsonl: is a pipe or device'):
+        RunLog(tmp_path, 2, 10)
 
 
 def test_zeros_after_the_last_line_are_what_a_power_cut_leaves(tmp_path):
