@@ -92,6 +92,26 @@ def test_columns_by_type_and_folders_one_below(tmp_path):
     assert 'img2dataset' in guess.what and len(first_records(guess.source)) == 1
 
 
+def test_columns_of_texts_are_named_where_none_has_a_usual_name(tmp_path):
+    table = pa.table({'image': [IMAGE], 'title': ['a'], 'summary': ['b']})
+    pq.write_table(table, tmp_path / 'a.parquet')
+    guess = guess_layout(tmp_path)
+    assert guess.source['text_field'] == ''
+    assert guess.what.endswith('with texts in the columns title, summary')
+
+
+def test_splits_of_an_imagefolder_are_named(tmp_path):
+    for split in ('train', 'test'):
+        files = {f'{split}/0.png': IMAGE, f'{split}/metadata.csv': 'file_name,text\n0.png,a\n'}
+        folder_of(tmp_path, files)
+    guess = guess_layout(tmp_path)
+    assert guess.what.endswith(
+        'in test, train, all of which are read; name the folder of one alone'
+    )
+    assert len(first_records(guess.source)) == 2
+    assert 'all of which' not in guess_layout(tmp_path / 'train').what
+
+
 def test_unknown_and_unreadable_layouts(tmp_path):
     assert guess_layout(tmp_path) is None and guess_layout(tmp_path / 'nowhere') is None
     (tmp_path / 'a.jsonl').write_text('\n')
