@@ -53,7 +53,7 @@ def guess_layout(path: pathlib.Path) -> Guess | None:
 
 def _guess(folder: pathlib.Path) -> Guess | None:
     for recognise in (
-        _features, _arrow, _tfds, _tar, _imagefolder, _jsonl, _parquet, _images, _tfrecord,
+        _features, _arrow, _tfds, _tar, _imagefolder, _jsonl, _parquet, _images, _tfrecord, _links,
     ):  # fmt: skip
         try:
             guess = recognise(folder)
@@ -258,6 +258,20 @@ def _tfrecord(folder: pathlib.Path) -> Guess | None:
     else:
         advice += 'write tar shards or Parquet instead (img2dataset: --output_format webdataset)'
     return Guess('TFRecord files', None, advice)
+
+
+def _links(folder: pathlib.Path) -> Guess | None:
+    names: list[str] = []
+    for path in itertools.islice(folder.glob('*.parquet'), 1):
+        import pyarrow.parquet
+
+        names += pyarrow.parquet.read_schema(path).names
+    for path in itertools.islice(folder.glob('*.jsonl'), 1):
+        names += _names_in(path)
+    if 'url' not in map(str.lower, names):
+        return None
+    advice = 'download the images first, for instance with img2dataset --output_format webdataset'
+    return Guess('tables of links to images', None, advice)
 
 
 @functools.cache
