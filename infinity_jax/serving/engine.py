@@ -44,7 +44,7 @@ class Engine:
 
     Attributes:
       sizes: the batch sizes, and which of them may be used.
-      at_once: threads that may call it at the same time.
+      at_once: threads that may call it, or its other methods, at the same time.
     """
 
     def __init__(self, ready: ReadyModel, sizes: Sequence[int] = BATCH_SIZES):
