@@ -36,7 +36,7 @@ GRAPH = {
     'training': (
         *FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'emoji', 'data', 'weights', 'inference',
     ),
-    'serving': (*FACTS, 'runtime', 'text', 'data', 'inference'),
+    'serving': (*FACTS, 'runtime', 'sharding', 'text', 'data', 'inference'),
     'convert': (*FACTS, 'runtime', 'text', 'weights', 'training'),
     'tools': (
         *FACTS, 'images', 'runtime', 'sharding', *NETWORKS, 'emoji', 'data', 'weights', 'inference',

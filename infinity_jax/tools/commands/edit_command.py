@@ -4,6 +4,12 @@ import argparse
 import re
 
 from infinity_jax.errors import UserError
+from infinity_jax.tools.commands.device_flags import (
+    add_device_flags,
+    is_first_process,
+    mesh_of,
+    on_devices,
+)
 from infinity_jax.tools.commands.flag_types import check_positive, input_path, path
 from infinity_jax.tools.commands.generate_command import output_paths, plain_warnings
 from infinity_jax.tools.commands.generation_flags import (
@@ -103,7 +109,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_sampling_flags(parser)
     add_quantization_flags(parser)
-    parser.set_defaults(run=run)
+    add_device_flags(parser)
+    parser.set_defaults(run=on_devices(run))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -111,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
     (prompt,) = read_prompts([args.prompt])
     negative, source_prompt = read_negative(args.negative), read_negative(args.source_prompt)
     check_positive(args, 'num')
-    paths = output_paths(args.out, args.num)
+    paths, mesh = output_paths(args.out, args.num), mesh_of(args)
     if args.at is not None and args.canvas is None:
         raise UserError('--at is given without --canvas; it is the place on a canvas')
     if args.mask is not None and args.canvas is not None:
@@ -141,6 +148,7 @@ def run(args: argparse.Namespace) -> None:
             revision=args.revision,
             max_batch=min(args.num, MAX_BATCH),
             quantization=quantization_of(args),
+            mesh=mesh,
             **model_options_of(args),
             request=GenerationRequest(
                 (prompt,),
@@ -153,6 +161,8 @@ def run(args: argparse.Namespace) -> None:
         results = pipeline.edit(
             edit, num=args.num, seed=args.seed, negative=negative, sampling=sampling
         )
+    if not is_first_process(mesh):
+        return
     for i, (file, result) in enumerate(zip(paths, results.images, strict=True)):
         metadata = {
             'image': args.image,

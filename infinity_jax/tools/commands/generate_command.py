@@ -12,6 +12,12 @@ from typing import Any
 
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.remote import any_path
+from infinity_jax.tools.commands.device_flags import (
+    add_device_flags,
+    is_first_process,
+    mesh_of,
+    on_devices,
+)
 from infinity_jax.tools.commands.flag_types import check_positive, input_path, path
 from infinity_jax.tools.commands.generation_flags import (
     add_count_flags,
@@ -83,7 +89,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_image_size_flags(parser)
     add_sampling_flags(parser)
     add_quantization_flags(parser)
-    parser.set_defaults(run=run)
+    add_device_flags(parser)
+    parser.set_defaults(run=on_devices(run))
 
 
 def run(args: argparse.Namespace) -> None:
@@ -95,7 +102,7 @@ def run(args: argparse.Namespace) -> None:
     check_positive(args, 'num', 'max_batch')
     options = model_options_of(args)
     num_images = len(prompts) * args.num
-    paths = output_paths(args.out, num_images)
+    paths, mesh = output_paths(args.out, num_images), mesh_of(args)
     from infinity_jax.images import check_writable, save_image
     from infinity_jax.inference.pipeline import MAX_BATCH, InfinityPipeline
     from infinity_jax.inference.warmup import GenerationRequest
@@ -111,6 +118,7 @@ def run(args: argparse.Namespace) -> None:
             quantization=quantization,
             text_length=args.text_length,
             verify=args.verify,
+            mesh=mesh,
             **options,
             request=GenerationRequest(tuple(prompts), args.num, negative, sampling),
         )
@@ -121,6 +129,8 @@ def run(args: argparse.Namespace) -> None:
         )
         if generated.batch_seconds:
             print(timing(generated.batch_seconds, num_images), file=sys.stderr)
+    if not is_first_process(mesh):
+        return
     for i, (file, image) in enumerate(zip(paths, generated.images, strict=True)):
         seed, index = generated.seeds[i]
         job = {'prompt': generated.prompts[i], 'negative': negative, 'seed': seed, 'index': index}
@@ -137,7 +147,7 @@ def run_jobs(args: argparse.Namespace) -> None:
         raise UserError(
             f'prompts and a file *{LINES} are both given; put the prompts into the file'
         )
-    sampling, negative = sampling_of(args), read_negative(args.negative)
+    sampling, negative, mesh = sampling_of(args), read_negative(args.negative), mesh_of(args)
     import numpy as np
     from PIL import Image
 
@@ -165,9 +175,12 @@ def run_jobs(args: argparse.Namespace) -> None:
             quantization=quantization_of(args),
             text_length=args.text_length,
             verify=args.verify,
+            mesh=mesh,
             **model_options_of(args),
         )
         images = image_jobs.generate_jobs(pipeline, jobs)
+    if not is_first_process(mesh):
+        return
     if args.grid:
         columns = len(next(iter(grid.values())))
         sheet = contact_sheet(np.stack(images), captions, columns=columns, cell=SHEET_CELL)

@@ -1,0 +1,133 @@
+"""Flags of the devices that share the work of a command, and the mesh that they give."""
+
+import argparse
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from infinity_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from infinity_jax.sharding import MeshConfig
+
+ALL = 'all'
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    """The number of devices and how they share the work."""
+    group = parser.add_argument_group(
+        'devices',
+        'Started once per machine with the variables of launch/README.md, the processes share all '
+        'of their devices, and the first one writes the files.',
+    )
+    group.add_argument(
+        '--devices',
+        metavar='N',
+        help=f'the first N devices, or {ALL}; each gets a share of the images (default: 1; with '
+        '--mesh as many as it names)',
+    )
+    group.add_argument(
+        '--mesh',
+        metavar='AXIS=N,…',
+        help='how devices share the work, such as data=2,tensor=4: data splits the images, fsdp '
+        'images and weights, tensor the weights alone; -1: what remains (default: data=-1)',
+    )
+
+
+def mesh_of(args: argparse.Namespace) -> 'Mesh | None':
+    """The devices that the flags name; None without flags: the default device.
+
+    Joins the other processes, if there are any.
+
+    Raises:
+      UserError: there are fewer devices, or the axes do not multiply to their number.
+    """
+    if args.devices is None and args.mesh is None:
+        return None
+    count = _count(args.devices)
+    axes = None if args.mesh is None else _axes(args.mesh)
+    from infinity_jax.runtime.distributed import join_processes
+
+    join_processes()
+    import jax
+
+    from infinity_jax.sharding import MeshConfig, make_mesh
+
+    devices = jax.devices()
+    axes = MeshConfig() if axes is None else axes
+    if count is None:
+        count = len(devices) if args.devices == ALL else _named_by(axes, len(devices))
+    if jax.process_count() > 1 and count != len(devices):
+        raise UserError(
+            f'{jax.process_count()} processes have {len(devices)} devices, the flags name {count}; '
+            f'processes share all their devices: give --devices {ALL}'
+        )
+    if count > len(devices):
+        raise UserError(
+            f'--devices and --mesh ask for {count} devices; there are {len(devices)} '
+            f'({devices[0].platform}): name at most these'
+        )
+    return make_mesh(axes, devices[:count])
+
+
+def on_devices(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
+    """Wraps a command with these flags: an error ends a process at once that joined others.
+
+    On a regular exit it would wait for them, and they for its share of the work.
+    """
+
+    @functools.wraps(run)
+    def wrapped(args: argparse.Namespace) -> None:
+        if args.devices is None and args.mesh is None:
+            run(args)
+            return
+        from infinity_jax.runtime.exit_codes import one_line_endings
+
+        with one_line_endings():
+            run(args)
+
+    return wrapped
+
+
+def is_first_process(mesh: 'Mesh | None') -> bool:
+    """Whether this process writes the files of a command."""
+    import jax
+
+    return mesh is None or jax.process_index() == 0
+
+
+def _count(text: str | None) -> int | None:
+    """The number of devices, if a number is given."""
+    if text is None or text == ALL:
+        return None
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 2**20):
+        raise UserError(f'--devices is {text!r}; wanted a number from 1, or {ALL}')
+    return int(text)
+
+
+def _axes(text: str) -> 'MeshConfig':
+    """'data=2,tensor=4' as a `MeshConfig`, whose axis data is 1 unless it is named."""
+    from infinity_jax.sharding import MeshConfig
+
+    names = [field.name for field in dataclasses.fields(MeshConfig)]
+    sizes: dict[str, int] = {}
+    for part in text.split(','):
+        name, _, number = part.partition('=')
+        digits = number.removeprefix('-')
+        if name not in names or name in sizes or not (digits.isascii() and digits.isdigit()):
+            raise UserError(
+                f'--mesh is {text!r}; wanted numbers of the axes {", ".join(names)}, each once, '
+                'such as data=2,tensor=4'
+            )
+        sizes[name] = int(number)
+    return MeshConfig(**{'data': 1} | sizes)
+
+
+def _named_by(axes: 'MeshConfig', available: int) -> int:
+    """The devices that the axes multiply to; all where one of them is -1."""
+    sizes = dataclasses.astuple(axes)
+    return available if -1 in sizes else math.prod(sizes)
