@@ -119,14 +119,15 @@ def to_torch_files(
         raise UserError(f'shard size is {shard_size}; wanted at least 1 byte')
     configs, parts, write_text = _parts_of(checkpoint, ema)
     options = _Options(file_format, shard_size, chunks, scale_axis, dtype)
-    with local_output(out) as folder:
+    with local_output(out, lambda name: bool(OURS.fullmatch(name))) as folder:
         try:
             names = _export(folder, configs, parts, write_text, options)
         except OSError as error:
             raise UserError(
                 f'{out}: cannot be written ({error}); free space or name another'
             ) from None
-    if lines := misfits(configs):
+    lines = misfits(configs) + _other_chunks(parts, options)
+    if lines:
         print(
             f'{checkpoint}: the released code does not load this model without changes: '
             f'{"; ".join(lines)}'
@@ -173,6 +174,17 @@ def _naming(part: Part, chunks: int | None, scale_axis: int | None) -> Naming:
             'number that does'
         )
     return naming
+
+
+def _other_chunks(parts: list[Part], options: _Options) -> list[str]:
+    """A line about another number of chunks than the released code finds; [] if it finds them."""
+    lines = []
+    for part in parts:
+        if isinstance(part.config, TransformerConfig):
+            seen = _naming(part, options.chunks, options.scale_axis).chunks
+            if seen != (wanted := released_chunks(part.config)):
+                lines.append(f'the blocks are named in {seen} chunks, there {wanted}')
+    return lines
 
 
 def _dtype_of(part: Part, naming: Naming, dtype: str | None) -> Callable[[str, str], Any]:

@@ -124,7 +124,8 @@ def _print_rest(path: str | Path, content: Mapping[str, Any], keys: tuple[str, .
         for name, value in content.items():
             if str(name) != on_the_way and not is_tensor(value):
                 rest.append(f'{".".join((*keys[:depth], str(name)))} ({kind_of(value)})')
-        content = content[on_the_way] if on_the_way is not None else content
+        # A key may be a number.
+        content = next((v for name, v in content.items() if str(name) == on_the_way), content)
     if rest:
         more = f' and {len(rest) - MAX_NAMED} more' if len(rest) > MAX_NAMED else ''
         print(f'{path}: not read: {", ".join(rest[:MAX_NAMED])}{more}')

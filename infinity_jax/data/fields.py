@@ -6,6 +6,8 @@ from typing import Any
 
 from infinity_jax.data.captions import RecordCaptions
 from infinity_jax.data.records import BrokenRecord
+from infinity_jax.ranges import short
+from infinity_jax.runtime.remote import is_remote
 
 # Usual names of the fields of captions and of images, for advice.
 CAPTION_FIELDS = (
@@ -58,6 +60,15 @@ def captions_of(fields: Mapping[str, Any], text_field: str = 'text') -> RecordCa
         raise BrokenRecord(f'it has no field {text_field!r}; {advice(fields, "text_field")}')
     machine_written = fields.get('long_caption_type', 'user_prompt') != 'user_prompt'
     return RecordCaptions(shorts, long, machine_written)
+
+
+def check_no_link(image_field: str, path: str) -> None:
+    """Raises `BrokenRecord` for a link, such as https://…, in the place of an image's path."""
+    if is_remote(path):
+        raise BrokenRecord(
+            f'{image_field} is {short(path)}; wanted a path relative to the folder of the images; '
+            'download linked images first, for instance with img2dataset'
+        )
 
 
 def values_at(fields: Mapping[str, Any], path: str) -> list[Any] | None:

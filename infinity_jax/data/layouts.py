@@ -22,6 +22,8 @@ from infinity_jax.parsing import from_mapping
 
 MAX_LOOKED_AT = 10_000  # files of a folder
 _PEEKED = 30  # shards, and members of a shard
+# Folders of an imagefolder that Hugging Face takes for splits.
+_SPLITS = ('train', 'training', 'validation', 'valid', 'val', 'dev', 'test', 'testing', 'eval')
 _FOLDERS = 20  # in a folder of unknown layout
 
 
@@ -51,7 +53,7 @@ def guess_layout(path: pathlib.Path) -> Guess | None:
 
 def _guess(folder: pathlib.Path) -> Guess | None:
     for recognise in (
-        _features, _arrow, _tfds, _tar, _imagefolder, _jsonl, _parquet, _images, _tfrecord,
+        _features, _arrow, _tfds, _tar, _imagefolder, _jsonl, _parquet, _images, _tfrecord, _links,
     ):  # fmt: skip
         try:
             guess = recognise(folder)
@@ -131,9 +133,12 @@ def _table(kind: str, what: str, folder: pathlib.Path, schema: Any, split: str) 
         for name, of in types.items()
         if name not in images and (is_text(of) or _lists(of) and is_text(of.value_type))
     ]
+    text_field = _first_of(CAPTION_FIELDS, texts) or (texts[0] if len(texts) == 1 else '')
+    if texts and not text_field:
+        what += f', with texts in the columns {", ".join(texts)}'
     fields = {
         'image_field': _first_of(IMAGE_FIELDS, images) or images[0],
-        'text_field': _first_of(CAPTION_FIELDS, texts) or (texts[0] if len(texts) == 1 else ''),
+        'text_field': text_field,
         'split': split,
     }
     return Guess(what, _source(kind, folder, **fields))
@@ -201,6 +206,9 @@ def _imagefolder(folder: pathlib.Path) -> Guess | None:
         return None
     names = csv_header(lists[0]) if lists[0].suffix == '.csv' else _names_in(lists[0])
     what = f"images with {lists[0].name} (Hugging Face's imagefolder)"
+    splits = sorted({path.parent.name for path in lists if path.parent.name in _SPLITS})
+    if len(splits) > 1:
+        what += f' in {", ".join(splits)}, all of which are read; name the folder of one alone'
     return _listed('imagefolder', what, folder, names)
 
 
@@ -250,6 +258,20 @@ def _tfrecord(folder: pathlib.Path) -> Guess | None:
     else:
         advice += 'write tar shards or Parquet instead (img2dataset: --output_format webdataset)'
     return Guess('TFRecord files', None, advice)
+
+
+def _links(folder: pathlib.Path) -> Guess | None:
+    names: list[str] = []
+    for path in itertools.islice(folder.glob('*.parquet'), 1):
+        import pyarrow.parquet
+
+        names += pyarrow.parquet.read_schema(path).names
+    for path in itertools.islice(folder.glob('*.jsonl'), 1):
+        names += _names_in(path)
+    if 'url' not in map(str.lower, names):
+        return None
+    advice = 'download the images first, for instance with img2dataset --output_format webdataset'
+    return Guess('tables of links to images', None, advice)
 
 
 @functools.cache

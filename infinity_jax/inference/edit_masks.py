@@ -15,6 +15,7 @@ from infinity_jax.scales import Grid
 from infinity_jax.tokenizer.resize import area_matrix
 
 NO_SHARE = 1e-6  # a covered share of a code's area up to this is rounding
+STRIP = 128  # rows that are mixed at the same time
 FEATHER_SHARE = 64  # the default feather is the image's shorter edge divided by this
 
 
@@ -63,18 +64,38 @@ def feathered(mask_YX: np.ndarray, feather: int | None = None) -> np.ndarray:
     inside = mask_YX > 0
     if feather == 0 or inside.all():
         return mask_YX
-    depth = ndimage.distance_transform_edt(inside)
-    ramp = np.minimum(depth / min(feather + 1, max(depth.max(), 1)), 1)
-    return (mask_YX * ramp).astype(np.float32)
+    share = _depths(inside, feather + 1)
+    share /= max(share.max(), 1)
+    share *= mask_YX
+    return share
+
+
+def _depths(inside_YX: np.ndarray, most: int) -> np.ndarray:
+    """Distance in pixels to the nearest pixel outside, up to `most`, float32.
+
+    Strip by strip, with as many rows around it as count: the transform of a whole photograph would
+    take about a gigabyte.
+    """
+    depths = np.full(inside_YX.shape, most, np.float32)
+    for start in range(0, len(inside_YX), STRIP):
+        first, end = max(start - most, 0), start + STRIP
+        part = inside_YX[first : end + most]
+        if not part.all():  # else nothing outside is near
+            near = ndimage.distance_transform_edt(part)[start - first : end - first]
+            np.minimum(near, most, out=depths[start:end], casting='same_kind')
+    return depths
 
 
 def composite(
     source_YX3: np.ndarray, generated_YX3: np.ndarray, share_YX: np.ndarray
 ) -> np.ndarray:
     """The source with generated pixels to the given share, uint8; a share of 0 changes nothing."""
-    share = share_YX[..., None]
-    mixed = source_YX3 * (1 - share) + generated_YX3 * share
-    return np.rint(mixed).astype(np.uint8)
+    mixed = np.empty_like(source_YX3)
+    for start in range(0, len(mixed), STRIP):  # floats of a whole photograph would fill the memory
+        rows = slice(start, start + STRIP)
+        share = share_YX[rows, :, None]
+        mixed[rows] = np.rint(source_YX3[rows] * (1 - share) + generated_YX3[rows] * share)
+    return mixed
 
 
 def extend(

@@ -292,7 +292,8 @@ class InfinityPipeline:
         """The encoded prompts of each batch, and what replaces the unconditional text if any."""
         negative = None if job.negative is None or is_blank(job.negative) else job.negative
         if negative is not None and not guided:
-            warnings.warn('the negative prompt has no effect: guidance is 1', stacklevel=4)
+            reason = 'guidance is 1, or off at all scales'
+            warnings.warn(f'the negative prompt has no effect: {reason}', stacklevel=4)
             negative = None
         texts_read = [*job.prompts, *(job.source_prompts or ()), *([negative] if negative else ())]
         rewritten = {text: self._rewrite(text) for text in dict.fromkeys(texts_read)}

@@ -112,13 +112,16 @@ class SamplingConfig:
         Raises:
           UserError: more scales are unguided than the schedule has.
         """
+        unguided = self.unguided_scales or quantization.former_unguided_scales
+        values = _per_scale(self.guidance)
+        values *= len(schedule) if len(values) == 1 else 1
         return GenerationSettings(
             schedule,
-            guided=any(g != 1 for g in _per_scale(self.guidance)),
+            guided=any(g != 1 for g in values[: max(len(values) - unguided, 0)]),
             guidance_layer=self.guidance_layer,
             top_k=self.top_k,
             top_p=self.top_p,
-            unguided_scales=self.unguided_scales or quantization.former_unguided_scales,
+            unguided_scales=unguided,
             int8_cache=quantization.cache == 'int8',
         )
 

@@ -7,6 +7,7 @@ names a store is never taken for a local path, which would make a folder called 
 import contextlib
 import datetime
 import errno
+import glob
 import hashlib
 import io
 import os
@@ -161,7 +162,7 @@ class RemotePath(pathlib.PurePosixPath):
     def glob(self, pattern: str) -> Iterator['RemotePath']:
         """The files and folders below a folder that match a pattern."""
         with store_errors(self):
-            found = file_system(self).glob(f'{self}/{pattern}')
+            found = file_system(self).glob(f'{glob.escape(str(self))}/{pattern}')
         return map(self._of_store, found)
 
     def files_below(self) -> list['RemotePath']:

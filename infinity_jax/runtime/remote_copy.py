@@ -89,7 +89,11 @@ def local_copy(
     check_scheme(path)
     url = os.fspath(path).rstrip('/')
     files = remote_files(url)
-    if not any(map(chosen, files)):
+    if files and not any(map(chosen, files)):
+        raise UserError(
+            f'{url}: no model, but {", ".join(sorted(files)[:3])}; name the folder of a model'
+        )
+    if not files:
         raise UserError(f'{url}: no such file or folder; check the name and your credentials')
     folder = cache_folder('copies', url)
     target = folder / url.rpartition('/')[2]
@@ -192,7 +196,9 @@ def unwritable(url: str, error: OSError) -> UserError:
 
 
 @contextlib.contextmanager
-def local_output(path: str | os.PathLike, replace: bool = False) -> Iterator[pathlib.Path]:
+def local_output(
+    path: str | os.PathLike, replaced: Callable[[str], bool] | None = None
+) -> Iterator[pathlib.Path]:
     """A path to write a file or folder to; one of a store is copied there when the block ends.
 
     After an error nothing is copied. A file of the store that has the name of a new one is
@@ -200,7 +206,7 @@ def local_output(path: str | os.PathLike, replace: bool = False) -> Iterator[pat
 
     Args:
       path: of this machine, which is used as it is, or of a store.
-      replace: delete the files of a store's folder that have no successor.
+      replaced: which files of a store's folder are deleted where they have no successor.
 
     Raises:
       UserError: the store cannot be written.
@@ -216,7 +222,8 @@ def local_output(path: str | os.PathLike, replace: bool = False) -> Iterator[pat
         names = file_names(pathlib.Path(folder))
         try:
             copy_to(parent, pathlib.Path(folder), names)
-            if replace:
-                delete_from(url, {n for n in remote_files(url) if f'{name}/{n}' not in names})
+            if replaced is not None:
+                old = (n for n in remote_files(url) if n and f'{name}/{n}' not in names)
+                delete_from(url, list(filter(replaced, old)))
         except OSError as error:
             raise unwritable(url, error) from None

@@ -44,4 +44,6 @@ class ApiError(Exception):
         headers = {} if self.retry_after is None else {'Retry-After': str(self.retry_after)}
         if self.status == 401:
             headers['WWW-Authenticate'] = 'Bearer'
+        if self.status == 408:  # the rest of the request may come yet
+            headers['Connection'] = 'close'
         return JSONResponse(self.body(), self.status, headers)

@@ -13,9 +13,10 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from infinity_jax.serving.api_error import ApiError
-from infinity_jax.serving.edit_request import EDIT_FIELDS, read_edit, read_form
+from infinity_jax.serving.edit_request import EDIT_FIELDS, checked_pixels, read_edit, read_form
 from infinity_jax.serving.gate import Gate
 from infinity_jax.serving.image_request import ImageRequest
 from infinity_jax.serving.service import Finish, Service, as_generated
@@ -32,6 +33,19 @@ CLIENT_LEFT = 499
 
 class _ClientLeft(Exception):
     """The client closed the connection before its answer was ready."""
+
+
+class _Events(StreamingResponse):
+    """Server-sent events; what is held for them is released when they end or the client leaves."""
+
+    def __init__(self, events: AsyncIterator[bytes], held: contextlib.ExitStack):
+        headers = {'Cache-Control': 'no-store'}
+        super().__init__(events, media_type='text/event-stream', headers=headers)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._held:
+            await super().__call__(scope, receive, send)
 
 
 class Endpoints:
@@ -87,43 +101,46 @@ class Endpoints:
     async def generations(self, request: Request) -> Response:
         """Images of a prompt, at once or as events."""
         wanted = self._service.parse(await json_fields(request))
-        return await self._images(request, wanted, wanted.tasks())
+        return await self._images(request, wanted, wanted.tasks(), contextlib.ExitStack())
 
     async def edits(self, request: Request) -> Response:
         """An image, changed where its mask is transparent, by strength, or by words."""
         form = await read_form(request)
         of_edit = (*EDIT_FIELDS, 'size')  # the result has the size of the source
         fields = {name: value for name, value in form.fields.items() if name not in of_edit}
-        wanted = self._service.parse(fields)
-        read = await asyncio.to_thread(read_edit, form, wanted.prompt, self._service.limits)
-        wanted, tasks = await self._service.edit(wanted, read)
-        return await self._images(request, wanted, tasks, 'image_edit', read.finish)
+        wanted, limits = self._service.parse(fields), self._service.limits
+        pixels = await asyncio.to_thread(checked_pixels, form, limits)
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._service.room.hold(pixels))
+            read = await asyncio.to_thread(read_edit, form, wanted.prompt, limits)
+            wanted, tasks = await self._service.edit(wanted, read)
+            return await self._images(request, wanted, tasks, held, 'image_edit', read.finish)
 
     async def reconstructions(self, request: Request) -> Response:
         """An image after its bits of 1 to all scales; no interface of OpenAI's."""
         form = await read_form(request)
         fields = {'prompt': 'none'} | {k: v for k, v in form.fields.items() if k == 'model'}
-        wanted = self._service.parse(fields)
-        read = await asyncio.to_thread(read_edit, form, wanted.prompt, self._service.limits)
-        answer = self._service.reconstructions(wanted.model, read)
-        return JSONResponse(await unless_gone(request, answer))
+        wanted, limits = self._service.parse(fields), self._service.limits
+        with self._service.room.hold(await asyncio.to_thread(checked_pixels, form, limits)):
+            read = await asyncio.to_thread(read_edit, form, wanted.prompt, limits)
+            answer = self._service.reconstructions(wanted.model, read)
+            return JSONResponse(await unless_gone(request, answer))
 
     async def _images(
         self,
         request: Request,
         wanted: ImageRequest,
         tasks: Sequence[ImageTask],
+        held: contextlib.ExitStack,
         kind: str = 'image_generation',
         finish: Finish = as_generated,
     ) -> Response:
-        """Images at once, or as events."""
+        """Images at once, or as events, which take over what is held meanwhile."""
         if not wanted.stream:
             answer = self._service.answer(wanted, tasks, finish)
             return JSONResponse(await unless_gone(request, answer))
         events = await self._service.events(wanted, tasks, kind, finish)
-        return StreamingResponse(
-            events, media_type='text/event-stream', headers={'Cache-Control': 'no-store'}
-        )
+        return _Events(events, held.pop_all())
 
 
 async def json_fields(request: Request) -> dict[str, Any]:

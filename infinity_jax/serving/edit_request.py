@@ -1,7 +1,9 @@
 """Requests with images: their form, limits that hold before anything is decoded, and edits."""
 
+import contextlib
 import dataclasses
 import io
+from collections.abc import Iterator
 from typing import Any
 
 from python_multipart.exceptions import FormParserError
@@ -14,7 +16,9 @@ from infinity_jax.data.records import BrokenRecord
 from infinity_jax.errors import UserError
 from infinity_jax.inference.edit import Edit, ReadEdit
 from infinity_jax.serving.api_error import ApiError
+from infinity_jax.serving.image_request import text_field
 from infinity_jax.serving.limits import Limits
+from infinity_jax.text.characters import is_blank
 
 FILES = ('image', 'mask')
 MOST_FIELDS = 40
@@ -68,30 +72,65 @@ async def read_form(request: Request) -> Form:
         await form.close()
 
 
+class PixelRoom:
+    """Bounds the pixels of uploaded images in memory: a file of 100 KB may hold 25 million.
+
+    It belongs to one event loop.
+    """
+
+    def __init__(self, most: int):
+        """most: pixels at the same time."""
+        self._most, self._held = most, 0
+
+    @contextlib.contextmanager
+    def hold(self, pixels: int) -> Iterator[None]:
+        """Takes room for so many pixels while the context lasts.
+
+        Raises:
+          ApiError: there is none at present.
+        """
+        if self._held + pixels > self._most:
+            raise ApiError(
+                f'images with {self._held} pixels are being edited, and this one has {pixels}; '
+                f'wanted {self._most} at most at the same time: try again later',
+                429,
+                code='queue_full',
+                retry_after=2,
+            )
+        self._held += pixels
+        try:
+            yield
+        finally:
+            self._held -= pixels
+
+
+def checked_pixels(form: Form, limits: Limits) -> int:
+    """The pixels of a form's image and mask, of which only the headers are read.
+
+    Raises:
+      ApiError: no image, one that cannot be read, or one that is too large.
+    """
+    pixels = sum(
+        _checked_size(name, form.files[name], limits) for name in FILES if name in form.files
+    )
+    if 'image' not in form.files:
+        raise ApiError('no image is given; send one in the form field image', param='image')
+    return pixels
+
+
 def read_edit(form: Form, prompt: str, limits: Limits) -> ReadEdit:
     """Decodes a form's image and mask; it takes time, so a thread should run it.
 
     Args:
-      form: with the fields of `EDIT_FIELDS` still in it.
+      form: with the fields of `EDIT_FIELDS` still in it, and files that `checked_pixels` passed.
       prompt: of the request, already checked.
-      limits: of images.
+      limits: of texts.
 
     Raises:
-      ApiError: no image, one that cannot be read or is too large, or a field out of range.
+      ApiError: an image that cannot be read, or a field out of range.
     """
-    for name in FILES:
-        if name in form.files:
-            _check_size(name, form.files[name], limits)
-    if 'image' not in form.files:
-        raise ApiError('no image is given; send one in the form field image', param='image')
     strength = form.fields.get('strength')
-    source_prompt = form.fields.get('source_prompt') or None
-    if source_prompt is not None and len(source_prompt) > limits.prompt_characters:
-        raise ApiError(
-            f'source_prompt has {len(source_prompt)} characters; wanted '
-            f'{limits.prompt_characters} at most',
-            param='source_prompt',
-        )
+    source_prompt = text_field(form.fields, 'source_prompt', limits, '')
     try:
         number = None if strength in (None, '') else float(strength)
     except ValueError:
@@ -100,14 +139,18 @@ def read_edit(form: Form, prompt: str, limits: Limits) -> ReadEdit:
         ) from None
     try:
         return Edit(
-            form.files['image'], prompt, form.files.get('mask'), source_prompt, number
+            form.files['image'],
+            prompt,
+            form.files.get('mask'),
+            None if is_blank(source_prompt) else source_prompt,
+            number,
         ).read()
     except UserError as error:
         raise ApiError(str(error)) from None
 
 
-def _check_size(name: str, file: bytes, limits: Limits) -> None:
-    """Reads the header alone: nothing is decoded before its size is known."""
+def _checked_size(name: str, file: bytes, limits: Limits) -> int:
+    """The pixels of one file, by its header: nothing is decoded before its size is known."""
     try:
         height, width = upright_size(io.BytesIO(file))
     except BrokenRecord as error:
@@ -120,3 +163,4 @@ def _check_size(name: str, file: bytes, limits: Limits) -> None:
             param=name,
             code='image_too_large',
         )
+    return height * width

@@ -133,9 +133,9 @@ def parse_request(
         'temperature': _real(given, 'temperature', TEMPERATURE),
     }
     sampling = dataclasses.replace(sampling, **{k: v for k, v in chosen.items() if v is not None})
-    negative = _text(given, 'negative_prompt', limits) if 'negative_prompt' in given else ''
+    negative = text_field(given, 'negative_prompt', limits, '')
     guided = _number(sampling.guidance) != 1
-    prompt = _text(given, 'prompt', limits)
+    prompt = text_field(given, 'prompt', limits)
     if is_blank(prompt):
         raise ApiError('prompt is empty; write what the image should show', param='prompt')
     output_format = given.get('output_format', 'png')
@@ -167,8 +167,15 @@ def _check_names(fields: Mapping[str, Any]) -> None:
             raise ApiError(f'unknown field {name!r:.80}; {advice}', param=name[:80])
 
 
-def _text(given: Mapping[str, Any], name: str, limits: Limits) -> str:
-    value = given.get(name)
+def text_field(
+    given: Mapping[str, Any], name: str, limits: Limits, default: str | None = None
+) -> str:
+    """A field that holds a text which a model can read.
+
+    Raises:
+      ApiError: it is something else, too long, or absent without a default.
+    """
+    value = given.get(name, default)
     if not isinstance(value, str):
         raise ApiError(f'{name} is {value!r:.80}; wanted text', param=name)
     if len(value) > limits.prompt_characters:

@@ -12,19 +12,23 @@ from infinity_jax.serving.app import make_app
 from infinity_jax.serving.service import Service
 
 KEY_VARIABLE = 'INFINITY_JAX_API_KEY'
-MOST_CONNECTIONS = 512
 IDLE_S = 30
 
 
 def api_key() -> str | None:
-    """The key in the environment; None: there is none.
+    """The key in the environment, without spaces and line ends around it; None: there is none.
 
     Raises:
-      UserError: it is empty, as of an unset variable of a script.
+      UserError: it is empty, as of an unset variable of a script, or cannot be sent in a header.
     """
     key = os.environ.get(KEY_VARIABLE)
-    if key is not None and not key.strip():
+    if key is None:
+        return None
+    key = key.strip()
+    if not key:
         raise UserError(f'{KEY_VARIABLE} is empty; set it to a key, or remove it')
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f'{KEY_VARIABLE} holds other characters than printable ASCII; change it')
     return key
 
 
@@ -58,7 +62,6 @@ def serve(service: Service, bound: socket.socket) -> None:
         log_level='warning',
         access_log=False,
         server_header=False,
-        limit_concurrency=MOST_CONNECTIONS,
         timeout_keep_alive=IDLE_S,
         timeout_graceful_shutdown=int(service.limits.timeout_s) + 1,
     )

@@ -1,6 +1,7 @@
 """The models of a server behind their queues: requests in, images or events out."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import time
@@ -16,6 +17,7 @@ from infinity_jax.inference.editor import check_words
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.serving.api_error import ApiError
 from infinity_jax.serving.batcher import Batcher
+from infinity_jax.serving.edit_request import PixelRoom
 from infinity_jax.serving.encoded import in_base64
 from infinity_jax.serving.engine import Engine
 from infinity_jax.serving.image_request import ImageRequest, parse_request
@@ -51,10 +53,11 @@ class Service:
           limits: of requests and of the queue of each model.
         """
         self.engines, self.sampling, self.limits = engines, sampling, limits
-        self.metrics = Metrics()
+        self.metrics, self.room = Metrics(), PixelRoom(limits.held_pixels)
         self.started = int(time.time())
-        threads = max(engine.at_once for engine in engines.values())
-        self.device = ThreadPoolExecutor(threads, 'device')
+        # The threads call any of the models, so no more of them than each of these allows.
+        at_once = min(engine.at_once for engine in engines.values())
+        self.device = ThreadPoolExecutor(at_once, 'device')
         self.batchers = {
             name: Batcher(
                 engine,
@@ -62,7 +65,7 @@ class Service:
                 self.device,
                 most_waiting=limits.waiting,
                 wait_s=limits.batch_wait_s,
-                at_once=engine.at_once,
+                at_once=at_once,
                 on_batch=self.metrics.batch,
             )
             for name, engine in engines.items()
@@ -85,18 +88,8 @@ class Service:
         Raises:
           ApiError: the queue is full, the time is up, or settings do not fit the model.
         """
-        limit = self.limits.timeout_s
-        try:
-            async with asyncio.timeout(limit):
-                return await self.batchers[request.model].generate(tasks)
-        except TimeoutError:
-            raise ApiError(
-                f'no image within {limit:g} s; ask for fewer images or try again later',
-                504,
-                code='timeout',
-            ) from None
-        except UserError as error:
-            raise ApiError(str(error)) from None
+        async with self._in_time():
+            return await self.batchers[request.model].generate(tasks)
 
     async def edit(
         self, request: ImageRequest, read: ReadEdit
@@ -108,13 +101,11 @@ class Service:
         """
         other = read.edit.source_prompt
         self.batchers[request.model].check_room(request.count)
-        try:
+        async with self._in_time():
             if other is not None:
                 check_words(request.sampling, request.negative)
             given_by = self.engines[request.model].given
             schedule, given = await self._on_device(given_by, read)
-        except UserError as error:
-            raise ApiError(str(error)) from None
         request = dataclasses.replace(request, schedule=schedule)
         return request, request.tasks(given, other)
 
@@ -124,10 +115,8 @@ class Service:
         Raises:
           ApiError: the model cannot do that.
         """
-        try:
+        async with self._in_time():
             shown = await self._on_device(self.engines[model].reconstructions, read)
-        except UserError as error:
-            raise ApiError(str(error)) from None
         files = await asyncio.to_thread(lambda: [in_base64(pixels) for _, pixels in shown])
         data = [
             {'b64_json': file, 'scales': i, 'bits': bits}
@@ -135,6 +124,22 @@ class Service:
         ]
         size = _size(read.pixels_YX3.shape)
         return {'created': int(time.time()), 'data': data, 'size': size, 'scales': len(data)}
+
+    @contextlib.asynccontextmanager
+    async def _in_time(self) -> AsyncIterator[None]:
+        """Ends what runs inside once the time is up; errors become those of the API."""
+        limit = self.limits.timeout_s
+        try:
+            async with asyncio.timeout(limit):
+                yield
+        except TimeoutError:
+            raise ApiError(
+                f'no image within {limit:g} s; ask for fewer images or try again later',
+                504,
+                code='timeout',
+            ) from None
+        except UserError as error:
+            raise ApiError(str(error)) from None
 
     async def _on_device(self, function: Callable[[ReadEdit], Any], read: ReadEdit) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self.device, function, read)

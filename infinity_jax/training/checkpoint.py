@@ -20,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from infinity_jax.errors import UserError, first_line
 from infinity_jax.runtime.host_texts import from_first_process
+from infinity_jax.runtime.remote_copy import unwritable
 from infinity_jax.training.checkpoint_hashes import Damaged, check_hashes, write_hashes
 from infinity_jax.training.checkpoint_weights import saved_steps, shapes_by_name, silence_orbax
 from infinity_jax.training.remote_run import CHECKPOINTS, RemoteRun
@@ -109,7 +110,10 @@ class Checkpoints:
         if jax.process_index() == 0:
             write_hashes(self.folder / str(step))
         if (remote := RemoteRun.of(self.folder.parent)) is not None:
-            remote.send_checkpoint(step)
+            try:
+                remote.send_checkpoint(step)
+            except OSError as error:
+                raise unwritable(remote.url, error) from None
         self._saved.append(step)
 
     def wait(self) -> None:
@@ -127,6 +131,8 @@ class Checkpoints:
             raise self._failure(error) from None
 
     def _failure(self, error: Exception) -> UserError:
+        if isinstance(error, UserError):
+            return error
         full = 'No space left on device'  # the full message also names an internal file
         reason = full if full in str(error) else first_line(error, 300)
         good = 'none yet' if self.latest_step is None else f'step {self.latest_step}, unharmed'

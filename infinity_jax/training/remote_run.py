@@ -11,12 +11,13 @@ import os
 import pathlib
 import re
 import shutil
-import time
 from collections.abc import Collection, Iterator
+from typing import Any
 
 import jax
 
 from infinity_jax.errors import UserError, first_line
+from infinity_jax.runtime.atomic_write import atomic_file
 from infinity_jax.runtime.preemption import finishing
 from infinity_jax.runtime.remote import check_scheme, is_remote
 from infinity_jax.runtime.remote_copy import (
@@ -29,11 +30,13 @@ from infinity_jax.runtime.remote_copy import (
     remote_files,
     unwritable,
 )
+from infinity_jax.runtime.remote_lock import FolderLock
 
 CHECKPOINTS = 'checkpoints'  # in a run folder; holds one folder per step
 HASHES = 'hashes.json'  # in a checkpoint
-MARK = '.store.json'  # in the folder of this machine: the store's; its time is the last copy's
-MARGIN = 10**9  # ns by which the times of files may be behind the clock
+MODEL = 'model/'  # of files in a run folder: of the finished model
+# In the folder of this machine: {'url', 'sent': name -> [size, time] of what the store has}.
+MARK = '.store.json'
 _STEP = re.compile(rf'{CHECKPOINTS}/([0-9]+)/(.+)')
 
 
@@ -51,11 +54,8 @@ class RemoteRun:
     @classmethod
     def of(cls, folder: str | os.PathLike) -> 'RemoteRun | None':
         """The copies of a run folder of this machine; None if no store has it."""
-        try:
-            text = (pathlib.Path(folder) / MARK).read_text(encoding='utf-8')
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        return cls(json.loads(text), pathlib.Path(folder))
+        mark = _read_mark(pathlib.Path(folder))
+        return None if mark is None else cls(mark['url'], pathlib.Path(folder))
 
     def fetch(self) -> None:
         """Makes the folder of this machine equal to the store's; deletes unfinished checkpoints.
@@ -80,10 +80,9 @@ class RemoteRun:
                 )
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-            (self.folder / MARK).write_text(json.dumps(self.url), encoding='utf-8')
             delete_from(self.url, [name for name, step in steps.items() if step not in whole])
             for name in files:
-                if steps.get(name) in (None, *whole):
+                if steps.get(name) in (None, *whole) and not name.startswith('.'):
                     copy_from(f'{self.url}/{name}', self.folder / name)
         except OSError as error:
             raise UserError(
@@ -91,7 +90,7 @@ class RemoteRun:
                 f'{error.strerror or first_line(error)}; free space, set XDG_CACHE_HOME to another '
                 'place, or check your credentials'
             ) from None
-        os.utime(self.folder / MARK)
+        self._write_mark(self._states())  # last: what an interrupted fetch leaves is no run's own
 
     def _unsent(self, files: Collection[str]) -> str:
         """What the folder of this machine has and the store lacks: 'checkpoint N', 'model' or ''.
@@ -99,39 +98,52 @@ class RemoteRun:
         Args:
           files: names in the store.
         """
-        if not (self.folder / MARK).exists():
+        if (mark := _read_mark(self.folder)) is None:
             return ''
-        since = (self.folder / MARK).stat().st_mtime_ns
+        for name, state in self._states().items():
+            if name.startswith(MODEL) and mark['sent'].get(name) != state:
+                return 'model'
         for name in file_names(self.folder):
             match = _STEP.fullmatch(name)
             if match and match[2] == HASHES and name not in files:
                 return f'checkpoint {match[1]}'
-            newer = (self.folder / name).stat().st_mtime_ns >= since
-            if name.startswith('model/') and newer:
-                return 'model'
         return ''
 
+    def _states(self) -> dict[str, list[int]]:
+        """Name -> size and time of the files that are copied, without checkpoints."""
+        states = {}
+        for name in file_names(self.folder):
+            if not name.startswith((f'{CHECKPOINTS}/', '.')) and '/.' not in name:
+                with contextlib.suppress(FileNotFoundError):  # replaced at this moment
+                    status = (self.folder / name).stat()
+                    states[name] = [status.st_size, status.st_mtime_ns]
+        return states
+
+    def _write_mark(self, sent: dict[str, list[int]]) -> None:
+        with atomic_file(self.folder / MARK) as temporary:
+            temporary.write_text(json.dumps({'url': self.url, 'sent': sent}), encoding='utf-8')
+
     def send(self) -> None:
-        """Copies all files but checkpoints that are newer than the last copy.
+        """Copies all files but checkpoints that have changed since the last copy.
+
+        Files of a model that another one has replaced are deleted in the store.
 
         Raises:
+          UserError: another machine has taken the run over.
           OSError: the store cannot be written.
         """
-        since, now = (self.folder / MARK).stat().st_mtime_ns, time.time_ns()
-        newer = [
-            name
-            for name in file_names(self.folder)
-            if not name.startswith((f'{CHECKPOINTS}/', '.'))
-            and '/.' not in name
-            and (self.folder / name).stat().st_mtime_ns >= since
-        ]
-        copy_to(self.url, self.folder, newer)
-        os.utime(self.folder / MARK, ns=(now - MARGIN, now - MARGIN))  # what failed is sent again
+        FolderLock(self.url, self.folder).check()
+        states, sent = self._states(), (_read_mark(self.folder) or {'sent': {}})['sent']
+        copy_to(self.url, self.folder, [n for n, state in states.items() if sent.get(n) != state])
+        if f'{MODEL}config.json' in states:
+            delete_from(self.url, [n for n in sent if n.startswith(MODEL) and n not in states])
+        self._write_mark(states)
 
     def send_checkpoint(self, step: int) -> None:
         """Copies a complete checkpoint, after the metrics up to it; deletes those that are gone.
 
         Raises:
+          UserError: another machine has taken the run over.
           OSError: the store cannot be written.
         """
         self.send()
@@ -166,19 +178,34 @@ def run_folder(run_dir: str) -> Iterator[str]:
         )
     url = run_dir.rstrip('/')
     run = RemoteRun(url, cache_folder('runs', url))
-    run.fetch()
-    print(f'{url}: the run works in {run.folder} and copies it with every checkpoint')
+    lock = FolderLock(url, run.folder)
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(lock.held())
+        except OSError as error:
+            raise unwritable(f'config.run_dir {url}', error) from None
+        run.fetch()
+        print(f'{url}: the run works in {run.folder} and copies it with every checkpoint')
+        try:
+            yield str(run.folder)
+        except BaseException:
+            with contextlib.suppress(Exception):  # the first error counts
+                run.send()
+            raise
+        try:
+            with finishing():
+                run.send()
+        except OSError as error:
+            raise unwritable(url, error) from None
+
+
+def _read_mark(folder: pathlib.Path) -> dict[str, Any] | None:
+    """The content of `MARK`; None where no store has the folder."""
     try:
-        yield str(run.folder)
-    except BaseException:
-        with contextlib.suppress(Exception):  # the first error counts
-            run.send()
-        raise
-    try:
-        with finishing():
-            run.send()
-    except OSError as error:
-        raise unwritable(url, error) from None
+        found = json.loads((folder / MARK).read_text(encoding='utf-8'))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {'url', 'sent'} <= found.keys() else None
 
 
 def run_copy(path: str | os.PathLike) -> pathlib.Path:

@@ -4,7 +4,14 @@ from pathlib import Path
 
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.hub import WEIGHT_ENDINGS, local_folder, repository_files
-from infinity_jax.weights.model_folder import FORMAT, PARTS, conversion, existing_folder
+from infinity_jax.runtime.remote import is_remote
+from infinity_jax.weights.model_folder import (
+    FORMAT,
+    PARTS,
+    check_description,
+    conversion,
+    existing_folder,
+)
 from infinity_jax.weights.weight_files import read_json
 
 # Patterns of a model folder's files in a repository, which may have other folders as well.
@@ -32,6 +39,8 @@ def fetch_model(
       UserError: there is no such folder, or the repository holds no model folder.
     """
     folder = local_folder(name, revision, cache_dir, ('config.json',))
+    if is_remote(name):
+        check_description(name, read_json(folder / 'config.json'))
     if existing_folder(name).exists():
         return folder
     path = folder / 'config.json'

@@ -116,7 +116,7 @@ def replacing(folder: Path) -> Iterator[Path]:
       UserError: no room, or not writable; an old folder is then untouched.
     """
     try:
-        with local_output(folder, replace=True) as place, atomic_folder(place) as temporary:
+        with local_output(folder, lambda name: True) as place, atomic_folder(place) as temporary:
             yield temporary
     except (OSError, safetensors.SafetensorError) as error:
         raise UserError(f'{folder}: could not be saved ({error}); the old one is kept') from None
@@ -306,7 +306,7 @@ def read_description(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, An
     Raises:
       UserError: no such folder, or no model folder of ours.
     """
-    folder = existing_folder(folder)
+    name, folder = folder, existing_folder(folder)
     path = folder / 'config.json'
     if not os.path.isfile(path):
         if os.path.isfile(folder):
@@ -316,7 +316,25 @@ def read_description(folder: str | os.PathLike[str]) -> tuple[Path, dict[str, An
         advice = f'. {conversion(weights)}' if weights else ''
         raise UserError(f'{folder}: {lack}; wanted a model folder of {FORMAT}{advice}')
     described = read_json(path)
+    check_description(name, described)
+    return folder, described
+
+
+def check_description(name: str | os.PathLike[str], described: Mapping[str, Any]) -> None:
+    """Raises `UserError` unless the content of a folder's config.json describes a model of ours.
+
+    Args:
+      name: of the folder, as the user wrote it.
+      described: the content.
+    """
+    name = os.fspath(name).rstrip('/')
+    if {'task', 'run_dir'} <= described.keys():
+        raise UserError(
+            f'{name}: a run folder; wanted a model folder: {name}/model, which a run writes at its '
+            f'end. Of an unfinished run: infinity-jax convert to-torch --checkpoint {name}'
+        )
     if described.get('format') != FORMAT or described.get('version') != VERSION:
         seen = f'{described.get("format")!r} version {described.get("version")!r}'
-        raise UserError(f'{path}: describes {seen}; wanted {FORMAT!r} version {VERSION}')
-    return folder, described
+        raise UserError(
+            f'{name}/config.json: describes {seen}; wanted {FORMAT!r} version {VERSION}'
+        )

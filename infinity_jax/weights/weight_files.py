@@ -225,7 +225,13 @@ def _open_folder(folder: Path, **options: bool) -> dict[str, Any]:
         raise UserError(f'{folder}: no weights there; wanted one of {wanted} or *.safetensors')
     tensors: dict[str, Any] = {}
     for shard in others:
-        tensors.update(open_safetensors(shard, **options))
+        found = open_safetensors(shard, **options)
+        if twice := next((name for name in found if name in tensors), ''):
+            raise UserError(
+                f'{folder}: {twice} is in {tensors[twice].path.name} and in {shard.name}; name one '
+                'file, or keep the shards of one model there'
+            )
+        tensors.update(found)
     return tensors
 
 
@@ -244,8 +250,8 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f'{index}: has no weight_map; wanted name -> shard')
     for shard in weight_map.values():
-        if not isinstance(shard, str) or Path(shard).name != shard:
-            raise UserError(f'{index}: names {shard!r}; wanted a file in the same folder')
+        if not isinstance(shard, str) or not shard or Path(shard).name != shard or '\0' in shard:
+            raise UserError(f'{index}: names {short(shard)}; wanted a file in the same folder')
     return weight_map
 
 
@@ -255,9 +261,6 @@ def open_shards(index: Path, *, verify: bool = True, refuse_values: bool = False
     weight_map = _weight_map(index)
     shards: dict[str, dict[str, Any]] = {}
     absent = []
-    for shard in weight_map.values():
-        if not isinstance(shard, str) or not shard or Path(shard).name != shard or '\0' in shard:
-            raise UserError(f'{index}: names {short(shard)}; wanted a file in the same folder')
     for shard in sorted(set(weight_map.values())):
         if (folder / shard).is_file():
             shards[shard] = open_weights(folder / shard, verify=verify, refuse_values=refuse_values)

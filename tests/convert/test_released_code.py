@@ -130,6 +130,13 @@ def test_a_released_model_fits_the_released_code():
         assert misfits(ModelConfigs(PRESETS['2b'], released, schedule=schedule)) == []
 
 
+def test_one_chunk_is_named_as_a_misfit(exported, capsys):
+    to_torch_files(exported / 'm', exported / 'one', chunks=1)
+    assert 'the blocks are named in 1 chunks, there 2' in capsys.readouterr().out
+    to_torch_files(exported / 'm', exported / 'two')
+    assert 'chunks' not in capsys.readouterr().out
+
+
 def test_sizes_that_the_released_code_fixes_are_named(exported, capsys):
     assert misfits(load_model(exported / 'm').configs) == [
         'tokenizer.norm_groups is 4, there 32',

@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from helpers import tiny
 from helpers.torch_files import assert_same_files, write_pth
 
@@ -72,6 +73,19 @@ def test_a_state_dict_under_any_key(tmp_path, gpt, vae, key, capsys):
     write_pth(tmp_path / 'v.pth', {key: vae})
     assert_same_files(open_tokenizer(tmp_path / 'v.pth'), vae)
     assert capsys.readouterr().out == ''
+
+
+def test_keys_that_are_numbers(tmp_path, gpt, capsys):
+    write_pth(tmp_path / 'x.pth', {'state': {0: gpt, 1: 'x'}})
+    assert_same_files(open_transformer(tmp_path / 'x.pth'), gpt)
+    assert capsys.readouterr().out.endswith('not read: state.1 (str)\n')
+
+
+def test_two_files_with_the_same_names_are_refused(tmp_path, gpt):
+    for name in ('a', 'b'):
+        safetensors.numpy.save_file(gpt, tmp_path / f'{name}.safetensors')
+    with pytest.raises(UserError, match='is in a.safetensors and in b.safetensors; name one file'):
+        open_transformer(tmp_path)
 
 
 def test_what_stands_next_to_the_tensors_is_named(tmp_path, gpt, capsys):

@@ -19,6 +19,7 @@ from helpers.data_folders import (
 
 from infinity_jax.data.config import SourceConfig
 from infinity_jax.data.layouts import guess_layout
+from infinity_jax.data.records import BrokenRecord
 from infinity_jax.data.stored_source import open_source
 from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
@@ -92,12 +93,45 @@ def test_columns_by_type_and_folders_one_below(tmp_path):
     assert 'img2dataset' in guess.what and len(first_records(guess.source)) == 1
 
 
+def test_columns_of_texts_are_named_where_none_has_a_usual_name(tmp_path):
+    table = pa.table({'image': [IMAGE], 'title': ['a'], 'summary': ['b']})
+    pq.write_table(table, tmp_path / 'a.parquet')
+    guess = guess_layout(tmp_path)
+    assert guess.source['text_field'] == ''
+    assert guess.what.endswith('with texts in the columns title, summary')
+
+
+def test_tables_of_links_say_what_to_do(tmp_path):
+    pq.write_table(pa.table({'URL': ['http://x/1.jpg'], 'TEXT': ['a']}), tmp_path / 'a.parquet')
+    assert 'img2dataset' in guess_layout(tmp_path).advice
+    config = SourceConfig('parquet', str(tmp_path), image_field='URL', text_field='TEXT')
+    source = open_source(config)
+    with pytest.raises(BrokenRecord, match="'http://x/1.jpg'; wanted a path.*download linked"):
+        source.read(next(source.locations()))
+    folder_of(tmp_path / 'list', {'a.jsonl': '{"url": "http://x/1.jpg", "text": "a"}'})
+    assert 'img2dataset' in guess_layout(tmp_path / 'list').advice
+    folder_of(tmp_path / '00000', {'1.jpg': IMAGE, '1.txt': 'a'})  # img2dataset, as files
+    assert guess_layout(tmp_path).source['kind'] == 'sidecar'
+
+
+def test_splits_of_an_imagefolder_are_named(tmp_path):
+    for split in ('train', 'test'):
+        files = {f'{split}/0.png': IMAGE, f'{split}/metadata.csv': 'file_name,text\n0.png,a\n'}
+        folder_of(tmp_path, files)
+    guess = guess_layout(tmp_path)
+    assert guess.what.endswith(
+        'in test, train, all of which are read; name the folder of one alone'
+    )
+    assert len(first_records(guess.source)) == 2
+    assert 'all of which' not in guess_layout(tmp_path / 'train').what
+
+
 def test_unknown_and_unreadable_layouts(tmp_path):
     assert guess_layout(tmp_path) is None and guess_layout(tmp_path / 'nowhere') is None
     (tmp_path / 'a.jsonl').write_text('\n')
     (tmp_path / 'dataset_dict.json').write_text('{}')
     assert guess_layout(tmp_path) is None
-    (tmp_path / 'a.jsonl').write_text('{"url": "x"}')
+    (tmp_path / 'a.jsonl').write_text('{"page": "x"}')
     assert guess_layout(tmp_path) is None
     (tmp_path / '00000.tfrecord').write_bytes(b'')
     guess = guess_layout(tmp_path)

@@ -42,3 +42,11 @@ def running(engines=None, limits=LIMITS, api_key=None):
     finally:
         server.should_exit = True
         thread.join(30)
+
+
+def until(condition):
+    """Waits for a condition that another thread makes true."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, 'it did not become true'
+        time.sleep(0.01)

@@ -1,10 +1,13 @@
 import io
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from infinity_jax.errors import UserError
+from infinity_jax.inference import edit_masks
 from infinity_jax.inference.edit_masks import (
     composite,
     extend,
@@ -44,6 +47,33 @@ def test_the_feather_is_inside_the_mask():
     narrow[4] = 1
     assert (feathered(narrow, 5)[4] == 1).all()
     assert feathered(np.pad(np.ones((50, 64)), ((7, 7), (0, 0)))).max() == 1
+
+
+@pytest.mark.parametrize('feather', [1, 3, 40])
+def test_strips_have_no_seams(monkeypatch, feather):
+    rng = np.random.default_rng(feather)
+    mask = (ndimage.gaussian_filter(rng.standard_normal((50, 31)), 4) > 0).astype(np.float32)
+    mask[10:30] = 1  # strips without any pixel outside
+    source, generated = rng.integers(0, 256, (2, 50, 31, 3), np.uint8)
+    depth = ndimage.distance_transform_edt(mask > 0)
+    wanted = np.minimum(depth / min(feather + 1, max(depth.max(), 1)), 1)
+    for strip in (1, 7, 50, 1000):
+        monkeypatch.setattr(edit_masks, 'STRIP', strip)
+        share = feathered(mask, feather)
+        np.testing.assert_allclose(share, wanted, atol=1e-6)
+        mixed = source * (1 - share[..., None]) + generated * share[..., None]
+        assert (composite(source, generated, share) == np.rint(mixed)).all()
+
+
+def test_a_photograph_takes_little_memory():
+    source = np.zeros((2000, 2000, 3), np.uint8)
+    mask = np.zeros((2000, 2000), np.float32)
+    mask[100:1900, 100:1900] = 1
+    tracemalloc.start()
+    composite(source, source, feathered(mask))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * mask.size  # bytes; 34 if computed in one piece
 
 
 def test_a_composite_mixes_by_share():

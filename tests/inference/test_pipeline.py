@@ -286,7 +286,12 @@ def test_a_blank_negative_prompt_is_none_and_one_without_guidance_is_said():
     prompts = list(three().prompts[:2])
     plain = pipeline()(prompts, seed=1).pixels
     assert (pipeline()(prompts, seed=1, negative=' \u200b').pixels == plain).all()
-    unguided = SamplingConfig(guidance=(1.0,))
-    with pytest.warns(UserWarning, match='negative prompt has no effect: guidance is 1'):
-        pixels = pipeline()(prompts, seed=1, negative='green', sampling=unguided).pixels
-    assert (pixels == pipeline()(prompts, seed=1, sampling=unguided).pixels).all()
+    scales = len(pipeline().schedule)
+    for unguided in (
+        SamplingConfig(guidance=(1.0,)),
+        SamplingConfig(guidance=(3.0,), unguided_scales=scales),
+        SamplingConfig(guidance=(*(1.0,) * (scales - 1), 3.0), unguided_scales=1),
+    ):
+        with pytest.warns(UserWarning, match='negative prompt has no effect: guidance is 1, or'):
+            pixels = pipeline()(prompts, seed=1, negative='green', sampling=unguided).pixels
+        assert (pixels == pipeline()(prompts, seed=1, sampling=unguided).pixels).all()

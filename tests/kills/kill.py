@@ -54,6 +54,9 @@ class Command:
         if is_remote(run_dir):
             os.environ['XDG_CACHE_HOME'] = tempfile.mkdtemp(dir=CACHES.name)
             working = cache_folder('runs', str(run_dir))
+            working.parent.mkdir(parents=True)
+            # Named as the machine of the killed start, which waits for no lock.
+            working.with_name(f'{working.name}.owner').write_text('kills', encoding='utf-8')
         with socket.socket() as probe:
             probe.bind(('127.0.0.1', 0))
             address = f'127.0.0.1:{probe.getsockname()[1]}'

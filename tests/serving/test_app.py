@@ -4,13 +4,14 @@ import dataclasses
 import io
 import json
 import socket
+import threading
 import time
 
 import httpx
 import numpy as np
 import openai
 import pytest
-from helpers.serving import LIMITS, running, tiny_engine
+from helpers.serving import LIMITS, running, tiny_engine, until
 from PIL import Image
 
 from infinity_jax.serving import server as server_module
@@ -197,7 +198,9 @@ def test_a_key_is_asked_of_all_but_page_and_health():
 
 
 class Slow:
-    """The tiny model, slowed down."""
+    """The tiny model, slowed down, on one thread."""
+
+    at_once = 1
 
     def __init__(self, seconds):
         self.seconds, self.calls = seconds, []
@@ -213,6 +216,18 @@ class Slow:
         return tiny_engine()(tasks)
 
 
+def test_models_share_as_many_threads_as_each_of_them_allows():
+    def thread():
+        time.sleep(0.02)
+        return threading.get_ident()
+
+    slow = Slow(0)
+    for engines, threads in (({'tiny': tiny_engine()}, 2), ({'tiny': tiny_engine(), 's': slow}, 1)):
+        with running(engines) as (service, _):
+            jobs = [service.device.submit(thread) for _ in range(8)]
+            assert len({job.result() for job in jobs}) == threads
+
+
 def post(url, prompt, **fields):
     return httpx.post(url + GENERATIONS, json={'prompt': prompt} | fields, timeout=30)
 
@@ -223,13 +238,26 @@ def test_a_full_queue_is_429_with_the_time_to_wait():
             first = pool.submit(post, url, 'first')
             time.sleep(0.5)
             fills = pool.submit(post, url, 'fills', n=5)
-            while service.batchers['slow'].waiting < 5:
-                time.sleep(0.01)
+            until(lambda: service.batchers['slow'].waiting == 5)
             for fields in ({}, {'stream': True}):
                 refused = post(url, 'refused', n=2, **fields)
                 assert refused.status_code == 429 and int(refused.headers['Retry-After']) >= 1
                 assert refused.json()['error']['code'] == 'queue_full'
             assert first.result().status_code == fills.result().status_code == 200
+
+
+def test_too_many_requests_are_503_and_the_server_is_seen_alive():
+    slow = Slow(1)
+    with running({'slow': slow}, dataclasses.replace(LIMITS, requests=1)) as (_, url):
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            first = pool.submit(post, url, 'first')
+            until(lambda: slow.calls)
+            refused = post(url, 'refused')
+            assert refused.status_code == 503 and int(refused.headers['Retry-After']) >= 1
+            assert '1 requests are being answered' in refused.json()['error']['message']
+            assert httpx.get(url + '/health').status_code == 200
+            assert first.result().status_code == 200
+        assert post(url, 'next').status_code == 200
 
 
 def test_a_request_that_takes_too_long_is_504():
@@ -238,6 +266,20 @@ def test_a_request_that_takes_too_long_is_504():
         assert answer.status_code == 504 and 'no image within 0.2 s' in answer.text
         streamed = post(url, 'a', stream=True)
         assert streamed.status_code == 200 and '"code": "timeout"' in streamed.text
+
+
+@pytest.mark.parametrize(
+    'kind', ['application/json', 'multipart/form-data; boundary=x'], ids=['json', 'form']
+)
+def test_a_request_that_does_not_arrive_is_408(kind):
+    path = GENERATIONS if kind == 'application/json' else '/v1/images/edits'
+    with running(limits=dataclasses.replace(LIMITS, timeout_s=0.2)) as (_, url):
+        host, port = url.removeprefix('http://').split(':')
+        head = f'POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: {kind}\r\n'
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(f'{head}Content-Length: 100\r\n\r\n-'.encode())
+            answer = connection.makefile('rb').read()  # until the server closes the connection
+        assert b' 408 ' in answer.splitlines()[0] and b'did not arrive within 0.2 s' in answer
 
 
 @pytest.mark.parametrize('stream', [False, True])
@@ -249,8 +291,7 @@ def test_a_client_that_leaves_is_dropped(stream):
         head = f'POST {GENERATIONS} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n'
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(f'{head}Content-Length: {len(body)}\r\n\r\n'.encode() + body)
-            while not slow.calls:
-                time.sleep(0.01)
+            until(lambda: slow.calls)
         slow.seconds = 0
         start = time.monotonic()
         assert post(url, 'next').status_code == 200  # its turn comes once the first is dropped
@@ -272,9 +313,12 @@ def test_the_key_in_the_environment(monkeypatch):
     assert server_module.api_key() is None
     monkeypatch.setenv(server_module.KEY_VARIABLE, 'k')
     assert server_module.api_key() == 'k'
-    monkeypatch.setenv(server_module.KEY_VARIABLE, ' ')
-    with pytest.raises(ValueError, match='is empty'):
-        server_module.api_key()
+    monkeypatch.setenv(server_module.KEY_VARIABLE, 'k\n')  # as read from a file
+    assert server_module.api_key() == 'k'
+    for key, message in ((' ', 'is empty'), ('Schl\u00fcssel', 'printable ASCII')):
+        monkeypatch.setenv(server_module.KEY_VARIABLE, key)
+        with pytest.raises(ValueError, match=message):
+            server_module.api_key()
 
 
 def test_an_address_in_use_is_one_line(server):

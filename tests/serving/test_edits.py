@@ -1,12 +1,15 @@
 import base64
+import concurrent.futures
+import dataclasses
 import io
+import threading
 import zlib
 
 import httpx
 import numpy as np
 import openai
 import pytest
-from helpers.serving import running
+from helpers.serving import LIMITS, running, tiny_engine, until
 from PIL import Image
 
 EDITS = '/v1/images/edits'
@@ -82,6 +85,51 @@ def test_strength_and_words(http):
         for fields in ({'strength': '0'}, {'strength': '1'}, {'source_prompt': 'a dog'})
     ]
     assert len(set(results)) == 3
+    blank, without = (edit(http, **fields) for fields in ({'source_prompt': ' \n'}, {}))
+    assert blank.json()['data'] == without.json()['data']
+
+
+class SlowEncoder:
+    """The tiny model; it encodes no source before it may."""
+
+    def __init__(self):
+        self.free = threading.Event()
+
+    def __getattr__(self, name):
+        return getattr(tiny_engine(), name)
+
+    def __call__(self, tasks):
+        return tiny_engine()(tasks)
+
+    def given(self, read):
+        self.free.wait(20)
+        return tiny_engine().given(read)
+
+
+@pytest.mark.parametrize('fields', [{}, {'stream': 'true'}], ids=['json', 'events'])
+def test_images_of_too_many_pixels_at_the_same_time_are_429(fields):
+    slow, limits = SlowEncoder(), dataclasses.replace(LIMITS, held_pixels=2 * 12 * 8)
+    with running({'slow': slow}, limits) as (service, url), httpx.Client(base_url=url) as client:
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            first = [pool.submit(edit, client, **fields) for _ in range(2)]
+            until(lambda: service.room._held == 2 * 12 * 8)
+            refused = edit(client, **fields)
+            assert refused.status_code == 429 and refused.headers['Retry-After'] == '2'
+            assert 'images with 192 pixels are being edited' in refused.json()['error']['message']
+            slow.free.set()
+            assert [job.result().status_code for job in first] == [200, 200]
+        assert edit(client, **fields).status_code == 200
+        assert edit(client, strength='much').status_code == 400
+        assert service.room._held == 0
+
+
+def test_a_source_that_takes_too_long_to_encode_is_504():
+    slow = SlowEncoder()
+    with running({'slow': slow}, dataclasses.replace(LIMITS, timeout_s=0.2)) as (_, url):
+        with httpx.Client(base_url=url, timeout=60) as client:
+            answer = edit(client)
+        slow.free.set()
+    assert answer.status_code == 504 and 'no image within 0.2 s' in answer.text
 
 
 def test_a_source_after_every_number_of_scales(http):
@@ -124,6 +172,7 @@ def wide_png(width=50_000, height=50_000):
         (None, {'prompt': ''}, 400, 'prompt is empty'),
         (None, {'n': '9'}, 400, "n is 9; wanted a whole number from 1 to 5"),
         (None, {'source_prompt': 'x' * 101}, 400, 'source_prompt has 101 characters'),
+        (None, {'source_prompt': 'a\0'}, 400, 'source_prompt holds a zero byte'),
         (None, {'source_prompt': 'a', 'negative_prompt': 'b'}, 400, 'give one of them'),
         (None, {'path': '/etc/passwd'}, 400, "unknown field 'path'"),
     ],

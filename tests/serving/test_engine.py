@@ -67,8 +67,9 @@ def test_a_size_that_generates_other_bytes_is_found_and_not_used(capsys):
     engine = Engine(ReadyModel(place_model(small_model()), 16, Executables()), (2, 4))
     plain = engine._batch
 
-    def differs(tasks, size, previews):
-        return [(codes + (size == 4), pixels) for codes, pixels in plain(tasks, size, previews)]
+    def differs(tasks, start, size, previews):
+        found = plain(tasks, start, size, previews)
+        return [(codes + (size == 4), pixels) for codes, pixels in found]
 
     engine._batch = differs
     expected = tiny_engine()(tasks())
@@ -101,6 +102,20 @@ def test_a_batch_that_nobody_waits_for_stops_between_scales():
     with pytest.raises(Dropped):
         tiny_engine()(images)
     assert seen == [0]
+
+
+def test_a_part_that_nobody_waits_for_does_not_fail_the_rest_of_its_batch():
+    engine = Engine(ReadyModel(place_model(small_model()), 16, Executables()), (2, 4))
+    for _ in range(2):  # in parts of 2, with which 4 is compared
+        images = tasks()
+        images[0].dropped = images[1].dropped = True
+        generated = engine(images)
+        assert np.array_equal(generated[2], alone(2)) and np.array_equal(generated[3], alone(3))
+    images = [*tasks(), *tasks()[:1]]
+    for image in images[:4]:
+        image.dropped = True  # all that another size would be compared for
+    engine = Engine(ReadyModel(place_model(small_model()), 16, Executables()), (2, 4, 8))
+    assert np.array_equal(engine(images)[4], alone(0))
 
 
 def test_layer_by_layer_it_shows_the_same_scales(monkeypatch):

@@ -100,6 +100,40 @@ def test_what_the_last_copy_lacks_is_set_aside(store, monkeypatch, capsys):
         assert not (local / 'model').exists()
 
 
+def test_a_finished_run_that_is_started_again_has_nothing_unsent(store, capsys):
+    with run_folder(f'{store}/run') as folder:
+        (RemoteRun.of(folder).folder / 'model').mkdir()
+        (RemoteRun.of(folder).folder / 'model' / 'a.txt').write_bytes(b'weights')
+    with run_folder(f'{store}/run') as folder:
+        assert (RemoteRun.of(folder).folder / 'model' / 'a.txt').read_bytes() == b'weights'
+    assert 'not copied' not in capsys.readouterr().out
+
+
+def test_shards_of_a_replaced_model_are_deleted_in_the_store(store):
+    with run_folder(f'{store}/run') as folder:
+        model = RemoteRun.of(folder).folder / 'model'
+        model.mkdir()
+        for name in ('config.json', 'transformer-00001-of-00002.safetensors'):
+            (model / name).write_bytes(b'old')
+    with run_folder(f'{store}/run') as folder:
+        model = RemoteRun.of(folder).folder / 'model'
+        (model / 'transformer-00001-of-00002.safetensors').unlink()
+        (model / 'transformer.safetensors').write_bytes(b'new')
+    assert contents(f'{store}/run') == {
+        'model/config.json': b'old',
+        'model/transformer.safetensors': b'new',
+    }
+
+
+def test_a_store_that_cannot_be_written_is_named_as_such(store, monkeypatch):
+    def fail(*args):
+        raise OSError(5, 'Access Denied')
+
+    monkeypatch.setattr('infinity_jax.training.remote_run.copy_to', fail)
+    with pytest.raises(UserError, match='/run: cannot be written.*Access Denied.*credentials'):
+        train(f'{store}/run', 1)
+
+
 def test_an_error_of_the_run_still_sends_its_files(store):
     with pytest.raises(UserError, match='bad loss'), run_folder(f'{store}/run') as folder:
         (RemoteRun.of(folder).folder / 'metrics.jsonl').write_text('{}\n')

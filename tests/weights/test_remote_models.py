@@ -34,6 +34,29 @@ def test_a_model_is_saved_and_read(store, tmp_path):
     assert fetch_model(f'{store}/m').name == 'm'
 
 
+def test_a_run_in_the_place_of_a_model_names_its_model(store, tmp_path):
+    run = '{"task": "t2i", "run_dir": "r"}'
+    (tmp_path / 'r').mkdir()
+    (tmp_path / 'r' / 'config.json').write_text(run)
+    upload(tmp_path / 'r', f'{store}/r')
+    fsspec.filesystem('memory').pipe_file(f'{store}/r/checkpoints/1/a', b'large')
+    for name in (f'{store}/r', str(tmp_path / 'r')):
+        with pytest.raises(UserError, match=f'{name}: a run folder; wanted .* {name}/model'):
+            load_model(fetch_model(name))
+    assert not list(cache_folder('copies', f'{store}/r').rglob('checkpoints'))
+    with pytest.raises(UserError, match='checkpoints: no model, but 1/a; name the folder'):
+        fetch_model(f'{store}/r/checkpoints')
+
+
+def test_an_export_replaces_one_of_another_format(store, tmp_path):
+    save(tmp_path / 'm')
+    fsspec.filesystem('memory').pipe_file(f'{store}/out/notes.txt', b'kept')
+    to_torch_files(tmp_path / 'm', f'{store}/out', file_format='safetensors')
+    to_torch_files(tmp_path / 'm', f'{store}/out')
+    names = [name for name in contents(f'{store}/out') if '/' not in name]
+    assert names == ['infinity_jax.json', 'notes.txt', 'tokenizer.pth', 'transformer.pth']
+
+
 def test_an_export_and_its_import(store, tmp_path):
     save(tmp_path / 'm')
     local = to_torch_files(tmp_path / 'm', tmp_path / 'out')

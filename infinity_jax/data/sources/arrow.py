@@ -72,7 +72,9 @@ class ArrowSource:
         path = self.paths[number]
         try:
             batches = _batches(path, self.image_field, self.text_field)
-            (fields,) = batches[batch].slice(row, 1).to_pylist()
+            found = batches[batch].slice(row, 1)
+            found.validate(full=True)  # else damaged offsets would be followed out of the file
+            (fields,) = found.to_pylist()
         except (OSError, ValueError, LookupError, DamagedFile) as error:
             raise BrokenRecord(first_line(error, 200)) from None
         return table_record(fields, path.parent, self.image_field, self.text_field)

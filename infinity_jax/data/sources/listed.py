@@ -6,11 +6,11 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
-from infinity_jax.data.fields import advice, captions_of, parse_object
+from infinity_jax.data.fields import advice, captions_of, check_no_link, parse_object
 from infinity_jax.data.records import BrokenRecord, DamagedFile, RawRecord, open_file
 from infinity_jax.ranges import short
 from infinity_jax.runtime.local_files import can_be_path
-from infinity_jax.runtime.remote import RemotePath, is_remote
+from infinity_jax.runtime.remote import RemotePath
 
 # Characters in a field of CSV: longer than any caption, but a quotation mark may be left open.
 csv.field_size_limit(1 << 20)
@@ -109,7 +109,8 @@ def listed_record(
     if image_field not in fields:
         raise BrokenRecord(f'it has no field {image_field!r}; {advice(fields, "image_field")}')
     path = fields[image_field]
-    if not isinstance(path, str) or not can_be_path(path) or is_remote(path):
-        raise BrokenRecord(f'{image_field} is {short(path)}')
+    if not isinstance(path, str) or not can_be_path(path):
+        raise BrokenRecord(f'{image_field} is {short(path)}; wanted the path of a file')
+    check_no_link(image_field, path)
     captions = captions_of(fields, text_field)
     return RawRecord(functools.partial(open_file, folder / path), captions)

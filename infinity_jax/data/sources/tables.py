@@ -7,11 +7,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from infinity_jax.data.fields import advice, captions_of, values_at
+from infinity_jax.data.fields import advice, captions_of, check_no_link, values_at
 from infinity_jax.data.passed_over import PassedOver, is_hidden
 from infinity_jax.data.records import BrokenRecord, DamagedFile, RawRecord, open_file
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.remote import is_remote
 
 IMAGE_FIELD = 'image'
 _LONG = ('long_caption', 'long_caption_type')
@@ -96,7 +95,8 @@ def table_record(
         image, path = image.get('bytes'), image.get('path')
     if isinstance(image, bytes):
         return RawRecord(functools.partial(io.BytesIO, image), captions)
-    if isinstance(path, str) and path and '\0' not in path and not is_remote(path):
+    if isinstance(path, str) and path and '\0' not in path:
+        check_no_link(image_field, path)
         return RawRecord(functools.partial(open_file, folder / path), captions)
     if image is None:
         raise BrokenRecord(f'{image_field} is empty')

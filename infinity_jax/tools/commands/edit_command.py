@@ -126,6 +126,7 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.images import check_writable, save_png
     from infinity_jax.inference.edit import Edit
     from infinity_jax.inference.edit_masks import canvas_size, extend
+    from infinity_jax.inference.editor import check_words
     from infinity_jax.inference.pipeline import MAX_BATCH, InfinityPipeline
     from infinity_jax.inference.source_images import read_image, read_mask
     from infinity_jax.inference.warmup import GenerationRequest
@@ -142,6 +143,8 @@ def run(args: argparse.Namespace) -> None:
     given = {name: value for name, value in numbers.items() if value is not None}
     edit = Edit(image, prompt, mask, source_prompt, composite=args.composite, **given)
     sampling = sampling_of(args)
+    if source_prompt is not None:
+        check_words(sampling, negative)  # before a model is loaded
     with plain_warnings():
         pipeline = InfinityPipeline.from_pretrained(
             args.checkpoint or DEMO_FOLDER,

@@ -122,6 +122,7 @@ def check_pair(folder: str | os.PathLike[str]) -> None:
     if not result.belongs:
         raise UserError(
             f'{folder}: the transformer predicts the bits of this tokenizer with '
-            f'{result.loss:.3f} nats per bit, no better than chance, {CHANCE:.3f}: these two do '
-            'not belong together; name the tokenizer that the transformer was trained with'
+            f'{result.loss:.3f} nats per bit, by chance it would be {CHANCE:.3f}: these two do not '
+            'belong together, or the transformer is hardly trained; name the tokenizer that it was '
+            'trained with'
         )

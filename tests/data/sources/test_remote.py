@@ -81,6 +81,12 @@ def test_indexes_stay_on_this_machine():
         DataConfig(index_dir='gs://b/x')
 
 
+def test_a_folder_with_signs_of_patterns_in_its_name(store, tmp_path):
+    folder = data_folders.tar_folder(tmp_path / 'data')
+    source = open_source(SourceConfig('tar', upload(folder, f'{store}/a[1]*?')))
+    assert list(source.locations())
+
+
 def test_an_image_of_another_store_is_a_broken_record(store, tmp_path):
     (tmp_path / 'a.jsonl').write_text(data_folders.line('s3://other/a.jpg', text='x'))
     source = open_source(SourceConfig('jsonl', upload(tmp_path, f'{store}/data')))

@@ -161,6 +161,24 @@ def test_damage_is_found_by_file_or_by_row(tmp_path):
         load_index(opened('arrow', arrow), tmp_path / 'index')
 
 
+def test_damaged_offsets_are_never_followed(tmp_path):
+    texts = ['a red apple', 'a blue car', 'a cat']
+    table = pa.table({'image': [encoded(8, 8, 0)] * 3, 'caption': texts})
+    with pa.OSFile(str(tmp_path / 'a.arrow'), 'wb') as file:
+        with pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    content = (tmp_path / 'a.arrow').read_bytes()
+    ends = np.cumsum([0, *map(len, texts)], dtype=np.int32)
+    damaged = np.array([0, 21, 11, ends[-1]], np.int32)  # of the second text: -10 bytes
+    assert content.count(ends.tobytes()) == 1
+    (tmp_path / 'a.arrow').write_bytes(content.replace(ends.tobytes(), damaged.tobytes()))
+    source = opened('arrow', tmp_path)
+    first, second, third = source.locations()
+    assert source.read(third).captions.short[0].endswith('a cat')
+    with pytest.raises(BrokenRecord, match='offset'):
+        source.read(second)
+
+
 def test_a_row_group_that_is_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, 'MAX_GROUP_BYTES', 2000)
     with pytest.raises(UserError, match='row group .*write the file again with row_group_size=100'):

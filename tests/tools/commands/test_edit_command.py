@@ -89,6 +89,8 @@ def test_a_larger_canvas(image, flags, size, corner):
         (['in.png', 'x', '--canvas', 'wide'], "'wide' is neither a size such as 640x480"),
         (['in.png', 'x', '--at', '1x2'], "'1x2' is not a place"),
         (['in.png', 'x', '--strength', '2'], 'strength is 2.0; wanted 0'),
+        (['in.png', 'x', '--source-prompt', 'y', '--negative', 'z'], 'give one of them'),
+        (['in.png', 'x', '--source-prompt', 'y', '--cfg', '1'], 'guidance other than 1'),
         (['in.png', 'x', '--num', '0'], '--num is 0'),
         (['in.png', 'x', '--out', 'x.gif'], 'does not end in .png or .jpg'),
     ],
