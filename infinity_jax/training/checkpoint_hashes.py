@@ -64,7 +64,7 @@ def check_hashes(folder: Path) -> bool:
         hashes = json.loads(texts[0])
     except (ValueError, RecursionError):
         hashes = None
-    if not isinstance(hashes, dict):
+    if not isinstance(hashes, dict) or not hashes:  # a checkpoint has files
         raise Damaged(f'checkpoint {folder} is damaged: {FILE_NAME} is not readable')
     # Large files first, so that the shares have about the same size.
     names = sorted(hashes, key=lambda name: (-_size(folder / name), name))

@@ -138,7 +138,7 @@ def test_every_file_is_covered(run_dir):
         shutil.rmtree(run_dir / 'copy')
 
 
-@pytest.mark.parametrize('text', ['', '[]', 'null', '{', '[' * 100_000, '{"\\u0000": ""}'])
+@pytest.mark.parametrize('text', ['', '[]', 'null', '{', '{}', '[' * 100_000, '{"\\u0000": ""}'])
 def test_damaged_hashes_are_damage(run_dir, text):
     files(run_dir, 3)[FILE_NAME].write_text(text)
     step, lines = resume(run_dir)
