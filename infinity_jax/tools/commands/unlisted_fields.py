@@ -38,8 +38,11 @@ def set_apart(arguments: Sequence[str], config: ConfigDict) -> tuple[list[str], 
 
 
 def add_fields(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
-    """Sets fields by dotted name, also those that the configuration lacks."""
-    with config.unlocked():
+    """Sets fields by dotted name, also those that the configuration lacks.
+
+    Their types are checked where the run reads them, with a message that names the field.
+    """
+    with config.unlocked(), config.ignore_type():
         for path, value in values.items():
             group, (*names, last) = config, path.split('.')
             for name in names:
