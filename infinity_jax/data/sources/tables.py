@@ -13,6 +13,7 @@ from infinity_jax.data.records import BrokenRecord, DamagedFile, RawRecord, open
 from infinity_jax.errors import UserError
 
 IMAGE_FIELD = 'image'
+_NUMBERED = re.compile(r'(.+)-(\d{5})-of-(\d{5})', re.ASCII)  # name, number, files in all
 _LONG = ('long_caption', 'long_caption_type')
 
 
@@ -35,10 +36,20 @@ def table_files(folder: pathlib.Path, ending: str, split: str) -> tuple[pathlib.
 
 
 def count_other_files(paths: Sequence[pathlib.Path], ending: str, passed_over: PassedOver) -> None:
-    """Counts the files next to those of a source that have the same ending."""
+    """Counts the files next to those of a source that have the same ending, and absent ones.
+
+    A file is absent if the others say so by their names, such as `train-00000-of-00008.parquet`.
+    """
     for path in sorted(paths[0].parent.glob(f'*{ending}')):
         if path not in paths:
             passed_over.add(_other_file(path), path.name)
+    present: dict[tuple[str, str], set[int]] = {}
+    for path in paths:
+        if numbered := _NUMBERED.fullmatch(path.stem):
+            present.setdefault((numbered[1], numbered[3]), set()).add(int(numbered[2]))
+    for (name, total), numbers in present.items():
+        for number in sorted(set(range(int(total))) - numbers):
+            passed_over.add('file absent', f'{name}-{number:05}-of-{total}{ending}')
 
 
 def _other_file(path: pathlib.Path) -> str:

@@ -49,6 +49,10 @@ def test_other_splits_are_counted_or_named(tmp_path):
     list(opened('parquet', folder).locations(passed_over))
     assert passed_over.rows == [('file of another split', 1, 'test-00000-of-00001.parquet')]
     assert len(list(opened('parquet', folder, split='test').locations())) == 1
+    (folder / 'train-00000-of-00002.parquet').unlink()
+    passed_over = PassedOver()
+    list(opened('parquet', folder).locations(passed_over))
+    assert ('file absent', 1, 'train-00000-of-00002.parquet') in passed_over.rows
     for kind, path, message in (
         ('parquet', folder, "no \\*.parquet of split 'dev'; there are test-00000"),
         ('parquet', tmp_path, 'no \\*.parquet in there: name one of the folders in it: parquet'),
