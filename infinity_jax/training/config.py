@@ -14,6 +14,7 @@ HELD_OUT_SEED = 1  # of the held-out images in every run, so that their metrics 
 _RANGES = {
     'steps': COUNT,
     'batch_size': Range(1, 2**20),
+    'accumulate_steps': Range(1, 2**20),
     'seed': SEED,
     'log_every': COUNT,
     'eval_every': COUNT,
@@ -33,6 +34,7 @@ class RunConfig:
     run_dir: str  # checkpoints, metrics, samples and the final model go here
     steps: int
     batch_size: int  # images per step, over all devices and hosts
+    accumulate_steps: int = 1  # parts of a batch that are processed one after the other
     data: DataConfig
     optimizer: OptimizerConfig
     seed: int = 0  # of the weights, the data order and all random choices

@@ -69,13 +69,12 @@ class T2IConfig(RunConfig):
     remat: str = 'none'  # what the backward pass recomputes, see `remat.POLICIES`
     layers: str = 'auto'  # 'scanned', 'unrolled' or 'auto', see `layer_loop.unrolled`
     encode_once: str = 'auto'  # 'auto' or 'never', see `encoded_once.keeps_features`
-    accumulate_steps: int = 1  # parts of a batch that are processed one after the other
     lora: LoraConfig = LoraConfig()  # adapters are trained instead of the transformer
     new_parts: tuple[str, ...] = ()  # of init_from's transformer, start with new weights
 
     def __post_init__(self):
         super().__post_init__()
-        check_ranges(self, '', {'condition_drop': RATE, 'accumulate_steps': Range(1, 2**20)})
+        check_ranges(self, '', {'condition_drop': RATE})
         check_paths(self, '', ('tokenizer',))
         check_remat(self.remat)
         check_layers(self.layers)

@@ -32,6 +32,7 @@ from infinity_jax.training.optimizer import TrainState, make_optimizer, new_stat
 from infinity_jax.training.run_folder import config_without_paths
 from infinity_jax.training.transformer.config import T2IConfig
 from infinity_jax.training.transformer.encoded_once import (
+    CHUNK,
     EncodedBatches,
     EncodedOnce,
     keeps_features,
@@ -103,7 +104,10 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     kept = list(host_batches)
     if keeps_features(config, mesh):
         encode_pixels = in_mesh(mesh, jax.jit(functools.partial(encode, models=models)))
-        once = EncodedOnce(lambda pixels: encode_pixels(frozen, Batch(pixels_BYX3=pixels)))
+        once = EncodedOnce(
+            lambda pixels: encode_pixels(frozen, put_batch(Batch(pixels_BYX3=pixels), mesh)),
+            chunk=CHUNK * mesh.shape['data'] * mesh.shape['fsdp'],
+        )
         kept, batches = [once(batch) for batch in host_batches], EncodedBatches(batches, once)
     held_out = [put_batch(batch, mesh) for batch in kept]
     trained = first_batches(config, 'train', 1, **text)[0].captions or []
