@@ -13,7 +13,6 @@ from infinity_jax.runtime.distributed import join_processes
 from infinity_jax.runtime.exit_codes import one_line_endings
 from infinity_jax.runtime.host_memory import restart_with_tuned_allocator
 from infinity_jax.runtime.supervisor import supervise
-from infinity_jax.sharding import MeshConfig
 from infinity_jax.tools.commands.config_flags import CONFIG, parse_flags
 from infinity_jax.training.init_from import run_config
 from infinity_jax.training.remote_run import run_folder
@@ -24,7 +23,7 @@ TASK_FOLDERS = {'t2i': 'transformer', 'tokenizer': 'tokenizer'}
 def train(fields: Mapping[str, Any]) -> None:
     """Runs the task that `fields.task` names; modules of the other task are not imported."""
     config = run_config(fields)
-    if config.mesh == MeshConfig():  # no number of devices is asked for
+    if config.device_per_core:
         use_cores(config.batch_size // config.accumulate_steps)
     task = importlib.import_module(f'infinity_jax.training.{TASK_FOLDERS[config.task]}.task')
     with run_folder(config.run_dir) as folder:

@@ -1,7 +1,8 @@
 """One CPU device per core, for training small models on CPUs.
 
-A small model's products are too short for several threads: XLA's threads wait for each other, and
-the second core of two is mostly idle. With a device per core, each core processes its own images.
+A small model's products are too short for several threads, which wait for each other: the second
+core of two is mostly idle. With a device per core, each core processes images of its own. Large
+models lose by it, since every device has a copy of the weights and updates it.
 """
 
 import os
@@ -12,7 +13,7 @@ from infinity_jax.runtime.distributed import launcher
 
 VARIABLE = 'JAX_NUM_CPU_DEVICES'  # JAX's environment variable; set, it is used as it is
 XLA_FLAG = 'xla_force_host_platform_device_count'  # the older way to choose the number
-MIN_IMAGES = 4  # that a device processes at once; with fewer, all devices share the products' sums
+MIN_IMAGES = 4  # that a device processes at once; with fewer, the sum of gradients takes longer
 
 
 def use_cores(images: int) -> None:
@@ -30,8 +31,9 @@ def use_cores(images: int) -> None:
 
 
 def devices_for(images: int, most: int) -> int:
-    """The largest number up to `most` that divides `images` into shares of `MIN_IMAGES` or more."""
-    return max(n for n in range(1, most + 1) if n == 1 or images % n == 0 and images // n >= MIN_IMAGES)
+    """The largest number up to `most` that gives every device `MIN_IMAGES` or more, equally many."""
+    numbers = range(2, min(most, images // MIN_IMAGES) + 1)
+    return max((n for n in numbers if images % n == 0), default=1)
 
 
 def cores() -> int:

@@ -52,6 +52,16 @@ class RunConfig:
         check_ranges(self, '', _RANGES)
         check_paths(self, '', ('run_dir', 'init_from'))
 
+    @property
+    def small(self) -> bool:
+        """Whether the model's products are too small for several cores to share one of them."""
+        return False
+
+    @property
+    def device_per_core(self) -> bool:
+        """Whether training on a CPU uses each core as a device (see `runtime.cpu_devices`)."""
+        return self.small and self.mesh == MeshConfig()
+
 
 def init_key(seed: int) -> jax.Array:
     """The key of the initial weights; independent of the keys of the steps."""

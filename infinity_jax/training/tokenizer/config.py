@@ -41,6 +41,7 @@ class TokenizerLosses:
             )
 
 
+SMALL_CHANNELS = 64  # of the first resolution, see `RunConfig.small`
 _ADVERSARIAL_RANGES = {
     'layers': Range(0, 10),
     'channels': Range(0, 2**12),
@@ -99,6 +100,10 @@ class TokenizerRunConfig(RunConfig):
     def __post_init__(self):
         super().__post_init__()
         check_paths(self, '', ('vgg_weights', 'lpips_heads'))
+
+    @property
+    def small(self) -> bool:
+        return self.tokenizer.base_channels <= SMALL_CHANNELS
 
     def code_grids(self, image: tuple[int, int]) -> tuple[Grid, ...]:
         """The grids of an image of (height, width) pixels.

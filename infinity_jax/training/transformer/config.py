@@ -15,6 +15,8 @@ from infinity_jax.transformer.layer_loop import check_layers
 from infinity_jax.transformer.lora import LoraConfig
 from infinity_jax.transformer.remat import check_remat
 
+SMALL_WIDTH = 512  # see `RunConfig.small`: width 192 gains by a device per core, 768 loses
+
 
 @dataclasses.dataclass(frozen=True)
 class TextTraining:
@@ -102,6 +104,10 @@ class T2IConfig(RunConfig):
                     f'data source {source.kind} {source.path} has no captions, which this task '
                     f'reads; {remedy}'
                 )
+
+    @property
+    def small(self) -> bool:
+        return self.transformer.width <= SMALL_WIDTH
 
 
 def run_schedule(config: T2IConfig, stored: ScaleSchedule | None, patchify: bool) -> ScaleSchedule:
