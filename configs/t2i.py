@@ -265,6 +265,7 @@ def emoji(arg: str) -> ConfigDict:
     config.eval_every = 300
     config.eval_batches = 8  # 8 · 16 = 128 held-out images
     config.sample_every = 900
+    config.first_sample = 60  # within the first minute on two cores
     config.checkpoint_every = 300
     config.keep_checkpoints = 2
     config.max_bad_steps = 20  # in a row

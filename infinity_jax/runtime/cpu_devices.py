@@ -31,7 +31,7 @@ def use_cores(images: int) -> None:
 
 
 def devices_for(images: int, most: int) -> int:
-    """The largest number up to `most` that gives every device `MIN_IMAGES` or more, equally many."""
+    """The largest number up to `most` that gives all devices `MIN_IMAGES` or more, equally many."""
     numbers = range(2, min(most, images // MIN_IMAGES) + 1)
     return max((n for n in numbers if images % n == 0), default=1)
 

@@ -20,6 +20,7 @@ _RANGES = {
     'eval_every': COUNT,
     'eval_batches': COUNT,
     'sample_every': COUNT,
+    'first_sample': Range(0, 10**9),
     'checkpoint_every': COUNT,
     'keep_checkpoints': COUNT,
     'max_bad_steps': COUNT,
@@ -44,6 +45,7 @@ class RunConfig:
     eval_every: int = 200  # steps between held-out evaluations
     eval_batches: int = 4  # held-out batches in one evaluation, always the same ones
     sample_every: int = 1000  # steps between sample images
+    first_sample: int = 0  # a step with sample images before those of sample_every; 0: none
     checkpoint_every: int = 500  # steps between checkpoints
     keep_checkpoints: int = 2  # newest ones kept
     max_bad_steps: int = 20  # successive steps without finite loss and gradient that end the run

@@ -38,6 +38,7 @@ from infinity_jax.training.transformer.encoded_once import (
     keeps_features,
 )
 from infinity_jax.training.transformer.features import check_features
+from infinity_jax.training.transformer.next_commands import next_commands
 from infinity_jax.training.transformer.parts import (
     frozen_text_params,
     load_parts,
@@ -190,4 +191,6 @@ def train(config: T2IConfig) -> pathlib.Path:
 
         with finishing():
             evaluate_demo(folder, subset=config.data.subset, out=pathlib.Path(config.run_dir))
+    if first:
+        print(next_commands(folder, config.data))
     return folder
