@@ -128,9 +128,10 @@ def contact_sheet(
       images: uint8 (Y, X, 3) each, of any sizes.
       captions: one per image.
       marks: one per image; True: a green frame, False: a red one. None: no frames.
-      columns: images per row.
+      columns: images per row, at most.
       cell: edge of an image on the sheet, in pixels.
     """
+    columns = max(min(columns, len(images)), 1)
     font = ImageFont.load_default(11)
     lines = [textwrap.wrap(text, cell // 6) or [''] for text in captions]
     height = cell + 4 + 13 * max(map(len, lines))

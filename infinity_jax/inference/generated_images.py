@@ -32,7 +32,7 @@ class GeneratedImages:
         """All images on one sheet, with their scores and prompts below.
 
         Args:
-          columns: images per row.
+          columns: images per row, at most.
           cell: edge of an image on the sheet, in pixels.
         """
         from infinity_jax.images import contact_sheet

@@ -57,6 +57,7 @@ def test_a_sheet_shows_the_scores():
     plain = GeneratedImages(pixels, ('a', 'a'), ((0, 0), (0, 1)))
     scored = GeneratedImages(pixels, ('a', 'a'), ((0, 0), (0, 1)), (), (0.5, 0.25))
     assert np.any(np.asarray(plain.grid()) != np.asarray(scored.grid()))
+    assert scored.grid(cell=10).width == 2 * (10 + 12) + 12  # no empty columns
 
 
 @pytest.mark.parametrize('keep', [0, 4])

@@ -47,7 +47,7 @@ def test_the_report(config, tmp_path, capsys):
     assert square['share'] + wide['share'] == pytest.approx(1) and 'endless' in printed
     assert report['words']['least'] == 1 and report['words']['most'] > 4  # of emoji
     with Image.open(tmp_path / 'sheet.png') as sheet:
-        assert sheet.width == 8 * 140 + 12 and report['shown'] == 6
+        assert sheet.width == 6 * 140 + 12 and report['shown'] == 6
 
 
 def test_too_many_broken_records_are_listed_and_not_refused(config, tmp_path, capsys, monkeypatch):

@@ -1,8 +1,10 @@
 """A test for each rule of GenEval."""
 
+import json
+
 import pytest
 
-from infinity_jax.tools.evaluation.geneval_rules import Detection, judge, relations
+from infinity_jax.tools.evaluation.geneval_rules import COLOURS, Detection, judge, relations
 
 
 def found(name, x=0.0, y=0.0, confidence=0.95, size=10.0):
@@ -116,6 +118,46 @@ def test_a_position_is_that_of_the_most_confident_objects():
     left = line(CAT, ('dog', {'position': ['left of', 0]}))
     dogs = [found('dog', 90, confidence=0.5), found('dog', 0, confidence=0.9)]
     assert judge(left, [found('cat', 50), *dogs]).correct
+
+
+# A line of each task, as published.
+PUBLISHED = """
+{"tag": "single_object", "include": [{"class": "bench", "count": 1}], "prompt": "a photo of a bench"}
+{"tag": "two_object", "include": [{"class": "bench", "count": 1}, {"class": "sports ball", "count": 1}], "prompt": "a photo of a bench and a sports ball"}
+{"tag": "counting", "include": [{"class": "clock", "count": 2}], "exclude": [{"class": "clock", "count": 3}], "prompt": "a photo of two clocks"}
+{"tag": "colors", "include": [{"class": "fire hydrant", "count": 1, "color": "blue"}], "prompt": "a photo of a blue fire hydrant"}
+{"tag": "position", "include": [{"class": "teddy bear", "count": 1}, {"class": "dog", "count": 1, "position": ["right of", 0]}], "prompt": "a photo of a dog right of a teddy bear"}
+{"tag": "color_attr", "include": [{"class": "wine glass", "count": 1, "color": "purple"}, {"class": "apple", "count": 1, "color": "black"}], "prompt": "a photo of a purple wine glass and a black apple"}
+"""  # noqa: E501
+LINES = {(parsed := json.loads(text))['tag']: parsed for text in PUBLISHED.strip().split('\n')}
+
+
+@pytest.mark.parametrize(
+    'tag, objects, correct',
+    [
+        ('single_object', 'bench', True),
+        ('single_object', 'chair', False),
+        ('two_object', 'sports ball, bench, person', True),
+        ('two_object', 'sports ball, sports ball', False),
+        ('counting', 'clock', False),
+        ('counting', 'clock, clock', True),
+        ('counting', 'clock, clock, clock', False),
+        ('colors', 'blue fire hydrant', True),
+        ('colors', 'red fire hydrant', False),
+        ('position', 'teddy bear, dog', True),
+        ('position', 'dog, teddy bear', False),
+        ('color_attr', 'black apple, purple wine glass', True),
+        ('color_attr', 'purple apple, black wine glass', False),
+    ],
+)
+def test_the_published_lines(tag, objects, correct):
+    detections, colours = [], {}
+    for i, name in enumerate(objects.split(', ')):  # from left to right
+        colour, _, rest = name.partition(' ')
+        coloured = colour in COLOURS
+        detections.append(found(rest if coloured else name, 50 * i))
+        colours[detections[-1].box] = colour
+    assert judge(LINES[tag], detections, lambda each: colours[each.box]).correct is correct
 
 
 def test_a_position_refers_to_a_clause_before_it():

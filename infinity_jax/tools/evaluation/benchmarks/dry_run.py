@@ -7,7 +7,7 @@ from infinity_jax.tools.bench.stage import large_product, timed
 from infinity_jax.tools.evaluation.benchmarks.plan import Plan
 from infinity_jax.training import flops
 
-GB = 10**9
+GB, MB = 10**9, 10**6
 # Bytes per pixel of photographs in these formats; drawings and plain backgrounds take less.
 BYTES_PER_PIXEL = {'.png': 1.7, '.jpg': 0.45}
 REPEATS = 3  # of the product that measures the device
@@ -21,7 +21,7 @@ def dry_run_lines(plan: Plan) -> list[str]:
     lines = [
         f'{plan.benchmark.name}: {len(items)} prompts, {num} images each: {len(items) * num} of '
         f'{width} x {height} pixels (width x height); {len(remaining) * num} are not there yet',
-        f'disk: about {_disk(plan, len(remaining)) / GB:.2f} GB more (estimate for photographs)',
+        f'disk: about {size(_disk(plan, len(remaining)))} more (estimate for photographs)',
     ]
     if remaining:
         lines.append(_time_line(plan, len(remaining) * num))
@@ -71,6 +71,11 @@ def _time_line(plan: Plan, images: int) -> str:
         f'TFLOP per image, at the {rate / 1e12:.3g} TFLOP/s of a large matrix product (measured); '
         'expect two to four times as much'
     )
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that suits them."""
+    return f'{count / GB:.2f} GB' if count >= GB / 10 else f'{count / MB:.2f} MB'
 
 
 def duration(seconds: float) -> str:

