@@ -198,6 +198,11 @@ def in_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def is_first_process(mesh: Mesh | None) -> bool:
+    """Whether this process writes the files of work that the devices of a mesh share."""
+    return mesh is None or jax.process_index() == 0
+
+
 def to_host(tree: Any, mesh: Mesh) -> Any:
     """Numpy copies of arrays that may be split over the devices of several processes.
 
