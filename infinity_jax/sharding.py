@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from infinity_jax.errors import UserError
 from infinity_jax.ranges import Range, check_ranges
-from infinity_jax.runtime.accelerators import name_of
+from infinity_jax.runtime.accelerators import capability_of, name_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,6 +265,11 @@ def target_kind() -> str:
         return mesh.abstract_device.device_kind
     device = default_device()
     return (device if isinstance(device, jax.Device) else jax.local_devices()[0]).device_kind
+
+
+def target_capability() -> tuple[int, int] | None:
+    """Compute capability of the NVIDIA card for which the current program is traced, if known."""
+    return capability_of(target_kind(), jax.local_devices())
 
 
 def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str] | None:

@@ -226,6 +226,7 @@ def metadata_of(
         'guidance_layer': sampling.guidance_layer,
         'dtype': args.dtype or '',
         'text_dtype': args.text_dtype or '',
+        'attention': args.attention or '',
         'weights': quantization.weights,
         'cache': quantization.cache,
         'unguided_scales': sampling.unguided_scales,

@@ -157,6 +157,7 @@ def settings_of(plan: Plan, prompts: str, rewritten: str | None) -> dict[str, An
             'sha256': model_digest(plan.folder),
             'dtype': options.model.get('dtype'),
             'text_dtype': options.model.get('text_dtype') or None,
+            'attention': options.model.get('attention'),
             'text_length': options.text_length,
         },
         'image_size': list(plan.image_size),
