@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from infinity_jax.config import TextConfig
+from infinity_jax.config import TextConfig, required
 from infinity_jax.inference import generate
 from infinity_jax.inference.generate import NetworkParams, Networks, generate_bits
 from infinity_jax.inference.generator import Generator, image_keys
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.scale_steps import GenerationInputs, Text
 from infinity_jax.inference.text_encoder import encode
-from infinity_jax.scales import ScaleSchedule
+from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.sharding import in_mesh
 from infinity_jax.text.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder, tokenizer_shapes
@@ -23,13 +23,16 @@ from infinity_jax.tokenizer.quantizer import quantize
 from infinity_jax.tokenizer.tiled_decoder import decode
 from infinity_jax.tools.bench.stage import Measured, Stage, measure
 from infinity_jax.tools.bench.workload import (
+    DEMO,
     Workload,
     check_batch,
     preset,
     random_features,
     random_params,
+    schedule_of,
 )
 from infinity_jax.transformer.model import Transformer, transformer_shapes
+from infinity_jax.weights.model_folder import read_configs
 from infinity_jax.weights.placement import share_batch
 from infinity_jax.weights.t5_folder import encoder_shapes
 
@@ -49,8 +52,10 @@ def bench_generate(workload: Workload, mesh: Mesh | None = None, **options: Any)
 
 
 def text_stage(workload: Workload, mesh: Mesh | None = None) -> list[Stage]:
-    """The stage from token ids to text features, by an encoder of the size of Flan-T5-XL."""
+    """The stage from token ids to text features, by a Flan-T5-XL or the demo's encoder."""
     config = TextConfig()
+    if workload.preset == DEMO:
+        config = required(read_configs(DEMO_FOLDER).text, 'text encoder')
     encoder = T5Encoder(config, jnp.dtype(workload.precision))
     params = random_params(encoder_shapes, config, workload.precision, mesh)
     ids_BT = share_batch(np.ones((workload.batch, workload.text_length), np.int32), mesh)
@@ -70,7 +75,7 @@ def _on(mesh: Mesh | None, run: Callable[..., Any]) -> Callable[..., Any]:
 def generation_stages(workload: Workload, mesh: Mesh | None = None) -> list[Stage]:
     """The stages from text features to accumulated codes and from codes to images."""
     config, tokenizer = preset(workload.preset, workload.precision)
-    schedule = ScaleSchedule.for_image(workload.ratio, workload.budget)
+    schedule = schedule_of(workload)
     model, autoencoder = Transformer(config, workload.attention), Autoencoder(tokenizer)
     params = random_params(transformer_shapes, config, workload.precision, mesh)
     decoder = random_params(tokenizer_shapes, tokenizer, mesh=mesh)
@@ -107,7 +112,7 @@ def bench_tokenizer(workload: Workload, mesh: Mesh | None = None, **options: Any
     """Measures encoder (images to bits) and decoder; arguments as in `bench_generate`."""
     check_batch(workload, mesh)
     config, tokenizer = preset(workload.preset, workload.precision)
-    schedule = ScaleSchedule.for_image(workload.ratio, workload.budget)
+    schedule = schedule_of(workload)
     grids = schedule.code_grids(config.spatial_patchify)
     autoencoder = Autoencoder(tokenizer)
     variables = {'params': random_params(tokenizer_shapes, tokenizer, mesh=mesh)}

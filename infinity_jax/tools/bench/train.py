@@ -1,6 +1,5 @@
 """A training step of the transformer, for `infinity-jax bench train`."""
 
-import dataclasses
 import functools
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from infinity_jax.config import TextConfig, required
+from infinity_jax.config import TextConfig
 from infinity_jax.data.batch import Batch
 from infinity_jax.data.config import DataConfig
 from infinity_jax.runtime.hub import DEMO_FOLDER
@@ -95,17 +94,10 @@ def bench_train(workload: Workload, mesh: Mesh | None = None, **options: Any) ->
 
 def _run_of(workload: Workload) -> tuple[T2IConfig, Models]:
     """The run of a workload, and its networks."""
+    config, tokenizer = preset(workload.preset, workload.precision)
     text_config = None
-    if workload.preset == DEMO:
-        configs = read_configs(DEMO_FOLDER)
-        config = dataclasses.replace(
-            required(configs.transformer, 'transformer'), dtype=workload.precision
-        )
-        tokenizer, text_config = required(configs.tokenizer, 'tokenizer'), configs.text
-    else:
-        config, tokenizer = preset(workload.preset, workload.precision)
-    if workload.lora:
-        text_config = None  # adapters are trained alone
+    if workload.preset == DEMO and not workload.lora:  # adapters are trained alone
+        text_config = read_configs(DEMO_FOLDER).text
     run_config = T2IConfig(
         task='t2i',
         run_dir='',

@@ -23,9 +23,7 @@ from infinity_jax.scales import ScaleSchedule
 from infinity_jax.weights.model_folder import read_configs
 from infinity_jax.weights.placement import STACKS, device_dtype, shardings_on
 
-DEMO = (
-    'demo'  # the model that the package ships, with its text encoder and its grids; training only
-)
+DEMO = 'demo'  # the model that the package ships, with its text encoder and its grids
 BLOCK = np.random.default_rng(0).standard_normal(2**20, dtype=np.float32)
 
 
@@ -61,13 +59,18 @@ class Workload:
 
 
 def preset(name: str, precision: str) -> tuple[TransformerConfig, TokenizerConfig]:
-    """The transformer of a preset, and the released tokenizer of its code bits.
+    """The transformer of a preset, and the released tokenizer of its code bits; or the demo's.
 
     Raises:
       UserError: no such preset.
     """
+    if name == DEMO:
+        demo = read_configs(DEMO_FOLDER)
+        transformer = required(demo.transformer, 'transformer')
+        tokenizer = required(demo.tokenizer, 'tokenizer')
+        return dataclasses.replace(transformer, dtype=precision), tokenizer
     if name not in PRESETS:
-        raise UserError(f'unknown preset {name!r}; choose one of {", ".join(PRESETS)}')
+        raise UserError(f'unknown preset {name!r}; choose one of {", ".join(PRESETS)}, {DEMO}')
     transformer = dataclasses.replace(PRESETS[name], dtype=precision)
     return transformer, released_tokenizer(transformer)
 

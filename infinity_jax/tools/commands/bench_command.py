@@ -26,8 +26,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         '--preset',
         default='125m',
         metavar='NAME',
-        help='size of the transformer, with random weights; train: also demo, the shipped model '
-        'with its text encoder (default: %(default)s)',
+        help='size of the transformer, or demo: that of the shipped model, with its text encoder; '
+        'random weights (default: %(default)s)',
     )
     add_ratio_flags(parser, default='1:1')
     parser.add_argument(
