@@ -58,8 +58,11 @@ def text_stage(workload: Workload, mesh: Mesh | None = None) -> list[Stage]:
         config = required(read_configs(DEMO_FOLDER).text, 'text encoder')
     encoder = T5Encoder(config, jnp.dtype(workload.precision))
     params = random_params(encoder_shapes, config, workload.precision, mesh)
-    ids_BT = share_batch(np.ones((workload.batch, workload.text_length), np.int32), mesh)
-    lengths_B = share_batch(np.full((workload.batch,), workload.text_length, np.int32), mesh)
+    length = workload.text_length
+    if workload.preset == DEMO:
+        length = min(length, preset(DEMO, workload.precision)[0].text_length)
+    ids_BT = share_batch(np.ones((workload.batch, length), np.int32), mesh)
+    lengths_B = share_batch(np.full((workload.batch,), length, np.int32), mesh)
 
     def run(params, ids_BT, lengths_B):
         return encode(encoder, params, ids_BT, lengths_B)
@@ -81,9 +84,11 @@ def generation_stages(workload: Workload, mesh: Mesh | None = None) -> list[Stag
     decoder = random_params(tokenizer_shapes, tokenizer, mesh=mesh)
     generator = Generator(Networks(model, autoencoder), NetworkParams(params, decoder), mesh)
     batch = workload.batch
-    shape = (batch, workload.text_length, config.text_channels)
-    lengths_B = np.full((batch,), workload.text_length, np.int32)
-    text = share_batch(Text(random_features(shape), lengths_B), mesh)
+    length = min(workload.text_length, config.text_length)
+    lengths_B = np.full((batch,), length, np.int32)
+    text = share_batch(
+        Text(random_features((batch, length, config.text_channels)), lengths_B), mesh
+    )
     seeds_B2 = np.array([(0, i) for i in range(batch)], np.uint32)
     keys_B = image_keys(share_batch(seeds_B2, mesh))
     sampling = SamplingConfig(guidance=workload.guidance)
