@@ -166,8 +166,9 @@ def machine() -> str:
     """
     code = (
         'import jax, platform; d = jax.devices()[0]; '
-        'print(d.device_kind, getattr(d, "compute_capability", platform.machine()), '
-        '"jax", jax.__version__, "python", platform.python_version(), sep=", ")'
+        'kind = getattr(d, "compute_capability", platform.machine()); '
+        'print(f"{d.device_kind}, {kind}, jax {jax.__version__}, '
+        'python {platform.python_version()}")'
     )
     asked = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     lines = asked.stdout.splitlines() or ['unknown device']

@@ -76,7 +76,11 @@ def in_two_processes(command):
         )
         for i in range(2)
     ]
-    outputs = [process.communicate(timeout=600) for process in started]
+    try:
+        outputs = [process.communicate(timeout=600) for process in started]
+    finally:
+        for process in started:
+            process.kill()
     assert [process.returncode for process in started] == [0, 0], outputs
     return [out for out, _ in outputs]
 
