@@ -96,7 +96,8 @@ def _says_recent() -> bool:
 
 
 def _too_old() -> str:
-    have, wanted = ('.'.join(map(str, each)) for each in (target_capability(), CUDNN_CAPABILITY))
+    pair = (target_capability() or (), CUDNN_CAPABILITY)
+    have, wanted = ('.'.join(map(str, each)) for each in pair)
     return (
         f'{target_kind()} has compute capability {have} and cuDNN attention wants {wanted} '
         '(Ampere) or newer'

@@ -86,9 +86,8 @@ def generation_stages(workload: Workload, mesh: Mesh | None = None) -> list[Stag
     batch = workload.batch
     length = min(workload.text_length, config.text_length)
     lengths_B = np.full((batch,), length, np.int32)
-    text = share_batch(
-        Text(random_features((batch, length, config.text_channels)), lengths_B), mesh
-    )
+    features_BTE = random_features((batch, length, config.text_channels))
+    text = Text(*share_batch((features_BTE, lengths_B), mesh))
     seeds_B2 = np.array([(0, i) for i in range(batch)], np.uint32)
     keys_B = image_keys(share_batch(seeds_B2, mesh))
     sampling = SamplingConfig(guidance=workload.guidance)
