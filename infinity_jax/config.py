@@ -230,6 +230,7 @@ class ModelConfigs:
       extra: JSON that is kept as it is, such as the configuration of the run that made the model.
       trained_with: fingerprint of the tokenizer whose codes the transformer learned; '': unknown.
       text_dtype: of the text encoder's products, not stored; '': the transformer's.
+      attention: implementation in generation, not stored; see `attention_choice.choose`.
     """
 
     transformer: TransformerConfig | None = None
@@ -240,6 +241,7 @@ class ModelConfigs:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     trained_with: str = ''
     text_dtype: str = ''
+    attention: str = 'auto'
 
     @property
     def text_products(self) -> str:

@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from infinity_jax.errors import UserError
 from infinity_jax.ranges import Range, check_ranges
-from infinity_jax.runtime.accelerators import name_of
+from infinity_jax.runtime.accelerators import capability_of, name_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +198,11 @@ def in_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
+def is_first_process(mesh: Mesh | None) -> bool:
+    """Whether this process writes the files of work that the devices of a mesh share."""
+    return mesh is None or jax.process_index() == 0
+
+
 def to_host(tree: Any, mesh: Mesh) -> Any:
     """Numpy copies of arrays that may be split over the devices of several processes.
 
@@ -260,6 +265,11 @@ def target_kind() -> str:
         return mesh.abstract_device.device_kind
     device = default_device()
     return (device if isinstance(device, jax.Device) else jax.local_devices()[0]).device_kind
+
+
+def target_capability() -> tuple[int, int] | None:
+    """Compute capability of the NVIDIA card for which the current program is traced, if known."""
+    return capability_of(target_kind(), jax.local_devices())
 
 
 def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str] | None:

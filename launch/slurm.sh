@@ -13,7 +13,7 @@ TIME=${TIME:-24:00:00}          # limit of a job; SIGTERM comes NOTICE seconds e
 NOTICE=${NOTICE:-120}
 PARTITION=${PARTITION:-}           # empty: the cluster's default
 ACCOUNT=${ACCOUNT:-}               # empty: yours
-VENV=${VENV:-$HOME/infinity_venv}  # where infinity_jax[cuda] is installed, seen by all nodes
+VENV=${VENV:-$HOME/infinity_venv}  # where infinity_jax[cuda13] is installed, seen by all nodes
 RUN_DIR=${RUN_DIR:-$PWD/runs/$NAME} # seen by all nodes
 CONFIG=${CONFIG:-configs/t2i.py}
 TRAIN_FLAGS=${TRAIN_FLAGS:-} # more flags, such as --config.mesh.fsdp=16

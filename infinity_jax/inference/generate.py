@@ -45,7 +45,7 @@ def networks_of(
       UserError: the model lacks one.
     """
     return Networks(
-        Transformer(required(configs.transformer, 'transformer')),
+        Transformer(required(configs.transformer, 'transformer'), configs.attention),
         Autoencoder(required(configs.tokenizer, 'tokenizer'), precision=quantization.decoder),
     )
 

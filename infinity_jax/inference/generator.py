@@ -1,6 +1,7 @@
 """The fastest way to generate on a device: one program, or on a CPU one per layer and scale."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from infinity_jax.inference.sampling import GenerationSettings, SamplingNumbers
 from infinity_jax.inference.scale_steps import GenerationInputs, Text
 from infinity_jax.inference.stepwise import OnScale, generate_by_scale
 from infinity_jax.sharding import in_mesh, to_host
+from infinity_jax.transformer.attention_choice import after_fault
 from infinity_jax.weights.placement import PlacedModel, share_batch
 
 # Stacked blocks above this are copied layer by layer from main memory at every scale, smaller
@@ -82,6 +84,7 @@ class Generator:
             self._layers = LayerWeights.of(params.transformer, depth)
         executables = executables or Executables()
         self._run = executables.call if mesh is None else in_mesh(mesh, call_jitted)
+        self._started = False
 
     @classmethod
     def of_model(cls, model: PlacedModel, executables: Executables | None = None) -> 'Generator':
@@ -98,8 +101,13 @@ class Generator:
         """Text features to uint8 images (B, Y, X, 3); see `generate.generate_bits`."""
         if self._layers is not None:
             return self.decode(self.codes(inputs, settings))
-        static = {'networks': self.networks, 'settings': settings}
-        return self._run(generate_images, static, {'params': self.params, 'inputs': inputs})
+        traced = {'params': self.params, 'inputs': inputs}
+
+        def run() -> jax.Array:
+            static = {'networks': self.networks, 'settings': settings}
+            return self._run(generate_images, static, traced)
+
+        return self._with_fallback(run)
 
     def images(
         self,
@@ -132,23 +140,48 @@ class Generator:
 
     def codes(self, inputs: GenerationInputs, settings: GenerationSettings) -> jax.Array:
         """The transformer's part alone: accumulated codes (B, h, w, d)."""
-        model = self.networks.transformer
-        if self._layers is None:
-            return generate_codes(model, {'params': self.params.transformer}, inputs, settings)
-        return generate_bits_layerwise(model, self._layers, inputs, settings).total_Bhwd
+        if self._layers is not None:
+            model = self.networks.transformer
+            return generate_bits_layerwise(model, self._layers, inputs, settings).total_Bhwd
+        variables = {'params': self.params.transformer}
+        return self._with_fallback(
+            lambda: generate_codes(self.networks.transformer, variables, inputs, settings)
+        )
 
     def codes_by_scale(
         self, inputs: GenerationInputs, settings: GenerationSettings, on_scale: OnScale
     ) -> jax.Array:
         """`codes`, with a call after every scale; see `stepwise.generate_by_scale`."""
-        model = self.networks.transformer
-        if self._layers is None:
-            variables = {'params': self.params.transformer}
+        if self._layers is not None:
+            model = self.networks.transformer
+            generated = generate_bits_layerwise(
+                model, self._layers, inputs, settings, on_scale=on_scale
+            )
+            return generated.total_Bhwd
+        variables = {'params': self.params.transformer}
+
+        def run() -> jax.Array:
+            model = self.networks.transformer
             return generate_by_scale(model, variables, inputs, settings, on_scale)
-        generated = generate_bits_layerwise(
-            model, self._layers, inputs, settings, on_scale=on_scale
-        )
-        return generated.total_Bhwd
+
+        return self._with_fallback(run)
+
+    def _with_fallback(self, run: Callable[[], jax.Array]) -> jax.Array:
+        """`run()`; after a fault of cuDNN attention, once again with XLA's from then on.
+
+        The first result is waited for, since kernels that cannot start fail only then.
+        """
+        try:
+            result = run()
+            if not self._started:
+                jax.block_until_ready(result)
+        except RuntimeError as error:
+            model = self.networks.transformer
+            model = model.clone(implementation=after_fault(model.implementation, error))
+            self.networks = self.networks._replace(transformer=model)
+            result = run()
+        self._started = True
+        return result
 
     def decode(self, total_Bhwd: jax.Array) -> jax.Array:
         """The decoder's part alone: accumulated codes to uint8 images (B, Y, X, 3)."""

@@ -5,6 +5,8 @@ import pathlib
 import warnings
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from infinity_jax.config import ModelConfigs, QuantizationConfig, required
@@ -12,7 +14,9 @@ from infinity_jax.inference.executables import Executables
 from infinity_jax.inference.memory import plan_memory
 from infinity_jax.inference.resolution import budget_line, choose_schedule
 from infinity_jax.inference.warmup import GenerationRequest, calls_for
-from infinity_jax.sharding import MeshConfig, make_mesh
+from infinity_jax.sharding import MeshConfig, in_mesh, make_mesh
+from infinity_jax.transformer.attention_choice import choose
+from infinity_jax.transformer.splash import SMALL_BLOCK
 from infinity_jax.weights.model_folder import LoadedModel, load_model, read_configs
 from infinity_jax.weights.placement import (
     PlacedModel,
@@ -39,7 +43,11 @@ class ReadyModel:
 
 
 def read_for_generation(
-    folder: pathlib.Path, dtype: str | None = None, text_dtype: str = '', **size: Any
+    folder: pathlib.Path,
+    dtype: str | None = None,
+    text_dtype: str = '',
+    attention: str | None = None,
+    **size: Any,
 ) -> ModelConfigs:
     """The configurations of a complete model folder, with the token grids of an image size.
 
@@ -49,6 +57,7 @@ def read_for_generation(
       folder: a model folder.
       dtype: of the products inside blocks; None: as in its configuration.
       text_dtype: of the text encoder's products; '': see `with_text_dtype`.
+      attention: its implementation; None: 'auto', see `attention_choice.choose`.
       size: see `choose_schedule`.
 
     Raises:
@@ -64,7 +73,9 @@ def read_for_generation(
     schedule = choose_schedule(configs, **size)
     if line := budget_line(configs, schedule):
         warnings.warn(line, stacklevel=3)
-    return dataclasses.replace(configs, schedule=schedule, text_dtype=text_dtype)
+    return dataclasses.replace(
+        configs, schedule=schedule, text_dtype=text_dtype, attention=attention or 'auto'
+    )
 
 
 def load_for_generation(
@@ -94,10 +105,11 @@ def load_for_generation(
       verify: whether weights are compared with their hashes, see `load_model`.
 
     Raises:
-      UserError: damaged weights, or too little memory.
+      UserError: damaged weights, too little memory, or attention that does not run here.
     """
     devices = make_mesh(mesh) if isinstance(mesh, MeshConfig) else mesh
     configs = with_text_dtype(configs, platform=platform_of(devices))
+    _check_attention(configs, devices)
     plan = plan_memory(configs, max_batch, devices, quantization)
     executables = Executables(folder if devices is None else None)
     if request is not None and devices is None:
@@ -109,3 +121,12 @@ def load_for_generation(
 
     model = place_parts(load, configs, quantization, devices, plan.offload_text)
     return ReadyModel(model, plan.batch, executables)
+
+
+def _check_attention(configs: ModelConfigs, mesh: Mesh | None) -> None:
+    """Raises `UserError` where the chosen attention does not run, before any weight is read."""
+    config = required(configs.transformer, 'transformer')
+    shape = (1, SMALL_BLOCK, config.num_heads, config.head_dim)
+    queries = jax.ShapeDtypeStruct(shape, jnp.dtype(config.dtype))
+    check = choose if mesh is None else in_mesh(mesh, choose)
+    check(configs.attention, queries)

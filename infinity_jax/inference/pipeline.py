@@ -43,6 +43,7 @@ class PipelineOptions(TypedDict, total=False):
     Attributes:
       rewrite_prompt, max_batch, text_length: see the constructor.
       text_dtype: of the text encoder's products, see `with_text_dtype`.
+      attention: 'auto', 'xla', 'cudnn' or 'splash', see `attention_choice.choose`.
       aspect_ratio, height_over_width, budget, size: of images unless a call has a schedule of its
         own, see `choose_schedule`.
       ratio: the former name of `height_over_width`.
@@ -50,6 +51,7 @@ class PipelineOptions(TypedDict, total=False):
 
     rewrite_prompt: Callable[[str], str] | None
     text_dtype: str
+    attention: str | None
     max_batch: int
     text_length: int | None
     aspect_ratio: str | None

@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+from collections.abc import Iterable
+from typing import Any
 
 GB, GIB, MIB = 10**9, 2**30, 2**20
 
@@ -163,6 +165,22 @@ _KINDS = (
 def name_of(device_kind: str) -> str | None:
     """The name in `PEAKS` of a `jax.Device.device_kind`; None for a device that is not there."""
     return next((name for kind, name in _KINDS if re.search(kind, device_kind)), None)
+
+
+def capability_of(device_kind: str, devices: Iterable[Any]) -> tuple[int, int] | None:
+    """Compute capability of an NVIDIA card; None for other devices, and if it is not known.
+
+    Args:
+      device_kind: of a `jax.Device`.
+      devices: of this machine; a card that is not among them is looked up in the table.
+    """
+    for device in devices:
+        text = getattr(device, 'compute_capability', '')
+        if device.device_kind == device_kind and re.fullmatch(r'\d+\.\d+', text):
+            major, minor = map(int, text.split('.'))
+            return major, minor
+    peak = peak_of(device_kind)
+    return peak.gpu.capability if peak and peak.gpu else None
 
 
 def peak_of(device_kind: str) -> DevicePeak | None:

@@ -87,7 +87,7 @@ class CrossAttention(nn.Module):
 
     Attributes:
       config: sizes.
-      implementation: as in `attention_ops.choose`.
+      implementation: as in `attention_choice.choose`.
     """
 
     config: TransformerConfig

@@ -1,4 +1,4 @@
-"""Attention as operations on arrays, without parameters, and the choice of an implementation.
+"""Attention as operations on arrays, without parameters; `attention_choice` names who computes it.
 
 - `prefix_attention` serves training: a whole sequence, each token seeing the scales up to its own.
 - `attend_scale` serves generation: the tokens of one scale, which see the cache and each other.
@@ -17,21 +17,18 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from infinity_jax.config import TransformerConfig
-from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import axis_size, target_platform
+from infinity_jax.sharding import axis_size
+from infinity_jax.transformer.attention_choice import choose
 from infinity_jax.transformer.int8 import Int8
 from infinity_jax.transformer.kv_cache import KeyValueCache
 from infinity_jax.transformer.splash import (
     ATTENDED,
-    SMALL_BLOCK,
     filled_length,
     splash_attend,
     whole_blocks,
 )
 
-IMPLEMENTATIONS = ('auto', 'xla', 'cudnn', 'splash')
-CUDNN_MAX_HEAD_DIM = 128  # Hopper would allow 256
 MERGE_TOKENS = 128  # scales share one masked product up to this many queries
 MAX_SCORE_BYTES = 2**28  # of float32 scores that may exist at once
 
@@ -142,7 +139,7 @@ def attend_scale(
       layer: index into the cache, traced.
       start: tokens of earlier scales, which the cache holds.
       last: whether this is the last scale, which is not stored because nothing reads it later.
-      implementation: as in `choose`.
+      implementation: as in `attention_choice.choose`.
 
     Returns:
       Attended values (B, L, N, H) and the cache with this scale's keys and values.
@@ -203,7 +200,7 @@ def attend(
       key_lengths_B: number of keys that are no padding; None: all.
       mask_LS: True where a query sees a key; None: everywhere. XLA computes masked attention
         under every implementation.
-      implementation: as in `choose`.
+      implementation: as in `attention_choice.choose`.
     """
     chosen = choose(implementation, q_BLNH)
     if chosen == 'splash' and mask_LS is None:
@@ -219,36 +216,6 @@ def attend(
             key_value_seq_lengths=key_lengths_B,
             implementation='cudnn' if chosen == 'cudnn' and mask_LS is None else 'xla',
         )
-
-
-def choose(implementation: str, q_BLNH: jax.Array | jax.ShapeDtypeStruct) -> str:
-    """The implementation that serves these queries: 'xla', 'cudnn' or 'splash'.
-
-    'auto' depends on the platform that the program is compiled for. Few queries, as in the first
-    scales, are left to XLA, because kernels would mostly compute padding. cuDNN needs 16 bits.
-
-    Raises:
-      UserError: the named implementation does not run on this platform, dtype or head dim.
-    """
-    platform, head_dim = target_platform(), q_BLNH.shape[-1]
-    few = q_BLNH.shape[1] < SMALL_BLOCK
-    half = q_BLNH.dtype in (jnp.bfloat16, jnp.float16)
-    fits_cudnn = half and head_dim % 8 == 0 and head_dim <= CUDNN_MAX_HEAD_DIM
-    if implementation == 'auto':
-        on_gpu = 'cudnn' if fits_cudnn else 'xla'
-        implementation = {'tpu': 'splash', 'gpu': on_gpu}.get(platform, 'xla')
-        implementation = 'xla' if few else implementation
-    if implementation not in IMPLEMENTATIONS:
-        raise UserError(f'attention is {implementation!r}; wanted {", ".join(IMPLEMENTATIONS)}')
-    if implementation == 'cudnn' and not (fits_cudnn and platform == 'gpu'):
-        raise UserError(
-            f"attention is 'cudnn', but it would run in {q_BLNH.dtype} with heads of {head_dim} on "
-            f'{platform}; it wants a GPU, 16 bits and heads of a multiple of 8 up to '
-            f"{CUDNN_MAX_HEAD_DIM}: set attention to 'auto', or transformer.dtype to bfloat16"
-        )
-    if implementation == 'splash' and platform == 'gpu':
-        raise UserError("attention is 'splash', which is for TPU; on a GPU set 'auto' or 'cudnn'")
-    return 'xla' if implementation == 'splash' and few else implementation
 
 
 def chunked_attention(

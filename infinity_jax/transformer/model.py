@@ -63,7 +63,8 @@ class Transformer(nn.Module):
 
     Attributes:
       config: sizes and the dtype of the blocks' products.
-      implementation: of attention: 'auto', 'xla', 'cudnn' or 'splash', see `attention_ops.choose`.
+      implementation: of attention: 'auto', 'xla', 'cudnn' or 'splash', see
+        `attention_choice.choose`.
       remat: name of the policy that decides what the gradient recomputes, see `remat.POLICIES`.
       layers: whether the training program lists its layers, see `layer_loop.unrolled`. Generation
         always loops over them.

@@ -13,10 +13,10 @@ from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh, target_platform
 from infinity_jax.transformer import remat, splash
+from infinity_jax.transformer.attention_choice import choose
 from infinity_jax.transformer.attention_ops import (
     _key_ends,
     attend,
-    choose,
     prefix_attention,
     query_groups,
     training_length,

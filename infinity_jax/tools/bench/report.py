@@ -7,6 +7,7 @@ import platform
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from infinity_jax.runtime.cpu_devices import cores
 from infinity_jax.tools.bench.stage import Measured
@@ -19,7 +20,9 @@ LEGEND = (
 )
 
 
-def report_of(what: str, workload: Workload, measured: Measured) -> dict[str, Any]:
+def report_of(
+    what: str, workload: Workload, measured: Measured, mesh: Mesh | None = None
+) -> dict[str, Any]:
     """All figures by name; seconds, bytes and FLOP/s."""
     stages = {name: result.to_json() for name, result in measured.stages.items()}
     seconds = sum(stage['seconds'] for stage in stages.values())
@@ -31,6 +34,8 @@ def report_of(what: str, workload: Workload, measured: Measured) -> dict[str, An
         'device': f'{device.device_kind}, {platform.machine()}, {cores()} cores'
         if device.platform == 'cpu'
         else device.device_kind,
+        'devices': 1 if mesh is None else mesh.devices.size,
+        'mesh': None if mesh is None else dict(mesh.shape),
         'jax': jax.__version__,
         'stages': stages,
         'seconds': seconds,
@@ -48,9 +53,10 @@ def report_of(what: str, workload: Workload, measured: Measured) -> dict[str, An
 
 def table(report: dict[str, Any]) -> str:
     """The figures as text, one row per stage."""
+    count = f'{report["devices"]} x ' if report['devices'] > 1 else ''
     lines = [
-        f'{report["what"]}: {report["device"]}, jax {report["jax"]}; the large product ran at '
-        f'{report["peak_flops"] / 1e9:.0f} GFLOP/s',
+        f'{report["what"]}: {count}{report["device"]}, jax {report["jax"]}; the large product ran '
+        f'at {report["peak_flops"] / 1e9:.0f} GFLOP/s',
         f'{"stage":<12}{"seconds":>9}{"fastest":>9}{"slowest":>9}{"bare":>9}{"of bare":>9}'
         f'{"by CPU":>9}{"of peak":>9}{"first":>9}',
     ]
@@ -58,8 +64,8 @@ def table(report: dict[str, Any]) -> str:
         fastest, slowest = stage['spread_seconds']
         lines.append(
             f'{name:<12}{stage["seconds"]:>9.3f}{fastest:>9.3f}{slowest:>9.3f}'
-            f'{stage["bare_seconds"]:>9.3f}{stage["fraction_of_bare"]:>9.1%}'
-            f'{stage["fraction_of_bare_cpu"]:>9.1%}{stage["fraction_of_peak"]:>9.1%}'
+            f'{_figure(stage, "bare_seconds", ".3f")}{_figure(stage, "fraction_of_bare", ".1%")}'
+            f'{_figure(stage, "fraction_of_bare_cpu", ".1%")}{stage["fraction_of_peak"]:>9.1%}'
             f'{stage["first_seconds"]:>9.2f}'
         )
     rate = f'{report["images_per_second"]:.3g} images/s'
@@ -71,6 +77,11 @@ def table(report: dict[str, Any]) -> str:
     )
     lines.append(LEGEND)
     return '\n'.join(lines)
+
+
+def _figure(stage: dict[str, Any], name: str, form: str) -> str:
+    """A column of the table; a dash for a figure that was not measured."""
+    return f'{format(stage[name], form) if name in stage else "-":>9}'
 
 
 def write_json(path: str, report: dict[str, Any]) -> None:
@@ -90,8 +101,9 @@ def write_plot(path: str, report: dict[str, Any]) -> None:
         fastest, slowest = stage['spread_seconds']
         error = [[stage['seconds'] - fastest], [slowest - stage['seconds']]]
         axes.bar(i - 0.2, stage['seconds'], 0.4, yerr=error, color='tab:blue')
-        axes.bar(i + 0.2, stage['bare_seconds'], 0.4, color='tab:gray')
-        axes.text(i, stage['seconds'], f'{stage["fraction_of_bare"]:.0%}', ha='center', va='bottom')
+        share = stage.get('fraction_of_bare')
+        axes.bar(i + 0.2, stage.get('bare_seconds', 0), 0.4, color='tab:gray')
+        axes.text(i, stage['seconds'], f'{share:.0%}' if share else '', ha='center', va='bottom')
     axes.set_xticks(range(len(report['stages'])), list(report['stages']))
     axes.set_ylabel('seconds')
     axes.set_title('blue: the stage; grey: its bare products', fontsize=9)

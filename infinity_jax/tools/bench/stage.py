@@ -58,7 +58,7 @@ class Stage:
     Attributes:
       name: in tables and JSON.
       run: runs the stage once; returns arrays to wait for.
-      groups: its matrix products and convolutions.
+      groups: its matrix products and convolutions, of all devices together.
     """
 
     name: str
@@ -77,30 +77,34 @@ class StageResult:
 
     Attributes:
       real: the stage.
-      bare: its products alone.
+      bare: its products alone; None if they were not run.
       flops: of those products.
-      peak_flops: FLOP/s of the large product.
+      peak_flops: FLOP/s of the large product, on all devices.
     """
 
     real: Timing
-    bare: Timing
+    bare: Timing | None
     flops: int
     peak_flops: float
 
     def to_json(self) -> dict[str, Any]:
         real, bare = self.real, self.bare
-        return {
+        figures = {
             'seconds': real.seconds,
-            'bare_seconds': bare.seconds,
-            'fraction_of_bare': bare.seconds / real.seconds,
             'fraction_of_peak': self.flops / real.seconds / self.peak_flops,
             'spread_seconds': real.spread,
-            'bare_spread_seconds': bare.spread,
             'cpu_seconds': real.cpu_seconds,
-            'bare_cpu_seconds': bare.cpu_seconds,
-            'fraction_of_bare_cpu': bare.cpu_seconds / max(real.cpu_seconds, 1e-9),
             'first_seconds': real.first,
             'tflop': self.flops / 1e12,
+        }
+        if bare is None:
+            return figures
+        return figures | {
+            'bare_seconds': bare.seconds,
+            'fraction_of_bare': bare.seconds / real.seconds,
+            'bare_spread_seconds': bare.spread,
+            'bare_cpu_seconds': bare.cpu_seconds,
+            'fraction_of_bare_cpu': bare.cpu_seconds / max(real.cpu_seconds, 1e-9),
         }
 
 
@@ -110,7 +114,7 @@ class Measured:
 
     Attributes:
       stages: results by name.
-      peak_flops: FLOP/s of the large product, of its median call.
+      peak_flops: FLOP/s of the large product, of its median call, times the devices.
       peak_memory: bytes, see `peak_memory`.
     """
 
@@ -120,7 +124,14 @@ class Measured:
 
 
 def measure(
-    stages: list[Stage], *, repeats: int, warmup: int, dtype: str, profile: str | None = None
+    stages: list[Stage],
+    *,
+    repeats: int,
+    warmup: int,
+    dtype: str,
+    profile: str | None = None,
+    devices: int = 1,
+    bare: bool = True,
 ) -> Measured:
     """Measures the stages one after another, each in turns with its bare products.
 
@@ -130,6 +141,8 @@ def measure(
       warmup: rounds before them.
       dtype: of the large product.
       profile: folder for a trace of one more run of each stage; None: no trace.
+      devices: that share a stage.
+      bare: whether the bare products run, which takes longer; they do for one device alone.
     """
     firsts = {stage.name: timed(stage.run)[0] for stage in stages}
     peak_bytes = peak_memory()  # before the bare products' operands
@@ -138,14 +151,15 @@ def measure(
     for stage in stages:
         functions: dict[str, Callable[[], Any]] = {
             'real': stage.run,
-            'bare': BareProducts(stage.groups),
             'large': large,
         }
+        if bare and devices == 1:
+            functions['bare'] = BareProducts(stage.groups)
         turns = take_turns(functions, repeats, warmup, stage.name)
         real = dataclasses.replace(turns['real'], first=firsts[stage.name])
-        results[stage.name] = real, turns['bare'], total_flops(stage.groups)
+        results[stage.name] = real, turns.get('bare'), total_flops(stage.groups)
         rates += [large_flops / seconds for seconds in turns['large'].wall]
-    peak_flops = float(np.median(rates))
+    peak_flops = devices * float(np.median(rates))
     if profile is not None:
         with jax.profiler.trace(profile):
             for stage in stages:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
 
 from infinity_jax.config import (
     PRESETS,
@@ -20,11 +21,9 @@ from infinity_jax.errors import UserError
 from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.weights.model_folder import read_configs
-from infinity_jax.weights.placement import device_dtype
+from infinity_jax.weights.placement import STACKS, device_dtype, shardings_on
 
-DEMO = (
-    'demo'  # the model that the package ships, with its text encoder and its grids; training only
-)
+DEMO = 'demo'  # the model that the package ships, with its text encoder and its grids
 BLOCK = np.random.default_rng(0).standard_normal(2**20, dtype=np.float32)
 
 
@@ -41,6 +40,9 @@ class Workload:
       guidance: 1 leaves out the unconditional half.
       text_length: tokens that prompts are padded to.
       text_encoder: whether Flan-T5-XL is measured as well.
+      attention: see `attention_choice.choose`.
+      lora: rank of adapters that are trained instead of the transformer; 0: none.
+      remat: what the gradient recomputes, see `remat.POLICIES`.
     """
 
     preset: str
@@ -51,16 +53,24 @@ class Workload:
     guidance: float
     text_length: int
     text_encoder: bool = True
+    attention: str = 'auto'
+    lora: int = 0
+    remat: str = 'none'
 
 
 def preset(name: str, precision: str) -> tuple[TransformerConfig, TokenizerConfig]:
-    """The transformer of a preset, and the released tokenizer of its code bits.
+    """The transformer of a preset, and the released tokenizer of its code bits; or the demo's.
 
     Raises:
       UserError: no such preset.
     """
+    if name == DEMO:
+        demo = read_configs(DEMO_FOLDER)
+        transformer = required(demo.transformer, 'transformer')
+        tokenizer = required(demo.tokenizer, 'tokenizer')
+        return dataclasses.replace(transformer, dtype=precision), tokenizer
     if name not in PRESETS:
-        raise UserError(f'unknown preset {name!r}; choose one of {", ".join(PRESETS)}')
+        raise UserError(f'unknown preset {name!r}; choose one of {", ".join(PRESETS)}, {DEMO}')
     transformer = dataclasses.replace(PRESETS[name], dtype=precision)
     return transformer, released_tokenizer(transformer)
 
@@ -73,33 +83,46 @@ def schedule_of(workload: Workload) -> ScaleSchedule:
 
 
 def random_params(
-    shapes: Callable[[Any], Any], config: Any, product_dtype: str = 'float32'
+    shapes: Callable[[Any], Any],
+    config: Any,
+    product_dtype: str = 'float32',
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
-    """Parameters on the device, in the dtypes of generation.
+    """Parameters on the devices, in the dtypes of generation.
 
     They keep the size of signals, as trained ones do, so that no number overflows or becomes
-    denormal, which would change the speed.
+    denormal, which would change the speed. All layers have the same ones.
     """
+    leaves = flatten_dict(shapes(config))
 
-    def fill(path: tuple[str, ...], leaf: Any) -> jax.Array:
-        values = np.resize(BLOCK, leaf.shape)
-        fan_in = int(np.prod(leaf.shape[-4:-1])) if path[-1] == 'kernel' else 100
-        scaled = values * np.float32(fan_in**-0.5)
-        return jnp.asarray(scaled, device_dtype(path, product_dtype))
-
-    def stacked(path: tuple[str, ...], leaf: Any) -> jax.Array:
+    def values(path: tuple[str, ...], leaf: Any) -> np.ndarray:
         # The stacked axis of layers does not count in a kernel's fan-in.
-        inner = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-        return jnp.broadcast_to(fill(path, inner)[None], leaf.shape)
+        shape = leaf.shape[1:] if path[0] in STACKS else leaf.shape
+        fan_in = int(np.prod(shape[-4:-1])) if path[-1] == 'kernel' else 100
+        return np.resize(BLOCK, shape) * np.float32(fan_in**-0.5)
 
-    return unflatten_dict(
-        {
-            path: (stacked if path[0] in ('blocks', 'layers') else fill)(path, leaf)
-            for path, leaf in flatten_dict(shapes(config)).items()
-        }
-    )
+    def spread(of_a_layer: dict[tuple[str, ...], np.ndarray]) -> dict[tuple[str, ...], jax.Array]:
+        stacked = {}
+        for path, array in of_a_layer.items():
+            typed = jnp.asarray(array, device_dtype(path, product_dtype))
+            typed = typed[None] if path[0] in STACKS else typed
+            stacked[path] = jnp.broadcast_to(typed, leaves[path].shape)
+        return stacked
+
+    if mesh is not None:
+        spread = jax.jit(spread, out_shardings=flatten_dict(shardings_on(config, mesh)))
+    return unflatten_dict(spread({path: values(path, leaf) for path, leaf in leaves.items()}))
 
 
-def random_features(shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal numbers, float32."""
-    return jnp.asarray(np.resize(BLOCK, shape))
+def check_batch(workload: Workload, mesh: Mesh | None) -> None:
+    """Raises `UserError` if the devices cannot have equal shares of a batch."""
+    shares = 1 if mesh is None else mesh.shape['data'] * mesh.shape['fsdp']
+    if workload.batch % shares:
+        raise UserError(
+            f'--batch is {workload.batch}; wanted a multiple of {shares}, for {shares} shares'
+        )
+
+
+def random_features(shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal numbers, float32, on the host."""
+    return np.resize(BLOCK, shape)

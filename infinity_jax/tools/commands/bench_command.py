@@ -3,9 +3,11 @@
 import argparse
 import sys
 
+from infinity_jax.tools.commands.device_flags import add_device_flags, mesh_of, on_devices
 from infinity_jax.tools.commands.flag_types import check_positive, output_path
 from infinity_jax.tools.commands.generation_flags import (
     BUDGETS,
+    add_attention_flag,
     add_ratio_flags,
     image_size_line,
     ratio_of,
@@ -24,8 +26,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         '--preset',
         default='125m',
         metavar='NAME',
-        help='size of the transformer, with random weights; train: also demo, the shipped model '
-        'with its text encoder (default: %(default)s)',
+        help='size of the transformer, or demo: that of the shipped model, with its text encoder; '
+        'random weights (default: %(default)s)',
     )
     add_ratio_flags(parser, default='1:1')
     parser.add_argument(
@@ -59,6 +61,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='generate: leave out Flan-T5-XL (default: it is measured)',
     )
+    add_attention_flag(parser)
+    parser.add_argument(
+        '--lora',
+        type=int,
+        default=0,
+        metavar='RANK',
+        help='train: adapters of this rank instead of the transformer (default: none)',
+    )
+    parser.add_argument(
+        '--remat',
+        default='none',
+        metavar='POLICY',
+        help='train: what the gradient recomputes, docs/scaling.md (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--no-bare',
+        action='store_false',
+        dest='bare',
+        help='leave out the bare products, which are as long to compile (default: they run, on one '
+        'device)',
+    )
     parser.add_argument(
         '--repeats',
         type=int,
@@ -91,14 +114,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar='DIR',
         help='write a profiler trace of one more run of each stage (default: not written)',
     )
-    parser.set_defaults(run=run)
+    add_device_flags(parser)
+    parser.set_defaults(run=on_devices(run))
 
 
 def run(args: argparse.Namespace) -> None:
     """Measures, writes the files that flags name, and prints a table."""
     check_positive(args, 'batch', 'repeats', 'text_length')
-    ratio = ratio_of(args)
+    ratio, mesh = ratio_of(args), mesh_of(args)
     from infinity_jax.scales import ScaleSchedule, nearest_ratio
+    from infinity_jax.sharding import is_first_process
     from infinity_jax.tools.bench import report as bench_report
     from infinity_jax.tools.bench.inference import bench_generate, bench_tokenizer
     from infinity_jax.tools.bench.train import bench_train
@@ -114,14 +139,25 @@ def run(args: argparse.Namespace) -> None:
         guidance=args.guidance,
         text_length=args.text_length,
         text_encoder=not args.no_text_encoder,
+        attention=args.attention or 'auto',
+        lora=args.lora,
+        remat=args.remat,
     )
     if ratio is not None:
         schedule = ScaleSchedule.for_image(workload.ratio, workload.budget)
         print(image_size_line(schedule.image_size(), schedule), file=sys.stderr)
     measured = benches[args.what](
-        workload, repeats=args.repeats, warmup=args.warmup, profile=args.profile
+        workload,
+        mesh=mesh,
+        repeats=args.repeats,
+        warmup=args.warmup,
+        profile=args.profile,
+        bare=args.bare,
+        devices=1 if mesh is None else mesh.devices.size,
     )
-    report = bench_report.report_of(args.what, workload, measured)
+    if not is_first_process(mesh):
+        return
+    report = bench_report.report_of(args.what, workload, measured, mesh)
     if args.json:
         bench_report.write_json(args.json, report)
     if args.plot:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from infinity_jax.errors import UserError
+from infinity_jax.tools.commands.device_flags import add_local_device_flags, local_mesh_of
 from infinity_jax.tools.commands.flag_types import check_positive, input_path, local_path
 from infinity_jax.tools.commands.generation_flags import (
     add_image_size_flags,
@@ -146,8 +148,8 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str, kind: Kind) -> No
     parser.add_argument(
         '--split-weights',
         action='store_true',
-        help='split the weights over the devices of a host, for models too large for one (default: '
-        'each device has all of them)',
+        help='the same as --mesh fsdp=-1, for models too large for one device (default: each has '
+        'all weights)',
     )
     parser.add_argument(
         '--text-length',
@@ -159,6 +161,7 @@ def _add_benchmark(parser: argparse.ArgumentParser, name: str, kind: Kind) -> No
     add_image_size_flags(parser)
     add_sampling_flags(parser, GUIDANCE, TEMPERATURE)
     add_quantization_flags(parser)
+    add_local_device_flags(parser)
     parser.set_defaults(run=run_benchmark, benchmark=name)
 
 
@@ -179,6 +182,10 @@ def run_benchmark(args: argparse.Namespace) -> None:
     from infinity_jax.tools.commands.generate_command import plain_warnings
 
     check_positive(args, 'num', 'max_batch')
+    if args.split_weights:
+        if args.mesh is not None:
+            raise UserError('--split-weights and --mesh are both given; give one of them')
+        args.mesh = 'fsdp=-1'
     with one_line_endings(), plain_warnings():
         join_processes()
         try:
@@ -231,7 +238,7 @@ def options_of(args: argparse.Namespace) -> 'BenchmarkOptions':
         model=model_options_of(args),
         text_length=args.text_length,
         max_batch=args.max_batch,
-        split_weights=args.split_weights,
+        mesh=local_mesh_of(args),
         sampling=sampling_of(args),
         quantization=quantization_of(args),
         seed=args.seed,

@@ -4,8 +4,8 @@ import argparse
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from infinity_jax.errors import UserError
 
@@ -24,11 +24,22 @@ def add_device_flags(parser: argparse.ArgumentParser) -> None:
         'Started once per machine with the variables of launch/README.md, the processes share all '
         'of their devices, and the first one writes the files.',
     )
+    _add_flags(group, 'the first N devices', '1; with --mesh as many as it names')
+
+
+def add_local_device_flags(parser: argparse.ArgumentParser) -> None:
+    """The same where each host generates images of its own, by default on all its devices."""
+    group = parser.add_argument_group(
+        'devices', 'Hosts take turns with the prompts; the devices of a host share its images.'
+    )
+    _add_flags(group, 'the first N devices of each host', ALL)
+
+
+def _add_flags(group: Any, first: str, default: str) -> None:
     group.add_argument(
         '--devices',
         metavar='N',
-        help=f'the first N devices, or {ALL}; each gets a share of the images (default: 1; with '
-        '--mesh as many as it names)',
+        help=f'{first}, or {ALL}; each gets a share of the images (default: {default})',
     )
     group.add_argument(
         '--mesh',
@@ -55,17 +66,40 @@ def mesh_of(args: argparse.Namespace) -> 'Mesh | None':
     join_processes()
     import jax
 
+    mesh = _mesh_over(jax.devices(), count, axes, args.devices == ALL)
+    if jax.process_count() > 1 and mesh.devices.size != jax.device_count():
+        raise UserError(
+            f'{jax.process_count()} processes have {jax.device_count()} devices, the flags name '
+            f'{mesh.devices.size}; processes share all their devices: give --devices {ALL}'
+        )
+    return mesh
+
+
+def local_mesh_of(args: argparse.Namespace) -> 'Mesh | None':
+    """The devices of this host that the flags name, without flags all; None: a single one.
+
+    Raises:
+      UserError: as `mesh_of`.
+    """
+    count = _count(args.devices)
+    axes = None if args.mesh is None else _axes(args.mesh)
+    import jax
+
+    devices, every = jax.local_devices(), args.devices in (None, ALL) and axes is None
+    if every and len(devices) == 1:
+        return None
+    return _mesh_over(devices, count, axes, every or args.devices == ALL)
+
+
+def _mesh_over(
+    devices: Sequence[Any], count: int | None, axes: 'MeshConfig | None', every: bool
+) -> 'Mesh':
+    """A mesh over the first `count` devices; None: over every one, or as many as the axes name."""
     from infinity_jax.sharding import MeshConfig, make_mesh
 
-    devices = jax.devices()
     axes = MeshConfig() if axes is None else axes
     if count is None:
-        count = len(devices) if args.devices == ALL else _named_by(axes, len(devices))
-    if jax.process_count() > 1 and count != len(devices):
-        raise UserError(
-            f'{jax.process_count()} processes have {len(devices)} devices, the flags name {count}; '
-            f'processes share all their devices: give --devices {ALL}'
-        )
+        count = len(devices) if every else _named_by(axes, len(devices))
     if count > len(devices):
         raise UserError(
             f'--devices and --mesh ask for {count} devices; there are {len(devices)} '
@@ -91,13 +125,6 @@ def on_devices(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.
             run(args)
 
     return wrapped
-
-
-def is_first_process(mesh: 'Mesh | None') -> bool:
-    """Whether this process writes the files of a command."""
-    import jax
-
-    return mesh is None or jax.process_index() == 0
 
 
 def _count(text: str | None) -> int | None:

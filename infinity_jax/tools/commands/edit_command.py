@@ -6,7 +6,6 @@ import re
 from infinity_jax.errors import UserError
 from infinity_jax.tools.commands.device_flags import (
     add_device_flags,
-    is_first_process,
     mesh_of,
     on_devices,
 )
@@ -131,6 +130,7 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.inference.source_images import read_image, read_mask
     from infinity_jax.inference.warmup import GenerationRequest
     from infinity_jax.runtime.hub import DEMO_FOLDER
+    from infinity_jax.sharding import is_first_process
 
     check_writable(paths[0])
     image, mask = read_image(args.image), None

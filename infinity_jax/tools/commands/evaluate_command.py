@@ -9,6 +9,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.runtime.remote import is_remote
 from infinity_jax.tools.commands import benchmark_commands, judge_commands
 from infinity_jax.tools.commands.data_command import run_config
+from infinity_jax.tools.commands.device_flags import add_device_flags, mesh_of, on_devices
 from infinity_jax.tools.commands.flag_types import (
     check_positive,
     input_path,
@@ -70,7 +71,8 @@ def _add_emoji_flags(
     )
     add_checkpoint_flag(parser)
     add_sampling_flags(parser)
-    parser.set_defaults(run=run)
+    add_device_flags(parser)
+    parser.set_defaults(run=on_devices(run))
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -225,6 +227,7 @@ def _emoji_options(args: argparse.Namespace) -> dict[str, Any]:
         'seed': args.seed,
         'sampling': sampling_of(args),
         'out': args.out,
+        'mesh': mesh_of(args),
     }
 
 

@@ -14,7 +14,6 @@ from infinity_jax.errors import UserError
 from infinity_jax.runtime.remote import any_path
 from infinity_jax.tools.commands.device_flags import (
     add_device_flags,
-    is_first_process,
     mesh_of,
     on_devices,
 )
@@ -107,6 +106,7 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.inference.pipeline import MAX_BATCH, InfinityPipeline
     from infinity_jax.inference.warmup import GenerationRequest
     from infinity_jax.runtime.hub import DEMO_FOLDER
+    from infinity_jax.sharding import is_first_process
 
     check_writable(paths[0])
     sampling, quantization = sampling_of(args), quantization_of(args)
@@ -154,6 +154,7 @@ def run_jobs(args: argparse.Namespace) -> None:
     from infinity_jax.images import check_writable, contact_sheet, save_image
     from infinity_jax.inference.pipeline import MAX_BATCH, InfinityPipeline
     from infinity_jax.runtime.hub import DEMO_FOLDER
+    from infinity_jax.sharding import is_first_process
     from infinity_jax.tools.commands import image_jobs
 
     if args.grid:
@@ -225,6 +226,7 @@ def metadata_of(
         'guidance_layer': sampling.guidance_layer,
         'dtype': args.dtype or '',
         'text_dtype': args.text_dtype or '',
+        'attention': args.attention or '',
         'weights': quantization.weights,
         'cache': quantization.cache,
         'unguided_scales': sampling.unguided_scales,

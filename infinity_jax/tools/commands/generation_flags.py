@@ -46,6 +46,17 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         help="of the products in the text encoder (default: the transformer's; on a GPU float16 "
         'in place of bfloat16)',
     )
+    add_attention_flag(group)
+
+
+def add_attention_flag(group: Any) -> None:
+    """The implementation of attention."""
+    group.add_argument(
+        '--attention',
+        choices=['auto', 'xla', 'cudnn', 'splash'],
+        help='its implementation: docs/scaling.md (default: auto, by device; XLA after a fault of '
+        'cuDNN)',
+    )
 
 
 def add_count_flags(parser: argparse.ArgumentParser) -> None:
@@ -209,7 +220,12 @@ def model_options_of(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
       UserError: flags of the image size contradict each other.
     """
-    options = {'dtype': args.dtype, 'text_dtype': args.text_dtype or '', 'budget': args.budget}
+    options = {
+        'dtype': args.dtype,
+        'text_dtype': args.text_dtype or '',
+        'attention': args.attention,
+        'budget': args.budget,
+    }
     if 'height' in args:  # all but `edit`, whose images have the shape of their source
         options |= {'height_over_width': ratio_of(args), 'size': image_size_of(args)}
     return options

@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
     engines: dict[str, Engine] = {}
     for name, folder in folders.items():
         if engines:  # version and image size are of the first model
-            options = {key: options[key] for key in ('dtype', 'text_dtype')}
+            options = {key: options[key] for key in ('dtype', 'text_dtype', 'attention')}
         engines[name] = Engine.load(
             folder,
             revision=None if engines else args.revision,

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from infinity_jax.emoji.artwork import subset as emoji_subset
 from infinity_jax.emoji.matcher import match
@@ -18,6 +19,7 @@ from infinity_jax.inference.edit import Edit
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.runtime.hub import DEMO_FOLDER
+from infinity_jax.sharding import is_first_process
 from infinity_jax.tools.evaluation import edit_trials
 from infinity_jax.tools.evaluation.edit_trials import Trial
 from infinity_jax.weights.model_folder import load_model
@@ -42,6 +44,7 @@ def evaluate_edits(
     seed: int = 0,
     sampling: SamplingConfig = SamplingConfig(),
     out: str | os.PathLike = '.',
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Edits renders in every way and counts the results that the matcher finds right.
 
@@ -57,13 +60,14 @@ def evaluate_edits(
       seed: of trials and generation.
       sampling: guidance, temperature, top-k, top-p.
       out: where the files go.
+      mesh: the devices that share the generation; None: the default device.
     """
     if count < 1:
         raise UserError(f'count is {count}; wanted 1 or more edits of each kind')
     out = pathlib.Path(out)
     check_writable(out / 'edits.png')
     loaded = load_model(folder)
-    pipeline = InfinityPipeline(place_model(loaded), max_batch=min(count, BATCH))
+    pipeline = InfinityPipeline(place_model(loaded, mesh=mesh), max_batch=min(count, BATCH))
     subset = subset or loaded.configs.extra.get('run', {}).get('data', {}).get('subset', 'all')
     candidates = [each.name for each in emoji_subset(subset)]
     size = pipeline.image_size[0]
@@ -92,6 +96,8 @@ def evaluate_edits(
             titles += ['source', f'{name}: {trial.edit.prompt}']
     trials = edit_trials.variations(subset, count, seed, size)
     results['variation'] = distances(len(pipeline.schedule), trials, run)
+    if not is_first_process(mesh):
+        return results
     save_png(out / 'edits.png', contact_sheet(np.stack(shown), titles))
     plot(results['variation'], out / 'edits_strength.png')
     (out / 'edits.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from infinity_jax.config import QuantizationConfig
 from infinity_jax.emoji.artwork import subset as emoji_subset
@@ -19,6 +20,7 @@ from infinity_jax.images import check_writable
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.runtime.hub import DEMO_FOLDER
+from infinity_jax.sharding import is_first_process
 from infinity_jax.tools.evaluation.geneval_rules import Verdict
 from infinity_jax.tools.evaluation.report.intervals import Estimate, accuracy, average
 from infinity_jax.tools.evaluation.report.references import OVERALL
@@ -51,6 +53,7 @@ def evaluate_scenes(
     sampling: SamplingConfig = SamplingConfig(),
     quantization: QuantizationConfig = QuantizationConfig(),
     out: str | os.PathLike = '.',
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Generates scenes of six tasks, of trained and of held-out combinations, and judges them.
 
@@ -66,6 +69,7 @@ def evaluate_scenes(
       sampling: guidance, temperature, top-k, top-p.
       quantization: the formats of weights and cache.
       out: where the files go.
+      mesh: the devices that share the generation; None: the default device.
 
     Returns:
       the content of scenes.json.
@@ -81,7 +85,9 @@ def evaluate_scenes(
     data = loaded.configs.extra.get('run', {}).get('data', {})
     subset = subset or data.get('scene_subset') or data.get('subset', 'all')
     emoji_subset(subset)  # raises for an unknown one
-    pipeline = InfinityPipeline(place_model(loaded, quantization), max_batch=min(count, BATCH))
+    pipeline = InfinityPipeline(
+        place_model(loaded, quantization, mesh), max_batch=min(count, BATCH)
+    )
     size = pipeline.image_size[0]
     results: dict[str, Any] = {
         'model': str(folder),
@@ -107,7 +113,8 @@ def evaluate_scenes(
         for i, (scene, seen) in enumerate(verdicts):  # of the generated images
             if i % count < SHOWN:
                 shown.append(Shown(generated[i], captions[i], scene.task, kind, seen))
-    write_report(out, results, shown)
+    if is_first_process(mesh):
+        write_report(out, results, shown)
     return results
 
 

@@ -10,7 +10,7 @@ from infinity_jax.scales import BUDGET_OF_EDGE, SQUARE, Grid, ScaleSchedule, rel
 from infinity_jax.training.config import RunConfig
 from infinity_jax.training.transformer.partial_start import check_parts
 from infinity_jax.training.transformer.self_correction import STRENGTH_STEP
-from infinity_jax.transformer.attention_ops import IMPLEMENTATIONS
+from infinity_jax.transformer.attention_choice import IMPLEMENTATIONS
 from infinity_jax.transformer.layer_loop import check_layers
 from infinity_jax.transformer.lora import LoraConfig
 from infinity_jax.transformer.remat import check_remat

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from infinity_jax.config import QuantizationConfig, required
 from infinity_jax.emoji.artwork import subset as emoji_subset
@@ -20,6 +21,7 @@ from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import is_first_process
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.quantizer import quantize
 from infinity_jax.weights.model_folder import LoadedModel, load_model
@@ -65,6 +67,7 @@ def evaluate_demo(
     sampling: SamplingConfig = SamplingConfig(),
     quantization: QuantizationConfig = QuantizationConfig(),
     out: str | os.PathLike = '.',
+    mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Generates images of trained and held-out captions and counts those the matcher recognises.
 
@@ -80,13 +83,16 @@ def evaluate_demo(
       sampling: guidance, temperature, top-k, top-p.
       quantization: the formats of weights and cache.
       out: where the files go.
+      mesh: the devices that share the generation; None: the default device.
     """
     if count < 1:
         raise UserError(f'count is {count}; wanted 1 or more images of each kind')
     out = pathlib.Path(out)
     check_writable(out / 'evaluation.png')
     loaded = load_model(folder)
-    pipeline = InfinityPipeline(place_model(loaded, quantization), max_batch=min(count, BATCH))
+    pipeline = InfinityPipeline(
+        place_model(loaded, quantization, mesh), max_batch=min(count, BATCH)
+    )
     subset = subset or loaded.configs.extra.get('run', {}).get('data', {}).get('subset', 'all')
     candidates = [each.name for each in emoji_subset(subset)]
     code_grids = pipeline.schedule.code_grids(loaded.configs.spatial_patchify)
@@ -120,6 +126,8 @@ def evaluate_demo(
         results[kind][FORMER_NAME] = results[kind][GENERATED]
         shown.append(generated[:SHEET_IMAGES])
         titles += captions[:SHEET_IMAGES]
+    if not is_first_process(mesh):
+        return results
     save_png(out / 'evaluation.png', contact_sheet(np.concatenate(shown), titles, marks))
     (out / 'evaluation.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
     print(table(results))

@@ -55,6 +55,7 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> LoadedModel:
         trained_with=partner_fingerprint(
             required(stored.configs.tokenizer, 'tokenizer'), stored.tokenizer_params
         ),
+        attention=config.attention,
     )
     configs = with_run_text_dtype(config, configs, mesh)
     _check_parts(config, configs, text_tokenizer.vocab_size, folder)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
@@ -27,6 +28,7 @@ from infinity_jax.training.optimizer import (
 from infinity_jax.training.transformer.config import T2IConfig, bucket_schedules
 from infinity_jax.training.transformer.loss import bit_loss
 from infinity_jax.training.transformer.self_correction import corrupt, sample_flips
+from infinity_jax.transformer.attention_choice import after_fault
 from infinity_jax.transformer.layers import sample_kept
 from infinity_jax.transformer.lora import init_adapters, joined
 from infinity_jax.transformer.model import Transformer, init_transformer, transformer_shapes
@@ -222,3 +224,24 @@ def jit_step(models: Models, config: T2IConfig, shardings: Any, mesh: Mesh) -> A
         donate_argnums=0,
         compiler_options=compiler_options(mesh),
     )
+
+
+class WithFallback:
+    """A jitted function of a run's networks, which goes on with XLA's attention after a fault.
+
+    Programs are compiled before they take donated arguments, so that these are still there.
+    """
+
+    def __init__(self, jit: Callable[[Models], Callable[..., Any]], models: Models):
+        """Takes what jits the function for given networks, and the networks of the run."""
+        self._jit, self._models, self._run = jit, models, jit(models)
+
+    def __call__(self, *args: Any) -> Any:
+        try:
+            return self._run(*args)
+        except RuntimeError as error:
+            model = self._models.transformer
+            model = model.clone(implementation=after_fault(model.implementation, error))
+            self._models = dataclasses.replace(self._models, transformer=model)
+            self._run = self._jit(self._models)
+            return self._run(*args)

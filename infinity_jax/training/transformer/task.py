@@ -46,6 +46,7 @@ from infinity_jax.training.transformer.parts import (
     warn_of_unknown,
 )
 from infinity_jax.training.transformer.step import (
+    WithFallback,
     encode,
     evaluation_step,
     init_state,
@@ -92,10 +93,13 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     frozen = place_frozen(config, loaded, mesh)
     # `frozen` holds the text encoder on the devices.
     loaded = dataclasses.replace(loaded, text_params=None)
-    step = jit_step(models, config, shardings, mesh)
-    evaluate_batch = jax.jit(
-        functools.partial(evaluation_step, models=models, config=config),
-        out_shardings=replicated(mesh),
+    step = WithFallback(lambda models: jit_step(models, config, shardings, mesh), models)
+    evaluate_batch = WithFallback(
+        lambda models: jax.jit(
+            functools.partial(evaluation_step, models=models, config=config),
+            out_shardings=replicated(mesh),
+        ),
+        models,
     )
     text = {
         'text_tokenizer': loaded.text_tokenizer,

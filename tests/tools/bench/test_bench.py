@@ -4,6 +4,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from helpers.tiny import TEXT, TOKENIZER, TRANSFORMER
 
@@ -123,6 +124,75 @@ def test_bench_writes_what_it_says(what, stages, tmp_path, monkeypatch, capsys):
         assert report['tokens_per_second'] == pytest.approx(rate)
     assert files['out.png'].stat().st_size > 1000 and any(files['trace'].rglob('*.pb'))
     assert 'large product ran at' in capsys.readouterr().out
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Every preset is the tiny model on a small schedule."""
+
+    def preset(name, precision):
+        return dataclasses.replace(TRANSFORMER, dtype=precision), TOKENIZER
+
+    for module in (bench_inference, bench_train):
+        monkeypatch.setattr(module, 'preset', preset)
+    small = classmethod(lambda cls, ratio, budget: SCHEDULE)
+    monkeypatch.setattr(ScaleSchedule, 'for_image', small)
+    monkeypatch.setitem(bench.LARGE_EDGE, 'cpu', 64)
+
+
+def test_bench_on_several_devices_leaves_out_the_products_of_one(tiny, tmp_path, capsys):
+    command = 'bench generate --preset tiny --precision float32 --text-length 8 --repeats 1 '
+    command += f'--no-text-encoder --json {tmp_path / "out.json"} --plot {tmp_path / "out.png"} '
+    cli.main(f'{command} --batch 4 --devices 2'.split())
+    report = json.loads((tmp_path / 'out.json').read_text())
+    assert report['devices'] == report['mesh']['data'] == 2
+    for stage in report['stages'].values():
+        assert stage['fraction_of_peak'] > 0 and 'bare_seconds' not in stage
+    table = capsys.readouterr().out
+    assert 'generate: 2 x cpu' in table and f'{"-":>9}' * 3 in table
+    with pytest.raises(SystemExit):
+        cli.main(f'{command} --batch 3 --devices 2'.split())
+    assert '--batch is 3; wanted a multiple of 2, for 2 shares' in capsys.readouterr().err
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize('axes', [{'data': 2}, {'data': 1, 'tensor': 2}])
+def test_several_devices_generate_what_one_does(axes, tiny):
+    mesh = sharding.make_mesh(sharding.MeshConfig(**axes), jax.devices()[:2])
+    workload = dataclasses.replace(WORKLOAD, batch=4)
+    for one, several in zip(
+        generation_stages(workload), generation_stages(workload, mesh), strict=True
+    ):
+        assert (np.asarray(one.run()) == np.asarray(several.run())).all(), one.name
+
+
+@pytest.mark.numeric
+def test_several_devices_train_as_one_does(tiny, monkeypatch):
+    losses = []
+    monkeypatch.setattr(
+        bench_train, 'measure', lambda stages, **_: losses.append(float(stages[0].run()['loss']))
+    )
+    workload = dataclasses.replace(WORKLOAD, batch=4)
+    axes = sharding.MeshConfig(data=1, fsdp=2)
+    bench_train.bench_train(workload)
+    bench_train.bench_train(workload, sharding.make_mesh(axes, jax.devices()[:2]))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_adapters_are_trained_over_weights_in_the_dtype_of_their_products(tiny, monkeypatch):
+    frozen, stages, make = [], [], bench_train.random_params
+
+    def record(*args):
+        frozen.append(make(*args))
+        return frozen[0]
+
+    monkeypatch.setattr(bench_train, 'random_params', record)
+    monkeypatch.setattr(bench_train, 'measure', lambda found, **_: stages.extend(found))
+    bench_train.bench_train(dataclasses.replace(WORKLOAD, batch=2, lora=2, precision='bfloat16'))
+    (transformer,) = frozen
+    assert transformer['blocks']['ffn']['up']['kernel'].dtype == jnp.bfloat16
+    updates = [p for g in stages[0].groups for p in g.products if p.left[-1] == p.right[-2] == 2]
+    assert updates  # A B of rank 2
 
 
 def test_products_are_found_where_programs_have_options_of_the_chip(monkeypatch):

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from infinity_jax import cli
+from infinity_jax.errors import UserError
 from infinity_jax.runtime import supervisor
 from infinity_jax.tools.commands.benchmark_commands import KINDS, NAMES, options_of
 from infinity_jax.tools.evaluation.benchmarks.readers import READERS
@@ -36,6 +37,18 @@ def test_flags_become_settings():
     assert (found.seeds, found.seed, found.max_batch) == ('image', 7, 3)
     given = {name: value for name, value in found.model.items() if value}
     assert given == {'height_over_width': 1.0, 'budget': '0.25M', 'dtype': 'bfloat16'}
+
+
+def test_devices_of_a_host_are_all_unless_flags_name_them():
+    assert options('geneval').mesh.shape['data'] == 8
+    assert options('geneval', '--devices', '2').mesh.devices.size == 2
+    split = options('geneval', '--mesh', 'data=2,tensor=2').mesh
+    assert split.shape == {'data': 2, 'fsdp': 1, 'tensor': 2, 'sequence': 1}
+    args = cli.build_parser().parse_args(
+        'evaluate dpg --prompts p --out o --split-weights --mesh fsdp=2'.split()
+    )
+    with pytest.raises(UserError, match='--split-weights and --mesh are both given'):
+        args.run(args)
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -57,7 +57,7 @@ class FakePipeline:
 
 def test_figures_examples_and_a_plot_are_written(tmp_path, monkeypatch):
     monkeypatch.setattr(edits, 'InfinityPipeline', FakePipeline)
-    monkeypatch.setattr(edits, 'place_model', lambda loaded: loaded)
+    monkeypatch.setattr(edits, 'place_model', lambda loaded, mesh: loaded)
     monkeypatch.setattr(edits, 'load_model', lambda folder: None)
     results = edits.evaluate_edits(count=2, subset='starter', out=tmp_path)
     assert results == json.loads((tmp_path / 'edits.json').read_text())

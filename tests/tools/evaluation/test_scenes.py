@@ -115,7 +115,7 @@ def test_table_json_and_sheet(tmp_path, monkeypatch, capsys):
         extra={'run': {'data': {'subset': 'starter'}}},
     )
     monkeypatch.setattr(evaluate, 'load_model', lambda _: loaded)
-    monkeypatch.setattr(evaluate, 'place_model', lambda loaded, quantization: loaded)
+    monkeypatch.setattr(evaluate, 'place_model', lambda loaded, quantization, mesh: loaded)
     monkeypatch.setattr(evaluate, 'InfinityPipeline', PerfectPipeline)
     results = evaluate.evaluate_scenes('somewhere', count=COUNT, out=tmp_path)
     assert json.loads((tmp_path / 'scenes.json').read_text())['trained'] == results['trained']

@@ -50,7 +50,7 @@ def loaded():
 
 def test_counts_what_is_right_and_leaves_table_and_sheet(loaded, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(evaluate, 'load_model', lambda _: loaded)
-    monkeypatch.setattr(evaluate, 'place_model', lambda loaded, quantization: loaded)
+    monkeypatch.setattr(evaluate, 'place_model', lambda loaded, quantization, mesh: loaded)
     monkeypatch.setattr(evaluate, 'InfinityPipeline', PerfectPipeline)
     results = evaluate.evaluate_demo('somewhere', count=COUNT, out=tmp_path)
     written = json.loads((tmp_path / 'evaluation.json').read_text())

@@ -63,7 +63,8 @@ def _time_line(plan: Plan, images: int) -> str:
     product, work = large_product(transformer.dtype)
     timed(product)  # compiles it
     rate = work / min(timed(product)[0] for _ in range(REPEATS))
-    devices = jax.device_count()
+    mesh = plan.options.mesh
+    devices = jax.process_count() * (1 if mesh is None else mesh.devices.size)
     seconds = images * counted.total / (rate * devices)
     kind = jax.local_devices()[0].device_kind
     return (

@@ -22,7 +22,7 @@ from infinity_jax.tools.evaluation.benchmarks.image_files import (
     is_whole,
 )
 from infinity_jax.tools.evaluation.benchmarks.layout import Item
-from infinity_jax.tools.evaluation.benchmarks.plan import Plan, local_mesh
+from infinity_jax.tools.evaluation.benchmarks.plan import Plan
 from infinity_jax.tools.evaluation.benchmarks.settings import PER_IMAGE, claim
 
 
@@ -79,7 +79,7 @@ def _load(plan: Plan, first: range) -> InfinityPipeline:
     )
     pipeline = InfinityPipeline.from_pretrained(
         plan.folder,
-        mesh=local_mesh(options.split_weights),
+        mesh=options.mesh,
         quantization=options.quantization,
         max_batch=plan.images_at_once,
         text_length=options.text_length,

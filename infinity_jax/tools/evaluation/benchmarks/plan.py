@@ -7,9 +7,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-from jax.sharding import Mesh
-
 from infinity_jax.config import ModelConfigs, pixels_per_token, required
 from infinity_jax.errors import UserError
 from infinity_jax.inference.loading import read_for_generation
@@ -17,7 +14,6 @@ from infinity_jax.inference.memory import plan_memory
 from infinity_jax.inference.pipeline import MAX_BATCH
 from infinity_jax.runtime.host_texts import from_first_process
 from infinity_jax.runtime.hub import local_folder
-from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.tools.evaluation.benchmarks.image_files import has_text, is_whole
 from infinity_jax.tools.evaluation.benchmarks.layout import GRID_EDGE, Benchmark, Item, digest
 from infinity_jax.tools.evaluation.benchmarks.settings import (
@@ -126,20 +122,12 @@ def plan_run(
     return plan
 
 
-def local_mesh(split_weights: bool) -> Mesh | None:
-    """The devices of this host, which generates its own share of the prompts; None for one."""
-    if jax.local_device_count() == 1:
-        return None
-    axes = MeshConfig(data=1, fsdp=-1) if split_weights else MeshConfig()
-    return make_mesh(axes, jax.local_devices())
-
-
 def _fitting(configs: ModelConfigs, options: BenchmarkOptions, images: int) -> int:
     """Images per program call that fit into memory."""
-    most = min((options.max_batch or MAX_BATCH) * jax.local_device_count(), images)
+    shares = 1 if options.mesh is None else options.mesh.shape['data'] * options.mesh.shape['fsdp']
+    most = min((options.max_batch or MAX_BATCH) * shares, images)
     with contextlib.redirect_stderr(io.StringIO()):  # loading prints the same line again
-        mesh = local_mesh(options.split_weights)
-        return plan_memory(configs, most, mesh, options.quantization).batch
+        return plan_memory(configs, most, options.mesh, options.quantization).batch
 
 
 def settings_of(plan: Plan, prompts: str, rewritten: str | None) -> dict[str, Any]:
@@ -169,6 +157,7 @@ def settings_of(plan: Plan, prompts: str, rewritten: str | None) -> dict[str, An
             'sha256': model_digest(plan.folder),
             'dtype': options.model.get('dtype'),
             'text_dtype': options.model.get('text_dtype') or None,
+            'attention': options.model.get('attention'),
             'text_length': options.text_length,
         },
         'image_size': list(plan.image_size),
@@ -178,5 +167,5 @@ def settings_of(plan: Plan, prompts: str, rewritten: str | None) -> dict[str, An
         'seeds': options.seeds,
         AT_ONCE: plan.images_at_once,
         'versions': versions(),
-        'devices': devices(),
+        'devices': devices(options.mesh),
     }

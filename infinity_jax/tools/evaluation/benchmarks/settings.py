@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from infinity_jax.config import QuantizationConfig
 from infinity_jax.errors import UserError
@@ -37,8 +38,9 @@ class BenchmarkOptions:
       revision: of the repository.
       model: precision and image size, as keywords of `read_for_generation`.
       text_length: tokens that prompts are padded to and cut at; None: all that the model reads.
-      max_batch: images per program call and device, at most; None: 16, or as the run began.
-      split_weights: split the weights over the devices of a host, each of which has all otherwise.
+      max_batch: images per program call and share of the mesh, at most; None: 16, or as the run
+        began.
+      mesh: the devices of this host that share its images; None: the default device.
       sampling, quantization: see there.
       seed: of all random numbers.
       seeds: 'prompt': image j of every prompt has the same random numbers, as in the released
@@ -50,7 +52,7 @@ class BenchmarkOptions:
     model: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     text_length: int | None = None
     max_batch: int | None = None
-    split_weights: bool = False
+    mesh: Mesh | None = None
     sampling: SamplingConfig = SamplingConfig(guidance=4.0, temperature=1.0)
     quantization: QuantizationConfig = QuantizationConfig()
     seed: int = 0
@@ -82,10 +84,10 @@ def versions() -> dict[str, str]:
     return found | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def devices() -> dict[str, Any]:
-    """The devices of this process, and the number of processes."""
-    local = jax.local_devices()
-    return {'kind': local[0].device_kind, 'local': len(local), 'processes': jax.process_count()}
+def devices(mesh: Mesh | None) -> dict[str, Any]:
+    """The devices of this process that generate, and the number of processes."""
+    kind, count = jax.local_devices()[0].device_kind, 1 if mesh is None else mesh.devices.size
+    return {'kind': kind, 'local': count, 'processes': jax.process_count()}
 
 
 def claim(out: pathlib.Path, settings: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import make_mesh
 from infinity_jax.tools.evaluation.benchmarks import settings
 from infinity_jax.tools.evaluation.benchmarks.dry_run import dry_run_lines, duration, size
 from infinity_jax.tools.evaluation.benchmarks.generate import generate_missing
@@ -32,12 +33,6 @@ LINES = tuple(
     json.dumps({'tag': 'single_object', 'include': [{'class': 'x', 'count': 1}], 'prompt': prompt})
     for prompt in PROMPTS
 )
-
-
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    """Most tests use one of the eight devices: their programs are smaller."""
-    monkeypatch.setattr(jax, 'local_device_count', lambda: 1)
 
 
 @pytest.fixture(scope='module')
@@ -269,11 +264,11 @@ def test_processes_share_the_groups(prompts, model, tmp_path):
 
 
 @pytest.mark.numeric
-def test_all_devices_of_a_host_generate_the_images_of_one(prompts, model, tmp_path, monkeypatch):
+def test_all_devices_of_a_host_generate_the_images_of_one(prompts, model, tmp_path):
     generated('geneval', prompts, tmp_path / 'one', model)
-    monkeypatch.undo()
-    plan = planned('geneval', prompts, tmp_path / 'eight', model, max_batch=1)
-    assert plan.images_at_once == jax.local_device_count() == 8
+    mesh = make_mesh()
+    plan = planned('geneval', prompts, tmp_path / 'eight', model, max_batch=1, mesh=mesh)
+    assert plan.images_at_once == mesh.devices.size == 8
     generate_missing(plan, settings_of(plan, str(prompts), None))
     same = []
     for i in range(len(PROMPTS)):
@@ -286,7 +281,7 @@ def test_all_devices_of_a_host_generate_the_images_of_one(prompts, model, tmp_pa
 def test_a_dry_run_writes_nothing_and_tells_counts_disk_and_time(prompts, model, tmp_path, capsys):
     out = tmp_path / 'out'
     command = ['evaluate', 'geneval', '--prompts', str(prompts), '--out', str(out), '--num', '2']
-    command += ['--checkpoint', str(model), '--max-batch', '4']
+    command += ['--checkpoint', str(model), '--max-batch', '4', '--devices', '1']
     main([*command, '--dry-run'])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith('geneval: 5 prompts, 2 images each: 10 of 4 x 4 pixels')
