@@ -24,7 +24,7 @@ from infinity_jax.training.init_from import run_config, transformer_params
 from infinity_jax.training.metrics import read_metrics
 from infinity_jax.training.transformer.parts import load_parts, place_frozen
 from infinity_jax.training.transformer.task import make_task
-from infinity_jax.transformer.lora import LoraConfig, merge
+from infinity_jax.transformer.lora import LoraConfig, merge, updates_of
 from infinity_jax.weights.adapter_file import FILE_NAME, load_adapter, merge_into_folder
 from infinity_jax.weights.model_folder import load_model, save_model
 from infinity_jax.weights.placement import place_model
@@ -87,10 +87,10 @@ def test_adapters_start_at_the_folders_loss_and_merge_into_the_same_images(folde
     adapter = tmp_path / 'run' / FILE_NAME
     lora, adapters = load_adapter(adapter)
     base = load_model(folder)
-    merged = merge(base.transformer_params, adapters, lora)
+    merged = merge(base.transformer_params, updates_of(adapters, lora))
     with_adapters = place_model(dataclasses.replace(base, transformer_params=merged))
     generated = pixels(InfinityPipeline(with_adapters)(CAPTIONS))
-    merge_into_folder(folder, adapter, tmp_path / 'merged')
+    merge_into_folder(folder, [adapter], tmp_path / 'merged')
     for same in (tmp_path / 'merged', finished):
         pipeline = InfinityPipeline(place_model(load_model(same)))
         np.testing.assert_array_equal(pixels(pipeline(CAPTIONS)), generated)
