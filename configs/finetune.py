@@ -64,6 +64,7 @@ def get_config(arg: str = 'full') -> ConfigDict:
             'rank': 16 if arg == 'lora' else 0,  # 0: all weights are trained
             'alpha': 16.0,  # the update is alpha / rank · A B
             'matrices': ('self_attention', 'cross_attention', 'ffn'),
+            'base_dtype': '',  # of the frozen kernels: 'bfloat16', 'int8'; '': of their products
         }
     )
     # As released: one strength per 4 images, the micro-batch of its processes.
@@ -91,6 +92,7 @@ def get_config(arg: str = 'full') -> ConfigDict:
             'beta2': 0.97,
             'weight_decay': 0.005,
             'clip_norm': 5.0,
+            'mu_dtype': 'float32',  # of the first moment; 'bfloat16' halves its memory
             'ema_decay': 0.999,  # a window of 1000 steps
         }
     )

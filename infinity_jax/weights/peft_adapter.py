@@ -46,6 +46,14 @@ REQUIRED: dict[str, tuple[Any, ...]] = {
     'rank_pattern': ({}, None),
     'alpha_pattern': ({}, None),
     'layers_to_transform': (None, []),
+    'layer_replication': (None, []),
+    'target_parameters': (None, []),
+    'alora_invocation_tokens': (None, []),
+    'lora_bias': (False, None),
+    'use_qalora': (False, None),
+    'use_bdlora': (False, None, {}),
+    # Others, such as 'pissa', change the base model's weights as well.
+    'init_lora_weights': (True, False, None, 'gaussian', 'eva', 'orthogonal'),
 }
 
 

@@ -110,6 +110,7 @@ def test_the_scale_of_rslora(folder):
         ({'bias': 'all'}, "bias is 'all'; wanted 'none'"),
         ({'modules_to_save': ['head']}, r"modules_to_save is \['head'\]"),
         ({'rank_pattern': {'fc1': 4}}, "rank_pattern is {'fc1': 4}"),
+        ({'init_lora_weights': 'pissa'}, "init_lora_weights is 'pissa'; wanted True"),
         ({'r': 0}, 'r is 0; wanted a whole number'),
         ({'lora_alpha': None}, 'lora_alpha is None; wanted a number'),
     ],

@@ -101,13 +101,19 @@ def test_adapters_start_at_the_folders_loss_and_merge_into_the_same_images(folde
         to_torch_files(config.run_dir, tmp_path / 'torch')
 
 
-@pytest.mark.parametrize('variant', ['full', 'lora'])
+@pytest.mark.parametrize('variant', ['full', 'lora', 'bfloat16', 'int8'])
 def test_a_plan_has_the_frozen_parts_of_the_run(folder, tmp_path, variant):
-    config = run_config(fields(folder, tmp_path, variant))
+    config = fields(folder, tmp_path, 'full' if variant == 'full' else 'lora')
+    if variant in ('bfloat16', 'int8'):
+        config.lora.base_dtype = variant
+    config = run_config(config)
     mesh = make_mesh(config.mesh)
     placed = place_frozen(config, load_parts(config, mesh), mesh)
+    if variant != 'full':
+        kernel = placed['transformer']['blocks']['ffn']['up']['kernel']
+        assert kernel.dtype == ('float32' if variant == 'lora' else variant)
     planned = abstract_step(config, configured_parts(config), mesh).arguments[1]
-    assert ('transformer' in placed) == (variant == 'lora')
+    assert ('transformer' in placed) == (variant != 'full')
 
     def compare(ours, wanted):
         assert (ours.shape, ours.dtype) == (wanted.shape, wanted.dtype)
