@@ -8,14 +8,14 @@ those of the folder. The first held-out line, at step 0, is the folder's own los
 
     python -m infinity_jax.main --config=configs/finetune.py:lora --config.init_from=FOLDER
 
-`lora` trains low-rank adapters of the blocks' matrices, 1.1 % of the 2B's parameters, next to frozen
-weights: checkpoints are small, and a step has no gradients of the weights. It writes the merged
-model, and adapter.safetensors for `infinity-jax generate --adapter`. On a small card:
+`lora` trains low-rank adapters of the blocks' matrices, 1.1 % of the 2B's parameters, next to
+frozen weights: checkpoints are small, and a step has no gradients of the weights. It writes the
+merged model, and adapter.safetensors for `infinity-jax generate --adapter`. On a small card:
 `--config.lora.base_dtype=int8`.
 
 Hardware and cost: not run at full size. Of the 2B, float32 weights, gradients, both moments and
-average are 44 GB without activations; with adapters 5 GB, 3 with an int8 base. A 1024² image is 178 TFLOP, so that
-5,000 steps of 64 are 40 hours of one H100 at an assumed MFU of 40 % (computed).
+average are 44 GB without activations; with adapters 5 GB, 3 with an int8 base. A 1024² image is 178
+TFLOP, so that 5,000 steps of 64 are 40 hours of one H100 at an assumed MFU of 40 % (computed).
 
 On two CPU cores, the shipped demo:
 
