@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import axis_size, target_platform
+from infinity_jax.sharding import axis_size, constrain, target_platform
 from infinity_jax.transformer.int8 import Int8
 from infinity_jax.transformer.kv_cache import KeyValueCache
 from infinity_jax.transformer.splash import (
@@ -220,8 +220,10 @@ def attend(
     if chosen == 'splash' and mask_LS is None:
         return splash_attend(q_BLNH, k_BSNH, v_BSNH, scale=scale, key_lengths_B=key_lengths_B)
     queries = q_BLNH.shape[1]
-    if chosen == 'cudnn' and key_lengths_B is not None:
-        q_BLNH, k_BSNH, v_BSNH = map(_in_pairs, (q_BLNH, k_BSNH, v_BSNH))
+    if chosen == 'cudnn':
+        if key_lengths_B is not None:
+            q_BLNH, k_BSNH, v_BSNH = map(_in_pairs, (q_BLNH, k_BSNH, v_BSNH))
+        q_BLNH, k_BSNH, v_BSNH = map(_by_heads, (q_BLNH, k_BSNH, v_BSNH))
     precision = 'highest' if q_BLNH.dtype == jnp.float32 else 'default'
     with jax.default_matmul_precision(precision):
         attended = chunked_attention(
@@ -233,7 +235,13 @@ def attend(
             key_value_seq_lengths=key_lengths_B,
             implementation='cudnn' if chosen == 'cudnn' and mask_LS is None else 'xla',
         )
+    attended = _by_heads(attended) if chosen == 'cudnn' else attended
     return attended[:, :queries]
+
+
+def _by_heads(x_BLNH: jax.Array) -> jax.Array:
+    """Splits batch and heads over the mesh: cuDNN's attention wants it of q, k and v alike."""
+    return constrain(x_BLNH, 'batch', None, 'heads', None)
 
 
 def _in_pairs(x_BLNH: jax.Array) -> jax.Array:

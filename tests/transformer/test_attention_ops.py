@@ -53,8 +53,8 @@ def test_a_scale_sees_the_cache_and_itself(implementation, last, tokens):
         assert (now == old).all()
 
 
-def test_cudnn_gets_even_numbers_of_tokens_in_training(monkeypatch):
-    """jax refuses gradients of its attention for odd ones."""
+def test_cudnn_gets_even_numbers_of_tokens_split_alike(monkeypatch):
+    """jax refuses gradients of its attention for odd ones, and q, k and v of other shardings."""
     schedule = ScaleSchedule.free(((1, 1), (12, 12), (13, 13)))
     groups, rng, seen = query_groups(schedule), np.random.default_rng(0), []
     q, k, v = (jnp.asarray(rng.standard_normal((2, 314, 2, 8)), jnp.float32) for _ in range(3))
@@ -65,6 +65,12 @@ def test_cudnn_gets_even_numbers_of_tokens_in_training(monkeypatch):
         seen.append((implementation, q.shape[1], k.shape[1]))
         return attention(q, k, v, implementation='xla', **options)
 
+    def constrain(x, *axes):
+        split.append(axes)
+        return x
+
+    split = []
+    monkeypatch.setattr(attention_ops, 'constrain', constrain)
     monkeypatch.setattr(jax.nn, 'dot_product_attention', even)
     monkeypatch.setattr(
         attention_ops, 'choose', lambda name, q: 'cudnn' if q.shape[1] > 128 else 'xla'
@@ -72,6 +78,7 @@ def test_cudnn_gets_even_numbers_of_tokens_in_training(monkeypatch):
     assert training_length(145, TRANSFORMER, 'auto') == 146
     found = prefix_attention(q, k, v, groups)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert split == [('batch', None, 'heads', None)] * 8  # q, k, v and the result, twice
     assert seen == [('xla', 1, 1), ('cudnn', 144, 146), ('cudnn', 170, 314)]
     lengths_B = jnp.asarray([7, 3], jnp.int32)
     text = attend(q, k[:, :7], v[:, :7], scale=1.0, key_lengths_B=lengths_B)
