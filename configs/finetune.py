@@ -8,13 +8,14 @@ those of the folder. The first held-out line, at step 0, is the folder's own los
 
     python -m infinity_jax.main --config=configs/finetune.py:lora --config.init_from=FOLDER
 
-`lora` trains low-rank adapters of the blocks' matrices, 1.1 % of the 2B's parameters: checkpoints
-are small, but a step costs as much as with `full`. The run writes the merged model, and
-adapter.safetensors for `infinity-jax convert merge-lora`.
+`lora` trains low-rank adapters of the blocks' matrices, 1.1 % of the 2B's parameters, next to
+frozen weights: checkpoints are small, and a step has no gradients of the weights. It writes the
+merged model, and adapter.safetensors for `infinity-jax generate --adapter`. On a small card:
+`--config.lora.base_dtype=int8`.
 
 Hardware and cost: not run at full size. Of the 2B, float32 weights, gradients, both moments and
-average are 44 GB without activations; with adapters 27 GB. A 1024² image is 178 TFLOP, so that
-5,000 steps of 64 are 40 hours of one H100 at an assumed MFU of 40 % (computed).
+average are 44 GB without activations; with adapters 5 GB, 3 with an int8 base. A 1024² image is 178
+TFLOP, so that 5,000 steps of 64 are 40 hours of one H100 at an assumed MFU of 40 % (computed).
 
 On two CPU cores, the shipped demo:
 
@@ -64,6 +65,7 @@ def get_config(arg: str = 'full') -> ConfigDict:
             'rank': 16 if arg == 'lora' else 0,  # 0: all weights are trained
             'alpha': 16.0,  # the update is alpha / rank · A B
             'matrices': ('self_attention', 'cross_attention', 'ffn'),
+            'base_dtype': '',  # of the frozen kernels: 'bfloat16', 'int8'; '': of their products
         }
     )
     # As released: one strength per 4 images, the micro-batch of its processes.
@@ -91,6 +93,7 @@ def get_config(arg: str = 'full') -> ConfigDict:
             'beta2': 0.97,
             'weight_decay': 0.005,
             'clip_norm': 5.0,
+            'mu_dtype': 'float32',  # of the first moment; 'bfloat16' halves its memory
             'ema_decay': 0.999,  # a window of 1000 steps
         }
     )

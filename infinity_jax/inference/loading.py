@@ -1,8 +1,10 @@
 """A model folder to a model that is ready to generate: memory planned, weights in place."""
 
 import dataclasses
+import os
 import pathlib
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,7 +18,9 @@ from infinity_jax.inference.resolution import budget_line, choose_schedule
 from infinity_jax.inference.warmup import GenerationRequest, calls_for
 from infinity_jax.sharding import MeshConfig, in_mesh, make_mesh
 from infinity_jax.transformer.attention_choice import choose
+from infinity_jax.transformer.lora import attach, merge
 from infinity_jax.transformer.splash import SMALL_BLOCK
+from infinity_jax.weights.adapter_file import Adapter, read_updates
 from infinity_jax.weights.model_folder import LoadedModel, load_model, read_configs
 from infinity_jax.weights.placement import (
     PlacedModel,
@@ -88,6 +92,7 @@ def load_for_generation(
     request: GenerationRequest | None = None,
     text_length: int | None = None,
     verify: bool = True,
+    adapters: Sequence[str | os.PathLike[str] | Adapter] = (),
 ) -> ReadyModel:
     """Loads the weights; the programs of the first call are loaded or compiled meanwhile.
 
@@ -103,21 +108,35 @@ def load_for_generation(
       request: the first call that will be made.
       text_length: tokens that prompts are padded to and cut at; None: all that the model reads.
       verify: whether weights are compared with their hashes, see `load_model`.
+      adapters: LoRA adapters, see `Adapter.parse`. On one device they are merged into kernels in
+        full precision; kernels in 8 bits, or of several devices, stay as they are, and the adapters
+        are applied next to them.
 
     Raises:
-      UserError: damaged weights, too little memory, or attention that does not run here.
+      UserError: damaged weights, adapters that do not fit, too little memory, or attention that
+        does not run here.
     """
+    transformer = required(configs.transformer, 'transformer')
+    updates = read_updates(adapters, transformer)
     devices = make_mesh(mesh) if isinstance(mesh, MeshConfig) else mesh
     configs = with_text_dtype(configs, platform=platform_of(devices))
     _check_attention(configs, devices)
     plan = plan_memory(configs, max_batch, devices, quantization)
     executables = Executables(folder if devices is None else None)
+    merged = devices is None and quantization.weights == 'full'
+    attached = {} if merged else updates
     if request is not None and devices is None:
-        for call in calls_for(request, configs, plan.batch, quantization, text_length):
+        for call in calls_for(request, configs, plan.batch, quantization, text_length, attached):
             executables.prepare(*call)
 
     def load(part: str) -> LoadedModel:
-        return load_model(folder, None, (part,), devices, configs, verify=verify)
+        loaded = load_model(folder, None, (part,), devices, configs, verify=verify)
+        params = loaded.transformer_params
+        if not updates or params is None:
+            return loaded
+        dtype = jnp.dtype(transformer.dtype)
+        params = merge(params, updates, dtype) if merged else attach(params, updates)
+        return dataclasses.replace(loaded, transformer_params=params)
 
     model = place_parts(load, configs, quantization, devices, plan.offload_text)
     return ReadyModel(model, plan.batch, executables)

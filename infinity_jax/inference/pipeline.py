@@ -2,6 +2,7 @@
 
 import functools
 import math
+import os
 import pathlib
 import time
 import warnings
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from infinity_jax.inference.text_encoder import Pair
     from infinity_jax.inference.warmup import GenerationRequest
     from infinity_jax.sharding import MeshConfig
+    from infinity_jax.weights.adapter_file import Adapter
     from infinity_jax.weights.placement import PlacedModel
 
 MAX_BATCH = 16  # images generated in one program call
@@ -118,6 +120,7 @@ class InfinityPipeline:
         quantization: QuantizationConfig = QuantizationConfig(),
         request: 'GenerationRequest | None' = None,
         verify: bool = True,
+        adapters: 'Sequence[str | os.PathLike[str] | Adapter]' = (),
         **options: Unpack[PipelineOptions],
     ) -> 'InfinityPipeline':
         """Loads a model folder; without one, the demo that ships with the package.
@@ -134,11 +137,13 @@ class InfinityPipeline:
           request: the first call that will be made: its programs are loaded, or compiled, while
             the weights are read.
           verify: whether weights are compared with their hashes, see `load_model`.
+          adapters: LoRA adapters to apply, each a path or 'PATH:STRENGTH': a run's
+            adapter.safetensors, or a folder in PEFT's layout; see `Adapter`.
           options: image size, batch size and text, see `PipelineOptions`.
 
         Raises:
           UserError: no such model, a damaged or incomplete one, an image size that it cannot
-            generate, or too little memory.
+            generate, adapters that do not fit, or too little memory.
           TypeError: an unknown option.
         """
         if unknown := options.keys() - PipelineOptions.__annotations__.keys():
@@ -160,6 +165,7 @@ class InfinityPipeline:
             request=request,
             text_length=of_pipeline.get('text_length'),
             verify=verify,
+            adapters=adapters,
         )
         return cls(ready.model, max_batch=ready.batch, executables=ready.executables, **of_pipeline)
 

@@ -20,6 +20,7 @@ from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import target_platform
 from infinity_jax.text.t5 import T5Encoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
+from infinity_jax.transformer.lora import Updates, attach
 from infinity_jax.weights.placement import decoder_params, placed_shapes
 
 
@@ -80,8 +81,9 @@ def calls_for(
     max_batch: int,
     quantization: QuantizationConfig = QuantizationConfig(),
     text_length: int | None = None,
+    updates: Updates | None = None,
 ) -> list[Call]:
-    """The calls of the first batch of a request; see `calls_of`."""
+    """The calls of the first batch of a request; for the arguments see `calls_of`."""
     images = min(len(request.prompts) * request.num, max_batch)
     schedule = required(configs.schedule, 'schedule')
     if request.edited is not None:
@@ -90,7 +92,7 @@ def calls_for(
     negative = request.negative is not None and settings.guided
     length = padded_length(required(configs.transformer, 'transformer'), text_length)
     batch = BatchShape(images, request.num, length, negative, request.edited is not None)
-    return calls_of(configs, settings, batch, quantization)
+    return calls_of(configs, settings, batch, quantization, updates=updates)
 
 
 def calls_of(
@@ -99,6 +101,7 @@ def calls_of(
     batch: BatchShape,
     quantization: QuantizationConfig = QuantizationConfig(),
     platform: str | None = None,
+    updates: Updates | None = None,
 ) -> list[Call]:
     """The calls that generate one batch on one device: the text encoder, then the images.
 
@@ -111,6 +114,7 @@ def calls_of(
       batch: numbers of images and tokens.
       quantization: the format of the weights.
       platform: of the device; None: of the default one.
+      updates: those of adapters that are applied next to the kernels.
     """
     config = required(configs.transformer, 'transformer')
     tokenizer = required(configs.tokenizer, 'tokenizer')
@@ -132,7 +136,7 @@ def calls_of(
     calls = [encoding]
     if batch.edits:
         calls.append(_image_encoding(configs, settings.schedule))
-    params = placed_shapes(config, config.dtype, quantization)
+    params = attach(placed_shapes(config, config.dtype, quantization), updates or {})
     on_cpu = (platform or target_platform()) == 'cpu'
     if on_cpu and goes_layerwise(params, settings.int8_cache):
         return calls

@@ -86,13 +86,24 @@ class Engine:
         revision: str | None = None,
         sizes: Sequence[int] = BATCH_SIZES,
         quantization: QuantizationConfig = QuantizationConfig(),
+        adapters: Sequence[str] = (),
         **options: Any,
     ) -> 'Engine':
-        """Loads a model folder; `options` are those of `loading.read_for_generation`."""
+        """Loads a model folder.
+
+        Args:
+          name: folder, or org/name on the Hugging Face hub.
+          revision: on the hub.
+          sizes: see the constructor.
+          quantization, adapters: see `load_for_generation`.
+          options: those of `loading.read_for_generation`.
+        """
         folder = local_folder(name, revision)
         configs = read_for_generation(folder, **options)
         batch = max(sizes) * (AT_ONCE_ON_CPU if target_platform() == 'cpu' else 1)
-        ready = load_for_generation(folder, configs, max_batch=batch, quantization=quantization)
+        ready = load_for_generation(
+            folder, configs, max_batch=batch, quantization=quantization, adapters=adapters
+        )
         return cls(ready, sizes)
 
     @property

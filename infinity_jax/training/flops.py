@@ -158,6 +158,7 @@ def training_step(
     text_length: int,
     *,
     trained_text: TextConfig | None = None,
+    frozen_kernels: bool = False,
 ) -> Flops:
     """The trained networks, forward and backward: the "model FLOPs" of rates and MFU.
 
@@ -166,8 +167,15 @@ def training_step(
 
     Args:
       trained_text: the text encoder, if it is trained as well.
+      frozen_kernels: LoRA is trained: products with weights have the gradient of their inputs
+        alone, the text's conditioning has none. Products with adapters, about 1 %, do not count.
     """
     forward = transformer_forward(config, schedule, batch, text_length)
+    if frozen_kernels:
+        attention = Flops(
+            self_attention=forward.self_attention, cross_attention=forward.cross_attention
+        )
+        return forward + dataclasses.replace(forward, text=0) + attention
     if trained_text is not None:
         forward += text_encoder_forward(trained_text, batch, text_length)
     return forward * (1 + BACKWARD)

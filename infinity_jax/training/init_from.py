@@ -27,7 +27,6 @@ from infinity_jax.training.run_folder import run_named
 from infinity_jax.training.tokenizer.config import TokenizerRunConfig
 from infinity_jax.training.transformer.config import T2IConfig
 from infinity_jax.training.transformer.partial_start import described, merged, new_parts
-from infinity_jax.transformer.model import transformer_shapes
 from infinity_jax.weights.fingerprint import partner_fingerprint
 from infinity_jax.weights.model_folder import existing_folder, load_model, read_configs
 from infinity_jax.weights.t5_folder import read_text_config
@@ -246,17 +245,6 @@ def check_partner(config: T2IConfig, trained_with: str) -> None:
         "with another meaning. Name that model's own tokenizer, or set config.new_parts to "
         "('word_embed', 'head'), which then start from random values"
     )
-
-
-def frozen_transformer(config: T2IConfig, mesh: Mesh) -> Any:
-    """The transformer of `config.init_from`, to which LoRA adds adapters; split over the mesh.
-
-    Raises:
-      UserError: it has other dimensions than the configuration.
-    """
-    params = load_model(config.init_from, parts=('transformer',), mesh=mesh).transformer_params
-    check_shapes(config.init_from, transformer_shapes(config.transformer), params or {})
-    return params
 
 
 def torch_source(init_from: str) -> dict[str, Any]:

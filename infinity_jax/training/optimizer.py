@@ -57,6 +57,7 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.97
     epsilon: float = 1e-8
+    mu_dtype: str = 'float32'  # of Adam's first moment; 'bfloat16' halves its memory
     weight_decay: float = 0.005  # times the learning rate, as AdamW has it
     clip_norm: float = 5.0  # of the global gradient norm, as released; 0: no clipping
     ema_decay: float = 0.9999  # reached through (1 + step) / (10 + step)
@@ -65,6 +66,10 @@ class OptimizerConfig:
         check_ranges(self, 'optimizer.', _RANGES)
         if self.decay not in ('constant', 'cosine'):
             raise UserError(f"optimizer.decay is {self.decay!r}; wanted 'constant' or 'cosine'")
+        if self.mu_dtype not in ('float32', 'bfloat16'):
+            raise UserError(
+                f"optimizer.mu_dtype is {self.mu_dtype!r}; wanted 'float32' or 'bfloat16'"
+            )
 
 
 def decay_mask(params: Any) -> Any:
@@ -116,6 +121,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             eps=config.epsilon,
             weight_decay=config.weight_decay,
             mask=decay_mask,
+            mu_dtype=config.mu_dtype,
         ),
     )
 

@@ -9,6 +9,7 @@
 """
 
 import functools
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import axis_size
+from infinity_jax.sharding import axis_size, constrain
 from infinity_jax.transformer.attention_choice import choose
 from infinity_jax.transformer.int8 import Int8
 from infinity_jax.transformer.kv_cache import KeyValueCache
@@ -81,17 +82,23 @@ def prefix_attention(
     """
     if choose(implementation, q_BLNH) == 'splash':
         return splash_attend(q_BLNH, k_BLNH, v_BLNH, ends_L=_key_ends(groups))
-    parts = [
-        attend(
-            q_BLNH[:, group.start : group.end],
-            k_BLNH[:, : group.end],
-            v_BLNH[:, : group.end],
-            scale=1.0,
-            mask_LS=group.mask,
-            implementation=implementation,
+    parts = []
+    for group in groups:
+        q, end, lengths = q_BLNH[:, group.start : group.end], group.end, None
+        if group.mask is None and choose(implementation, q) == 'cudnn':
+            end += end % 2  # a token of the padding, which the lengths mask; see `_in_pairs`
+            lengths = jnp.full((len(q),), group.end, jnp.int32)
+        parts.append(
+            attend(
+                q,
+                k_BLNH[:, :end],
+                v_BLNH[:, :end],
+                scale=1.0,
+                key_lengths_B=lengths,
+                mask_LS=group.mask,
+                implementation=implementation,
+            )
         )
-        for group in groups
-    ]
     padding = q_BLNH.shape[1] - groups[-1].end
     if padding:
         parts.append(jnp.zeros_like(q_BLNH[:, :padding]))
@@ -112,12 +119,16 @@ def training_length(length: int, config: TransformerConfig, implementation: str)
     """Tokens that a training sequence is padded to before its first layer.
 
     The padded length is a multiple of the mesh's sequence axis. For splash attention it is made of
-    whole blocks too, or the kernel would pad its own arrays, six times per layer.
+    whole blocks too, or the kernel would pad its own arrays, six times per layer. For cuDNN it is
+    even.
     """
-    shape = (1, length, config.num_heads, config.head_dim)
-    if choose(implementation, jax.ShapeDtypeStruct(shape, jnp.dtype(config.dtype))) == 'splash':
+    shape, multiple = (1, length, config.num_heads, config.head_dim), axis_size('sequence')
+    chosen = choose(implementation, jax.ShapeDtypeStruct(shape, jnp.dtype(config.dtype)))
+    if chosen == 'splash':
         length = filled_length(length)
-    return length + -length % axis_size('sequence')
+    if chosen == 'cudnn':
+        multiple = math.lcm(multiple, 2)
+    return length + -length % multiple
 
 
 def attend_scale(
@@ -205,9 +216,14 @@ def attend(
     chosen = choose(implementation, q_BLNH)
     if chosen == 'splash' and mask_LS is None:
         return splash_attend(q_BLNH, k_BSNH, v_BSNH, scale=scale, key_lengths_B=key_lengths_B)
+    queries = q_BLNH.shape[1]
+    if chosen == 'cudnn':
+        if key_lengths_B is not None:
+            q_BLNH, k_BSNH, v_BSNH = map(_in_pairs, (q_BLNH, k_BSNH, v_BSNH))
+        q_BLNH, k_BSNH, v_BSNH = map(_by_heads, (q_BLNH, k_BSNH, v_BSNH))
     precision = 'highest' if q_BLNH.dtype == jnp.float32 else 'default'
     with jax.default_matmul_precision(precision):
-        return chunked_attention(
+        attended = chunked_attention(
             q_BLNH,
             k_BSNH,
             v_BSNH,
@@ -216,6 +232,21 @@ def attend(
             key_value_seq_lengths=key_lengths_B,
             implementation='cudnn' if chosen == 'cudnn' and mask_LS is None else 'xla',
         )
+    attended = _by_heads(attended) if chosen == 'cudnn' else attended
+    return attended[:, :queries]
+
+
+def _by_heads(x_BLNH: jax.Array) -> jax.Array:
+    """Splits batch and heads over the mesh: cuDNN's attention wants it of q, k and v alike."""
+    return constrain(x_BLNH, 'batch', None, 'heads', None)
+
+
+def _in_pairs(x_BLNH: jax.Array) -> jax.Array:
+    """Pads an odd number of tokens with zeros: jax has no gradient of cuDNN's attention for those.
+
+    Keys that are added must be masked.
+    """
+    return jnp.pad(x_BLNH, ((0, 0), (0, x_BLNH.shape[1] % 2), (0, 0), (0, 0)))
 
 
 def chunked_attention(

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 
 LEVELS = 127  # on either side of 0
 SCALE = 'kernel_scale'  # next to an int8 kernel in the parameter tree
@@ -67,6 +68,42 @@ def quantize_kernels(params: dict[str, Any]) -> dict[str, Any]:
             divisor = np.where(scales[layer] == 0, 1, scales[layer])
             values[layer] = np.round(kernel / divisor[None])
         result[path], result[scale_path(path)] = values, scales
+    return unflatten_dict(result)
+
+
+def quantize_on_devices(params: dict[str, Any]) -> dict[str, Any]:
+    """`quantize_kernels` of jax arrays, each with the sharding that it has."""
+    flat = flatten_dict(params)
+    del params  # a kernel without another owner is freed once its 8-bit form exists
+    result = {}
+    for path in tuple(flat):
+        leaf = flat.pop(path)
+        if is_int8_kernel(path):
+            shardings = leaf.sharding, scale_sharding(leaf.sharding)
+            leaf, result[scale_path(path)] = jax.jit(_quantize, out_shardings=shardings)(leaf)
+        result[path] = leaf
+    return unflatten_dict(result)
+
+
+def _quantize(kernel_LIO: jax.Array) -> tuple[jax.Array, jax.Array]:
+    kernel = kernel_LIO.astype(jnp.float32)
+    scale = jnp.abs(kernel).max(1) / LEVELS
+    steps = kernel / jnp.where(scale == 0, 1, scale)[:, None]
+    return jnp.round(steps).astype(jnp.int8), scale
+
+
+def scale_sharding(kernel: NamedSharding) -> NamedSharding:
+    """Sharding of the scales (layers, out) of a kernel (layers, in, out)."""
+    spec = (*kernel.spec, None, None, None)
+    return NamedSharding(kernel.mesh, PartitionSpec(spec[0], spec[2]))
+
+
+def int8_shardings(shardings: dict[str, Any]) -> dict[str, Any]:
+    """Shardings of `quantize_on_devices` for parameters with these shardings."""
+    result = flatten_dict(shardings)
+    for path, kernel in tuple(result.items()):
+        if is_int8_kernel(path):
+            result[scale_path(path)] = scale_sharding(kernel)
     return unflatten_dict(result)
 
 

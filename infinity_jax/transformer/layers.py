@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.transformer.int8 import SCALE
+from infinity_jax.transformer.lora import LORA_A, LORA_B
 from infinity_jax.transformer.tpu import tiled_product, uses_tiles
 
 HIGHEST = jax.lax.Precision.HIGHEST
@@ -42,7 +43,8 @@ class Linear(nn.Module):
     """x · kernel + bias in `dtype`; float32 means the highest product precision.
 
     A kernel in 8 bits comes with one scale per output channel in the parameter tree. Its product is
-    of the integers themselves, exact in 16 bits, and the scale is applied to the float32 sum.
+    of the integers themselves, exact in 16 bits, and the scale is applied to the float32 sum. A
+    low-rank update in the tree, see `lora.attach`, adds (x A) B.
 
     Attributes:
       features: output channels.
@@ -76,25 +78,77 @@ class Linear(nn.Module):
         vectors = [self.get_variable('params', SCALE)] if self._is_int8() else []
         if self.use_bias:
             vectors.append(self.param('bias', VECTOR(nn.initializers.zeros), (self.features,)))
+        updates = self._update(x, contract, parts)
         if parts == 1:
-            return self._product(x, contract, kernel, *vectors, tiled=tiled and uses_tiles())
+            y = self._product(x, contract, kernel, *vectors, tiled=tiled and uses_tiles())
+            return y if updates is None else y + updates[0]
         split = (jnp.split(array, parts, axis=-1) for array in (kernel, *vectors))
-        return [self._product(x, contract, *arrays) for arrays in zip(*split, strict=True)]
+        products = [self._product(x, contract, *arrays) for arrays in zip(*split, strict=True)]
+        if updates is not None:
+            products = [y + update for y, update in zip(products, updates, strict=True)]
+        return products
+
+    def _update(self, x: jax.Array, contract: int, parts: int) -> list[jax.Array] | None:
+        """(x A) B, in parts of its features; None without an update."""
+        if not self.has_variable('params', LORA_A):
+            return None
+        a, b = (self.get_variable('params', name).astype(self.dtype) for name in (LORA_A, LORA_B))
+        a = a.reshape(*x.shape[-contract:], -1)
+        narrow = _contract(x.astype(self.dtype), a, axes=contract)
+        return [_contract(narrow, part, axes=1) for part in jnp.split(b, parts, axis=-1)]
 
     def _is_int8(self) -> bool:
         return self.has_variable('params', SCALE)
 
     def _product(self, x, contract, kernel, *vectors, tiled=False):
         """The product with a part of the kernel; `vectors` are its int8 scale and its bias."""
-        kernel = kernel.reshape(*x.shape[-contract:], -1).astype(self.dtype)
-        sum_dtype = jnp.float32 if self._is_int8() else None
-        product = functools.partial(_contract, axes=contract, preferred_element_type=sum_dtype)
+        kernel = kernel.reshape(*x.shape[-contract:], -1)
         x = x.astype(self.dtype)
-        y = tiled_product(product, x, kernel) if tiled else product(x, kernel)
-        rows = [jnp.expand_dims(vector, range(y.ndim - 1)) for vector in vectors]
         if self._is_int8():
-            y = (y * rows[0]).astype(self.dtype)
-        return y + rows[-1].astype(self.dtype) if self.use_bias else y
+            y = int8_product(contract, x, kernel, vectors[0])
+        else:
+            product = functools.partial(_contract, axes=contract)
+            kernel = kernel.astype(self.dtype)
+            y = tiled_product(product, x, kernel) if tiled else product(x, kernel)
+        return y + _row(vectors[-1], y).astype(self.dtype) if self.use_bias else y
+
+
+def _row(vector: jax.Array, y: jax.Array) -> jax.Array:
+    """A value per feature in the shape that broadcasts with y (…, features)."""
+    return jnp.expand_dims(vector, range(y.ndim - 1))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def int8_product(axes: int, x: jax.Array, kernel: jax.Array, scale: jax.Array) -> jax.Array:
+    """x · (kernel · scale) in the dtype of x, summed in float32.
+
+    The gradient is that of x, from a product in its dtype; kernel and scale are constants.
+
+    Args:
+      axes: last axes of x that are summed over.
+      x: (…, features in).
+      kernel: int8 (features in, features out), the first axis split as that of x.
+      scale: float32 (features out,).
+    """
+    as_floats = kernel.astype(x.dtype)
+    sums = _contract(x, as_floats, axes=axes, preferred_element_type=jnp.float32)
+    return (sums * _row(scale, sums)).astype(x.dtype)
+
+
+def _int8_forward(axes, x, kernel, scale):
+    return int8_product(axes, x, kernel, scale), (kernel, scale)
+
+
+def _int8_backward(axes, constants, g):
+    kernel, scale = constants
+    g = (g * _row(scale, g)).astype(g.dtype)
+    features = (g.ndim - 1,), (kernel.ndim - 1,)
+    precision = HIGHEST if g.dtype == jnp.float32 else None
+    dx = jax.lax.dot_general(g, kernel.astype(g.dtype), (features, ((), ())), precision=precision)
+    return dx, np.zeros(kernel.shape, jax.dtypes.float0), jnp.zeros_like(scale)
+
+
+int8_product.defvjp(_int8_forward, _int8_backward)
 
 
 def _contract(x: jax.Array, kernel: jax.Array, *, axes: int, **options: Any) -> jax.Array:

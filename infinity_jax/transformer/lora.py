@@ -1,17 +1,19 @@
 """Low-rank adapters of the blocks' matrices (Hu et al. 2021), as pure functions of parameter trees.
 
 A kernel W of a block becomes W + (alpha / rank) · A B, with A (layers, in, rank) and B (layers,
-rank, out). The modules are unchanged: a training step merges the frozen kernels with the adapters,
-and the gradient reaches the adapters through that sum.
+rank, out). There are two ways. `attach` puts A and B next to the kernel, and `Linear` adds
+(x A) B to x W: W may be in 8 bits, and no gradient has the size of W. `merge` computes the sum
+W + A B on the host.
 """
 
 import dataclasses
-import functools
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from infinity_jax.errors import UserError
@@ -26,7 +28,8 @@ MATRICES = (
     'ffn.up',
     'ffn.down',
 )
-HIGHEST = jax.lax.Precision.HIGHEST
+LORA_A, LORA_B = 'lora_a', 'lora_b'  # next to a kernel in the parameter tree
+BASE_DTYPES = ('', 'float32', 'bfloat16', 'int8')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,7 @@ class LoraConfig:
     alpha: float = 16.0  # the update is scaled by alpha / rank
     # Full names or first parts, such as ('self_attention', 'ffn.up').
     matrices: tuple[str, ...] = MATRICES
+    base_dtype: str = ''  # of the frozen kernels: float32, bfloat16, int8; '': of their products
 
     def __post_init__(self):
         check_ranges(self, 'lora.', {'rank': Range(0, 2**13), 'alpha': real(0, 1e6)})
@@ -45,6 +49,11 @@ class LoraConfig:
                 raise UserError(
                     f'lora.matrices names {name!r}; wanted some of {", ".join(MATRICES)}'
                 )
+        if self.base_dtype not in BASE_DTYPES:
+            raise UserError(
+                f'lora.base_dtype is {self.base_dtype!r}; wanted {", ".join(BASE_DTYPES[1:])}, or '
+                "'' for the dtype of the products"
+            )
         if not self.matrices:
             raise UserError(f'lora.matrices is empty; wanted some of {", ".join(MATRICES)}')
 
@@ -88,21 +97,70 @@ def init_adapters(key: jax.Array, boxed_transformer: Any, config: LoraConfig) ->
     return unflatten_dict(adapters, sep='.')
 
 
-@functools.partial(jax.jit, static_argnames='config')
-def merge(transformer: Any, adapters: Any, config: LoraConfig) -> Any:
-    """Adds the adapters to the transformer's kernels; returns all of its parameters."""
-    merged, flat = flatten_dict(transformer, sep='.'), flatten_dict(adapters, sep='.')
-    for name in config.targets:
-        kernel = merged[f'blocks.{name}.kernel']
-        update = jnp.einsum('lir,lro->lio', flat[f'{name}.a'], flat[f'{name}.b'], precision=HIGHEST)
-        merged[f'blocks.{name}.kernel'] = kernel + config.scale * update
-    return unflatten_dict(merged, sep='.')
+class LowRank(NamedTuple):
+    """The update A B of a stacked kernel; all factors are inside B.
+
+    Attributes:
+      a: (layers, in, rank), float32.
+      b: (layers, rank, out), float32.
+    """
+
+    a: Any
+    b: Any
+
+
+Updates = Mapping[str, LowRank]  # by name of the matrix
+
+
+def updates_of(adapters: Any, config: LoraConfig, strength: float = 1.0) -> Updates:
+    """The updates of adapters, a tree as from `init_adapters`: strength · (alpha / rank) · A B."""
+    flat, factor = flatten_dict(adapters, sep='.'), strength * config.scale
+    return {m: LowRank(flat[f'{m}.a'], factor * flat[f'{m}.b']) for m in config.targets}
+
+
+def summed(updates: Iterable[Updates]) -> Updates:
+    """The sum of several updates: their ranks are added, [A₁ A₂] [B₁; B₂] = A₁ B₁ + A₂ B₂."""
+    result: dict[str, LowRank] = {}
+    for each in updates:
+        for name, (a, b) in each.items():
+            if name in result:
+                a = np.concatenate([result[name].a, a], axis=2)
+                b = np.concatenate([result[name].b, b], axis=1)
+            result[name] = LowRank(a, b)
+    return result
+
+
+def attach(transformer: Any, updates: Updates) -> Any:
+    """A transformer's parameters, or shapes, with the updates next to their kernels."""
+    flat = flatten_dict(transformer, sep='.')
+    for name, (a, b) in updates.items():
+        flat[f'blocks.{name}.{LORA_A}'], flat[f'blocks.{name}.{LORA_B}'] = a, b
+    return unflatten_dict(flat, sep='.')
+
+
+def merge(transformer: Any, updates: Updates, dtype: Any = np.float32) -> Any:
+    """A transformer's parameters with the updates added to their kernels, on the host.
+
+    Args:
+      transformer: numpy arrays.
+      updates: numpy arrays.
+      dtype: of the changed kernels. The sum is computed in float32 and rounded once.
+    """
+    flat = flatten_dict(transformer, sep='.')
+    for name, (a, b) in updates.items():
+        path = f'blocks.{name}.kernel'
+        kernel, merged = flat[path], np.empty(flat[path].shape, dtype)
+        for layer in range(len(merged)):  # without a float32 copy of the whole stack
+            update = np.asarray(a[layer], np.float32) @ np.asarray(b[layer], np.float32)
+            merged[layer] = np.asarray(kernel[layer], np.float32) + update
+        flat[path] = merged
+    return unflatten_dict(flat, sep='.')
 
 
 def joined(frozen: Any, params: Any, config: LoraConfig) -> dict[str, Any]:
-    """Joins frozen and trained parameters, by part, and merges adapters into the transformer."""
+    """Joins frozen and trained parameters, by part; adapters come next to the frozen kernels."""
     if not config.rank:
         return {**frozen, **params}
     others = {name: tree for name, tree in params.items() if name != 'lora'}
-    transformer = merge(frozen['transformer'], params['lora'], config)
+    transformer = attach(frozen['transformer'], updates_of(params['lora'], config))
     return {**frozen, **others, 'transformer': transformer}

@@ -1,19 +1,30 @@
-"""LoRA adapters: saved as one small file, and merged into a model folder."""
+"""LoRA adapters in a file: saved, read, fitted to a model, and merged into a model folder."""
 
 import dataclasses
 import json
+import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from infinity_jax.config import TransformerConfig, required
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.atomic_write import atomic_file
 from infinity_jax.runtime.remote_copy import local_copy
-from infinity_jax.transformer.lora import LoraConfig, merge
+from infinity_jax.transformer.lora import LoraConfig, Updates, merge, summed, updates_of
+from infinity_jax.transformer.model import transformer_shapes
 from infinity_jax.weights.model_folder import load_model, save_model, stored_config
+from infinity_jax.weights.peft_adapter import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    load_peft,
+    peft_folder,
+)
 from infinity_jax.weights.safetensors_writer import SafetensorsWriter, Spec
 from infinity_jax.weights.weight_files import open_safetensors
 
@@ -21,14 +32,44 @@ FILE_NAME = 'adapter.safetensors'
 FORMAT = 'infinity_jax lora'
 
 
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """Adapters to apply.
+
+    Attributes:
+      path: adapter.safetensors of a run, the run's folder, or a folder in PEFT's layout.
+      strength: factor of the update; 1: as trained, 0: none.
+    """
+
+    path: str
+    strength: float = 1.0
+
+    def __post_init__(self):
+        if not math.isfinite(self.strength):
+            raise UserError(f'{self.path}: strength is {self.strength}; wanted a finite number')
+
+    @classmethod
+    def parse(cls, adapter: Union[str, os.PathLike[str], 'Adapter']) -> 'Adapter':
+        """'PATH' or 'PATH:STRENGTH', such as 'runs/cats/adapter.safetensors:0.8'."""
+        if isinstance(adapter, Adapter):
+            return adapter
+        text = os.fspath(adapter)
+        path, _, strength = text.rpartition(':')
+        try:
+            factor = float(strength)
+        except ValueError:
+            return cls(text)
+        return cls(path, factor) if path else cls(text)
+
+
 def save_adapter(path: Path, adapters: Any, config: LoraConfig) -> None:
-    """Writes adapters, float32, with the configuration that merging needs.
+    """Writes adapters, float32, with the configuration that applying them needs.
 
     Raises:
       UserError: the file cannot be written; an existing one is then untouched.
     """
     arrays = {n: np.asarray(a) for n, a in flatten_dict(adapters, sep='.').items()}
-    described = {'rank': config.rank, 'alpha': config.alpha, 'matrices': list(config.targets)}
+    described = {**dataclasses.asdict(config), 'matrices': list(config.targets)}
     metadata = {'format': FORMAT, 'lora': json.dumps(described)}
     try:
         with atomic_file(path) as temporary:
@@ -41,12 +82,24 @@ def save_adapter(path: Path, adapters: Any, config: LoraConfig) -> None:
 
 
 def load_adapter(path: str | Path) -> tuple[LoraConfig, Any]:
-    """Reads a file of `save_adapter`; compares its hashes and refuses NaN and infinity.
+    """Reads adapters; compares the hashes of ours and refuses NaN and infinity.
+
+    Args:
+      path: a file of `save_adapter`, a folder that has one, or a folder in PEFT's layout.
 
     Raises:
-      UserError: no such file, not one of ours, or damaged.
+      UserError: no such file, no adapters, or damaged.
     """
-    path = local_copy(path)
+    path = local_copy(path, lambda name: name in ('', FILE_NAME, CONFIG_NAME, WEIGHTS_NAME))
+    if os.path.isfile(path / FILE_NAME):
+        path = path / FILE_NAME
+    elif folder := peft_folder(path):
+        return load_peft(folder)
+    elif os.path.isdir(path):
+        raise UserError(
+            f'{path}: holds neither {FILE_NAME} nor adapter_config.json of PEFT; name a folder or '
+            'file with adapters'
+        )
     try:
         with safetensors.safe_open(path, 'numpy') as file:
             metadata = file.metadata() or {}
@@ -67,9 +120,34 @@ def load_adapter(path: str | Path) -> tuple[LoraConfig, Any]:
     return config, unflatten_dict(arrays, sep='.')
 
 
-def check_fit(transformer: Any, adapters: Any, config: LoraConfig, name: str) -> None:
+def read_updates(
+    adapters: Sequence[str | os.PathLike[str] | Adapter], transformer: TransformerConfig
+) -> Updates:
+    """The sum of several adapters' updates, each with its strength.
+
+    Args:
+      adapters: see `Adapter.parse`.
+      transformer: sizes of the model that they are for.
+
+    Raises:
+      UserError: adapters are missing or damaged, or have other sizes than the model.
+    """
+    updates = []
+    for adapter in map(Adapter.parse, adapters):
+        config, arrays = load_adapter(adapter.path)
+        check_adapter(transformer, arrays, config, adapter.path)
+        updates.append(updates_of(arrays, config, adapter.strength))
+    return summed(updates)
+
+
+def check_adapter(
+    transformer: TransformerConfig, adapters: Any, config: LoraConfig, name: str
+) -> None:
     """Raises `UserError`, which names the adapter file, unless A B has the shape of each kernel."""
-    kernels, flat = flatten_dict(transformer, sep='.'), flatten_dict(adapters, sep='.')
+    kernels = flatten_dict(transformer_shapes(transformer), sep='.')
+    flat = flatten_dict(adapters, sep='.')
+    if not config.rank:
+        raise UserError(f'{name}: lora.rank is 0; wanted 1 or more: copy the file again')
     names = {f'{matrix}.{half}' for matrix in config.targets for half in 'ab'}
     if set(flat) != names:
         raise UserError(f'{name}: has {", ".join(sorted(flat))}; wanted {", ".join(sorted(names))}')
@@ -85,21 +163,24 @@ def check_fit(transformer: Any, adapters: Any, config: LoraConfig, name: str) ->
 
 
 def merge_into_folder(
-    checkpoint: str | Path, adapter: str | Path, out: str | Path, dtype: str = 'float32'
+    checkpoint: str | Path,
+    adapters: Sequence[str | os.PathLike[str] | Adapter],
+    out: str | Path,
+    dtype: str = 'float32',
 ) -> None:
-    """Writes the model folder `checkpoint` with the adapters merged in as folder `out`.
+    """Writes the model folder `checkpoint` with adapters merged in as folder `out`.
 
     Args:
+      adapters: one or several, see `Adapter.parse`.
       dtype: of the stored weights. With float32 the images are those of model and adapters; 16
         bits round the sum.
 
     Raises:
       UserError: model or adapters are missing, or they do not fit.
     """
-    config, adapters = load_adapter(adapter)
     loaded = load_model(checkpoint)
     if loaded.transformer_params is None:
         raise UserError(f'{checkpoint}: holds no transformer to merge adapters into')
-    check_fit(loaded.transformer_params, adapters, config, str(adapter))
-    merged = merge(loaded.transformer_params, adapters, config)
+    updates = read_updates(adapters, required(loaded.configs.transformer, 'transformer'))
+    merged = merge(loaded.transformer_params, updates)
     save_model(out, dataclasses.replace(loaded, transformer_params=merged), dtype)

@@ -19,7 +19,7 @@ from infinity_jax.config import (
     required,
 )
 from infinity_jax.errors import UserError
-from infinity_jax.sharding import batch_sharding, shardings_of, target_platform
+from infinity_jax.sharding import batch_sharding, replicated, shardings_of, target_platform
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.transformer.int8 import SCALE, int8_shapes, quantize_kernels
 from infinity_jax.weights.model_folder import LoadedModel
@@ -231,11 +231,13 @@ def place(params: Params, product_dtype: Any, config: Config, mesh: Mesh | None 
       mesh: None for a single device.
     """
     shardings = {} if mesh is None else flatten_dict(shardings_on(config, mesh))
+    other = None if mesh is None else replicated(mesh)  # adapters
 
     def put(path: tuple[str, ...], leaf: Any) -> jax.Array:
         dtype = leaf.dtype if leaf.dtype == jnp.int8 else device_dtype(path, product_dtype)
         if not isinstance(leaf, jax.Array):
-            return jax.device_put(np.asarray(leaf).astype(dtype, copy=False), shardings.get(path))
+            sharding = shardings.get(path, other)
+            return jax.device_put(np.asarray(leaf).astype(dtype, copy=False), sharding)
         if mesh is not None and leaf.sharding.device_set != set(mesh.devices.flat):
             leaf = jax.device_put(leaf, shardings[path])
         return leaf.astype(dtype)

@@ -27,6 +27,13 @@ SMALL = TransformerConfig(
 BATCH, TEXT = 2, 16
 
 
+def test_frozen_kernels_have_no_gradients_of_weights():
+    forward = flops.transformer_forward(PRESETS['2b'], MEGAPIXEL, 2, 512)
+    step = flops.training_step(PRESETS['2b'], MEGAPIXEL, 2, 512, frozen_kernels=True)
+    assert step.matrices == 2 * forward.matrices and step.text == forward.text
+    assert step.self_attention == 3 * forward.self_attention
+
+
 def test_2b_at_1024_costs_what_the_paper_model_must():
     image = flops.generation(PRESETS['2b'], TokenizerConfig(), TextConfig(), MEGAPIXEL, 1, 512)
     assert image.matrices / TERA == pytest.approx(79, abs=0.5)

@@ -29,6 +29,29 @@ def params():
     return {'dense': {'kernel': jnp.ones((3, 2)), 'bias': jnp.ones(2)}}
 
 
+def test_the_first_moment_in_bfloat16():
+    optimizers = [
+        make_optimizer(OptimizerConfig(learning_rate=1e-2, **fields), 100)
+        for fields in ({}, {'mu_dtype': 'bfloat16'})
+    ]
+    states = [new_state(params(), optimizer) for optimizer in optimizers]
+    adam = optax.tree.get(states[1].opt_state, 'ScaleByAdamState')
+    assert {leaf.dtype for leaf in jax.tree.leaves(adam.mu)} == {jnp.dtype('bfloat16')}
+    assert {leaf.dtype for leaf in jax.tree.leaves(adam.nu)} == {jnp.dtype('float32')}
+    for step in range(5):
+        grads = jax.tree.map(lambda p, step=step: jnp.cos(step + p), states[0].params)
+        states = [
+            apply_gradients(state, grads, jnp.float32(1), optimizer, CONFIG)[0]
+            for state, optimizer in zip(states, optimizers, strict=True)
+        ]
+    full, rounded = (state.params['dense']['kernel'] for state in states)
+    assert rounded.dtype == jnp.float32
+    np.testing.assert_allclose(rounded, full, atol=5 * 1e-2 * 2**-8)  # five updates of 1e-2
+    assert (rounded != full).any()
+    with pytest.raises(UserError, match="mu_dtype is 'int8'; wanted 'float32' or 'bfloat16'"):
+        OptimizerConfig(learning_rate=1e-2, mu_dtype='int8')
+
+
 def test_decay_mask_of_the_transformer():
     schedule = ScaleSchedule.free(((1, 1), (2, 2)))
     model = Transformer(PRESETS['125m'])

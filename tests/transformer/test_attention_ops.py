@@ -11,8 +11,15 @@ from helpers.tiny import QUICK_COMPILE, TRANSFORMER
 from infinity_jax.inference.cpu_layerwise import attend_heads_first
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
+from infinity_jax.transformer import attention_ops
 from infinity_jax.transformer import kv_cache as cache_module
-from infinity_jax.transformer.attention_ops import attend, attend_scale
+from infinity_jax.transformer.attention_ops import (
+    attend,
+    attend_scale,
+    prefix_attention,
+    query_groups,
+    training_length,
+)
 from infinity_jax.transformer.kv_cache import KeyValueCache
 
 START, LENGTH = 20, 130  # as many queries as splash attention takes
@@ -44,6 +51,38 @@ def test_a_scale_sees_the_cache_and_itself(implementation, last, tokens):
         if not last:
             old = old.at[1, :, :, START : START + LENGTH].set(new)
         assert (now == old).all()
+
+
+def test_cudnn_gets_even_numbers_of_tokens_split_alike(monkeypatch):
+    """jax refuses gradients of its attention for odd ones, and q, k and v of other shardings."""
+    schedule = ScaleSchedule.free(((1, 1), (12, 12), (13, 13)))
+    groups, rng, seen = query_groups(schedule), np.random.default_rng(0), []
+    q, k, v = (jnp.asarray(rng.standard_normal((2, 314, 2, 8)), jnp.float32) for _ in range(3))
+    wanted = prefix_attention(q, k, v, groups, 'xla')
+    attention = jax.nn.dot_product_attention
+
+    def even(q, k, v, implementation=None, **options):
+        seen.append((implementation, q.shape[1], k.shape[1]))
+        return attention(q, k, v, implementation='xla', **options)
+
+    def constrain(x, *axes):
+        split.append(axes)
+        return x
+
+    split = []
+    monkeypatch.setattr(attention_ops, 'constrain', constrain)
+    monkeypatch.setattr(jax.nn, 'dot_product_attention', even)
+    monkeypatch.setattr(
+        attention_ops, 'choose', lambda name, q: 'cudnn' if q.shape[1] > 128 else 'xla'
+    )
+    assert training_length(145, TRANSFORMER, 'auto') == 146
+    found = prefix_attention(q, k, v, groups)
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert split == [('batch', None, 'heads', None)] * 8  # q, k, v and the result, twice
+    assert seen == [('xla', 1, 1), ('cudnn', 144, 146), ('cudnn', 170, 314)]
+    lengths_B = jnp.asarray([7, 3], jnp.int32)
+    text = attend(q, k[:, :7], v[:, :7], scale=1.0, key_lengths_B=lengths_B)
+    assert seen[-1] == ('cudnn', 314, 8) and text.shape == q.shape
 
 
 def test_attention_with_heads_first_is_attention():

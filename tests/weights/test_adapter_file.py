@@ -12,7 +12,7 @@ from helpers.tiny import TRANSFORMER, lively, transformer_variables
 
 from infinity_jax.cli import main
 from infinity_jax.errors import UserError
-from infinity_jax.transformer.lora import LoraConfig, init_adapters, merge
+from infinity_jax.transformer.lora import LoraConfig, init_adapters, merge, updates_of
 from infinity_jax.transformer.model import transformer_shapes
 from infinity_jax.weights.adapter_file import load_adapter, merge_into_folder, save_adapter
 from infinity_jax.weights.model_folder import load_model, save_model
@@ -48,7 +48,8 @@ def test_the_command_merges(files):
         'convert', 'merge-lora', '--checkpoint', str(files / 'base'),
         '--adapter', str(files / 'adapter.safetensors'), '--out', str(files / 'merged'),
     ])  # fmt: skip
-    wanted = merge(transformer_variables()['params'], adapters_of(TRANSFORMER), CONFIG)
+    base = jax.tree.map(np.asarray, transformer_variables()['params'])
+    wanted = merge(base, updates_of(adapters_of(TRANSFORMER), CONFIG))
     merged = load_model(files / 'merged').transformer_params
     jax.tree.map(np.testing.assert_array_equal, merged, wanted)
 
@@ -57,11 +58,11 @@ def test_what_does_not_fit_is_refused(files):
     wider = dataclasses.replace(TRANSFORMER, width=64)
     save_adapter(files / 'wide.safetensors', adapters_of(wider), CONFIG)
     with pytest.raises(UserError, match='wide.safetensors: self_attention.out has A, B of shapes'):
-        merge_into_folder(files / 'base', files / 'wide.safetensors', files / 'merged')
+        merge_into_folder(files / 'base', [files / 'wide.safetensors'], files / 'merged')
     fewer = {'ffn': {'up': adapters_of(TRANSFORMER)['ffn']['up']}}
     save_adapter(files / 'fewer.safetensors', fewer, CONFIG)
     with pytest.raises(UserError, match='fewer.safetensors: has ffn.up.a, ffn.up.b; wanted'):
-        merge_into_folder(files / 'base', files / 'fewer.safetensors', files / 'merged')
+        merge_into_folder(files / 'base', [files / 'fewer.safetensors'], files / 'merged')
     safetensors.numpy.save_file({'x': np.zeros(1)}, files / 'other.safetensors')
     with pytest.raises(UserError, match='other.safetensors: holds no adapters'):
         load_adapter(files / 'other.safetensors')

@@ -1,4 +1,4 @@
-"""The command `infinity-jax convert`: PyTorch weights in and out, LoRA adapters merged."""
+"""The command `infinity-jax convert`: PyTorch weights in and out, LoRA adapters too."""
 
 import argparse
 import json
@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 from infinity_jax.errors import UserError
-from infinity_jax.tools.commands.flag_types import input_path, path
+from infinity_jax.tools.commands.flag_types import input_path, output_path, path
+from infinity_jax.tools.commands.generation_flags import adapter_path
 
 UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9}
 
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start = add('from-torch', 'Write a model folder from released PyTorch weights.')
     back = add('to-torch', 'Write PyTorch weights from a model folder or a training checkpoint.')
     merge = add('merge-lora', 'Merge LoRA adapters into the model folder they were trained on.')
+    peft = add('to-peft', "Write LoRA adapters in PEFT's layout, for the released PyTorch model.")
     pair = add(
         'check-pair',
         'Tell by numbers whether transformer and tokenizer of a model folder belong together.',
@@ -29,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_from_torch(start)
     _add_to_torch(back)
     _add_merge_lora(merge)
+    _add_to_peft(peft)
     for each, dtype in (
         (start, "each tensor's own"),
         (back, 'as stored or imported'),
@@ -145,11 +148,47 @@ def _add_merge_lora(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--adapter',
         required=True,
+        action='append',
+        type=adapter_path,
+        dest='adapters',
+        metavar='PATH[:STRENGTH]',
+        help="adapter.safetensors of the run, or a folder in PEFT's layout, and a factor such as "
+        '0.8; may be given several times (default strength: 1)',
+    )
+    parser.set_defaults(run=run_merge_lora)
+
+
+def _add_to_peft(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--checkpoint',
+        required=True,
+        type=path,
+        metavar='DIR',
+        help='model folder that the adapters were trained on',
+    )
+    parser.add_argument(
+        '--adapter',
+        required=True,
         type=input_path,
         metavar='FILE',
         help='adapter.safetensors of the run',
     )
-    parser.set_defaults(run=run_merge_lora)
+    parser.add_argument(
+        '--chunks',
+        type=count,
+        metavar='N',
+        help='number of chunks in the names of the blocks (default: as in to-torch)',
+    )
+    parser.add_argument(
+        '--base-model',
+        default='',
+        metavar='NAME',
+        help='of the PyTorch model, for base_model_name_or_path (default: empty)',
+    )
+    parser.add_argument(
+        '--out', required=True, type=output_path, metavar='DIR', help='folder to write'
+    )
+    parser.set_defaults(run=run_to_peft)
 
 
 def size(text: str) -> int:
@@ -251,5 +290,13 @@ def run_merge_lora(args: argparse.Namespace) -> None:
     from infinity_jax.weights.adapter_file import merge_into_folder
 
     check_target(Path(args.out))
-    merge_into_folder(args.checkpoint, args.adapter, args.out, args.dtype or 'float32')
+    merge_into_folder(args.checkpoint, args.adapters, args.out, args.dtype or 'float32')
+    print(f'wrote {args.out}')
+
+
+def run_to_peft(args: argparse.Namespace) -> None:
+    """Writes adapters in PEFT's layout; prints their folder."""
+    from infinity_jax.convert.peft import to_peft
+
+    to_peft(args.checkpoint, args.adapter, args.out, base=args.base_model, chunks=args.chunks)
     print(f'wrote {args.out}')

@@ -12,6 +12,7 @@ from infinity_jax.tools.commands.device_flags import (
 from infinity_jax.tools.commands.flag_types import check_positive, input_path, path
 from infinity_jax.tools.commands.generate_command import output_paths, plain_warnings
 from infinity_jax.tools.commands.generation_flags import (
+    add_adapter_flag,
     add_model_flags,
     add_quantization_flags,
     add_sampling_flags,
@@ -101,6 +102,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         '%(default)s)',
     )
     add_model_flags(parser)
+    add_adapter_flag(parser)
     parser.add_argument(
         '--budget',
         metavar='M',
@@ -152,6 +154,7 @@ def run(args: argparse.Namespace) -> None:
             max_batch=min(args.num, MAX_BATCH),
             quantization=quantization_of(args),
             mesh=mesh,
+            adapters=args.adapters,
             **model_options_of(args),
             request=GenerationRequest(
                 (prompt,),
@@ -179,6 +182,7 @@ def run(args: argparse.Namespace) -> None:
             'guidance': ','.join(map(str, sampling.guidance)),
             'temperature': ','.join(map(str, sampling.temperature)),
             'model': args.checkpoint or 'demo',
+            'adapters': ' '.join(args.adapters),
         }
         save_png(file, result, metadata)
         print(file)

@@ -19,6 +19,7 @@ from infinity_jax.tools.commands.device_flags import (
 )
 from infinity_jax.tools.commands.flag_types import check_positive, input_path, path
 from infinity_jax.tools.commands.generation_flags import (
+    add_adapter_flag,
     add_count_flags,
     add_image_size_flags,
     add_model_flags,
@@ -78,6 +79,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help='prompts are padded to it and cut at it (default: all that the model reads)',
     )
     add_model_flags(parser)
+    add_adapter_flag(parser)
     parser.add_argument(
         '--no-verify',
         action='store_false',
@@ -118,6 +120,7 @@ def run(args: argparse.Namespace) -> None:
             quantization=quantization,
             text_length=args.text_length,
             verify=args.verify,
+            adapters=args.adapters,
             mesh=mesh,
             **options,
             request=GenerationRequest(tuple(prompts), args.num, negative, sampling),
@@ -176,6 +179,7 @@ def run_jobs(args: argparse.Namespace) -> None:
             quantization=quantization_of(args),
             text_length=args.text_length,
             verify=args.verify,
+            adapters=args.adapters,
             mesh=mesh,
             **model_options_of(args),
         )
@@ -232,6 +236,7 @@ def metadata_of(
         'unguided_scales': sampling.unguided_scales,
         'model': args.checkpoint or 'demo',
         'revision': args.revision or '',
+        'adapters': ' '.join(args.adapters),
     }
 
 

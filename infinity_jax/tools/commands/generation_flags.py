@@ -1,6 +1,7 @@
 """Flags of the commands that generate images: model, image size, sampling, lossy savings."""
 
 import argparse
+import re
 from typing import Any
 
 from infinity_jax.errors import UserError
@@ -57,6 +58,29 @@ def add_attention_flag(group: Any) -> None:
         help='its implementation: docs/scaling.md (default: auto, by device; XLA after a fault of '
         'cuDNN)',
     )
+
+
+def add_adapter_flag(parser: argparse.ArgumentParser) -> None:
+    """LoRA adapters of the model."""
+    parser.add_argument(
+        '--adapter',
+        action='append',
+        default=[],
+        type=adapter_path,
+        dest='adapters',
+        metavar='PATH[:STRENGTH]',
+        help="LoRA adapters: a run's adapter.safetensors, or a folder in PEFT's layout, and a "
+        'factor such as 0.8; may be given several times (default: none, strength 1)',
+    )
+
+
+def adapter_path(text: str) -> str:
+    """A path with or without a strength; it is parsed once the model is read."""
+    if re.match(r':|$', text):
+        raise argparse.ArgumentTypeError(
+            f'{text!r} names no file; wanted PATH or PATH:STRENGTH, such as adapter.safetensors:0.8'
+        )
+    return path(text)
 
 
 def add_count_flags(parser: argparse.ArgumentParser) -> None:

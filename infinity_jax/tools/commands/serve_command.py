@@ -8,6 +8,7 @@ from typing import Any
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.remote import check_scheme
 from infinity_jax.tools.commands.generation_flags import (
+    add_adapter_flag,
     add_image_size_flags,
     add_model_flags,
     add_quantization_flags,
@@ -55,6 +56,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     _add_limit_flags(parser)
     add_model_flags(parser)
+    add_adapter_flag(parser)
     add_image_size_flags(parser)
     add_quantization_flags(parser)
     parser.set_defaults(run=run)
@@ -108,13 +110,14 @@ def run(args: argparse.Namespace) -> None:
     options = model_options_of(args)
     engines: dict[str, Engine] = {}
     for name, folder in folders.items():
-        if engines:  # version and image size are of the first model
+        if engines:  # version, adapters and image size are of the first model
             options = {key: options[key] for key in ('dtype', 'text_dtype', 'attention')}
         engines[name] = Engine.load(
             folder,
             revision=None if engines else args.revision,
             sizes=sizes,
             quantization=quantization_of(args),
+            adapters=() if engines else args.adapters,
             **options,
         )
         if args.warm_up:

@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from infinity_jax.config import ModelConfigs, TextConfig, released_tokenizer, required
+from infinity_jax.config import (
+    ModelConfigs,
+    QuantizationConfig,
+    TextConfig,
+    released_tokenizer,
+    required,
+)
 from infinity_jax.data.batch import Batch
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.hub import DEMO_FOLDER
@@ -21,6 +27,7 @@ from infinity_jax.training.accumulate import check_parts
 from infinity_jax.training.transformer.config import T2IConfig, run_schedule
 from infinity_jax.training.transformer.parts import with_run_text_dtype
 from infinity_jax.training.transformer.task import init_state, jit_step, make_models
+from infinity_jax.transformer.int8 import int8_shardings
 from infinity_jax.weights.model_folder import read_configs
 from infinity_jax.weights.placement import placed_shapes, shardings_on
 from infinity_jax.weights.t5_folder import read_text_config
@@ -101,12 +108,16 @@ def _frozen(config: T2IConfig, configs: ModelConfigs, mesh: Mesh, source: str) -
         if not config.text.train:
             frozen['text'] = _on_mesh(configs.text, configs.text_products, mesh)
     if config.lora.rank:
-        frozen['transformer'] = _on_mesh(config.transformer, 'float32', mesh)
+        frozen['transformer'] = _on_mesh(config.transformer, config.frozen_dtype, mesh)
     return frozen
 
 
 def _on_mesh(part: Any, dtype: str, mesh: Mesh) -> Any:
-    return loop.with_shardings(placed_shapes(part, dtype), shardings_on(part, mesh))
+    shardings = shardings_on(part, mesh)
+    if dtype != 'int8':
+        return loop.with_shardings(placed_shapes(part, dtype), shardings)
+    shapes = placed_shapes(part, 'float32', QuantizationConfig(weights='int8'))
+    return loop.with_shardings(shapes, int8_shardings(shardings))
 
 
 def _batch(config: T2IConfig, configs: ModelConfigs, mesh: Mesh, source: str) -> Batch:

@@ -70,7 +70,9 @@ def analyse(config: T2IConfig, configs: ModelConfigs, step: Any, source: str) ->
     length = config.transformer.text_length
     text = configs.text if config.text.train else None
     common = (required(configs.schedule, 'schedule'), config.batch_size, length)
-    model = flops.training_step(config.transformer, *common, trained_text=text)
+    model = flops.training_step(
+        config.transformer, *common, trained_text=text, frozen_kernels=bool(config.lora.rank)
+    )
     frozen = flops.Flops()
     if source == 'images':
         tokenizer = required(configs.tokenizer, 'tokenizer')

@@ -111,6 +111,11 @@ class T2IConfig(RunConfig):
     def small(self) -> bool:
         return self.transformer.width <= SMALL_WIDTH
 
+    @property
+    def frozen_dtype(self) -> str:
+        """Dtype of the transformer's kernels where LoRA freezes them."""
+        return self.lora.base_dtype or self.transformer.dtype
+
 
 def run_schedule(config: T2IConfig, stored: ScaleSchedule | None, patchify: bool) -> ScaleSchedule:
     """The token grids: by the code grids that the tokenizer was trained with, or as released.

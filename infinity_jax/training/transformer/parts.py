@@ -11,9 +11,10 @@ from infinity_jax.errors import UserError
 from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import BUDGET_OF_EDGE
 from infinity_jax.text.tokenizer import TextTokenizer
-from infinity_jax.training.init_from import frozen_transformer, torch_source
+from infinity_jax.training.init_from import check_shapes, torch_source
 from infinity_jax.training.transformer.config import T2IConfig, run_schedule
-from infinity_jax.transformer.model import check_schedule
+from infinity_jax.transformer.int8 import quantize_on_devices
+from infinity_jax.transformer.model import check_schedule, transformer_shapes
 from infinity_jax.weights.fingerprint import partner_fingerprint
 from infinity_jax.weights.model_folder import LoadedModel, load_model
 from infinity_jax.weights.placement import (
@@ -126,7 +127,8 @@ def place_frozen(config: T2IConfig, loaded: LoadedModel, mesh: Mesh) -> dict[str
     """The frozen parameters, split over the mesh: {'tokenizer'}, and {'text'} unless it is trained.
 
     The tokenizer is float32, since signs decide bits; the text encoder's matrices have the dtype of
-    its products. With LoRA the transformer, float32, is frozen as well.
+    its products. With LoRA the transformer is frozen as well, its kernels in
+    `T2IConfig.frozen_dtype`.
     """
     params = required(loaded.tokenizer_params, 'tokenizer')
     tokenizer = required(loaded.configs.tokenizer, 'tokenizer')
@@ -136,8 +138,22 @@ def place_frozen(config: T2IConfig, loaded: LoadedModel, mesh: Mesh) -> dict[str
             required(loaded.text_params, 'text encoder'), loaded.configs, mesh
         )
     if config.lora.rank:
-        frozen['transformer'] = frozen_transformer(config, mesh)
+        frozen['transformer'] = _frozen_transformer(config, mesh)
     return frozen
+
+
+def _frozen_transformer(config: T2IConfig, mesh: Mesh) -> Any:
+    """The transformer of `config.init_from`; its tensors keep the file's dtype until they are cast.
+
+    Raises:
+      UserError: it has other dimensions than the configuration.
+    """
+    params = load_model(config.init_from, None, ('transformer',), mesh).transformer_params
+    check_shapes(config.init_from, transformer_shapes(config.transformer), params or {})
+    dtype = config.frozen_dtype
+    if dtype == 'int8':
+        return place(quantize_on_devices(params or {}), 'float32', config.transformer, mesh)
+    return place(params or {}, dtype, config.transformer, mesh)
 
 
 def frozen_text_params(config: T2IConfig) -> dict[str, Any]:

@@ -53,9 +53,9 @@ from infinity_jax.training.transformer.step import (
     jit_step,
     make_models,
 )
-from infinity_jax.transformer.lora import joined
+from infinity_jax.transformer.lora import joined, merge, updates_of
 from infinity_jax.weights.adapter_file import FILE_NAME, save_adapter
-from infinity_jax.weights.model_folder import LoadedModel, save_model
+from infinity_jax.weights.model_folder import LoadedModel, load_model, save_model
 from infinity_jax.weights.placement import place_model
 
 SAMPLE_CAPTIONS = 16  # half from training pairs, half from held-out ones
@@ -126,13 +126,12 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         results = [evaluate_batch(state.ema, frozen, b, i) for i, b in enumerate(held_out)]
         return jax.tree.map(lambda *x: sum(x) / len(x), *results)
 
-    def complete_model(state: TrainState) -> LoadedModel:
-        params = joined(frozen, state.ema, config.lora)
+    def complete_model(params: Any) -> LoadedModel:
         return dataclasses.replace(
             loaded,
-            transformer_params=to_host(params['transformer'], mesh),
-            tokenizer_params=to_host(params['tokenizer'], mesh),
-            text_params=to_host(params['text'], mesh) if config.text.train else None,
+            transformer_params=params.get('transformer'),
+            tokenizer_params=to_host(frozen['tokenizer'], mesh),
+            text_params=params.get('text'),
             configs=dataclasses.replace(
                 loaded.configs, extra={'run': config_without_paths(config)}
             ),
@@ -151,14 +150,18 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
             save_png(path, contact_sheet(images.pixels, captions))
 
     def export(state: TrainState, folder: pathlib.Path) -> None:
-        complete = complete_model(state)
-        adapters = to_host(state.ema['lora'], mesh) if config.lora.rank else None
+        params = to_host(state.ema, mesh)
+        complete = complete_model(params)
         if jax.process_index() == 0:
-            if not config.text.train:  # read again: on the devices it may be rounded
+            # Frozen parts are read again: on the devices they may be rounded.
+            if not config.text.train:
                 complete = dataclasses.replace(complete, text_params=frozen_text_params(config))
+            if config.lora.rank:
+                base = load_model(config.init_from, parts=('transformer',)).transformer_params
+                merged = merge(base, updates_of(params['lora'], config.lora))
+                complete = dataclasses.replace(complete, transformer_params=merged)
+                save_adapter(folder.parent / FILE_NAME, params['lora'], config.lora)
             save_model(folder, complete)
-            if adapters is not None:
-                save_adapter(folder.parent / FILE_NAME, adapters, config.lora)
 
     def step_flops(batch: Batch) -> float:
         return flops.training_step(
@@ -167,6 +170,7 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
             config.batch_size,
             config.transformer.text_length,
             trained_text=loaded.configs.text if config.text.train else None,
+            frozen_kernels=bool(config.lora.rank),
         ).total
 
     return loop.Task(

@@ -24,7 +24,7 @@ from infinity_jax.training.init_from import run_config, transformer_params
 from infinity_jax.training.metrics import read_metrics
 from infinity_jax.training.transformer.parts import load_parts, place_frozen
 from infinity_jax.training.transformer.task import make_task
-from infinity_jax.transformer.lora import LoraConfig, merge
+from infinity_jax.transformer.lora import LoraConfig, merge, updates_of
 from infinity_jax.weights.adapter_file import FILE_NAME, load_adapter, merge_into_folder
 from infinity_jax.weights.model_folder import load_model, save_model
 from infinity_jax.weights.placement import place_model
@@ -87,10 +87,10 @@ def test_adapters_start_at_the_folders_loss_and_merge_into_the_same_images(folde
     adapter = tmp_path / 'run' / FILE_NAME
     lora, adapters = load_adapter(adapter)
     base = load_model(folder)
-    merged = merge(base.transformer_params, adapters, lora)
+    merged = merge(base.transformer_params, updates_of(adapters, lora))
     with_adapters = place_model(dataclasses.replace(base, transformer_params=merged))
     generated = pixels(InfinityPipeline(with_adapters)(CAPTIONS))
-    merge_into_folder(folder, adapter, tmp_path / 'merged')
+    merge_into_folder(folder, [adapter], tmp_path / 'merged')
     for same in (tmp_path / 'merged', finished):
         pipeline = InfinityPipeline(place_model(load_model(same)))
         np.testing.assert_array_equal(pixels(pipeline(CAPTIONS)), generated)
@@ -101,13 +101,19 @@ def test_adapters_start_at_the_folders_loss_and_merge_into_the_same_images(folde
         to_torch_files(config.run_dir, tmp_path / 'torch')
 
 
-@pytest.mark.parametrize('variant', ['full', 'lora'])
+@pytest.mark.parametrize('variant', ['full', 'lora', 'bfloat16', 'int8'])
 def test_a_plan_has_the_frozen_parts_of_the_run(folder, tmp_path, variant):
-    config = run_config(fields(folder, tmp_path, variant))
+    config = fields(folder, tmp_path, 'full' if variant == 'full' else 'lora')
+    if variant in ('bfloat16', 'int8'):
+        config.lora.base_dtype = variant
+    config = run_config(config)
     mesh = make_mesh(config.mesh)
     placed = place_frozen(config, load_parts(config, mesh), mesh)
+    if variant != 'full':
+        kernel = placed['transformer']['blocks']['ffn']['up']['kernel']
+        assert kernel.dtype == ('float32' if variant == 'lora' else variant)
     planned = abstract_step(config, configured_parts(config), mesh).arguments[1]
-    assert ('transformer' in placed) == (variant == 'lora')
+    assert ('transformer' in placed) == (variant != 'full')
 
     def compare(ours, wanted):
         assert (ours.shape, ours.dtype) == (wanted.shape, wanted.dtype)
