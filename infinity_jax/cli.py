@@ -20,6 +20,7 @@ from infinity_jax.tools.commands import (
     serve_command,
 )
 from infinity_jax.tools.commands.data_command import add_data
+from infinity_jax.tools.commands.experiment_command import add_experiment
 from infinity_jax.tools.commands.flag_types import input_path, local_outputs
 
 DESCRIPTION = 'Infinity: bitwise autoregressive text-to-image models in JAX.'
@@ -68,6 +69,9 @@ def build_parser() -> argparse.ArgumentParser:
         'as python -m infinity_jax.main',
     )
     evaluate_command.add_kinds(add('evaluate', 'Measure the quality of a model.'))
+    add_experiment(
+        add('experiment', 'Train the points of an experiment with several seeds, and report them.')
+    )
     add_data(add('data', 'Inspect, time or precompute the training data of a config file.'))
     convert_command.add_arguments(
         add('convert', 'Convert from and to PyTorch weights; merge LoRA adapters.')

@@ -8,6 +8,7 @@ from typing import Any
 from absl import app, logging
 
 from infinity_jax.runtime.compile_cache import use_compile_cache
+from infinity_jax.runtime.cpu_devices import use_cores
 from infinity_jax.runtime.distributed import join_processes
 from infinity_jax.runtime.exit_codes import one_line_endings
 from infinity_jax.runtime.host_memory import restart_with_tuned_allocator
@@ -22,6 +23,8 @@ TASK_FOLDERS = {'t2i': 'transformer', 'tokenizer': 'tokenizer'}
 def train(fields: Mapping[str, Any]) -> None:
     """Runs the task that `fields.task` names; modules of the other task are not imported."""
     config = run_config(fields)
+    if config.device_per_core:
+        use_cores(config.batch_size // config.accumulate_steps)
     task = importlib.import_module(f'infinity_jax.training.{TASK_FOLDERS[config.task]}.task')
     with run_folder(config.run_dir) as folder:
         task.train(dataclasses.replace(config, run_dir=folder))

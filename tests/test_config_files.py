@@ -272,6 +272,22 @@ def test_the_type_of_a_name_that_is_read_first(name, value):
         run_config(ConfigDict(fields))
 
 
+@pytest.mark.parametrize(
+    ('file', 'arg', 'fsdp', 'wanted'),
+    [
+        ('t2i', 'demo', 1, True),
+        ('t2i', 'demo', 2, False),  # the user chose a mesh
+        ('t2i', '125m_256', 1, False),
+        ('tokenizer', 'demo', 1, True),
+        ('tokenizer', 'd32_stage1', 1, False),
+    ],
+)
+def test_small_models_are_trained_with_a_device_per_core(file, arg, fsdp, wanted):
+    fields = load(file).get_config(arg)
+    fields.mesh = ConfigDict({'data': -1, 'fsdp': fsdp, 'tensor': 1, 'sequence': 1})
+    assert run_config(fields).device_per_core == wanted
+
+
 @pytest.mark.parametrize('value', [5, 'abc', ['x']], ids=str)
 def test_a_text_encoder_of_finetuning_that_is_no_group(value):
     fields = {**load('finetune').get_config().to_dict(), 'init_from': str(DEMO), 'text': value}

@@ -122,7 +122,7 @@ def make_buckets(
     sizes = [target_size(name, data.image_size) for name in names]
     stored = open_all(data, split) if stored is None else stored
     emoji = [
-        EmojiSource(c.subset, split, data.image_size, seed, c.placed_rate, c.scenes)
+        EmojiSource(c.subset, split, data.image_size, seed, c.placed_rate, c.scenes, c.scene_subset)
         for c in configs
     ]
     sources = [e if s is None else s for e, s in zip(emoji, stored, strict=True)]

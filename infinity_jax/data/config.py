@@ -13,7 +13,7 @@ _TABLE = ('split', 'image_field', 'text_field')
 # Kind of source -> the fields of `SourceConfig` that it reads, besides path and weight.
 KINDS: dict[str, tuple[str, ...]] = {
     'arrow': _TABLE,
-    'emoji': ('subset', 'placed_rate', 'scenes'),
+    'emoji': ('subset', 'placed_rate', 'scenes', 'scene_subset'),
     'features': (),
     'folder': (),
     'imagefolder': ('image_field', 'text_field'),
@@ -61,6 +61,7 @@ class SourceConfig:
     subset: str = 'starter'  # emoji: 'starter', 'demo' or 'all'
     placed_rate: float = PLACED_RATE  # emoji: share of images of random size and place
     scenes: float = 0.0  # emoji: share of images that are scenes of several emoji
+    scene_subset: str = ''  # emoji: those of the scenes; '': `subset`
     weight: float = 1.0  # share of the training images, relative to the weights of other sources
 
     def __post_init__(self):
@@ -107,6 +108,7 @@ class DataConfig:
     image_size: int = 64  # pixels along the edge of a square; other ratios have about its area
     placed_rate: float = PLACED_RATE  # share of the emoji images with a random size and place
     scenes: float = 0.0  # share of the emoji images that are scenes of one to four emoji
+    scene_subset: str = ''  # of the emoji in scenes; '': `subset`
     num_workers: int = 0  # processes that read and decode; 0: two threads of the main process
     sources: tuple[SourceConfig, ...] = ()  # mixed in training by their weights
     held_out: tuple[SourceConfig, ...] = ()  # for evaluation; (): a share of `sources`
@@ -159,6 +161,10 @@ class DataConfig:
         if split == 'held_out' and self.held_out:
             return self.held_out
         emoji = SourceConfig(
-            'emoji', subset=self.subset, placed_rate=self.placed_rate, scenes=self.scenes
+            'emoji',
+            subset=self.subset,
+            placed_rate=self.placed_rate,
+            scenes=self.scenes,
+            scene_subset=self.scene_subset,
         )
         return self.sources or (emoji,)

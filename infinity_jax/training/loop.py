@@ -24,7 +24,7 @@ from infinity_jax.training.metrics import RunLog, plot_losses
 from infinity_jax.training.optimizer import TrainState
 from infinity_jax.training.run_folder import changed_since, write_description
 from infinity_jax.training.state_memory import check_memory
-from infinity_jax.training.throughput import Stopwatch, mesh_peak, shown
+from infinity_jax.training.throughput import Stopwatch, mesh_peak, shown, time_left
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +135,6 @@ def _train(
         with log.pause():
             _catch_up(config, task, state, log, checkpoints, notice)
     watch = Stopwatch(config.batch_size, mesh_peak(mesh))
-    pauses = (config.eval_every, config.sample_every, config.checkpoint_every)
     pending = None  # (step, metrics, FLOP) of the step that the devices work on
     for step in range(int(state.step) + 1, config.steps + 1):
         start = time.monotonic()
@@ -148,12 +147,12 @@ def _train(
             _report(config, log, watch, *pending)
         pending = (step, metrics, flops)
         last, stop = step == config.steps, notice.stops()
-        if not (last or stop or any(step % every == 0 for every in pauses)):
+        if not (last or stop or _saves(config, step) or _due(config, step)):
             continue
         _report(config, log, watch, *pending)
         pending = None
         # Saved before evaluation and samples, so that nothing is lost if the run ends meanwhile.
-        if last or stop or step % config.checkpoint_every == 0:
+        if last or stop or _saves(config, step):
             checkpoints.save(step, state, log.recent_losses)
         if stop:
             checkpoints.wait()
@@ -198,13 +197,25 @@ def _evaluate_and_sample(
     done: Sequence[str] = (),
 ) -> None:
     """Evaluates and samples as due after `step`; raises `Preempted` if SIGTERM came meanwhile."""
-    for every, action in ((config.eval_every, _evaluate), (config.sample_every, _sample)):
-        if action.__name__ not in done and (step >= config.steps or step % every == 0):
+    for action in _due(config, step):
+        if action.__name__ not in done:
             action(config, task, state, step, log)
             if notice.stops():
                 checkpoints.save(step, state, log.recent_losses)
                 checkpoints.wait()
                 raise notice.stopped(step)
+
+
+def _saves(config: RunConfig, step: int) -> bool:
+    return step % config.checkpoint_every == 0
+
+
+def _due(config: RunConfig, step: int) -> list[Callable[..., None]]:
+    """What is due after a step: evaluation, samples, or both."""
+    last = step >= config.steps
+    evaluates = last or step % config.eval_every == 0
+    samples = last or step % config.sample_every == 0 or step == config.first_sample
+    return [_evaluate] * evaluates + [_sample] * samples
 
 
 def _report(
@@ -230,6 +241,8 @@ def _report(
         values, rates = {**jax.device_get(metrics), **spike}, watch.read()
         log.write(step, 'train', {**values, **rates})
         log.progress(step, loss=loss, lr=float(values['learning_rate']), **shown(rates))
+        if watch.readings == 2 and step < config.steps:
+            log.say(time_left(config.steps - step, rates['step_seconds']))
     else:
         log.progress(step)
 

@@ -26,10 +26,13 @@ class Stopwatch:
     Args:
       batch_size: images per step, over all devices.
       peak_flops: FLOP/s of all devices; None leaves MFU out.
+
+    Attributes:
+      readings: number of them; the first one includes compilation.
     """
 
     def __init__(self, batch_size: int, peak_flops: float | None):
-        self._batch_size, self._peak = batch_size, peak_flops
+        self._batch_size, self._peak, self.readings = batch_size, peak_flops, 0
         self.restart()
 
     def restart(self) -> None:
@@ -57,8 +60,21 @@ class Stopwatch:
         }
         if self._peak is not None:
             rates['mfu'] = rate / self._peak
+        self.readings += 1
         self.restart()
         return rates
+
+
+def time_left(steps: int, step_seconds: float) -> str:
+    """A sentence on how long the next steps take, in a unit that people would choose."""
+    seconds = steps * step_seconds
+    if seconds >= 5400:
+        amount = f'{seconds / 3600:.1f} hours'
+    elif seconds >= 90:
+        amount = f'{seconds / 60:.0f} minutes'
+    else:
+        amount = f'{seconds:.0f} seconds'
+    return f'{step_seconds:.2g} s per step: {steps:,} more steps take about {amount}'
 
 
 def shown(rates: dict[str, float]) -> dict[str, float]:

@@ -4,8 +4,8 @@ import pytest
 from infinity_jax.data.config import DataConfig
 from infinity_jax.data.pipeline import endless, training_batches
 from infinity_jax.data.sources.emoji import EmojiSource
-from infinity_jax.emoji import image_spec
-from infinity_jax.emoji.scene import TASKS, Scene, scene_caption
+from infinity_jax.emoji import artwork, image_spec
+from infinity_jax.emoji.scene import COLOURED, TASKS, Scene, scene_caption
 from infinity_jax.emoji.scene_sampling import HELD_OUT_COLOURED, held_out_parts
 from infinity_jax.errors import UserError
 
@@ -59,6 +59,17 @@ def test_a_share_of_the_images_are_scenes_and_the_others_are_as_without():
     assert {spec.task for spec in specs if isinstance(spec, Scene)} == set(TASKS)
     first = scenes.index(True)
     assert source[first].caption == source.caption(first) == scene_caption(specs[first])
+
+
+def test_scenes_show_emoji_of_their_own_subset():
+    specs = [EmojiSource('demo', scenes=0.5, scene_subset='starter').spec(i) for i in range(400)]
+    starter = {*(each.name for each in artwork.subset('starter')), *COLOURED}
+    in_scenes = {name for spec in specs if isinstance(spec, Scene) for name in spec.emoji}
+    alone = {spec.emoji for spec in specs if not isinstance(spec, Scene)}
+    assert in_scenes <= starter
+    assert not alone <= starter
+    with pytest.raises(UserError, match='none'):
+        EmojiSource('demo', scene_subset='none')
 
 
 def test_what_is_held_out_of_scenes_is_never_trained():

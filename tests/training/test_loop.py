@@ -104,7 +104,7 @@ def run(folder, loss=lambda number: 1 / (1 + number), **changed):
     )
     fields = {
         name: changed.pop(name)
-        for name in ('steps', 'log_every', 'eval_every', 'sample_every')
+        for name in ('steps', 'log_every', 'eval_every', 'sample_every', 'first_sample')
         if name in changed
     }
     config = dataclasses.replace(config, **fields)
@@ -209,6 +209,13 @@ def test_a_step_is_saved_before_what_else_is_due(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, evaluate=dies)
     assert saved(tmp_path) == [4]
+
+
+def test_a_first_sheet_of_samples_comes_early_and_the_expected_time_is_said(tmp_path, capsys):
+    done = run(tmp_path, steps=30, log_every=10, eval_every=100, sample_every=100, first_sample=7)
+    assert done == ['sample 7', 'evaluate 30', 'sample 30', 'export 30']
+    said = [line for line in capsys.readouterr().err.splitlines() if 'more steps take' in line]
+    assert len(said) == 1 and '10 more steps take about 0 seconds' in said[0]
 
 
 @pytest.mark.parametrize('phase', ['save', 'evaluate', 'sample'])

@@ -9,7 +9,19 @@ import pytest
 from infinity_jax.runtime.accelerators import PEAKS
 from infinity_jax.training import throughput
 from infinity_jax.training.metrics import RunLog
-from infinity_jax.training.throughput import Stopwatch, mesh_peak, shown
+from infinity_jax.training.throughput import Stopwatch, mesh_peak, shown, time_left
+
+
+@pytest.mark.parametrize(
+    ('steps', 'step_seconds', 'wanted'),
+    [
+        (3580, 0.2411, '0.24 s per step: 3,580 more steps take about 14 minutes'),
+        (100, 0.5, '0.5 s per step: 100 more steps take about 50 seconds'),
+        (10_000, 1.0, '1 s per step: 10,000 more steps take about 2.8 hours'),
+    ],
+)
+def test_the_expected_time_is_in_a_readable_unit(steps, step_seconds, wanted):
+    assert time_left(steps, step_seconds) == wanted
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ class EmojiSource:
     seed: int = 0
     placed_rate: float = PLACED_RATE  # share of the images with a random size and place
     scenes: float = 0.0  # share of the images that are scenes, all tasks equally often
+    scene_subset: str = ''  # emoji of the scenes; '': `subset`
 
     def __post_init__(self):
         check_image_size(self.image_size)
@@ -43,7 +44,8 @@ class EmojiSource:
             raise UserError(f'placed_rate of emoji is {self.placed_rate}; wanted 0 to 1')
         if not 0 <= self.scenes <= 1:
             raise UserError(f'scenes of emoji is {self.scenes}; wanted 0 to 1')
-        pairs(self.subset, self.split)  # raises for an unknown subset or split
+        for subset in (self.subset, self.scene_subset or self.subset):
+            pairs(subset, self.split)  # raises for an unknown subset or split
 
     def __len__(self) -> int:
         return ENDLESS
@@ -58,7 +60,7 @@ class EmojiSource:
             # An object of a colour that is held out is never trained, not even by itself.
             if rng.random() < self.scenes or pair[0] in HELD_OUT_COLOURED:
                 task = TASKS[rng.integers(len(TASKS))]
-                return sample_scene(rng, task, self.subset, self.split)
+                return sample_scene(rng, task, self.scene_subset or self.subset, self.split)
         rng = np.random.default_rng((self.seed, epoch, 1 + position))
         return sample_spec(rng, *pair, placed_rate=self.placed_rate)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from infinity_jax.runtime.cpu_devices import cores
 from infinity_jax.tools.bench.stage import Measured
 from infinity_jax.tools.bench.workload import Workload, schedule_of
 
@@ -27,7 +28,7 @@ def report_of(what: str, workload: Workload, measured: Measured) -> dict[str, An
     report = {
         'what': what,
         'workload': dataclasses.asdict(workload),
-        'device': f'{device.device_kind}, {platform.machine()}, {_cores()} cores'
+        'device': f'{device.device_kind}, {platform.machine()}, {cores()} cores'
         if device.platform == 'cpu'
         else device.device_kind,
         'jax': jax.__version__,
@@ -97,11 +98,3 @@ def write_plot(path: str, report: dict[str, Any]) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
-
-
-def _cores() -> int:
-    import os
-
-    if hasattr(os, 'sched_getaffinity'):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

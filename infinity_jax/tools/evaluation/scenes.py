@@ -78,7 +78,8 @@ def evaluate_scenes(
     out = pathlib.Path(out)
     check_writable(out / SHEET)
     loaded = load_model(folder)
-    subset = subset or loaded.configs.extra.get('run', {}).get('data', {}).get('subset', 'all')
+    data = loaded.configs.extra.get('run', {}).get('data', {})
+    subset = subset or data.get('scene_subset') or data.get('subset', 'all')
     emoji_subset(subset)  # raises for an unknown one
     pipeline = InfinityPipeline(place_model(loaded, quantization), max_batch=min(count, BATCH))
     size = pipeline.image_size[0]

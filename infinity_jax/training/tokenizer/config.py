@@ -41,6 +41,7 @@ class TokenizerLosses:
             )
 
 
+SMALL_CHANNELS = 64  # of the first resolution, see `RunConfig.small`
 _ADVERSARIAL_RANGES = {
     'layers': Range(0, 10),
     'channels': Range(0, 2**12),
@@ -95,12 +96,14 @@ class TokenizerRunConfig(RunConfig):
     precision: str = 'highest'  # of products in training: 'highest', or 'default' (faster on GPU)
     dtype: str = 'float32'  # of convolutions in training; 'bfloat16' halves their memory
     remat: str = 'none'  # 'full': the backward pass recomputes residual blocks
-    accumulate_steps: int = 1  # parts of a batch that are processed one after the other
 
     def __post_init__(self):
         super().__post_init__()
-        check_ranges(self, '', {'accumulate_steps': Range(1, 2**20)})
         check_paths(self, '', ('vgg_weights', 'lpips_heads'))
+
+    @property
+    def small(self) -> bool:
+        return self.tokenizer.base_channels <= SMALL_CHANNELS
 
     def code_grids(self, image: tuple[int, int]) -> tuple[Grid, ...]:
         """The grids of an image of (height, width) pixels.

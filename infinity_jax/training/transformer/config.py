@@ -6,7 +6,7 @@ from infinity_jax.config import DTYPES, ModelConfigs, TextConfig, TransformerCon
 from infinity_jax.errors import UserError
 from infinity_jax.ranges import RATE, Range, check_ranges
 from infinity_jax.runtime.local_files import check_paths
-from infinity_jax.scales import BUDGET_OF_EDGE, SQUARE, ScaleSchedule, released_name
+from infinity_jax.scales import BUDGET_OF_EDGE, SQUARE, Grid, ScaleSchedule, released_name
 from infinity_jax.training.config import RunConfig
 from infinity_jax.training.transformer.partial_start import check_parts
 from infinity_jax.training.transformer.self_correction import STRENGTH_STEP
@@ -14,6 +14,8 @@ from infinity_jax.transformer.attention_ops import IMPLEMENTATIONS
 from infinity_jax.transformer.layer_loop import check_layers
 from infinity_jax.transformer.lora import LoraConfig
 from infinity_jax.transformer.remat import check_remat
+
+SMALL_WIDTH = 512  # see `RunConfig.small`: width 192 gains by a device per core, 768 loses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,7 @@ class SelfCorrection:
     max_strength: float = 0.3  # flip probabilities are sampled from 0, 0.01, … to this; 0: none
     group: int = 0  # images that share a strength; 0: the whole batch. Released: 4
     per_image: bool = False  # the same as group 1; set, it replaces group
+    requantize: bool = True  # later scales learn to correct the flips; False: to ignore them
 
     def __post_init__(self):
         check_ranges(self, 'self_correction.', {'max_strength': RATE, 'group': Range(0, 2**20)})
@@ -62,6 +65,7 @@ class T2IConfig(RunConfig):
     transformer: TransformerConfig
     text: TextTraining
     tokenizer: str = ''  # model folder that holds the frozen tokenizer; '': the demo's
+    grids: tuple[tuple[int, ...], ...] = ()  # of the codes; (): those of the tokenizer
     self_correction: SelfCorrection = SelfCorrection()
     condition_drop: float = 0.1  # share of captions that the learned unconditional text replaces
     reweight_scales: bool = True  # tokens weigh 1/√(h·w) of their scale in the loss
@@ -69,13 +73,12 @@ class T2IConfig(RunConfig):
     remat: str = 'none'  # what the backward pass recomputes, see `remat.POLICIES`
     layers: str = 'auto'  # 'scanned', 'unrolled' or 'auto', see `layer_loop.unrolled`
     encode_once: str = 'auto'  # 'auto' or 'never', see `encoded_once.keeps_features`
-    accumulate_steps: int = 1  # parts of a batch that are processed one after the other
     lora: LoraConfig = LoraConfig()  # adapters are trained instead of the transformer
     new_parts: tuple[str, ...] = ()  # of init_from's transformer, start with new weights
 
     def __post_init__(self):
         super().__post_init__()
-        check_ranges(self, '', {'condition_drop': RATE, 'accumulate_steps': Range(1, 2**20)})
+        check_ranges(self, '', {'condition_drop': RATE})
         check_paths(self, '', ('tokenizer',))
         check_remat(self.remat)
         check_layers(self.layers)
@@ -109,6 +112,10 @@ class T2IConfig(RunConfig):
         """Dtype of the transformer's kernels where LoRA freezes them."""
         return self.lora.base_dtype or self.transformer.dtype
 
+    @property
+    def small(self) -> bool:
+        return self.transformer.width <= SMALL_WIDTH
+
 
 def run_schedule(config: T2IConfig, stored: ScaleSchedule | None, patchify: bool) -> ScaleSchedule:
     """The token grids: by the code grids that the tokenizer was trained with, or as released.
@@ -121,8 +128,8 @@ def run_schedule(config: T2IConfig, stored: ScaleSchedule | None, patchify: bool
     Raises:
       UserError: there is none for the run's images, or a grid is odd and tokens hold 2x2 codes.
     """
-    if stored is not None and released_name(stored) is None:
-        code_grids = stored.code_grids(patchify)
+    if config.grids or stored is not None and released_name(stored) is None:
+        code_grids = _code_grids(config, stored, patchify)
         patch = config.transformer.patch_size
         if any(n % patch for grid in code_grids for n in grid):
             raise UserError(
@@ -136,6 +143,20 @@ def run_schedule(config: T2IConfig, stored: ScaleSchedule | None, patchify: bool
             f'of its own; wanted one of {", ".join(map(str, BUDGET_OF_EDGE))}'
         )
     return ScaleSchedule.for_image(1.0, BUDGET_OF_EDGE[config.data.image_size])
+
+
+def _code_grids(
+    config: T2IConfig, stored: ScaleSchedule | None, patchify: bool
+) -> tuple[Grid, ...]:
+    """The run's own grids, which must end as those of the tokenizer do, or the tokenizer's."""
+    own = ScaleSchedule.free(config.grids).grids if config.grids else ()
+    trained = stored.code_grids(patchify) if stored is not None else own
+    if own and own[-1] != trained[-1]:
+        raise UserError(
+            f'config field grids ends in {own[-1]}; the tokenizer makes {trained[-1]} codes of an '
+            'image, wanted as the last grid'
+        )
+    return own or trained
 
 
 def bucket_schedules(config: T2IConfig, configs: ModelConfigs) -> tuple[ScaleSchedule, ...]:

@@ -17,32 +17,38 @@ from infinity_jax.data.pipeline import Batches
 from infinity_jax.training.transformer.config import T2IConfig
 
 MAX_BYTES = 2**28  # of features that are kept; images beyond it are encoded every time
-CHUNK = 2  # images that are encoded together, so that one program serves any number of new ones
+CHUNK = 2  # images that a device encodes together: one program serves any number of new ones
 
 
 def keeps_features(config: T2IConfig, mesh: Mesh) -> bool:
     """Whether a run encodes each image once.
 
-    With `encode_once` 'auto' it does so on a single CPU device with images of one emoji each.
-    Scenes and other data rarely repeat an image with the same crop, and accelerators encode faster
-    than a host looks up.
+    With `encode_once` 'auto' it does so in a single process on CPU devices with images of one emoji
+    each. Scenes and other data rarely repeat an image with the same crop, and accelerators encode
+    faster than a host looks up.
     """
     if config.encode_once == 'never' or config.data.sources or config.data.scenes:
         return False
-    return mesh.size == 1 and mesh.devices.flat[0].platform == 'cpu'
+    return not mesh.is_multi_process and mesh.devices.flat[0].platform == 'cpu'
 
 
 class EncodedOnce:
     """Replaces the images of batches by their features; a new image is encoded and kept."""
 
-    def __init__(self, encode: Callable[[np.ndarray], jax.Array], max_bytes: int = MAX_BYTES):
+    def __init__(
+        self,
+        encode: Callable[[np.ndarray], jax.Array],
+        chunk: int = CHUNK,
+        max_bytes: int = MAX_BYTES,
+    ):
         """Starts without images.
 
         Args:
-          encode: uint8 images (CHUNK, Y, X, 3) to features (CHUNK, h, w, d).
+          encode: uint8 images (chunk, Y, X, 3) to features (chunk, h, w, d).
+          chunk: images that are encoded together.
           max_bytes: of the features that are kept.
         """
-        self._encode, self._room = encode, max_bytes
+        self._encode, self._chunk, self._room = encode, chunk, max_bytes
         self._kept: dict[bytes, np.ndarray] = {}
 
     def __call__(self, batch: Batch) -> Batch:
@@ -62,9 +68,9 @@ class EncodedOnce:
 
     def _features(self, images_NYX3: np.ndarray) -> Iterator[np.ndarray]:
         """Features (h, w, d) of each image; the last chunk is filled with its last image."""
-        for start in range(0, len(images_NYX3), CHUNK):
-            chunk = images_NYX3[start : start + CHUNK]
-            filling = np.repeat(chunk[-1:], CHUNK - len(chunk), axis=0)
+        for start in range(0, len(images_NYX3), self._chunk):
+            chunk = images_NYX3[start : start + self._chunk]
+            filling = np.repeat(chunk[-1:], self._chunk - len(chunk), axis=0)
             yield from np.array(self._encode(np.concatenate([chunk, filling])))[: len(chunk)]
 
 

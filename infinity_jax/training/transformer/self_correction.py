@@ -27,6 +27,7 @@ def correct(
     flip: Callable[[int, jax.Array], jax.Array],
     *,
     patchify: bool = False,
+    requantize: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Quantizes features scale by scale, on top of the bits that `flip` gave for earlier scales.
 
@@ -35,6 +36,8 @@ def correct(
       schedule: the token grids.
       flip: (scale, true bits (B, h, w, d)) to the bits that are accumulated.
       patchify: whether 2×2 codes fold into one token.
+      requantize: False leaves the targets as they are without flips: the paper's comparison, in
+        which later scales learn to ignore mistakes instead of correcting them.
 
     Returns:
       inputs_BLd, float32: the transformer's inputs of all scales but the first.
@@ -42,14 +45,15 @@ def correct(
     """
     features_Bhwd = features_Bhwd.astype(jnp.float32)
     grids = schedule.code_grids(patchify)
-    total = jnp.zeros_like(features_Bhwd)
+    total = quantized = jnp.zeros_like(features_Bhwd)
     inputs, targets = [], []
     for scale, grid in enumerate(grids):
         if scale:
             inputs.append(flatten_tokens(next_input(total, grid), patchify))
-        bits = normalised_residual(features_Bhwd, total, grid) > 0
+        bits = normalised_residual(features_Bhwd, quantized, grid) > 0
         targets.append(flatten_tokens(bits, patchify))
         total = accumulate(total, codes_from_bits(flip(scale, bits)))
+        quantized = total if requantize else accumulate(quantized, codes_from_bits(bits))
     return jnp.concatenate(inputs, axis=1), jnp.concatenate(targets, axis=1)
 
 
@@ -93,10 +97,11 @@ def corrupt(
     flips: tuple[jax.Array, ...],
     *,
     patchify: bool = False,
+    requantize: bool = True,
 ) -> tuple[jax.Array, jax.Array]:
     """Self-correction inputs and targets: `correct` with the bits of `sample_flips` flipped."""
 
     def flip(scale: int, bits_Bhwd: jax.Array) -> jax.Array:
         return bits_Bhwd ^ flips[scale] if scale < len(flips) else bits_Bhwd
 
-    return correct(features_Bhwd, schedule, flip, patchify=patchify)
+    return correct(features_Bhwd, schedule, flip, patchify=patchify, requantize=requantize)

@@ -101,7 +101,7 @@ def encode(frozen: Any, batch: Batch, models: Models) -> jax.Array:
 
 
 def encode_and_corrupt(
-    flips: tuple, frozen: Any, batch: Batch, models: Models
+    flips: tuple, frozen: Any, batch: Batch, models: Models, *, requantize: bool = True
 ) -> tuple[jax.Array, jax.Array]:
     """The transformer's inputs (B, L − 1, d), without gradient, and target bits (B, L, d)."""
     inputs, targets = corrupt(
@@ -109,6 +109,7 @@ def encode_and_corrupt(
         models.schedule_of(batch),
         flips,
         patchify=models.transformer.config.spatial_patchify,
+        requantize=requantize,
     )
     return jax.lax.stop_gradient(inputs), targets
 
@@ -166,7 +167,9 @@ def train_step(
     def loss_fn(params, rows):
         batch, choices = rows
         flips, options = choices['flips'], {n: x for n, x in choices.items() if n != 'flips'}
-        inputs, targets = encode_and_corrupt(flips, frozen, batch, models)
+        inputs, targets = encode_and_corrupt(
+            flips, frozen, batch, models, requantize=config.self_correction.requantize
+        )
         logits = predict(joined(frozen, params, config.lora), batch, inputs, models, **options)
         return bit_loss(logits, targets, schedule, reweight=config.reweight_scales)
 
@@ -191,7 +194,9 @@ def evaluation_step(
 
     def losses_of(rows):
         batch, flips = rows
-        inputs, targets = encode_and_corrupt(flips, frozen, batch, models)
+        inputs, targets = encode_and_corrupt(
+            flips, frozen, batch, models, requantize=config.self_correction.requantize
+        )
         logits = predict(joined(frozen, params, config.lora), batch, inputs, models)
         return bit_loss(logits, targets, schedule, reweight=config.reweight_scales)
 

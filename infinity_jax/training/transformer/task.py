@@ -32,11 +32,13 @@ from infinity_jax.training.optimizer import TrainState, make_optimizer, new_stat
 from infinity_jax.training.run_folder import config_without_paths
 from infinity_jax.training.transformer.config import T2IConfig
 from infinity_jax.training.transformer.encoded_once import (
+    CHUNK,
     EncodedBatches,
     EncodedOnce,
     keeps_features,
 )
 from infinity_jax.training.transformer.features import check_features
+from infinity_jax.training.transformer.next_commands import next_commands
 from infinity_jax.training.transformer.parts import (
     frozen_text_params,
     load_parts,
@@ -103,7 +105,10 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     kept = list(host_batches)
     if keeps_features(config, mesh):
         encode_pixels = in_mesh(mesh, jax.jit(functools.partial(encode, models=models)))
-        once = EncodedOnce(lambda pixels: encode_pixels(frozen, Batch(pixels_BYX3=pixels)))
+        once = EncodedOnce(
+            lambda pixels: encode_pixels(frozen, put_batch(Batch(pixels_BYX3=pixels), mesh)),
+            chunk=CHUNK * mesh.shape['data'] * mesh.shape['fsdp'],
+        )
         kept, batches = [once(batch) for batch in host_batches], EncodedBatches(batches, once)
     held_out = [put_batch(batch, mesh) for batch in kept]
     trained = first_batches(config, 'train', 1, **text)[0].captions or []
@@ -190,4 +195,6 @@ def train(config: T2IConfig) -> pathlib.Path:
 
         with finishing():
             evaluate_demo(folder, subset=config.data.subset, out=pathlib.Path(config.run_dir))
+    if first:
+        print(next_commands(folder, config.data))
     return folder

@@ -45,6 +45,18 @@ def test_each_image_is_encoded_when_it_comes_first():
         assert encoder.encoded == encoded  # three images fill two chunks
 
 
+def test_a_chunk_has_images_for_every_device():
+    encoded = []
+
+    def encode(images):
+        encoded.append(len(images))
+        return images.astype(np.float32)
+
+    features_Bhwd = EncodedOnce(encode, chunk=4)(batch(0, 1, 2, 3, 4)).features_Bhwd
+    np.testing.assert_array_equal(features_Bhwd, IMAGES)
+    assert encoded == [4, 4]
+
+
 def test_images_beyond_the_memory_are_encoded_every_time():
     encoder = Encoder()
     once = EncodedOnce(encoder, max_bytes=2 * 4 * IMAGES[0].size)
@@ -86,12 +98,10 @@ def test_batches_are_replaced_and_closed():
         ('never', (), 0.0, 1, False),
         ('auto', ('some',), 0.0, 1, False),
         ('auto', (), 0.5, 1, False),
-        ('auto', (), 0.0, 8, False),
+        ('auto', (), 0.0, 8, True),
     ],
 )
-def test_features_are_kept_for_emoji_on_one_cpu_device(
-    encode_once, sources, scenes, devices, wanted
-):
+def test_features_are_kept_for_emoji_on_cpu_devices(encode_once, sources, scenes, devices, wanted):
     data = SimpleNamespace(sources=sources, scenes=scenes)
     config = SimpleNamespace(encode_once=encode_once, data=data)
     assert keeps_features(config, make_mesh(devices=jax.devices()[:devices])) == wanted

@@ -60,6 +60,19 @@ def flipped_share(group):
     return np.array(shares)
 
 
+def test_without_requantizing_the_inputs_have_flips_and_the_targets_do_not_follow():
+    f, key = features(2, 6), jax.random.key(3)
+    flips = sample_flips(key, 2, 6, SCHEDULE, max_strength=0.3)
+    inputs, targets = corrupt(f, SCHEDULE, flips, requantize=False)
+    clean_inputs, clean_targets = corrupt(f, SCHEDULE, ())
+    corrected_targets = corrupt(f, SCHEDULE, flips)[1]
+    assert (targets == clean_targets).all() and (targets != corrected_targets).any()
+    # The flips of the first scale reach the second one's inputs, on top of the same true bits.
+    first = slice(0, 4)
+    np.testing.assert_array_equal(inputs[:, first], corrupt(f, SCHEDULE, flips)[0][:, first])
+    assert (inputs[:, first] != clean_inputs[:, first]).any()
+
+
 @pytest.mark.parametrize('patchify', [False, True])
 def test_strength_zero_is_teacher_forcing(patchify):
     f = features(2, 6, patchify=patchify)

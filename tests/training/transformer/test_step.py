@@ -30,7 +30,12 @@ from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.training.accumulate import batch_parts, check_parts, mean_of_parts
 from infinity_jax.training.batches import put_batch
 from infinity_jax.training.optimizer import OptimizerConfig, make_optimizer, new_state
-from infinity_jax.training.transformer.config import SelfCorrection, T2IConfig, TextTraining
+from infinity_jax.training.transformer.config import (
+    SelfCorrection,
+    T2IConfig,
+    TextTraining,
+    run_schedule,
+)
 from infinity_jax.training.transformer.parts import place_frozen
 from infinity_jax.training.transformer.step import Models, evaluation_step, jit_step, train_step
 from infinity_jax.transformer.model import Transformer
@@ -220,3 +225,10 @@ def test_the_frozen_text_encoder_is_split_and_has_the_dtype_of_products(tmp_path
     assert frozen['text']['token_embedding'].dtype == jnp.float32
     convolution = frozen['tokenizer']['encoder']['mid_1']['conv1']['kernel']
     assert convolution.dtype == jnp.float32 and not convolution.sharding.is_fully_replicated
+
+
+def test_a_run_can_have_grids_of_its_own():
+    grids = ((1, 1), (3, 3), (4, 4))
+    assert run_schedule(run_config(grids=grids), SCHEDULE, False).grids == grids
+    with pytest.raises(UserError, match=r'grids ends in \(5, 5\); the tokenizer makes'):
+        run_schedule(run_config(grids=((1, 1), (5, 5))), SCHEDULE, False)

@@ -1,0 +1,145 @@
+"""Claims of the paper, tried on the embedded emoji: small models, several seeds, one command each.
+
+    infinity-jax experiment run configs/experiments.py:self_correction --seeds 0,1,2
+    infinity-jax experiment report runs/experiments/self_correction
+
+The first command trains and judges every point of an experiment, one after the other; started
+again, it goes on where it ended. One point by itself:
+
+    python -m infinity_jax.main --config=configs/experiments.py:self_correction/4_scales_0.1
+
+Every point is the main job (configs/t2i.py) with the fields that its experiment changes.
+"""
+
+import importlib.util
+import pathlib
+
+from ml_collections import ConfigDict
+
+SCALES = {
+    '4': ((1, 1), (2, 2), (4, 4), (8, 8)),  # of the shipped tokenizer
+    '8': ((1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7), (8, 8)),
+}
+STRENGTHS = (0.0, 0.1, 0.2, 0.3)
+STEPS = 3600  # of the main job: 57,600 images
+BUDGETS = (900, 3600, 10_800)
+# Width, depth: 0.12, 0.4, 1, 2.4 and 6 million parameters in blocks.
+SIZES = {'0.1m': (64, 2), '0.4m': (96, 3), '1m': (128, 4), '2.4m': (192, 4), '6m': (256, 6)}
+
+
+def _self_correction() -> dict:
+    """Strengths of the flips, with few and with many scales."""
+    return {
+        f'{number}_scales_{strength:g}': {
+            'x': strength,
+            'series': f'{number} scales',
+            'fields': {
+                'grids': grids,
+                'transformer.max_scales': len(grids),
+                'self_correction.max_strength': strength,
+            },
+        }
+        for number, grids in SCALES.items()
+        for strength in STRENGTHS
+    }
+
+
+def _budget() -> dict:
+    """The length of training, with and without self-correction."""
+    return {
+        f'{steps}_steps_{strength:g}': {
+            'x': steps,
+            'series': f'strength {strength:g}',
+            'fields': {'steps': steps, 'self_correction.max_strength': strength},
+        }
+        for steps in BUDGETS
+        for strength in (0.0, 0.1, 0.3)
+    }
+
+
+def _requantizing() -> dict:
+    """Flips whose targets follow, flips alone, and no flips: the rows of the paper's table."""
+    rows = {
+        'none': {'self_correction.max_strength': 0.0},
+        'flips': {'self_correction.requantize': False},
+        'self_correction': {},
+    }
+    return {
+        name: {'x': x, 'series': 'strength 0.1', 'fields': {**strength, **fields}}
+        for x, (name, fields) in enumerate(rows.items())
+        for strength in ({'self_correction.max_strength': 0.1},)
+    }
+
+
+def _model_scaling() -> dict:
+    """The size of the transformer."""
+    return {
+        name: {
+            'x': 12 * depth * width**2 / 1e6,
+            'series': 'models',
+            'fields': {
+                'transformer.width': width,
+                'transformer.depth': depth,
+                'transformer.num_heads': width // 32,
+            },
+        }
+        for name, (width, depth) in SIZES.items()
+    }
+
+
+# Name -> title and axis of the plot, and the points: position, line of the plot, changed fields.
+EXPERIMENTS = {
+    'self_correction': {
+        'title': 'Self-correction by strength',
+        'axis': 'largest probability of a flip',
+        'points': _self_correction(),
+    },
+    'budget': {
+        'title': 'Self-correction by length of training',
+        'axis': 'steps of 16 images',
+        'log_axis': True,
+        'points': _budget(),
+    },
+    'requantizing': {
+        'title': 'No flips, flips alone, self-correction',
+        'axis': '0: no flips, 1: flips alone, 2: self-correction',
+        'points': _requantizing(),
+    },
+    'model_scaling': {
+        'title': 'Quality by size of the transformer',
+        'axis': 'million parameters in blocks',
+        'log_axis': True,
+        'points': _model_scaling(),
+    },
+}
+
+
+def get_config(arg: str) -> ConfigDict:
+    """The point `arg`, EXPERIMENT/POINT.
+
+    Raises:
+      ValueError: the experiment or the point is unknown.
+    """
+    name, _, point = arg.partition('/')
+    if name not in EXPERIMENTS:
+        raise ValueError(f'unknown experiment {name!r}; known: {", ".join(EXPERIMENTS)}')
+    points = EXPERIMENTS[name]['points']
+    if point not in points:
+        raise ValueError(f'unknown point {point!r} of {name}; known: {", ".join(points)}')
+    config = _main_job()
+    config.run_dir = f'runs/experiments/{name}/{point}/seed_0'
+    config.steps = STEPS
+    config.eval_every = 1800
+    config.sample_every = 1800
+    config.first_sample = 0
+    with config.unlocked():
+        config.update_from_flattened_dict({'grids': (), **points[point]['fields']})
+    return config
+
+
+def _main_job() -> ConfigDict:
+    path = pathlib.Path(__file__).with_name('t2i.py')
+    spec = importlib.util.spec_from_file_location('t2i', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config('demo')

@@ -1,0 +1,92 @@
+"""An experiment: points that differ in a few fields of one config file, such as strengths."""
+
+import dataclasses
+import json
+import pathlib
+import runpy
+from typing import Any
+
+from infinity_jax.errors import UserError, in_one_line
+from infinity_jax.runtime.atomic_write import atomic_file
+
+FILE_NAME = 'experiment.json'  # in the folder of an experiment's runs
+TABLE = 'EXPERIMENTS'  # of a config file: name -> title, axis, points
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One training: its position on the axis of the plot, and the line that it belongs to."""
+
+    x: float
+    series: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """The points of an experiment by name, and the labels of its plot."""
+
+    name: str
+    title: str
+    axis: str
+    points: dict[str, Point]
+    log_axis: bool = False
+
+
+def read_experiment(spec: str) -> Experiment:
+    """Reads the experiment NAME of a config file, given as FILE:NAME.
+
+    Raises:
+      UserError: there is no such file or experiment, or its entry lacks a part.
+    """
+    file, _, name = spec.partition(':')
+    try:
+        found = runpy.run_path(file).get(TABLE, {})
+    # The file is any Python code, so any error may come out of it.
+    except Exception as error:
+        raise UserError(f'{file}: {type(error).__name__}: {in_one_line(error, 300)}') from None
+    if name not in found:
+        raise UserError(
+            f'{file} has no experiment {name!r}; wanted FILE:NAME with one of '
+            f'{", ".join(found) or f"its {TABLE}, which is missing"}'
+        )
+    return _experiment(name, found[name], file)
+
+
+def save_experiment(folder: pathlib.Path, experiment: Experiment) -> None:
+    """Writes what a report needs, next to the runs."""
+    with atomic_file(folder / FILE_NAME) as temporary:
+        text = json.dumps(dataclasses.asdict(experiment), indent=2)
+        temporary.write_text(text + '\n', encoding='utf-8')
+
+
+def load_experiment(folder: pathlib.Path) -> Experiment:
+    """What `save_experiment` wrote.
+
+    Raises:
+      UserError: the folder has no such file, or it is damaged.
+    """
+    path = folder / FILE_NAME
+    try:
+        entry = json.loads(path.read_text(encoding='utf-8'))
+        return _experiment(entry['name'], entry, str(path))
+    except FileNotFoundError:
+        raise UserError(
+            f'{folder} has no {FILE_NAME}; wanted the folder of an experiment'
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f'{path} is damaged ({in_one_line(error)}); run the experiment') from None
+
+
+def _experiment(name: str, entry: dict[str, Any], where: str) -> Experiment:
+    try:
+        points = {
+            point: Point(float(each['x']), str(each['series']))
+            for point, each in entry['points'].items()
+        }
+        log_axis = bool(entry.get('log_axis', False))
+        return Experiment(name, str(entry['title']), str(entry['axis']), points, log_axis)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f'{where}: experiment {name} lacks {in_one_line(error)}; wanted title, axis and '
+            'points with x and series'
+        ) from None
