@@ -36,7 +36,7 @@ def to_peft(
         raise UserError(f'--out {out} exists and holds no adapters; name another folder')
     configs = read_configs(checkpoint)
     transformer = required(configs.transformer, 'transformer')
-    config, adapters = load_adapter(adapter)
+    config, adapters = load_adapter(os.fspath(adapter))
     check_adapter(transformer, adapters, config, os.fspath(adapter))
     imported = configs.source.get('transformer', {}).get('chunks')
     chunks = chunks or imported or released_chunks(transformer)

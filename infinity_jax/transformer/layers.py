@@ -92,7 +92,8 @@ class Linear(nn.Module):
         """(x A) B, in parts of its features; None without an update."""
         if not self.has_variable('params', LORA_A):
             return None
-        a, b = (self.get_variable('params', name).astype(self.dtype) for name in (LORA_A, LORA_B))
+        a: jax.Array = self.get_variable('params', LORA_A).astype(self.dtype)
+        b: jax.Array = self.get_variable('params', LORA_B).astype(self.dtype)
         a = a.reshape(*x.shape[-contract:], -1)
         narrow = _contract(x.astype(self.dtype), a, axes=contract)
         return [_contract(narrow, part, axes=1) for part in jnp.split(b, parts, axis=-1)]

@@ -8,6 +8,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.tools.commands.flag_types import (
     RenamedFlag,
     aspect_ratio,
+    input_path,
     layer,
     numbers,
     path,
@@ -75,12 +76,14 @@ def add_adapter_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def adapter_path(text: str) -> str:
-    """A path with or without a strength; it is parsed once the model is read."""
-    if re.match(r':|$', text):
+    """A path with or without a strength, which is parsed once the model is read."""
+    found = re.search(r':[-+.\deE]+$', text)
+    file, strength = (text[: found.start()], found[0]) if found else (text, '')
+    if not file or file.startswith(':'):
         raise argparse.ArgumentTypeError(
             f'{text!r} names no file; wanted PATH or PATH:STRENGTH, such as adapter.safetensors:0.8'
         )
-    return path(text)
+    return input_path(file) + strength
 
 
 def add_count_flags(parser: argparse.ArgumentParser) -> None:

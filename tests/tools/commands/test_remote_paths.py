@@ -19,6 +19,7 @@ from infinity_jax.tools.commands.flag_types import (
     output_path,
     path,
 )
+from infinity_jax.tools.commands.generation_flags import adapter_path
 from infinity_jax.training.init_from import run_config
 
 PATHS = ('DIR', 'FILE', 'PATH', 'IMAGE', 'PNG', 'NPZ')
@@ -81,7 +82,8 @@ def test_a_flag_for_this_machine_names_the_store(capsys):
                 main(command(words, action, required, 's3://bucket/x'))
             assert 's3://bucket/x, which only works on this machine' in capsys.readouterr().err
         elif action.metavar != 'NAME=DIR':
-            assert action.type in (path, input_path, output_path), (words, action.dest)
+            known = (path, input_path, output_path, adapter_path)
+            assert action.type in known, (words, action.dest)
 
 
 def test_inputs_are_copied_and_outputs_are_sent(store, tmp_path, capsys):
