@@ -117,7 +117,8 @@ def test_long_sequences_are_filled_up_before_the_first_layer():
     assert [splash.filled_length(n) for n in (521, 2521, 10_521)] == [521, 2560, 10_752]
     length = lambda name: training_length(10_521, PRESETS['2b'], name)
     assert on('tpu', length, 'auto') == 10_752
-    assert on('gpu', length, 'auto') == on('cpu', length, 'auto') == 10_521
+    assert on('cpu', length, 'auto') == 10_521
+    assert on('gpu', length, 'auto') == 10_522  # cuDNN's gradient wants even numbers
     with jax.set_mesh(make_mesh(MESH)):
         assert length('xla') == 10_522
 
