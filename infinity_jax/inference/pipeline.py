@@ -276,8 +276,8 @@ class InfinityPipeline:
           UserError: a seed out of range, or sampling settings that do not fit schedule or model.
         """
         for seed, _ in job.seeds:
-            if not 0 <= seed < SEEDS:
-                raise UserError(f'seed is {seed}; wanted a whole number from 0 to {SEEDS - 1}')
+            if not isinstance(seed, (int, np.integer)) or not 0 <= seed < SEEDS:
+                raise UserError(f'seed is {seed!r}; wanted a whole number from 0 to {SEEDS - 1}')
         numbers = job.sampling.traced(job.schedule)
         settings = job.sampling.static(job.schedule, self._quantization)
         count = len(job.seeds)

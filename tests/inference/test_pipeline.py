@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import re
 
 import huggingface_hub
 import huggingface_hub.constants
@@ -266,9 +267,11 @@ def test_a_missing_folder_is_a_user_error(tmp_path):
         InfinityPipeline.from_pretrained(tmp_path / 'nowhere')
 
 
-@pytest.mark.parametrize('seed', [-1, 2**32])
-def test_a_seed_that_a_key_would_cut_is_a_user_error(seed):
-    with pytest.raises(UserError, match=f'seed is {seed}; wanted a whole number from 0'):
+@pytest.mark.parametrize('seed', [-1, 2**32, ((0, 3),), 0.5])
+def test_a_seed_that_makes_no_key_is_a_user_error(seed):
+    with pytest.raises(
+        UserError, match=f'seed is {re.escape(repr(seed))}; wanted a whole number from 0'
+    ):
         pipeline()('a cat', seed=seed)
 
 

@@ -209,13 +209,16 @@ def _generate(args: argparse.Namespace) -> None:
     if args.rewritten:
         texts = read_rewritten(args.rewritten, [item.prompt for item in benchmark.items])
     plan = plan_run(benchmark, options_of(args), out, texts)
+    settings = settings_of(plan, args.prompts, args.rewritten)
     if args.dry_run:
         from infinity_jax.tools.evaluation.benchmarks.dry_run import dry_run_lines
+        from infinity_jax.tools.evaluation.benchmarks.settings import continues
 
+        continues(out, settings)
         if jax.process_index() == 0:
             print('\n'.join(dry_run_lines(plan)))
         return
-    new = generate_missing(plan, settings_of(plan, args.prompts, args.rewritten))
+    new = generate_missing(plan, settings)
     if jax.process_index() == 0:
         images = len(benchmark.items) * benchmark.num
         share = '' if jax.process_count() == 1 else ' by this process'

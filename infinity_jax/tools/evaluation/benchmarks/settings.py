@@ -97,13 +97,24 @@ def claim(out: pathlib.Path, settings: Mapping[str, Any]) -> None:
       UserError: the folder has files of something else, or the run began with other settings.
     """
     path = out / FILE
-    if path.exists():
-        _compare(path, read_run(out), settings)
+    if continues(out, settings):
         return
     if out.is_dir() and any(not each.name.startswith('.') for each in out.iterdir()):
         raise UserError(f'--out {out}: has files but no {FILE}; name a new folder')
     with atomic_file(path) as temporary:
         temporary.write_text(json.dumps(settings, indent=2) + '\n', encoding='utf-8')
+
+
+def continues(out: pathlib.Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a folder has the beginning of this run.
+
+    Raises:
+      UserError: it has that of a run with other settings.
+    """
+    if not (out / FILE).exists():
+        return False
+    _compare(out / FILE, read_run(out), settings)
+    return True
 
 
 def read_run(out: pathlib.Path) -> dict[str, Any]:

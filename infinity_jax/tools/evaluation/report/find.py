@@ -11,6 +11,7 @@ from infinity_jax.tools.evaluation.report.results import (
     DPG_SCORE,
     HPS_LINE,
     Results,
+    is_prompt_file,
     read_dpg,
     read_file,
     read_geneval,
@@ -19,6 +20,7 @@ from infinity_jax.tools.evaluation.report.results import (
     read_imagereward,
 )
 
+IMAGEREWARD_FILE = 'image_reward_res.json'  # of the released script
 # Files that `infinity-jax evaluate` itself writes, and the command.
 OWN: dict[str, tuple[Callable[[pathlib.Path, Any], Results], str]] = {
     'clip_scores.json': (read_clip, 'clip'),
@@ -58,7 +60,7 @@ def read_results(path: pathlib.Path) -> Results | None:
     if path.name.startswith('.') or path.name in ('metadata.jsonl', 'run.json', 'report.json'):
         return None
     if path.suffix == '.jsonl':
-        return read_geneval(path)
+        return None if is_prompt_file(path) else read_geneval(path)
     if path.suffix == '.json':
         try:
             content = json.loads(read_file(path))
@@ -68,12 +70,12 @@ def read_results(path: pathlib.Path) -> Results | None:
             return _read_own(path, content)
         if isinstance(content, dict) and 'average_image_reward' in content:
             return read_imagereward(path, content)
-        if (
-            isinstance(content, list)
-            and content
-            and all(isinstance(entry, dict) and entry.get('rewards') for entry in content)
+        if isinstance(content, list) and any(
+            isinstance(entry, dict) and 'rewards' in entry for entry in content
         ):
             return read_imagereward(path, content)
+        if path.name == IMAGEREWARD_FILE:
+            raise UserError(f'{path}: has no average_image_reward; run the judge again')
         return None
     if path.suffix not in ('.txt', '.log') or path.stem in ('report', 'metadata'):
         return None
@@ -82,6 +84,8 @@ def read_results(path: pathlib.Path) -> Results | None:
     text = read_file(path)
     if HPS_LINE.search(text):
         return read_hpsv2(path, text)
+    if 'hps' in path.name.lower():
+        raise UserError(f'{path}: has no line of a style and its score; run the judge again')
     if DPG_SCORE.search(text) or ('dpg' in path.name.lower() and 'result' in path.name.lower()):
         return read_dpg(path, text)
     return None

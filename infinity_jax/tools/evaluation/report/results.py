@@ -6,6 +6,7 @@ import json
 import math
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from infinity_jax.errors import UserError
@@ -14,6 +15,8 @@ from infinity_jax.tools.evaluation.report.references import OVERALL
 
 # Images, or for DPG-Bench grids, of the whole benchmark as published.
 PUBLISHED = {'geneval': 2212, 'dpg': 1065, 'imagereward': 1000, 'hpsv2': 3200}
+GENEVAL_TASKS = ('single_object', 'two_object', 'counting', 'colors', 'position', 'color_attr')
+HPS_STYLES = ('anime', 'concept-art', 'paintings', 'photo')
 HPS_GROUPS = 10  # of 80 prompts, whose spread HPSv2 prints
 HPS_QUANTILE = 2.262  # of Student's t with 9 degrees of freedom, at 0.975
 HPS_LINE = re.compile(
@@ -61,6 +64,7 @@ def read_geneval(path: pathlib.Path) -> Results:
     if not lines:
         raise UserError(f'{path}: empty; run the judge again')
     tasks: dict[str, dict[str, list[bool]]] = collections.defaultdict(dict)
+    files: set[str] = set()
     for number, line in enumerate(lines, 1):
         entry = _line(path, number, line, len(lines))
         tag, correct = entry.get('tag'), entry.get('correct')
@@ -69,6 +73,13 @@ def read_geneval(path: pathlib.Path) -> Results:
                 f'{path}: line {number} has no tag and correct (true or false); wanted the results '
                 "of GenEval's evaluate_images.py"
             )
+        file = entry.get('filename')
+        if file in files:
+            raise UserError(
+                f'{path}: line {number} judges {file} a second time; remove the file and run the '
+                'judge again'
+            )
+        files |= {file} if file else set()
         prompt = str(entry.get('metadata') or entry.get('prompt') or number)
         tasks[tag].setdefault(prompt, []).append(bool(correct))
     rows = []
@@ -76,7 +87,17 @@ def read_geneval(path: pathlib.Path) -> Results:
         groups = list(prompts.values())
         rows.append(Row(tag, accuracy(groups), sum(map(len, groups))))
     overall = Row(OVERALL, average([row.estimate for row in rows]), len(lines))
-    return Results('geneval', path, (*rows, overall), len(lines))
+    notes = _absent('tasks', GENEVAL_TASKS, tasks)
+    return Results('geneval', path, (*rows, overall), len(lines), notes)
+
+
+def is_prompt_file(path: pathlib.Path) -> bool:
+    """Whether the lines of a file are GenEval's prompts, which some keep next to the results."""
+    try:
+        first = json.loads(read_file(path).split('\n', 1)[0])
+    except json.JSONDecodeError:
+        return False
+    return isinstance(first, dict) and 'include' in first and 'correct' not in first
 
 
 def read_imagereward(path: pathlib.Path, content: Any) -> Results:
@@ -94,9 +115,10 @@ def read_imagereward(path: pathlib.Path, content: Any) -> Results:
         return Results('imagereward', path, (row,), images, (note,))
     groups = []
     for i, entry in enumerate(content):
-        rewards = entry['rewards'] if isinstance(entry, dict) else None
-        rewards = rewards if isinstance(rewards, list) else [rewards]
-        groups.append([as_number(path, f'entry {i + 1}: rewards', each) for each in rewards])
+        rewards = entry.get('rewards') if isinstance(entry, dict) else None
+        rewards = rewards or None if isinstance(rewards, list) else [rewards]
+        name = f'entry {i + 1}: rewards'
+        groups.append([as_number(path, name, each) for each in rewards or [None]])
     images = sum(map(len, groups))
     row = Row(OVERALL, mean([sum(group) / len(group) for group in groups]), images)
     return Results('imagereward', path, (row,), images)
@@ -110,15 +132,20 @@ def read_hpsv2(path: pathlib.Path, text: str) -> Results:
     Raises:
       UserError: a score is not a number, because images were missing.
     """
-    rows = []
+    rows: list[Row] = []
     for style, value, spread in HPS_LINE.findall(text):
+        if any(row.name == style for row in rows):
+            raise UserError(
+                f'{path}: {style} appears twice, from two runs; remove the lines of the first one'
+            )
         score, deviation = (as_number(path, style, each) for each in (value, spread))
         factor = 100 if abs(score) < 1 else 1
         half = HPS_QUANTILE * deviation / math.sqrt(HPS_GROUPS - 1)  # it divides by 10, not by 9
         estimate = Estimate(*(factor * x for x in (score, score - half, score + half)))
         rows.append(Row(style, estimate, 800))
     overall = Row(OVERALL, average([row.estimate for row in rows]), 800 * len(rows))
-    return Results('hpsv2', path, (*rows, overall), 800 * len(rows))
+    notes = _absent('styles', HPS_STYLES, [row.name for row in rows])
+    return Results('hpsv2', path, (*rows, overall), 800 * len(rows), notes)
 
 
 def read_hpsv2_scores(path: pathlib.Path, content: Any) -> Results:
@@ -171,6 +198,12 @@ def read_file(path: pathlib.Path) -> str:
         raise UserError(f'{path}: {error.strerror}; run the judge again') from None
     except UnicodeDecodeError as error:
         raise UserError(f'{path}: byte {error.start} is not UTF-8; run the judge again') from None
+
+
+def _absent(kind: str, wanted: Iterable[str], found: Iterable[str]) -> tuple[str, ...]:
+    """A note on what an overall score leaves out, if anything."""
+    absent = [name for name in wanted if name not in [*found]]
+    return (f'overall is without the {kind} {", ".join(absent)}',) if absent else ()
 
 
 def _line(path: pathlib.Path, number: int, line: str, count: int) -> dict[str, Any]:

@@ -291,6 +291,9 @@ def test_a_dry_run_writes_nothing_and_tells_counts_disk_and_time(prompts, model,
     output = capsys.readouterr().out
     assert '10 images, 10 of them generated now' in output
     assert f'evaluate_images.py {out} --outfile {out}/results.jsonl' in output
+    with pytest.raises(SystemExit):  # as the run itself would
+        main([*command, '--cfg', '3', '--dry-run'])
+    assert 'sampling.guidance was [4.0], now it is [3.0]' in capsys.readouterr().err
     lines = dry_run_lines(planned('geneval', prompts, out, model, max_batch=None))
     assert lines[0].endswith('0 are not there yet') and len(lines) == 2
     assert [duration(s) for s in (3, 200, 9000, 400000)] == [

@@ -23,7 +23,7 @@ def geneval_lines(share=0.75):
             for j in range(4):
                 lines.append(
                     {
-                        'filename': f'out/{i:05}/samples/{j:04}.png',
+                        'filename': f'out/{len(lines) // 4:05}/samples/{j:04}.png',
                         'tag': tag,
                         'prompt': f'{tag} {i}',
                         'correct': j < 4 * share,
@@ -205,3 +205,44 @@ def test_a_folder_without_results(tmp_path):
     with pytest.raises(UserError, match='cut off'):
         (tmp_path / 'r.jsonl').write_text('{')
         read_geneval(tmp_path / 'r.jsonl')
+
+
+@pytest.mark.parametrize(
+    ('name', 'content', 'message'),
+    [
+        ('result.json', [{'rewards': [1.0]}, {'rewards': []}], 'entry 2: rewards is None; wanted'),
+        ('result.json', [{'rewards': [1.0]}, {'prompt': 'a'}], 'entry 2: rewards is None; wanted'),
+        ('image_reward_res.json', {}, 'has no average_image_reward; run the judge again'),
+        ('hps.txt', 'Traceback: ...', 'has no line of a style and its score; run the judge again'),
+        ('hps.txt', HPS + HPS, 'anime appears twice, from two runs'),
+    ],
+)
+def test_half_and_doubled_files_are_named_next_to_whole_ones(tmp_path, name, content, message):
+    write(tmp_path / 'results.jsonl', geneval_lines())
+    text = content if isinstance(content, str) else json.dumps(content)
+    (tmp_path / name).write_text(text)
+    results, problems = find_results(tmp_path)
+    assert [each.benchmark for each in results] == ['geneval']
+    assert len(problems) == 1 and name in problems[0] and message in problems[0]
+
+
+def test_an_image_that_is_judged_twice_is_named(tmp_path):
+    write(tmp_path / 'results.jsonl', [*geneval_lines(), geneval_lines()[0]])
+    with pytest.raises(UserError, match=r'line 2213 judges out/00000/samples/0000.png a second'):
+        read_geneval(tmp_path / 'results.jsonl')
+
+
+def test_prompts_next_to_the_results_are_none(tmp_path):
+    write(tmp_path / 'results.jsonl', geneval_lines())
+    write(tmp_path / 'evaluation_metadata.jsonl', [{'tag': 'a', 'include': [], 'prompt': 'b'}])
+    results, problems = find_results(tmp_path)
+    assert len(results) == 1 and not problems and not results[0].notes
+
+
+def test_an_overall_score_names_the_tasks_that_are_absent(tmp_path):
+    lines = [line for line in geneval_lines() if line['tag'] in ('counting', 'colors')]
+    write(tmp_path / 'results.jsonl', lines)
+    absent = 'single_object, two_object, position, color_attr'
+    assert read_geneval(tmp_path / 'results.jsonl').notes == (
+        f'overall is without the tasks {absent}',
+    )
