@@ -127,7 +127,9 @@ def read_run(out: pathlib.Path) -> dict[str, Any]:
         run = json.loads((out / FILE).read_text(encoding='utf-8'))
     except (OSError, ValueError) as error:
         raise UserError(f'{out / FILE}: {error}; name another folder') from None
-    if not isinstance(run, dict):
+    if not isinstance(run, dict) or not all(
+        isinstance(run.get(name, {}), dict) for name in ('prompts', 'sampling')
+    ):
         raise UserError(f'{out / FILE}: not the settings of a run; name another folder')
     return run
 

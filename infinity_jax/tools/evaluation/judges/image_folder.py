@@ -8,7 +8,7 @@ import numpy as np
 
 from infinity_jax.data.decode import decode, upright_size
 from infinity_jax.data.records import BrokenRecord, open_file
-from infinity_jax.errors import UserError
+from infinity_jax.errors import UserError, in_one_line
 from infinity_jax.runtime.atomic_write import atomic_file
 from infinity_jax.tools.evaluation.benchmarks.layout import Benchmark
 from infinity_jax.tools.evaluation.benchmarks.readers import READERS
@@ -25,9 +25,15 @@ def read_benchmark(out: pathlib.Path) -> Benchmark:
     name = run.get('benchmark')
     if name not in READERS:
         raise UserError(f'{out}: run.json is of benchmark {name!r}; wanted {", ".join(READERS)}')
-    path = pathlib.Path(str(run['prompts']['file']))
-    benchmark = READERS[name](path, run['images_per_prompt'], out)
-    if benchmark.digest != run['prompts']['sha256']:
+    try:
+        prompts, num = run['prompts'], run['images_per_prompt']
+        path, digest = pathlib.Path(prompts['file']), prompts['sha256']
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f'{out}: run.json lacks {in_one_line(error)}; wanted a folder that evaluate generated'
+        ) from None
+    benchmark = READERS[name](path, num, out)
+    if benchmark.digest != digest:
         raise UserError(f'{path}: not the prompts of {out}; restore the file')
     return benchmark
 

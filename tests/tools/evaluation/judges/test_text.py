@@ -112,5 +112,13 @@ def test_what_cannot_be_read_is_one_line(tmp_path, monkeypatch):
         text.evaluate_text(out)
     out = folder(tmp_path / 'b', ['"Open"'])
     monkeypatch.setitem(sys.modules, 'rapidocr', None)
+    (tmp_path / 'c').mkdir()
+    for content, message in (
+        ('{"benchmark": "geneval"}', "run.json lacks 'prompts'; wanted a folder that evaluate"),
+        ('{"benchmark": "geneval", "prompts": [1]}', 'run.json: not the settings of a run'),
+    ):
+        (tmp_path / 'c' / 'run.json').write_text(content)
+        with pytest.raises(UserError, match=message):
+            text.evaluate_text(tmp_path / 'c')
     with pytest.raises(UserError, match=r"the package rapidocr .*: pip install 'infinity_jax\[ocr"):
         text.evaluate_text(out)
