@@ -59,15 +59,17 @@ def _budget() -> dict:
 
 def _requantizing() -> dict:
     """Flips whose targets follow, flips alone, and no flips: the rows of the paper's table."""
-    rows = {
-        'none': {'self_correction.max_strength': 0.0},
-        'flips': {'self_correction.requantize': False},
-        'self_correction': {},
-    }
+    rows = {'none': (0.0, True), 'flips': (0.1, False), 'self_correction': (0.1, True)}
     return {
-        name: {'x': x, 'series': 'strength 0.1', 'fields': {**strength, **fields}}
-        for x, (name, fields) in enumerate(rows.items())
-        for strength in ({'self_correction.max_strength': 0.1},)
+        name: {
+            'x': x,
+            'series': 'strength 0.1',
+            'fields': {
+                'self_correction.max_strength': strength,
+                'self_correction.requantize': requantize,
+            },
+        }
+        for x, (name, (strength, requantize)) in enumerate(rows.items())
     }
 
 

@@ -137,7 +137,7 @@ def _add_to_torch(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_to_torch)
 
 
-def _add_merge_lora(parser: argparse.ArgumentParser) -> None:
+def _add_adapted_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--checkpoint',
         required=True,
@@ -145,6 +145,10 @@ def _add_merge_lora(parser: argparse.ArgumentParser) -> None:
         metavar='DIR',
         help='model folder that the adapters were trained on',
     )
+
+
+def _add_merge_lora(parser: argparse.ArgumentParser) -> None:
+    _add_adapted_model(parser)
     parser.add_argument(
         '--adapter',
         required=True,
@@ -159,13 +163,7 @@ def _add_merge_lora(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_to_peft(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        '--checkpoint',
-        required=True,
-        type=path,
-        metavar='DIR',
-        help='model folder that the adapters were trained on',
-    )
+    _add_adapted_model(parser)
     parser.add_argument(
         '--adapter',
         required=True,

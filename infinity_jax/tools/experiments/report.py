@@ -1,7 +1,6 @@
 """The report of an experiment: means and spreads over seeds, as a table, JSON and a plot."""
 
 import json
-import math
 import pathlib
 import statistics
 from typing import Any
@@ -120,8 +119,7 @@ def _plot(experiment: Experiment, results: dict[str, Any], path: pathlib.Path) -
             )
             means = [factor * summary['mean'] for _, summary in points]
             errors = [
-                [math.fabs(factor * (s[end] - s['mean'])) for _, s in points]
-                for end in ('min', 'max')
+                [abs(factor * (s[end] - s['mean'])) for _, s in points] for end in ('min', 'max')
             ]
             axes.errorbar(
                 [x for x, _ in points], means, errors, marker='.', capsize=3, label=series
