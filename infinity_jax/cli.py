@@ -161,7 +161,9 @@ def main(argv: list[str] | None = None) -> None:
         if overrides:
             _take_overrides(args, overrides)
         from infinity_jax.runtime.compile_cache import use_compile_cache
+        from infinity_jax.runtime.host_memory import use_most_of_gpu_memory
 
+        use_most_of_gpu_memory()
         use_compile_cache()
         with local_outputs(args):
             args.run(args)

@@ -198,8 +198,9 @@ class TextConfig:
 class QuantizationConfig:
     """Lossy reductions of memory and time; docs/memory.md has their cost in quality."""
 
-    weights: str = 'full'  # 'int8': the blocks' kernels, one scale per output channel
-    cache: str = 'full'  # 'int8': keys and values of earlier scales
+    # 'int8': the blocks' kernels, one scale per output channel; 'auto': where `memory_plan` says so
+    weights: str = 'full'
+    cache: str = 'full'  # 'int8': keys and values of earlier scales; 'auto' likewise
     decoder: str = AUTO  # precision of its convolutions; 'auto' depends on the platform
     unguided_scales: dataclasses.InitVar[int] = 0  # now of SamplingConfig; read until version 0.3
 
@@ -207,8 +208,10 @@ class QuantizationConfig:
 
     def __post_init__(self, unguided_scales: int):
         for name in ('weights', 'cache'):
-            if getattr(self, name) not in ('full', 'int8'):
-                raise UserError(f"{name} is {getattr(self, name)!r}; wanted 'full' or 'int8'")
+            if getattr(self, name) not in (AUTO, 'full', 'int8'):
+                raise UserError(
+                    f"{name} is {getattr(self, name)!r}; wanted 'full', 'int8' or 'auto'"
+                )
         if self.decoder not in (AUTO, *CONVOLUTION_PRECISIONS):
             wanted = ', '.join((AUTO, *CONVOLUTION_PRECISIONS))
             raise UserError(f'decoder is {self.decoder!r}; wanted {wanted}')
@@ -231,6 +234,8 @@ class ModelConfigs:
       trained_with: fingerprint of the tokenizer whose codes the transformer learned; '': unknown.
       text_dtype: of the text encoder's products, not stored; '': the transformer's.
       attention: implementation in generation, not stored; see `attention_choice.choose`.
+      text_encoder: memory that holds it in generation, not stored: 'device', 'host', from where
+        it moves to the device while it encodes, or 'auto': the host where the device lacks room.
     """
 
     transformer: TransformerConfig | None = None
@@ -242,6 +247,7 @@ class ModelConfigs:
     trained_with: str = ''
     text_dtype: str = ''
     attention: str = 'auto'
+    text_encoder: str = AUTO
 
     @property
     def text_products(self) -> str:

@@ -15,6 +15,7 @@ from helpers.paths import CONFIGS
 from PIL import Image
 
 from infinity_jax import cli
+from infinity_jax.config import QuantizationConfig
 from infinity_jax.errors import UserError
 from infinity_jax.images import check_writable, save_image, save_png
 from infinity_jax.inference import pipeline as pipeline_module
@@ -43,6 +44,7 @@ class FakePipeline:
     asked = {}
     schedule = ScaleSchedule.for_image(0.5, '0.06M')
     image_size = (16, 16)
+    quantization = QuantizationConfig(cache='int8')  # as memory allows, not as asked
 
     @classmethod
     def from_pretrained(cls, folder, **options):
@@ -76,6 +78,7 @@ def test_one_image_with_its_settings_inside(fake, tmp_path):
         assert image.text['guidance'] == '1.0,2.0,3.0,4.0' and image.text['negative'] == 'a pear'
         assert image.text['ratio'] == '0.500' and image.text['budget'] == '0.06M'
         assert image.text['height'] == '16' and image.text['width'] == '16'
+        assert image.text['weights'] == 'full' and image.text['cache'] == 'int8'
     assert fake.asked['sampling'].temperature == (0.5,) and fake.asked['sampling'].top_k == 1
     assert fake.asked['folder'] == pipeline_module.DEMO_FOLDER and fake.asked['max_batch'] == 1
     nothing = ('revision', 'dtype', 'height_over_width', 'budget', 'size')

@@ -24,6 +24,7 @@ from infinity_jax.runtime.platform import PlatformJit
 from infinity_jax.sharding import generation_compiler_options
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.tiled_decoder import decode as decode_features
+from infinity_jax.transformer.attention_choice import after_fault
 from infinity_jax.transformer.conditioning import Conditioning
 from infinity_jax.transformer.kv_cache import KeyValueCache
 from infinity_jax.transformer.model import Transformer
@@ -48,6 +49,13 @@ def networks_of(
         Transformer(required(configs.transformer, 'transformer'), configs.attention),
         Autoencoder(required(configs.tokenizer, 'tokenizer'), precision=quantization.decoder),
     )
+
+
+def networks_after_fault(networks: Networks, error: RuntimeError) -> Networks:
+    """The networks to go on with after a program's error, see `attention_choice.after_fault`."""
+    model = networks.transformer
+    model = model.clone(implementation=after_fault(model.implementation, error))
+    return networks._replace(transformer=model)
 
 
 class NetworkParams(NamedTuple):

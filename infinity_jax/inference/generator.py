@@ -16,6 +16,7 @@ from infinity_jax.inference.generate import (
     decode,
     generate_codes,
     generate_images,
+    networks_after_fault,
     networks_of,
 )
 from infinity_jax.inference.given_bits import GivenBits
@@ -23,7 +24,6 @@ from infinity_jax.inference.sampling import GenerationSettings, SamplingNumbers
 from infinity_jax.inference.scale_steps import GenerationInputs, Text
 from infinity_jax.inference.stepwise import OnScale, generate_by_scale
 from infinity_jax.sharding import in_mesh, to_host
-from infinity_jax.transformer.attention_choice import after_fault
 from infinity_jax.weights.placement import PlacedModel, share_batch
 
 # Stacked blocks above this are copied layer by layer from main memory at every scale, smaller
@@ -176,9 +176,7 @@ class Generator:
             if not self._started:
                 jax.block_until_ready(result)
         except RuntimeError as error:
-            model = self.networks.transformer
-            model = model.clone(implementation=after_fault(model.implementation, error))
-            self.networks = self.networks._replace(transformer=model)
+            self.networks = networks_after_fault(self.networks, error)
             result = run()
         self._started = True
         return result

@@ -11,14 +11,14 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from infinity_jax.config import ModelConfigs, QuantizationConfig, required
+from infinity_jax.config import AUTO, ModelConfigs, QuantizationConfig, required
 from infinity_jax.inference.executables import Executables
-from infinity_jax.inference.memory import plan_memory
+from infinity_jax.inference.memory_plan import plan_memory
 from infinity_jax.inference.resolution import budget_line, choose_schedule
 from infinity_jax.inference.warmup import GenerationRequest, calls_for
 from infinity_jax.sharding import MeshConfig, in_mesh, make_mesh
 from infinity_jax.transformer.attention_choice import choose
-from infinity_jax.transformer.lora import attach, merge
+from infinity_jax.transformer.lora import Updates, attach, merge
 from infinity_jax.transformer.splash import SMALL_BLOCK
 from infinity_jax.weights.adapter_file import Adapter, read_updates
 from infinity_jax.weights.model_folder import LoadedModel, load_model, read_configs
@@ -51,6 +51,7 @@ def read_for_generation(
     dtype: str | None = None,
     text_dtype: str = '',
     attention: str | None = None,
+    text_encoder: str | None = None,
     **size: Any,
 ) -> ModelConfigs:
     """The configurations of a complete model folder, with the token grids of an image size.
@@ -62,6 +63,7 @@ def read_for_generation(
       dtype: of the products inside blocks; None: as in its configuration.
       text_dtype: of the text encoder's products; '': see `with_text_dtype`.
       attention: its implementation; None: 'auto', see `attention_choice.choose`.
+      text_encoder: the memory that holds it, 'device' or 'host'; None: 'auto', see `ModelConfigs`.
       size: see `choose_schedule`.
 
     Raises:
@@ -78,7 +80,11 @@ def read_for_generation(
     if line := budget_line(configs, schedule):
         warnings.warn(line, stacklevel=3)
     return dataclasses.replace(
-        configs, schedule=schedule, text_dtype=text_dtype, attention=attention or 'auto'
+        configs,
+        schedule=schedule,
+        text_dtype=text_dtype,
+        attention=attention or AUTO,
+        text_encoder=text_encoder or AUTO,
     )
 
 
@@ -96,8 +102,9 @@ def load_for_generation(
 ) -> ReadyModel:
     """Loads the weights; the programs of the first call are loaded or compiled meanwhile.
 
-    Memory is estimated before any weight is read: where that makes the model fit, the text
-    encoder leaves the device between calls, and fewer images are generated at once.
+    Memory is estimated before any weight is read, see `memory_plan`: where that makes the model
+    fit, the text encoder leaves the device between calls, fewer images are generated at once, and
+    weights and cache whose format is 'auto' are kept in 8 bits.
 
     Args:
       folder: a model folder.
@@ -122,24 +129,48 @@ def load_for_generation(
     configs = with_text_dtype(configs, platform=platform_of(devices))
     _check_attention(configs, devices)
     plan = plan_memory(configs, max_batch, devices, quantization)
+    quantization = plan.quantization
     executables = Executables(folder if devices is None else None)
-    merged = devices is None and quantization.weights == 'full'
-    attached = {} if merged else updates
+    attached = {} if _merges(quantization, devices) else updates
     if request is not None and devices is None:
         for call in calls_for(request, configs, plan.batch, quantization, text_length, attached):
             executables.prepare(*call)
 
     def load(part: str) -> LoadedModel:
         loaded = load_model(folder, None, (part,), devices, configs, verify=verify)
-        params = loaded.transformer_params
-        if not updates or params is None:
-            return loaded
-        dtype = jnp.dtype(transformer.dtype)
-        params = merge(params, updates, dtype) if merged else attach(params, updates)
-        return dataclasses.replace(loaded, transformer_params=params)
+        return with_adapters(loaded, updates, quantization, devices)
 
     model = place_parts(load, configs, quantization, devices, plan.offload_text)
     return ReadyModel(model, plan.batch, executables)
+
+
+def with_adapters(
+    loaded: LoadedModel,
+    updates: Updates,
+    quantization: QuantizationConfig = QuantizationConfig(),
+    mesh: Mesh | None = None,
+) -> LoadedModel:
+    """A loaded model with LoRA updates in its transformer, if it has one.
+
+    Args:
+      loaded: before it is placed.
+      updates: see `read_updates`.
+      quantization, mesh: of the placed model. On one device the updates are merged into kernels in
+        full precision; kernels in 8 bits, or of several devices, have them next to them.
+    """
+    params = loaded.transformer_params
+    if not updates or params is None:
+        return loaded
+    if _merges(quantization, mesh):
+        dtype = jnp.dtype(required(loaded.configs.transformer, 'transformer').dtype)
+        params = merge(params, updates, dtype)
+    else:
+        params = attach(params, updates)
+    return dataclasses.replace(loaded, transformer_params=params)
+
+
+def _merges(quantization: QuantizationConfig, mesh: Mesh | None) -> bool:
+    return mesh is None and quantization.weights != 'int8'
 
 
 def _check_attention(configs: ModelConfigs, mesh: Mesh | None) -> None:

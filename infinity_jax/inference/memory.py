@@ -3,31 +3,24 @@
 import dataclasses
 import functools
 import math
-import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from infinity_jax.config import (
-    ModelConfigs,
     QuantizationConfig,
     TextConfig,
     TokenizerConfig,
     TransformerConfig,
     pixels_per_token,
-    required,
 )
-from infinity_jax.errors import UserError
-from infinity_jax.runtime.host_memory import free_bytes
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.tiled_decoder import decoding_bytes
 from infinity_jax.transformer.attention_ops import chunk_length
 from infinity_jax.weights.placement import decoder_params, placed_shapes
 
 GB = 10**9
-PRINT_ABOVE = GB  # nothing is printed about the memory of smaller models
 STREAMS = 6  # copies of the last scale's float32 residual stream: norms, gates, sums
 
 
@@ -122,77 +115,6 @@ def _weights(
     return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
 
 
-@dataclasses.dataclass(frozen=True)
-class MemoryPlan:
-    """Images per program call, and whether the text encoder leaves the device between calls."""
-
-    batch: int
-    offload_text: bool
-
-
-def plan_memory(
-    configs: ModelConfigs,
-    max_batch: int,
-    mesh: Mesh | None = None,
-    quantization: QuantizationConfig = QuantizationConfig(),
-) -> MemoryPlan:
-    """Plans for the available memory; for large models one line on standard error says how.
-
-    Args:
-      configs: configurations and schedule.
-      max_batch: images per program call, at most.
-      mesh: the devices that share the work; None: the default device.
-      quantization: the formats of weights and cache.
-
-    Raises:
-      UserError: not even one image fits.
-    """
-    transformer = required(configs.transformer, 'transformer')
-    tokenizer = required(configs.tokenizer, 'tokenizer')
-    text = required(configs.text, 'text encoder')
-    schedule = required(configs.schedule, 'schedule')
-    device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
-    on_host = device.platform == 'cpu'  # all devices of a mesh then share one memory
-    sizes = {} if on_host or mesh is None else dict(mesh.shape)
-    shares = sizes.get('data', 1) * sizes.get('fsdp', 1)
-    room = free_bytes(device)
-    height, width = schedule.image_size(pixels_per_token(transformer, tokenizer))
-    choices = (False,) if on_host or mesh is not None else (False, True)
-    for batch in _halvings(max_batch, shares):
-        share = estimate_memory(
-            transformer,
-            tokenizer,
-            text,
-            schedule,
-            -(-batch // shares),
-            on_cpu=on_host,
-            on_mesh=mesh is not None,
-            quantization=quantization,
-            text_dtype=configs.text_dtype,
-        )
-        estimate = _on_one_device(share, sizes)
-        for offload in choices:
-            fits = room is None or estimate.total(offload) <= room
-            if fits and estimate.total(offload) > PRINT_ABOVE:
-                have = 'unknown' if room is None else f'{room / GB:.1f} GB'
-                print(
-                    f'memory: about {describe(estimate, offload)}; {batch} of {height} x {width} '
-                    f'pixels at once; there is {have}',
-                    file=sys.stderr,
-                )
-            if fits:
-                return MemoryPlan(batch, offload)
-    assert room is not None  # otherwise the first batch fits
-    narrower = ', use --dtype bfloat16' if transformer.dtype == 'float32' else ''
-    weights = estimate.total(choices[-1]) - estimate.work
-    advice = 'generate a smaller --budget' if weights < room else 'use a smaller model'
-    raise UserError(
-        f'{batch} of {height} x {width} pixels at once would need about '
-        f'{describe(estimate, choices[-1])}, but {"this machine" if on_host else device} has '
-        f'{room / GB:.1f} GB free; {advice}{narrower}, or use more devices'
-    )
-
-
 def describe(estimate: MemoryEstimate, offload_text: bool = False) -> str:
     """The total and its parts in GB, as text."""
     names = {'transformer': estimate.transformer, 'tokenizer': estimate.tokenizer}
@@ -204,15 +126,7 @@ def describe(estimate: MemoryEstimate, offload_text: bool = False) -> str:
     return f'{estimate.total(offload_text) / GB:.1f} GB ({parts})'
 
 
-def _halvings(batch: int, shares: int) -> list[int]:
-    """Batches to try: `batch` and its halves, down to one image per share."""
-    batches = [max(batch, 1)]
-    while batches[-1] > shares:
-        batches.append(max(batches[-1] // 2, shares))
-    return batches
-
-
-def _on_one_device(estimate: MemoryEstimate, sizes: dict[str, int]) -> MemoryEstimate:
+def on_one_device(estimate: MemoryEstimate, sizes: dict[str, int]) -> MemoryEstimate:
     """Memory of one device of a mesh, given the estimate for its share of the batch."""
     tensor = sizes.get('tensor', 1)
     split = sizes.get('fsdp', 1) * tensor

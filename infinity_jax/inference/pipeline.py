@@ -46,6 +46,7 @@ class PipelineOptions(TypedDict, total=False):
       rewrite_prompt, max_batch, text_length: see the constructor.
       text_dtype: of the text encoder's products, see `with_text_dtype`.
       attention: 'auto', 'xla', 'cudnn' or 'splash', see `attention_choice.choose`.
+      text_encoder: the memory that holds it, 'auto', 'device' or 'host', see `ModelConfigs`.
       aspect_ratio, height_over_width, budget, size: of images unless a call has a schedule of its
         own, see `choose_schedule`.
       ratio: the former name of `height_over_width`.
@@ -54,6 +55,7 @@ class PipelineOptions(TypedDict, total=False):
     rewrite_prompt: Callable[[str], str] | None
     text_dtype: str
     attention: str | None
+    text_encoder: str | None
     max_batch: int
     text_length: int | None
     aspect_ratio: str | None
@@ -126,7 +128,8 @@ class InfinityPipeline:
         """Loads a model folder; without one, the demo that ships with the package.
 
         Memory is estimated before any weight is read: where that makes the model fit, the text
-        encoder leaves the device between calls, and fewer images are generated at once.
+        encoder leaves the device between calls, and fewer images are generated at once. Weights and
+        cache go to 8 bits by themselves only where `quantization` is 'auto' for them.
 
         Args:
           name: a folder, or org/name of a Hugging Face repository.
@@ -183,6 +186,11 @@ class InfinityPipeline:
     def max_batch(self) -> int:
         """Images per program call, at most; memory may allow fewer than were asked for."""
         return self._max_batch
+
+    @property
+    def quantization(self) -> QuantizationConfig:
+        """The formats of weights and cache in use, none of them 'auto'."""
+        return self._quantization
 
     def warn_of_losses(self, prompts: Sequence[str]) -> None:
         """Warns of prompts that are cut, or that hold characters which the vocabulary lacks."""

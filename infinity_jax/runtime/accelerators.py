@@ -100,6 +100,21 @@ _RTX4090 = GpuCard(
     multiprocessors=128, fp32_units=128, clock_ghz=2.52, l2_bytes=72 * MIB, shared_kib=99,
     threads=1536,
 )  # fmt: skip
+_RTX4070 = GpuCard(
+    'NVIDIA GeForce RTX 4070', (8, 9), 29.1e12, 29.1e12, 504e9, 32e9, 12.5e9,
+    multiprocessors=46, fp32_units=128, clock_ghz=2.475, l2_bytes=36 * MIB, shared_kib=99,
+    threads=1536,
+)  # fmt: skip
+_RTX4060 = GpuCard(
+    'NVIDIA GeForce RTX 4060', (8, 9), 15.1e12, 15.1e12, 272e9, 16e9, 12.5e9,
+    multiprocessors=24, fp32_units=128, clock_ghz=2.46, l2_bytes=24 * MIB, shared_kib=99,
+    threads=1536,
+)  # fmt: skip
+_RTX3060 = GpuCard(
+    'NVIDIA GeForce RTX 3060', (8, 6), 12.7e12, 12.7e12, 360e9, 32e9, 12.5e9,
+    multiprocessors=28, fp32_units=128, clock_ghz=1.777, l2_bytes=3 * MIB, shared_kib=99,
+    threads=1536,
+)  # fmt: skip
 _L4 = GpuCard(
     'NVIDIA L4', (8, 9), 60e12, 30.3e12, 300e9, 32e9, 12.5e9,
     multiprocessors=58, fp32_units=128, clock_ghz=2.04, l2_bytes=48 * MIB, shared_kib=99,
@@ -116,7 +131,9 @@ _T4 = GpuCard(
 # sparsity. TPU links: Cloud TPU's inter-chip bandwidth, divided by the number of links. Matrix
 # units: 4 of 128² on v5e, 8 of 128² on v5p, 4 of 256² on v6e. Usable bytes: the limit that
 # libtpu 0.0.42 reports when it refuses a program. GPU links: NVLink's total, halved; else a PCIe
-# slot of 16 lanes. Networks: one 400 Gb/s port per H100 or H200, 200 per A100, else 100.
+# slot of 16 lanes, or of 8 on the RTX 4060. Networks: one 400 Gb/s port per H100 or H200, 200 per
+# A100, else 100. GeForce: NVIDIA's page of each card and its Ada and GA102 white papers, by which a
+# bfloat16 product summed in float32 takes half the time of a float32 one, and a TF32 one as long.
 PEAKS: dict[str, DevicePeak] = {
     'v4': DevicePeak(275e12, 32 * GIB),
     'v5e': DevicePeak(197e12, 16 * GIB, TpuChip(2, 819e9, 50e9, 2 * 4 * 128**2, int(15.75 * GIB))),
@@ -141,6 +158,9 @@ PEAKS: dict[str, DevicePeak] = {
     ),
     'l40s': DevicePeak(362e12, 48 * GB, gpu=_L40S),
     'rtx4090': DevicePeak(165.2e12, 24 * GB, gpu=_RTX4090),
+    'rtx4070': DevicePeak(58.3e12, 12 * GB, gpu=_RTX4070),
+    'rtx4060': DevicePeak(30.2e12, 8 * GB, gpu=_RTX4060),
+    'rtx3060': DevicePeak(25.5e12, 12 * GB, gpu=_RTX3060),
     'l4': DevicePeak(121e12, 24 * GB, gpu=_L4),
     't4': DevicePeak(8.1e12, 16 * GB, gpu=_T4),
 }
@@ -157,6 +177,9 @@ _KINDS = (
     (r'H200', 'h200'),
     (r'L40S', 'l40s'),
     (r'RTX 4090$', 'rtx4090'),
+    (r'RTX 4070$', 'rtx4070'),
+    (r'RTX 4060$', 'rtx4060'),
+    (r'RTX 3060$', 'rtx3060'),
     (r'NVIDIA L4$', 'l4'),
     (r'T4$', 't4'),
 )

@@ -1,4 +1,4 @@
-"""Free memory of the host and of devices, and tunables of the allocator for XLA on CPUs."""
+"""Free memory of the host and of devices, and settings of the allocators of CPUs and GPUs."""
 
 import glob
 import os
@@ -14,6 +14,7 @@ TUNABLES = (
     'glibc.malloc.top_pad=67108864',  # it grows by 64 MB
     'glibc.malloc.hugetlb=1',  # in transparent huge pages
 )
+GPU_SHARE = '0.9'
 
 
 def restart_with_tuned_allocator() -> None:
@@ -30,6 +31,15 @@ def restart_with_tuned_allocator() -> None:
         return
     os.environ['GLIBC_TUNABLES'] = ':'.join(TUNABLES)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def use_most_of_gpu_memory() -> None:
+    """Lets JAX reserve 90 % of a GPU's memory instead of 75, unless the environment says how much.
+
+    Call it before jax starts its backend.
+    """
+    if not os.environ.keys() & {'XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION'}:
+        os.environ['XLA_CLIENT_MEM_FRACTION'] = GPU_SHARE
 
 
 def available_bytes(root: str | pathlib.Path = '/') -> int | None:

@@ -20,8 +20,7 @@ class KeyValueCache(NamedTuple):
     """Keys and values of all layers, (layers, B, N, S, H), carried through the scan over layers.
 
     S counts the tokens of every scale but the last, whose keys nothing reads later: at 1024² that
-    saves 39 % of the bytes. On TPU, S is rounded up to whole blocks of splash attention. Heads
-    come before tokens, the order in which products and kernels read them.
+    saves 39 % of the bytes. On TPU, S is rounded up to whole blocks of splash attention.
 
     Attributes:
       keys, values: in the dtype of the products, or in 8 bits with one scale per head and token.
@@ -80,23 +79,29 @@ class KeyValueCache(NamedTuple):
 
             def update(old, x):
                 origin: list[Any] = [layer, 0, 0, start, *(0 for _ in x.shape[3:])]
-                return _in_given_layout(jax.lax.dynamic_update_slice(old, x[None], origin))
+                return _in_one_layout(jax.lax.dynamic_update_slice(old, x[None], origin))
 
             return jax.tree.map(update, stored, new)
 
         return KeyValueCache(write(self.keys, k_BNLH), write(self.values, v_BNLH))
 
 
-def _in_given_layout(x: jax.Array) -> jax.Array:
-    """On TPU, constrains the axes of `x` in memory to the order that they have here.
+def _in_one_layout(x: jax.Array) -> jax.Array:
+    """Constrains the axes of keys and values (layers, B, N, S, H), or their scales, in memory.
 
-    Otherwise the compiler chooses one order for the loops of small scales and another for those of
-    large scales, and copies the whole cache between them, which then exists several times.
+    The order is that in which the platform's kernels read: on a TPU heads before tokens, on a GPU
+    tokens before heads. Otherwise the compiler chooses one order for the loops of small scales and
+    another for those of large scales, and copies the whole cache between them, which then exists
+    several times. A CPU has no such kernels.
     """
-    if target_platform() != 'tpu':
+    platform = target_platform()
+    if platform == 'cpu':
         return x
-    given = Layout(major_to_minor=tuple(range(x.ndim)))
-    constrain_order = lambda part: with_layout_constraint(part, given)
+    order = list(range(x.ndim))
+    if platform == 'gpu':
+        order[2:4] = 3, 2
+    layout = Layout(major_to_minor=tuple(order))
+    constrain_order = lambda part: with_layout_constraint(part, layout)
     if jax.sharding.get_abstract_mesh().empty:
         return constrain_order(x)
     # Per device: for a constraint on the global array, the compiler would gather the whole cache.

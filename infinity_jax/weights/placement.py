@@ -206,7 +206,7 @@ def quantize_params(
     Raises:
       UserError: 8 bits on several devices.
     """
-    if quantization.weights == 'full' or any(path[-1] == SCALE for path in flatten_dict(params)):
+    if quantization.weights != 'int8' or any(path[-1] == SCALE for path in flatten_dict(params)):
         return params
     if mesh is not None:
         raise UserError('weights in int8 are for one device; give no mesh, or weights in full')

@@ -19,8 +19,9 @@ from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.warmup import GenerationRequest
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
+from infinity_jax.training.transformer import demo_evaluation
 from infinity_jax.transformer.int8 import SCALE, quantize_kernels
-from infinity_jax.transformer.lora import LoraConfig, init_adapters
+from infinity_jax.transformer.lora import LORA_A, LoraConfig, init_adapters
 from infinity_jax.transformer.model import transformer_shapes
 from infinity_jax.weights.adapter_file import merge_into_folder, save_adapter
 from infinity_jax.weights.model_folder import load_model, save_model
@@ -104,6 +105,29 @@ def test_the_command(files, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(['generate', 'x', '--checkpoint', str(folder), '--adapter', adapter])
         assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('weights', ['full', 'int8'])
+def test_the_demo_is_evaluated_with_them(files, tmp_path, monkeypatch, weights):
+    folder, adapters = files
+    placed = []
+
+    def place(loaded, *_):
+        placed.append(loaded.transformer_params)
+        raise UserError('seen')
+
+    monkeypatch.setattr(demo_evaluation, 'place_model', place)
+    flags = [part for adapter in adapters for part in ('--adapter', adapter)]
+    command = ['evaluate', 'demo', '--checkpoint', str(folder), '--out', str(tmp_path)]
+    with pytest.raises(SystemExit):
+        main([*command, *flags, '--weights', weights])
+    wanted = load_model(folder).transformer_params
+    if weights == 'full':
+        merge_into_folder(folder, adapters, tmp_path / 'merged')
+        wanted = load_model(tmp_path / 'merged').transformer_params
+    kernels = [params['blocks']['ffn']['up']['kernel'] for params in (*placed, wanted)]
+    np.testing.assert_array_equal(*kernels)
+    assert (LORA_A in placed[0]['blocks']['ffn']['up']) == (weights == 'int8')
 
 
 def test_another_model_is_refused_before_weights_are_read(files):

@@ -1,22 +1,17 @@
-"""Memory is known, and enough of it, before a weight is read."""
+"""The memory of generation is estimated before a weight is read."""
 
 import dataclasses
-import types
 
 import pytest
 
 from infinity_jax.config import (
     PRESETS,
-    ModelConfigs,
     QuantizationConfig,
     TextConfig,
     TokenizerConfig,
 )
-from infinity_jax.errors import UserError
-from infinity_jax.inference import memory as memory_estimate
-from infinity_jax.inference.memory import GB, MemoryPlan, describe, estimate_memory, plan_memory
+from infinity_jax.inference.memory import GB, describe, estimate_memory, on_one_device
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import MeshConfig, make_mesh
 
 SQUARE = ScaleSchedule.for_image(1.0, '1M')
 TOKENIZERS = {
@@ -38,15 +33,6 @@ def estimate(
     parts = (config, TOKENIZERS[name], TextConfig())
     options = {'guided': guided, 'on_cpu': on_cpu, 'quantization': quantization}
     return estimate_memory(*parts, schedule, batch, **options)
-
-
-def configs(**changes):
-    return ModelConfigs(
-        transformer=dataclasses.replace(PRESETS['2b'], **changes),
-        tokenizer=TOKENIZERS['2b'],
-        text=TextConfig(),
-        schedule=SQUARE,
-    )
 
 
 def test_2b_at_1024():
@@ -110,89 +96,9 @@ def test_scores_are_taken_in_chunks():
     assert large < rows_of_all / 5
 
 
-def device(free_gb):
-    """An accelerator with so much memory, none of it in use."""
-    stats = {'bytes_limit': int(free_gb * GB) + 1000, 'bytes_in_use': 1000}
-    return types.SimpleNamespace(platform='gpu', memory_stats=lambda: stats)
-
-
-@pytest.fixture
-def accelerator(monkeypatch):
-    def set_memory(free_gb):
-        monkeypatch.setattr(memory_estimate.jax, 'local_devices', lambda: [device(free_gb)])
-
-    return set_memory
-
-
-@pytest.mark.parametrize(
-    ('free_gb', 'plan'),
-    [
-        (500, MemoryPlan(16, False)),
-        (60, MemoryPlan(8, False)),
-        (21, MemoryPlan(2, False)),
-        (11, MemoryPlan(1, True)),
-    ],
-    ids=str,
-)
-def test_an_accelerator_generates_as_many_as_fit(accelerator, free_gb, plan, capsys):
-    accelerator(free_gb)
-    assert plan_memory(configs(), 16) == plan
-    said = capsys.readouterr().err
-    assert said.count('\n') == 1 and said.startswith('memory: about ')
-    assert f'{plan.batch} of 1024 x 1024 pixels at once; there is {free_gb:.1f} GB' in said
-    assert ('off the device once done' in said) == plan.offload_text
-
-
-def test_weights_that_exceed_the_memory_are_not_helped_by_a_budget(accelerator):
-    accelerator(2)
-    with pytest.raises(UserError, match='use a smaller model, or use more devices'):
-        plan_memory(configs(), 16)
-
-
-@pytest.mark.parametrize(
-    ('dtype', 'free_gb', 'advised'), [('float32', 12, True), ('bfloat16', 8, False)]
-)
-def test_what_cannot_fit_is_refused_with_the_numbers(accelerator, dtype, free_gb, advised):
-    accelerator(free_gb)
-    with pytest.raises(UserError, match='smaller --budget') as caught:
-        plan_memory(configs(dtype=dtype), 16)
-    message = str(caught.value)
-    assert '\n' not in message and f'has {free_gb:.1f} GB free' in message
-    assert 'transformer ' in message and message.startswith('1 of 1024 x 1024 pixels at once')
-    assert ('--dtype bfloat16' in message) == advised
-
-
-def test_on_the_host_the_text_encoder_stays(monkeypatch):
-    monkeypatch.setattr(memory_estimate, 'free_bytes', lambda device: 24 * GB)
-    assert plan_memory(configs(), 16) == MemoryPlan(1, False)
-    monkeypatch.setattr(memory_estimate, 'free_bytes', lambda device: 20 * GB)
-    with pytest.raises(UserError, match='this machine has 20.0 GB free'):
-        plan_memory(configs(), 16)
-
-
-def test_unknown_memory_is_no_obstacle(monkeypatch, capsys):
-    monkeypatch.setattr(memory_estimate, 'free_bytes', lambda device: None)
-    assert plan_memory(configs(), 16) == MemoryPlan(16, False)
-    assert 'there is unknown' in capsys.readouterr().err
-
-
-def test_nothing_is_printed_for_small_models(capsys):
-    small = dataclasses.replace(PRESETS['125m'], depth=2, width=128, num_heads=2)
-    text = TextConfig(vocab_size=100, num_layers=1)
-    schedule = ScaleSchedule.free(((1, 1), (2, 2)))
-    plan_memory(ModelConfigs(small, TOKENIZERS['2b'], text, schedule), 16)
-    assert capsys.readouterr().err == ''
-
-
-def test_a_mesh_of_accelerators_shares_the_work(monkeypatch):
-    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    shared = types.SimpleNamespace(shape=mesh.shape, local_devices=[device(18)])
-    assert plan_memory(configs(), 16, shared) == MemoryPlan(8, False)
-    shared.local_devices = [device(6)]
-    with pytest.raises(UserError, match='4 of 1024 x 1024 pixels at once would need'):
-        plan_memory(configs(), 16, shared)
+def test_devices_of_a_mesh_share_the_parts():
     one = estimate()
-    shares = memory_estimate._on_one_device(one, dict(mesh.shape))
+    shares = on_one_device(one, {'data': 2, 'fsdp': 2, 'tensor': 2})
     assert shares.transformer == one.transformer // 4 and shares.cache == one.cache // 2
 
 

@@ -124,7 +124,12 @@ def test_flags_set_formats_and_unguided_scales():
     from infinity_jax.cli import build_parser
 
     parse = build_parser().parse_args
-    assert quantization_of(parse(['generate', 'x'])) == QuantizationConfig()
+    automatic = QuantizationConfig('auto', 'auto')
+    for command in (['generate', 'x'], ['edit', 'x.png', 'x'], ['serve'], ['compile']):
+        assert quantization_of(parse(command)) == automatic
+    for command in (['evaluate', 'demo'], ['plan', 'configs/t2i.py', '--topology', 'v5e:1x1']):
+        assert quantization_of(parse(command)) == QuantizationConfig()
+    assert quantization_of(parse(['generate', 'x', '--weights', 'full'])).weights == 'full'
     assert sampling_of(parse(['generate', 'x'])) == SamplingConfig()
     flags = ['--weights', 'int8', '--cache', 'int8', '--unguided-scales', '2']
     args = parse(['compile', *flags])

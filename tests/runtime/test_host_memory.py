@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from infinity_jax.runtime.host_memory import available_bytes
+from infinity_jax.runtime.host_memory import available_bytes, use_most_of_gpu_memory
 
 CODE = """
 import sys
@@ -86,3 +86,16 @@ def test_free_memory_is_what_machine_and_groups_leave(tmp_path, files, free):
 @pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
 def test_this_machine_has_memory():
     assert 10**8 < available_bytes() < 10**14
+
+
+def test_a_share_of_gpu_memory_is_set_unless_there_is_one(monkeypatch):
+    names = ('XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION')
+    for given in (None, *names):
+        for name in names:
+            monkeypatch.delenv(name, raising=False)
+        if given:
+            monkeypatch.setenv(given, '0.5')
+        use_most_of_gpu_memory()
+        assert [os.environ.get(name) for name in names if name in os.environ] == [
+            '0.5' if given else '0.9'
+        ]

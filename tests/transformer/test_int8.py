@@ -128,7 +128,7 @@ def test_several_devices_are_refused():
 @pytest.mark.parametrize(
     ('fields', 'message'),
     [
-        ({'weights': 'int4'}, "weights is 'int4'; wanted 'full' or 'int8'"),
+        ({'weights': 'int4'}, "weights is 'int4'; wanted 'full', 'int8' or 'auto'"),
         ({'unguided_scales': -1}, 'unguided_scales is -1'),
     ],
 )

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from infinity_jax.runtime.remote import refuse_remote
 from infinity_jax.tools.commands.flag_types import check_positive
@@ -17,6 +18,12 @@ from infinity_jax.tools.commands.generation_flags import (
     quantization_of,
     sampling_of,
 )
+
+if TYPE_CHECKING:
+    import pathlib
+
+    from infinity_jax.inference.executables import Executables
+    from infinity_jax.inference.warmup import Call
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +53,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flags(parser)
     add_image_size_flags(parser)
     add_sampling_flags(parser)
-    add_quantization_flags(parser)
+    add_quantization_flags(parser, automatic=True)
     parser.set_defaults(run=run)
 
 
@@ -61,6 +68,7 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.config import pixels_per_token, required
     from infinity_jax.inference.executables import Executables
     from infinity_jax.inference.loading import read_for_generation
+    from infinity_jax.inference.memory_plan import plan_memory
     from infinity_jax.inference.pipeline import MAX_BATCH
     from infinity_jax.inference.text_encoder import padded_length
     from infinity_jax.inference.warmup import BatchShape, calls_of
@@ -78,13 +86,29 @@ def run(args: argparse.Namespace) -> None:
         stride = pixels_per_token(transformer, required(configs.tokenizer, 'tokenizer'))
         print(image_size_line(schedule.image_size(stride), schedule), file=sys.stderr)
     length = padded_length(transformer, args.text_length)
-    quantization = quantization_of(args)
-    settings = sampling_of(args).static(schedule, quantization)
     images = min(args.num * args.prompts, args.max_batch or MAX_BATCH)
-    batch = BatchShape(images, args.num, length, args.negative and settings.guided, args.edit)
+    plan = plan_memory(configs, images, quantization=quantization_of(args))  # as generate does
+    settings = sampling_of(args).static(schedule, plan.quantization)
+    batch = BatchShape(plan.batch, args.num, length, args.negative and settings.guided, args.edit)
     executables = Executables(folder)
-    for call in calls_of(configs, settings, batch, quantization):
+    for call in calls_of(configs, settings, batch, plan.quantization):
         start = time.perf_counter()
-        path = executables.store(*call)
+        path = _store(executables, call)
         megabytes = path.stat().st_size / 1e6
         print(f'{path}: {megabytes:.1f} MB in {time.perf_counter() - start:.1f} s')
+
+
+def _store(executables: 'Executables', call: 'Call') -> 'pathlib.Path':
+    """Stores the program of a call; after a fault of cuDNN attention, that with XLA's instead.
+
+    `generate` falls back in the same way, and then finds it.
+    """
+    from infinity_jax.inference.generate import networks_after_fault
+
+    try:
+        return executables.store(*call)
+    except RuntimeError as error:
+        if 'networks' not in call.static:
+            raise
+        networks = networks_after_fault(call.static['networks'], error)
+    return executables.store(call.function, {**call.static, 'networks': networks}, call.shapes)

@@ -109,7 +109,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help='pixels that the model generates, as in generate (default: its own, else 1M)',
     )
     add_sampling_flags(parser)
-    add_quantization_flags(parser)
+    add_quantization_flags(parser, automatic=True)
     add_device_flags(parser)
     parser.set_defaults(run=on_devices(run))
 
@@ -181,6 +181,8 @@ def run(args: argparse.Namespace) -> None:
             'index': i,
             'guidance': ','.join(map(str, sampling.guidance)),
             'temperature': ','.join(map(str, sampling.temperature)),
+            'weights': pipeline.quantization.weights,
+            'cache': pipeline.quantization.cache,
             'model': args.checkpoint or 'demo',
             'adapters': ' '.join(args.adapters),
         }

@@ -18,6 +18,7 @@ from infinity_jax.tools.commands.flag_types import (
     path,
 )
 from infinity_jax.tools.commands.generation_flags import (
+    add_adapter_flag,
     add_checkpoint_flag,
     add_quantization_flags,
     add_sampling_flags,
@@ -80,6 +81,7 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
         'captions of held-out pairs of emoji and background, and as many of pairs seen in training'
     )
     _add_emoji_flags(parser, run_demo, 500, captions, 'the table and a contact sheet')
+    add_adapter_flag(parser)
     add_quantization_flags(parser)
 
 
@@ -240,6 +242,7 @@ def run_demo(args: argparse.Namespace) -> None:
     evaluate_demo(
         fetch_model(args.checkpoint or DEMO_FOLDER),
         quantization=quantization_of(args),
+        adapters=args.adapters,
         **_emoji_options(args),
     )
 

@@ -89,7 +89,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_image_size_flags(parser)
     add_sampling_flags(parser)
-    add_quantization_flags(parser)
+    add_quantization_flags(parser, automatic=True)
     add_device_flags(parser)
     parser.set_defaults(run=on_devices(run))
 
@@ -111,13 +111,13 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.sharding import is_first_process
 
     check_writable(paths[0])
-    sampling, quantization = sampling_of(args), quantization_of(args)
+    sampling = sampling_of(args)
     with plain_warnings():
         pipeline = InfinityPipeline.from_pretrained(
             args.checkpoint or DEMO_FOLDER,
             revision=args.revision,
             max_batch=min(num_images, args.max_batch or MAX_BATCH),
-            quantization=quantization,
+            quantization=quantization_of(args),
             text_length=args.text_length,
             verify=args.verify,
             adapters=args.adapters,
@@ -210,7 +210,7 @@ def metadata_of(
     """
     from infinity_jax.scales import released_name
 
-    quantization = quantization_of(args)
+    quantization = pipeline.quantization
     height, width = pipeline.image_size
     ratio, budget = released_name(pipeline.schedule) or ('', '')
     guided = sampling.static(pipeline.schedule, quantization).guided

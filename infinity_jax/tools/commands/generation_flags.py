@@ -49,6 +49,12 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
         'in place of bfloat16)',
     )
     add_attention_flag(group)
+    group.add_argument(
+        '--text-encoder',
+        choices=['auto', 'device', 'host'],
+        help='the memory that holds it: that of the device, or of the host, from where it moves to '
+        'the device while it encodes (default: auto, the host where the device lacks room)',
+    )
 
 
 def add_attention_flag(group: Any) -> None:
@@ -140,18 +146,27 @@ def add_ratio_flags(group: Any, default: str = "the model's own, else 1:1") -> N
     )
 
 
-def add_quantization_flags(parser: argparse.ArgumentParser) -> None:
-    """The fields of `QuantizationConfig`."""
-    group = parser.add_argument_group('lossy savings', 'Their cost in quality: docs/memory.md.')
+def add_quantization_flags(
+    parser: argparse.ArgumentParser, automatic: bool = False, title: str = 'lossy savings'
+) -> None:
+    """The fields of `QuantizationConfig`; `automatic`: 8 bits where memory is short, by default."""
+    group = parser.add_argument_group(title, 'Their cost in quality: docs/memory.md.')
+    if automatic:
+        choices, default = ['auto', 'full', 'int8'], 'auto'
+        reason = 'auto, int8 on a GPU or TPU whose memory is too small for full'
+    else:
+        choices, default, reason = ['full', 'int8'], 'full', 'full'
     group.add_argument(
         '--weights',
-        choices=['int8'],
-        help="format of the kernels in the transformer's blocks (default: full precision)",
+        choices=choices,
+        default=default,
+        help=f"format of the kernels in the transformer's blocks (default: {reason})",
     )
     group.add_argument(
         '--cache',
-        choices=['int8'],
-        help='format of the cached keys and values of earlier scales (default: full precision)',
+        choices=choices,
+        default=default,
+        help=f'format of the cached keys and values of earlier scales (default: {reason})',
     )
     group.add_argument(
         '--decoder-precision',
@@ -251,6 +266,7 @@ def model_options_of(args: argparse.Namespace) -> dict[str, Any]:
         'dtype': args.dtype,
         'text_dtype': args.text_dtype or '',
         'attention': args.attention,
+        'text_encoder': args.text_encoder,
         'budget': args.budget,
     }
     if 'height' in args:  # all but `edit`, whose images have the shape of their source

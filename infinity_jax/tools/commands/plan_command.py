@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from infinity_jax.errors import UserError
 from infinity_jax.renamed import notice
 from infinity_jax.tools.commands.flag_types import check_positive, local_path, output_path
+from infinity_jax.tools.commands.generation_flags import add_quantization_flags, quantization_of
 
 if TYPE_CHECKING:
     from jax.sharding import AbstractMesh, Mesh
@@ -44,6 +45,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar='N',
         help='with --generation: images per chip and call (default: %(default)s)',
     )
+    parser.add_argument(
+        '--text-encoder',
+        choices=['device', 'host'],
+        default='device',
+        help='with --generation: the memory that holds its weights while images are generated '
+        '(default: %(default)s)',
+    )
+    add_quantization_flags(parser, title='lossy savings of --generation')
     parser.add_argument(
         '--at-once',
         type=int,
@@ -161,7 +170,15 @@ def _generation(args, config, topology, mesh) -> tuple[list[str], dict[str, Any]
         plan_generation,
     )
 
-    plan = plan_generation(configured_parts(config), topology, mesh, args.num, _progress)
+    plan = plan_generation(
+        configured_parts(config),
+        topology,
+        mesh,
+        args.num,
+        _progress,
+        quantization=quantization_of(args),
+        text_on_host=args.text_encoder == 'host',
+    )
     return generation_lines(plan, topology), generation_json(plan, topology)
 
 

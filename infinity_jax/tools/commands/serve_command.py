@@ -16,6 +16,9 @@ from infinity_jax.tools.commands.generation_flags import (
     quantization_of,
 )
 
+# Options of every model; version, adapters and image size are of the first one.
+OF_ALL_MODELS = ('dtype', 'text_dtype', 'attention', 'text_encoder')
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `serve`."""
@@ -58,7 +61,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add_model_flags(parser)
     add_adapter_flag(parser)
     add_image_size_flags(parser)
-    add_quantization_flags(parser)
+    add_quantization_flags(parser, automatic=True)
     parser.set_defaults(run=run)
 
 
@@ -110,8 +113,8 @@ def run(args: argparse.Namespace) -> None:
     options = model_options_of(args)
     engines: dict[str, Engine] = {}
     for name, folder in folders.items():
-        if engines:  # version, adapters and image size are of the first model
-            options = {key: options[key] for key in ('dtype', 'text_dtype', 'attention')}
+        if engines:
+            options = {key: options[key] for key in OF_ALL_MODELS}
         engines[name] = Engine.load(
             folder,
             revision=None if engines else args.revision,

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
@@ -17,6 +18,7 @@ from infinity_jax.emoji.matcher import evaluation_specs, match
 from infinity_jax.emoji.render import render
 from infinity_jax.errors import UserError
 from infinity_jax.images import check_writable, contact_sheet, from_uint8, psnr, save_png, to_uint8
+from infinity_jax.inference.loading import with_adapters
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.runtime.hub import DEMO_FOLDER
@@ -24,6 +26,7 @@ from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import is_first_process
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.quantizer import quantize
+from infinity_jax.weights.adapter_file import read_updates
 from infinity_jax.weights.model_folder import LoadedModel, load_model
 from infinity_jax.weights.placement import place_model
 
@@ -68,6 +71,7 @@ def evaluate_demo(
     quantization: QuantizationConfig = QuantizationConfig(),
     out: str | os.PathLike = '.',
     mesh: Mesh | None = None,
+    adapters: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Generates images of trained and held-out captions and counts those the matcher recognises.
 
@@ -84,14 +88,20 @@ def evaluate_demo(
       quantization: the formats of weights and cache.
       out: where the files go.
       mesh: the devices that share the generation; None: the default device.
+      adapters: LoRA adapters of the model, see `Adapter.parse`.
+
+    Raises:
+      UserError: no image is asked for, a file that cannot be written, or adapters that do not fit.
     """
     if count < 1:
         raise UserError(f'count is {count}; wanted 1 or more images of each kind')
     out = pathlib.Path(out)
     check_writable(out / 'evaluation.png')
     loaded = load_model(folder)
+    updates = read_updates(adapters, required(loaded.configs.transformer, 'transformer'))
+    adapted = with_adapters(loaded, updates, quantization, mesh)
     pipeline = InfinityPipeline(
-        place_model(loaded, quantization, mesh), max_batch=min(count, BATCH)
+        place_model(adapted, quantization, mesh), max_batch=min(count, BATCH)
     )
     subset = subset or loaded.configs.extra.get('run', {}).get('data', {}).get('subset', 'all')
     candidates = [each.name for each in emoji_subset(subset)]
@@ -99,6 +109,7 @@ def evaluate_demo(
     size = code_grids[-1][0] * required(loaded.configs.tokenizer, 'tokenizer').stride
     results: dict[str, Any] = {
         'model': str(folder),
+        'adapters': list(adapters),
         'subset': subset,
         'candidates': len(candidates),
         'count': count,

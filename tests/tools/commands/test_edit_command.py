@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from infinity_jax import cli
+from infinity_jax.config import QuantizationConfig
 from infinity_jax.inference import pipeline as pipeline_module
 from infinity_jax.inference.edit import EditedImages
 
@@ -11,6 +12,7 @@ class FakePipeline:
     """Returns the sources, and records the edits."""
 
     asked = {}
+    quantization = QuantizationConfig(cache='int8')  # as memory allows, not as asked
 
     @classmethod
     def from_pretrained(cls, folder, **options):
@@ -46,6 +48,7 @@ def test_a_mask_and_its_settings(image, capsys):
         assert result.size == (12, 8) and result.getpixel((0, 0)) == (255, 0, 0)
         assert (result.text['image'], result.text['mask']) == ('in.png', 'mask.png')
         assert (result.text['seed'], result.text['index']) == ('3', '1')
+        assert (result.text['weights'], result.text['cache']) == ('full', 'int8')
 
 
 def test_words_and_a_plain_variation(image):

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from infinity_jax import cli
+from infinity_jax.config import QuantizationConfig
 from infinity_jax.errors import UserError
 from infinity_jax.inference import pipeline as pipeline_module
 from infinity_jax.inference.sampling import SamplingConfig
@@ -24,6 +25,7 @@ class FakePipeline:
 
     schedule = ScaleSchedule.free(((1, 1), (2, 2)))
     image_size = (16, 16)
+    quantization = QuantizationConfig()
     runs = 0
 
     @classmethod

@@ -39,7 +39,9 @@ def test_precision_and_size_reach_the_model(command, monkeypatch, tmp_path):
     for module in ('infinity_jax.serving.engine', 'infinity_jax.tools.evaluation.benchmarks.plan'):
         monkeypatch.setattr(f'{module}.read_for_generation', record)
     size = [] if command[0] == 'edit' else ['--aspect-ratio', '16:9']
+    text = ['--text-encoder', 'host']
     with pytest.raises(Stop):
-        cli.main([*command, '--dtype', 'bfloat16', '--text-dtype', 'float16', *size])
+        cli.main([*command, '--dtype', 'bfloat16', '--text-dtype', 'float16', *size, *text])
     assert (asked['dtype'], asked['text_dtype']) == ('bfloat16', 'float16')
+    assert asked['text_encoder'] == 'host'
     assert size == [] or asked['height_over_width'] == 9 / 16

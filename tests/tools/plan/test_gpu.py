@@ -1,19 +1,36 @@
 # ruff: noqa: E501
 """Plans for NVIDIA cards: names, products in the compiled text, the roofline, a real compilation."""
 
+import jax
 import pytest
 
-from infinity_jax.config import ModelConfigs, TextConfig, TokenizerConfig, TransformerConfig
+from infinity_jax.config import (
+    ModelConfigs,
+    QuantizationConfig,
+    TextConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.accelerators import PEAKS
+from infinity_jax.runtime.accelerators import GB, GIB, PEAKS
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, deviceless_mesh, make_mesh
 from infinity_jax.tools.plan import gpu_time, products
 from infinity_jax.tools.plan.collectives import Collective
-from infinity_jax.tools.plan.generation import generation_lines, plan_generation
+from infinity_jax.tools.plan.generation import (
+    GENERATION,
+    TEXT_ENCODER,
+    GenerationPlan,
+    PlannedProgram,
+    generation_lines,
+    generation_programs,
+    plan_generation,
+)
 from infinity_jax.tools.plan.gpu_topology import GpuTopology, plugin, target_config
 from infinity_jax.tools.plan.hlo_text import HloProgram
+from infinity_jax.tools.plan.program_cost import Memory, ProgramCost
 from infinity_jax.tools.plan.topology import devices_of, parse_topology
+from infinity_jax.transformer.int8 import SCALE
 
 # Cut down from what the CUDA plugin of jax 0.10.2 wrote for an H100, forms kept.
 TEXT = """\
@@ -181,6 +198,39 @@ def test_without_the_plugin_the_numbers_are_analytic(monkeypatch):
     mesh = deviceless_mesh(MeshConfig(), 1)
     plan = plan_generation(SMALL, topology, mesh, 1, progress=lambda line: None)
     assert 'pip install jax-cuda13-pjrt==' in generation_lines(plan, topology)[-1]
+
+
+def program(arguments, temporaries):
+    memory = Memory(arguments, 10, 0, temporaries, 0)
+    cost = ProgramCost(memory, memory.total, {}, {}, {}, None, (), 0.0)
+    return PlannedProgram(1.0, cost)
+
+
+@pytest.mark.parametrize(
+    ('text_on_host', 'generating', 'needed'),
+    [(False, 5 * GB, 9 * GB + 10), (True, 5 * GB, 7 * GB + 10), (True, GB, 5 * GB + 10)],
+    ids=['on the device', 'on the host', 'encoding needs more'],
+)
+def test_memory_of_both_programs(text_on_host, generating, needed):
+    programs = {TEXT_ENCODER: program(2 * GB, GB), GENERATION: program(2 * GB, generating)}
+    plan = GenerationPlan(1, programs, text_on_host)
+    assert plan.needed == needed
+    card = parse_topology('rtx4060:1')
+    line = generation_lines(plan, card)[-2]
+    assert line.startswith(f'both programs       {needed / GIB:.2f} GiB per chip of 6.86')
+    assert (', too much' in line) == (needed > card.usable_bytes)
+
+
+def test_savings_are_planned():
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    _, generation = generation_programs(SMALL, mesh, 1, QuantizationConfig('int8', 'int8'))
+    kernel = generation.arguments[0].transformer['blocks']['ffn']['up']
+    assert kernel['kernel'].dtype == jax.numpy.int8 and SCALE in kernel
+    assert kernel[SCALE].sharding is not None
+    for options in ({'text_on_host': True}, {'quantization': QuantizationConfig(weights='int8')}):
+        with pytest.raises(UserError, match='h100:2 has 2 chips; --weights int8'):
+            topology = parse_topology('h100:2')
+            plan_generation(SMALL, topology, mesh, 1, lambda line: None, **options)
 
 
 @pytest.mark.skipif(plugin() is None, reason="jax's CUDA plugin compiles")

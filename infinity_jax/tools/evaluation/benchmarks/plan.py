@@ -10,7 +10,7 @@ from typing import Any
 from infinity_jax.config import ModelConfigs, pixels_per_token, required
 from infinity_jax.errors import UserError
 from infinity_jax.inference.loading import read_for_generation
-from infinity_jax.inference.memory import plan_memory
+from infinity_jax.inference.memory_plan import plan_memory
 from infinity_jax.inference.pipeline import MAX_BATCH
 from infinity_jax.runtime.host_texts import from_first_process
 from infinity_jax.runtime.hub import local_folder

@@ -1,0 +1,229 @@
+"""What generation does with the memory that there is, decided before a weight is read.
+
+On an accelerator that is too small for the whole model, the cheapest way that fits is taken: first
+what changes no image, that is, fewer images at once and a text encoder that waits on the host; then
+weights in 8 bits, then a cache in 8 bits. What a flag asks for is never changed.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from infinity_jax.config import (
+    AUTO,
+    ModelConfigs,
+    QuantizationConfig,
+    pixels_per_token,
+    required,
+)
+from infinity_jax.errors import UserError
+from infinity_jax.inference.memory import (
+    GB,
+    MemoryEstimate,
+    describe,
+    estimate_memory,
+    on_one_device,
+)
+from infinity_jax.runtime.host_memory import free_bytes
+
+PRINT_ABOVE = GB  # nothing is printed about the memory of smaller models that fit as they are
+TEXT_PLACES = (AUTO, 'device', 'host')
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryPlan:
+    """How generation fits into memory.
+
+    Attributes:
+      batch: images per program call.
+      offload_text: whether the text encoder leaves the device between calls.
+      quantization: the formats of weights and cache, none of them 'auto'.
+    """
+
+    batch: int
+    offload_text: bool
+    quantization: QuantizationConfig = QuantizationConfig()
+
+
+class _Candidate(NamedTuple):
+    """A plan, and the memory that a device needs for it."""
+
+    plan: MemoryPlan
+    estimate: MemoryEstimate
+
+    @property
+    def bytes(self) -> int:
+        return self.estimate.total(self.plan.offload_text)
+
+
+def plan_memory(
+    configs: ModelConfigs,
+    max_batch: int,
+    mesh: Mesh | None = None,
+    quantization: QuantizationConfig = QuantizationConfig(),
+) -> MemoryPlan:
+    """Plans for the available memory; for large models one line on standard error says how.
+
+    Args:
+      configs: configurations and schedule.
+      max_batch: images per program call, at most.
+      mesh: the devices that share the work; None: the default device.
+      quantization: the formats of weights and cache. 'auto' is 'int8' on a single accelerator that
+        is too small for 'full', and 'full' elsewhere.
+
+    Raises:
+      UserError: not even one image fits, or the text encoder cannot wait on the host.
+    """
+    device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
+    room = free_bytes(device)
+    fits = lambda candidate: room is None or candidate.bytes <= room
+    last = None
+    for last in _candidates(configs, max_batch, mesh, quantization, device):
+        if fits(last):
+            _report(last, configs, quantization, mesh, room)
+            return last.plan
+    assert room is not None and last is not None  # otherwise the first candidate fits
+    smaller = _allowing_8_bits(quantization)
+    others = _candidates(configs, max_batch, mesh, smaller, device)
+    raise UserError(_refusal(last, configs, device, room, any(map(fits, others))))
+
+
+def _candidates(
+    configs: ModelConfigs,
+    max_batch: int,
+    mesh: Mesh | None,
+    quantization: QuantizationConfig,
+    device: Any,
+) -> Iterator[_Candidate]:
+    """Plans to try, the cheapest first."""
+    on_host = device.platform == 'cpu'  # all devices of a mesh then share one memory
+    sizes = {} if on_host or mesh is None else dict(mesh.shape)
+    shares = sizes.get('data', 1) * sizes.get('fsdp', 1)
+    alone = mesh is None and not on_host
+    for formats in _formats(quantization, alone):
+        for batch in _halvings(max_batch, shares):
+            share = _estimate(configs, -(-batch // shares), formats, on_host, mesh is not None)
+            estimate = on_one_device(share, sizes)
+            for offload in _text_places(configs, alone, mesh is not None):
+                yield _Candidate(MemoryPlan(batch, offload, formats), estimate)
+
+
+def _formats(quantization: QuantizationConfig, lossy: bool) -> list[QuantizationConfig]:
+    """Formats without 'auto' to try: 'full' in its place, then 8-bit weights, then the cache."""
+    former = quantization.former_unguided_scales
+    automatic = [name for name in ('weights', 'cache') if getattr(quantization, name) == AUTO]
+    full: dict[str, Any] = dict.fromkeys(automatic, 'full')
+    formats = [dataclasses.replace(quantization, **full, unguided_scales=former)]
+    for name in automatic if lossy else ():
+        full[name] = 'int8'
+        formats.append(dataclasses.replace(quantization, **full, unguided_scales=former))
+    return formats
+
+
+def _text_places(configs: ModelConfigs, alone: bool, on_mesh: bool) -> tuple[bool, ...]:
+    """Whether to offload the text encoder, in the order to try; on a CPU there is no other place.
+
+    Raises:
+      UserError: it is to wait on the host, and several devices share the work.
+    """
+    asked = configs.text_encoder
+    if asked not in TEXT_PLACES:
+        raise UserError(f'text_encoder is {asked!r}; wanted {", ".join(TEXT_PLACES)}')
+    if asked == 'host' and on_mesh:
+        raise UserError("text_encoder is 'host', which is for one device; leave it to 'auto'")
+    if not alone or asked == 'device':
+        return (False,)
+    return (True,) if asked == 'host' else (False, True)
+
+
+def _estimate(
+    configs: ModelConfigs, batch: int, formats: QuantizationConfig, on_host: bool, on_mesh: bool
+) -> MemoryEstimate:
+    return estimate_memory(
+        required(configs.transformer, 'transformer'),
+        required(configs.tokenizer, 'tokenizer'),
+        required(configs.text, 'text encoder'),
+        required(configs.schedule, 'schedule'),
+        batch,
+        on_cpu=on_host,
+        on_mesh=on_mesh,
+        quantization=formats,
+        text_dtype=configs.text_dtype,
+    )
+
+
+def _halvings(batch: int, shares: int) -> list[int]:
+    """Batches to try: `batch` and its halves, down to one image per share."""
+    batches = [max(batch, 1)]
+    while batches[-1] > shares:
+        batches.append(max(batches[-1] // 2, shares))
+    return batches
+
+
+def _allowing_8_bits(quantization: QuantizationConfig) -> QuantizationConfig:
+    return dataclasses.replace(
+        quantization,
+        weights=AUTO if quantization.weights == 'full' else quantization.weights,
+        cache=AUTO if quantization.cache == 'full' else quantization.cache,
+        unguided_scales=quantization.former_unguided_scales,
+    )
+
+
+def _report(
+    chosen: _Candidate,
+    configs: ModelConfigs,
+    asked: QuantizationConfig,
+    mesh: Mesh | None,
+    room: int | None,
+) -> None:
+    """Prints the memory of a large model, and what was chosen so that it fits."""
+    plan, estimate = chosen
+    choices = []
+    if plan.offload_text and configs.text_encoder == AUTO:
+        choices.append('the text encoder waits on the host (--text-encoder device: not)')
+    for name, place in (('weights', "the blocks' weights are"), ('cache', 'the cache is')):
+        if getattr(asked, name) == AUTO and getattr(plan.quantization, name) == 'int8':
+            choices.append(f'{place} in 8 bits, with other images (--{name} full: not)')
+    if chosen.bytes <= PRINT_ABOVE and not choices:
+        return
+    line = f'memory: about {describe(estimate, plan.offload_text)}; {plan.batch} of '
+    line += f'{_image_size(configs)} at once; there is {_gigabytes(room)}'
+    if choices:
+        plain = _estimate(configs, plan.batch, _formats(asked, False)[0], False, mesh is not None)
+        line += f' and otherwise {_gigabytes(plain.total())} needed, so {" and ".join(choices)}'
+    print(line, file=sys.stderr)
+
+
+def _refusal(
+    least: _Candidate, configs: ModelConfigs, device: Any, room: int, in_8_bits: bool
+) -> str:
+    """Why nothing fits, given the plan that needs the least memory."""
+    plan, estimate = least
+    advice = 'generate a smaller --budget'
+    if least.bytes - estimate.work >= room:
+        advice = 'use a smaller model'
+    if required(configs.transformer, 'transformer').dtype == 'float32':
+        advice += ', use --dtype bfloat16'
+    if in_8_bits:
+        advice = f"allow 8 bits (weights and cache 'auto': --weights auto --cache auto), {advice}"
+    owner = 'this machine' if device.platform == 'cpu' else device
+    return (
+        f'{plan.batch} of {_image_size(configs)} at once would need about '
+        f'{describe(estimate, plan.offload_text)}, but {owner} has {_gigabytes(room)} free; '
+        f'{advice}, or use more devices'
+    )
+
+
+def _image_size(configs: ModelConfigs) -> str:
+    transformer = required(configs.transformer, 'transformer')
+    stride = pixels_per_token(transformer, required(configs.tokenizer, 'tokenizer'))
+    height, width = required(configs.schedule, 'schedule').image_size(stride)
+    return f'{height} x {width} pixels'
+
+
+def _gigabytes(count: int | None) -> str:
+    return 'unknown' if count is None else f'{count / GB:.1f} GB'
