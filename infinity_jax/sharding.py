@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from infinity_jax.errors import UserError
 from infinity_jax.ranges import Range, check_ranges
-from infinity_jax.runtime.accelerators import capability_of, name_of
+from infinity_jax.runtime.accelerators import DevicePeak, capability_of, name_of, peak_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,6 +268,11 @@ def target_kind() -> str:
         return mesh.abstract_device.device_kind
     device = default_device()
     return (device if isinstance(device, jax.Device) else jax.local_devices()[0]).device_kind
+
+
+def target_peak() -> DevicePeak | None:
+    """Speed and memory of the device for which the current program is traced, if known."""
+    return peak_of(target_kind())
 
 
 def target_capability() -> tuple[int, int] | None:

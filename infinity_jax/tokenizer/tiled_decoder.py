@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from infinity_jax.config import FALLBACK_GROUPS, TokenizerConfig
-from infinity_jax.runtime.accelerators import peak_of
-from infinity_jax.sharding import target_kind, target_platform
+from infinity_jax.sharding import target_peak, target_platform
 from infinity_jax.tokenizer.autoencoder import NORM_EPSILON, Autoencoder, to_pixels
 from infinity_jax.tokenizer.precision import convolution
 
@@ -85,7 +84,7 @@ def whole_bytes() -> int:
     On a GPU with much memory that is larger than elsewhere: blocks of rows are copied out of their
     maps and back, which takes as long as a tenth of the convolutions.
     """
-    peak = peak_of(target_kind()) if target_platform() == 'gpu' else None
+    peak = target_peak() if target_platform() == 'gpu' else None
     return max(WHOLE_BYTES, peak.hbm_bytes // WHOLE_SHARE) if peak else WHOLE_BYTES
 
 

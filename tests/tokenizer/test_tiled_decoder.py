@@ -9,6 +9,7 @@ import pytest
 from helpers.tiny import QUICK_COMPILE, TOKENIZER, tokenizer_variables
 
 from infinity_jax.config import TokenizerConfig
+from infinity_jax.runtime.accelerators import peak_of
 from infinity_jax.tokenizer import tiled_decoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.tiled_decoder import (
@@ -99,7 +100,7 @@ def test_a_gpu_with_much_memory_decodes_larger_images_whole(monkeypatch):
     monkeypatch.setattr(tiled_decoder, 'target_platform', lambda: 'gpu')
     image = widest_map(TokenizerConfig(), 1024, 1024) * 4
     for kind, whole in (('NVIDIA H100 80GB HBM3', True), ('NVIDIA L4', False), ('new', False)):
-        monkeypatch.setattr(tiled_decoder, 'target_kind', lambda kind=kind: kind)
+        monkeypatch.setattr(tiled_decoder, 'target_peak', lambda kind=kind: peak_of(kind))
         assert (image <= tiled_decoder.whole_bytes()) == whole
         maps = decoding_bytes(TokenizerConfig(), 1, 1024, 1024) / image
         assert maps == (4 if whole else pytest.approx(2.25))
