@@ -8,7 +8,8 @@ again, it goes on where it ended. One point by itself:
 
     python -m infinity_jax.main --config=configs/experiments.py:self_correction/4_scales_0.1
 
-Every point is the main job (configs/t2i.py) with the fields that its experiment changes.
+Every point is the main job (configs/t2i.py) with the fields of `SMALL`, and with those that its
+experiment changes.
 """
 
 import importlib.util
@@ -16,13 +17,23 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+# A third of the main job's transformer, and large emoji alone: three to five times as fast.
+SMALL = {
+    'steps': 2400,  # 38,400 images
+    'transformer.width': 96,
+    'transformer.depth': 3,
+    'data.placed_rate': 0.0,
+    'log_every': 50,
+    'eval_every': 600,
+    'sample_every': 2400,
+    'first_sample': 0,
+}
 SCALES = {
     '4': ((1, 1), (2, 2), (4, 4), (8, 8)),  # of the shipped tokenizer
-    '8': ((1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7), (8, 8)),
+    '6': ((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8)),
 }
 STRENGTHS = (0.0, 0.1, 0.2, 0.3)
-STEPS = 3600  # of the main job: 57,600 images
-BUDGETS = (900, 3600, 10_800)
+BUDGETS = (600, 2400, 9600)
 # Width, depth: 0.12, 0.4, 1, 2.4 and 6 million parameters in blocks.
 SIZES = {'0.1m': (64, 2), '0.4m': (96, 3), '1m': (128, 4), '2.4m': (192, 4), '6m': (256, 6)}
 
@@ -130,12 +141,9 @@ def get_config(arg: str) -> ConfigDict:
         raise ValueError(f'unknown point {point!r} of {name}; known: {", ".join(points)}')
     config = _main_job()
     config.run_dir = f'runs/experiments/{name}/{point}/seed_0'
-    config.steps = STEPS
-    config.eval_every = 1800
-    config.sample_every = 1800
-    config.first_sample = 0
     with config.unlocked():
-        config.update_from_flattened_dict({'grids': (), **points[point]['fields']})
+        fields = {'grids': (), **SMALL, **points[point]['fields']}
+        config.update_from_flattened_dict(fields)
     return config
 
 
