@@ -32,6 +32,10 @@ SCALES = {
     '4': ((1, 1), (2, 2), (4, 4), (8, 8)),  # of the shipped tokenizer
     '6': ((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8)),
 }
+GUIDANCES = (1, 2, 3, 4, 6)
+TEMPERATURES = (0.3, 0.5, 0.7, 1.0)
+IMAGES = 100  # of trained and as many of held-out pairs, per point and seed
+JUDGED = ('emoji_trained', 'emoji_held_out', 'background')  # figures of an evaluation
 STRENGTHS = (0.0, 0.1, 0.2, 0.3)
 BUDGETS = (600, 2400, 9600)
 # Width, depth: 0.12, 0.4, 1, 2.4 and 6 million parameters in blocks.
@@ -100,6 +104,46 @@ def _model_scaling() -> dict:
     }
 
 
+def _evaluation(x: float, series: str, guidance: str, temperature: str, *more: str) -> dict:
+    """A point that judges the shipped model with flags of `infinity-jax evaluate demo`."""
+    flags = ('--count', str(IMAGES), '--cfg', guidance, '--tau', temperature, *more)
+    return {'x': x, 'series': series, 'evaluate': flags}
+
+
+def _sampling() -> dict:
+    """Guidance by temperature; and the likelier value of every bit, for which neither matters."""
+    points = {
+        f'{guidance}_{temperature}': _evaluation(
+            guidance, f'temperature {temperature}', str(guidance), str(temperature)
+        )
+        for temperature in TEMPERATURES
+        for guidance in GUIDANCES
+    }
+    for guidance in GUIDANCES:
+        greedy = ('--top-k', '1')
+        points[f'{guidance}_greedy'] = _evaluation(guidance, 'greedy', str(guidance), '1', *greedy)
+    return points
+
+
+def _sampling_by_scale() -> dict:
+    """Guidance or temperature that rises or falls from scale to scale, with the same mean."""
+    points = {}
+    for mean in (2, 3, 4):
+        # Of the four scales; rising from 1, no guidance, to 2 · mean - 1.
+        rising = [round(1 + 2 * (mean - 1) * scale / 3, 2) for scale in range(4)]
+        rows = {'constant': [mean], 'rising': rising, 'falling': rising[::-1]}
+        for name, numbers in rows.items():
+            guidance = ','.join(f'{number:g}' for number in numbers)
+            points[f'guidance_{mean}_{name}'] = _evaluation(
+                mean, f'guidance {name}', guidance, '0.5'
+            )
+    for name, numbers in {'rising': '0.2,0.4,0.6,0.8', 'falling': '0.8,0.6,0.4,0.2'}.items():
+        points[f'temperature_{name}'] = _evaluation(3, f'temperature {name}', '3', numbers)
+    for top_p in (0.8, 0.9, 1):
+        points[f'top_p_{top_p:g}'] = _evaluation(3, f'top-p {top_p:g}', '3', '0.5', '--top-p', str(top_p))
+    return points
+
+
 # Name -> title and axis of the plot, and the points: position, line of the plot, changed fields.
 EXPERIMENTS = {
     'self_correction': {
@@ -123,6 +167,19 @@ EXPERIMENTS = {
         'axis': 'million parameters in blocks',
         'log_axis': True,
         'points': _model_scaling(),
+        'scaling': True,
+    },
+    'sampling': {
+        'title': 'The shipped model by guidance and temperature',
+        'axis': 'guidance',
+        'figures': JUDGED,
+        'points': _sampling(),
+    },
+    'sampling_by_scale': {
+        'title': 'The shipped model: constant against rising by scale',
+        'axis': 'mean guidance of the scales',
+        'figures': JUDGED,
+        'points': _sampling_by_scale(),
     },
 }
 
