@@ -33,8 +33,8 @@ SCALES = {
     '6': ((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8)),
 }
 GUIDANCES = (1, 2, 3, 4, 6)
-TEMPERATURES = (0.3, 0.5, 0.7, 1.0)
-IMAGES = 100  # of trained and as many of held-out pairs, per point and seed
+TEMPERATURES = (0.5, 0.7, 1.0)
+IMAGES = 50  # of trained and as many of held-out pairs, per point and seed
 JUDGED = ('emoji_trained', 'emoji_held_out', 'background')  # figures of an evaluation
 STRENGTHS = (0.0, 0.1, 0.2, 0.3)
 BUDGETS = (600, 2400, 9600)
@@ -140,7 +140,9 @@ def _sampling_by_scale() -> dict:
     for name, numbers in {'rising': '0.2,0.4,0.6,0.8', 'falling': '0.8,0.6,0.4,0.2'}.items():
         points[f'temperature_{name}'] = _evaluation(3, f'temperature {name}', '3', numbers)
     for top_p in (0.8, 0.9, 1):
-        points[f'top_p_{top_p:g}'] = _evaluation(3, f'top-p {top_p:g}', '3', '0.5', '--top-p', str(top_p))
+        points[f'top_p_{top_p:g}'] = _evaluation(
+            3, f'top-p {top_p:g}', '3', '0.5', '--top-p', str(top_p)
+        )
     return points
 
 

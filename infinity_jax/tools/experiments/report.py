@@ -56,7 +56,9 @@ def table(experiment: Experiment, results: dict[str, Any]) -> list[str]:
     heads = ''.join(f'{FIGURES[name].heading:>{WIDTH}}' for name in experiment.figures)
     lines = [experiment.title, f'{"point":{width}}{"runs":>6}{heads}']
     for name, result in results.items():
-        cells = ''.join(f'{_cell(figure, result[figure]):>{WIDTH}}' for figure in experiment.figures)
+        cells = ''.join(
+            f'{_cell(figure, result[figure]):>{WIDTH}}' for figure in experiment.figures
+        )
         lines.append(f'{name:{width}}{result["runs"]:>6}{cells}')
     missing = [name for name in experiment.points if name not in results]
     if missing:

@@ -1,5 +1,6 @@
-"""Trains and judges the points of an experiment, one process after the other."""
+"""Trains and judges the points of an experiment, one after the other."""
 
+import argparse
 import fnmatch
 import pathlib
 import signal
@@ -8,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from infinity_jax.errors import UserError
+from infinity_jax.tools.commands.evaluate_command import add_kinds
 from infinity_jax.tools.experiments.experiment import (
     TOKENIZERS,
     Experiment,
@@ -16,8 +18,7 @@ from infinity_jax.tools.experiments.experiment import (
 )
 from infinity_jax.tools.experiments.figures import EVALUATION
 
-TRAIN = ('infinity_jax.main',)
-EVALUATE = ('infinity_jax.cli', 'evaluate', 'demo')
+TRAIN = 'infinity_jax.main'
 
 
 def run_experiment(
@@ -70,12 +71,11 @@ def run_experiment(
         print(title, flush=True)
         flags = experiment.points[point].evaluate
         if flags is not None:
-            _run([*EVALUATE, *flags, f'--seed={seed}', f'--out={run_dir}'], title)
+            _evaluate([*flags, f'--seed={seed}', f'--out={run_dir}'])
             continue
         tokenizer = experiment.points[point].tokenizer
-        _run(
+        _train(
             [
-                *TRAIN,
                 f'--config={file}:{experiment.name}/{point}',
                 f'--config.seed={seed}',
                 f'--config.run_dir={run_dir}',
@@ -96,8 +96,8 @@ def _train_tokenizers(
             title = f'tokenizer {name}'
             print(title, flush=True)
             run_dir = _model(out, name).parent
-            _run(
-                [*TRAIN, f'--config={file}:{TOKENIZERS}/{name}', f'--config.run_dir={run_dir}'],
+            _train(
+                [f'--config={file}:{TOKENIZERS}/{name}', f'--config.run_dir={run_dir}'],
                 title,
             )
 
@@ -107,14 +107,22 @@ def _model(out: pathlib.Path, tokenizer: str) -> pathlib.Path:
     return out / TOKENIZERS / tokenizer / 'model'
 
 
-def _run(command: Sequence[str], title: str) -> None:
-    """Runs a module with its arguments; a request to stop reaches it, and a trainer saves first."""
-    child = subprocess.Popen([sys.executable, '-m', *command])
+def _evaluate(flags: Sequence[str]) -> None:
+    """Runs `infinity-jax evaluate demo` in this process, which compiles its programs once."""
+    parser = argparse.ArgumentParser(prog='infinity-jax evaluate')
+    add_kinds(parser)
+    args = parser.parse_args(['demo', *flags])
+    args.run(args)
+
+
+def _train(flags: list[str], title: str) -> None:
+    """Runs the trainer; a request to stop reaches it, and it saves its state first."""
+    child = subprocess.Popen([sys.executable, '-m', TRAIN, *flags])
     before = signal.signal(signal.SIGTERM, lambda number, _: child.send_signal(number))
     try:
         code = child.wait()
     except KeyboardInterrupt:
-        code = child.wait()  # the child has received it too
+        code = child.wait()  # the trainer has received it too
     finally:
         signal.signal(signal.SIGTERM, before)
     if code:
