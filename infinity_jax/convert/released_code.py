@@ -54,8 +54,8 @@ def check_classifier(name: str, configs: ModelConfigs) -> None:
     transformer = configs.transformer
     if transformer is not None and transformer.classifier != 'bits':
         raise UserError(
-            f'{name}: transformer.classifier is {transformer.classifier!r}, which the released code '
-            "does not have; only models with 'bits' can be exported"
+            f'{name}: transformer.classifier is {transformer.classifier!r}, which the released '
+            "code lacks; only a model with 'bits' can be exported"
         )
 
 
