@@ -38,8 +38,21 @@ IMAGES = 50  # of trained and as many of held-out pairs, per point and seed
 JUDGED = ('emoji_trained', 'emoji_held_out', 'background')  # figures of an evaluation
 STRENGTHS = (0.0, 0.1, 0.2, 0.3)
 BUDGETS = (600, 2400, 9600)
-# Width, depth: 0.12, 0.4, 1, 2.4 and 6 million parameters in blocks.
-SIZES = {'0.1m': (64, 2), '0.4m': (96, 3), '1m': (128, 4), '2.4m': (192, 4), '6m': (256, 6)}
+# Width, depth: 0.13, 0.52, 1.0, 2.4 and 6.3 million parameters in blocks, a factor of 48.
+SIZES = {'0.1m': (64, 2), '0.5m': (96, 3), '1m': (128, 4), '2.4m': (192, 4), '6m': (256, 6)}
+# Name -> d, of tokenizers like the demo's with half of its channels.
+TOKENIZERS = {f'd{bits}': bits for bits in (8, 10, 12, 16, 32, 64)}
+SMALL_TOKENIZER = {
+    'steps': 3000,  # 48,000 images
+    'tokenizer.base_channels': 32,
+    'data.subset': 'starter',  # as the transformers
+    'data.placed_rate': 0.0,
+    'log_every': 50,
+    'eval_every': 1000,
+    'sample_every': 3000,
+}
+VOCABULARIES = ('d8', 'd16', 'd32', 'd64')
+INDEXED = ('d8', 'd10', 'd12')  # 2^d logits fit
 
 
 def _self_correction() -> dict:
@@ -88,19 +101,51 @@ def _requantizing() -> dict:
     }
 
 
+def _size(name: str) -> dict:
+    """The fields of a size of the transformer."""
+    width, depth = SIZES[name]
+    return {
+        'transformer.width': width,
+        'transformer.depth': depth,
+        'transformer.num_heads': width // 32,
+    }
+
+
 def _model_scaling() -> dict:
     """The size of the transformer."""
+    points = {}
+    for name, (width, depth) in SIZES.items():
+        hidden = max(round(width * 4 / 256), 1) * 256  # of the feed-forward, see `hidden_width`
+        parameters = depth * width * (8 * width + 2 * hidden) / 1e6
+        points[name] = {'x': parameters, 'series': 'models', 'fields': _size(name)}
+    return points
+
+
+def _vocabulary() -> dict:
+    """The bits of the tokenizer, for a small and for a large transformer."""
     return {
-        name: {
-            'x': 12 * depth * width**2 / 1e6,
-            'series': 'models',
-            'fields': {
-                'transformer.width': width,
-                'transformer.depth': depth,
-                'transformer.num_heads': width // 32,
-            },
+        f'{tokenizer}_{size}': {
+            'x': TOKENIZERS[tokenizer],
+            'series': size,
+            'tokenizer': tokenizer,
+            'fields': _size(size),
         }
-        for name, (width, depth) in SIZES.items()
+        for size in ('0.1m', '1m')
+        for tokenizer in VOCABULARIES
+    }
+
+
+def _classifier() -> dict:
+    """Two logits per bit, or one softmax over all codes."""
+    return {
+        f'{tokenizer}_{classifier}': {
+            'x': TOKENIZERS[tokenizer],
+            'series': classifier,
+            'tokenizer': tokenizer,
+            'fields': {'transformer.classifier': classifier},
+        }
+        for classifier in ('bits', 'index')
+        for tokenizer in INDEXED
     }
 
 
@@ -171,6 +216,33 @@ EXPERIMENTS = {
         'points': _model_scaling(),
         'scaling': True,
     },
+    'vocabulary': {
+        'title': 'Bits of the tokenizer by size of the transformer',
+        'axis': 'd, bits per code',
+        'log_axis': True,
+        'figures': (
+            'psnr',
+            'reconstructed',
+            'emoji_trained',
+            'emoji_held_out',
+            'accuracy',
+            'loss',
+        ),
+        'points': _vocabulary(),
+    },
+    'classifier': {
+        'title': 'Bit classifier against index classifier',
+        'axis': 'd, bits per code',
+        'figures': (
+            'head_parameters',
+            'head_memory',
+            'loss',
+            'accuracy',
+            'emoji_trained',
+            'emoji_held_out',
+        ),
+        'points': _classifier(),
+    },
     'sampling': {
         'title': 'The shipped model by guidance and temperature',
         'axis': 'guidance',
@@ -187,28 +259,49 @@ EXPERIMENTS = {
 
 
 def get_config(arg: str) -> ConfigDict:
-    """The point `arg`, EXPERIMENT/POINT.
+    """The point `arg`, EXPERIMENT/POINT, or the training of a tokenizer, tokenizers/NAME.
 
     Raises:
-      ValueError: the experiment or the point is unknown.
+      ValueError: the experiment, point or tokenizer is unknown, or the point trains nothing.
     """
     name, _, point = arg.partition('/')
+    if name == 'tokenizers':
+        return _tokenizer(point)
     if name not in EXPERIMENTS:
         raise ValueError(f'unknown experiment {name!r}; known: {", ".join(EXPERIMENTS)}')
     points = EXPERIMENTS[name]['points']
     if point not in points:
         raise ValueError(f'unknown point {point!r} of {name}; known: {", ".join(points)}')
-    config = _main_job()
+    if 'evaluate' in points[point]:
+        raise ValueError(
+            f'point {point} of {name} trains nothing; infinity-jax experiment run evaluates it'
+        )
+    config = _demo_of('t2i.py')
     config.run_dir = f'runs/experiments/{name}/{point}/seed_0'
+    fields = {'grids': (), **SMALL, **points[point]['fields']}
+    tokenizer = points[point].get('tokenizer')
+    if tokenizer:
+        fields['tokenizer'] = f'runs/experiments/tokenizers/{tokenizer}/model'
+        fields['transformer.bits'] = TOKENIZERS[tokenizer]
     with config.unlocked():
-        fields = {'grids': (), **SMALL, **points[point]['fields']}
         config.update_from_flattened_dict(fields)
     return config
 
 
-def _main_job() -> ConfigDict:
-    path = pathlib.Path(__file__).with_name('t2i.py')
-    spec = importlib.util.spec_from_file_location('t2i', path)
+def _tokenizer(name: str) -> ConfigDict:
+    if name not in TOKENIZERS:
+        raise ValueError(f'unknown tokenizer {name!r}; known: {", ".join(TOKENIZERS)}')
+    config = _demo_of('tokenizer.py')
+    config.run_dir = f'runs/experiments/tokenizers/{name}'
+    with config.unlocked():
+        config.update_from_flattened_dict({**SMALL_TOKENIZER, 'tokenizer.bits': TOKENIZERS[name]})
+    return config
+
+
+def _demo_of(file: str) -> ConfigDict:
+    """The variant 'demo' of another config file in this folder."""
+    path = pathlib.Path(__file__).with_name(file)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config('demo')

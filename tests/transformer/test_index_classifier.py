@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +36,6 @@ from infinity_jax.transformer.index_classifier import (
 )
 from infinity_jax.transformer.model import Transformer, transformer_shapes
 from infinity_jax.weights.model_folder import load_model, save_model
-from infinity_jax.weights.placement import place_model
 
 INDEX = dataclasses.replace(TRANSFORMER, classifier='index')
 
@@ -154,6 +154,7 @@ def test_a_model_folder_keeps_the_classifier_and_other_uses_refuse_it_by_name(tm
     assert load_model(tmp_path / 'm').configs.transformer == INDEX
     with pytest.raises(UserError, match="m: transformer.classifier is 'index', which the released"):
         to_torch_files(tmp_path / 'm', tmp_path / 'torch')
-    editor = ImageEditor(place_model(loaded), GRIDS, None, None)
+    placed = types.SimpleNamespace(configs=loaded.configs, read_tokenizer=None, mesh=None)
+    editor = ImageEditor(placed, GRIDS, None, None)
     with pytest.raises(UserError, match="classifier of this model is 'index'; editing compares"):
         editor.edit([Edit(np.zeros((8, 8, 3), np.uint8), 'a')], [(0, 0)])

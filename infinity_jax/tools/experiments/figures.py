@@ -43,6 +43,7 @@ FIGURES = {
     'loss': Figure('loss (nats per bit)', 'held_out'),
     'parameters': Figure('parameters (M)', 'sizes', 1e-6, '.3f'),
     'head_parameters': Figure('those of the head (M)', 'sizes', 1e-6, '.3f'),
+    'head_memory': Figure('memory of the head (MB)', 'sizes', 1e-6, '.2f'),
     'compute': Figure('compute (TFLOP)', 'sizes', 1e-12, '.1f'),
 }
 DEFAULT = ('emoji_trained', 'emoji_held_out', 'accuracy', 'loss')
@@ -95,9 +96,14 @@ def _held_out(run_dir: pathlib.Path) -> dict[str, float]:
 
 
 def _sizes(run_dir: pathlib.Path) -> dict[str, float]:
-    """Parameters of the transformer and of its head, and FLOP of the whole training."""
+    """Parameters of the transformer and of its head, bytes of the head, FLOP of the training.
+
+    The head's bytes are those of a training step, in float32: weights, gradient, both moments and
+    moving average, and the logits of a batch with their gradient.
+    """
     configs = read_configs(run_dir / 'model')
     transformer = required(configs.transformer, 'transformer')
+    schedule = required(configs.schedule, 'schedule')
     run: dict[str, Any] = configs.extra.get('run', {})
     try:
         steps, batch, trains_text = run['steps'], run['batch_size'], run['text']['train']
@@ -108,15 +114,18 @@ def _sizes(run_dir: pathlib.Path) -> dict[str, float]:
         ) from None
     step = flops.training_step(
         transformer,
-        required(configs.schedule, 'schedule'),
+        schedule,
         batch,
         transformer.text_length,
         trained_text=configs.text if trains_text else None,
     )
     shapes = transformer_shapes(transformer)
+    head = _size(shapes['head'])
+    logits = batch * schedule.num_tokens * transformer.head_outputs
     return {
         'parameters': _size(shapes),
-        'head_parameters': _size(shapes['head']),
+        'head_parameters': head,
+        'head_memory': 4 * (5 * head + 2 * logits),
         'compute': steps * step.total,
     }
 
