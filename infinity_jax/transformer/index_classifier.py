@@ -11,12 +11,13 @@ import jax.numpy as jnp
 def indices_from_bits(bits_BLd: jax.Array) -> jax.Array:
     """Bits (…, d), bool or 0/1, to indices (…), int32; d is 30 at most."""
     weights = 2 ** jnp.arange(bits_BLd.shape[-1], dtype=jnp.int32)
-    return (bits_BLd.astype(jnp.int32) * weights).sum(-1)
+    return bits_BLd.astype(jnp.int32) @ weights
 
 
 def bits_from_indices(indices: jax.Array, bits: int) -> jax.Array:
     """Indices (…) to bits (…, d), bool."""
-    return (indices[..., None] >> jnp.arange(bits, dtype=indices.dtype)) & 1 == 1
+    places = jnp.arange(bits, dtype=indices.dtype).reshape((1,) * indices.ndim + (bits,))
+    return (indices[..., None] >> places) & 1 == 1
 
 
 def index_losses(logits_BLV: jax.Array, targets_BLd: jax.Array) -> jax.Array:
