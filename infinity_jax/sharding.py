@@ -41,6 +41,9 @@ TPU_GENERATION_OPTIONS = {
     'v5p': {'xla_tpu_scoped_vmem_limit_kib': '14336'},
     'v6e': {'xla_tpu_scoped_vmem_limit_kib': '12288'},
 }
+# Products by cuBLASLt alone, which adds bias and residual and applies GELU before it writes. XLA's
+# own kernels (Triton) write first, and are tuned for minutes when a program is compiled.
+GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': 'False'}
 
 # Logical axis of a parameter or an activation -> mesh axes. An axis absent here is not split.
 RULES: tuple[tuple[str, Any], ...] = (
@@ -275,11 +278,13 @@ def target_capability() -> tuple[int, int] | None:
 def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str] | None:
     """Compiler options of a training step on this mesh; None: the defaults."""
     device = mesh.abstract_device if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0]
-    return TPU_OPTIONS if device is not None and device.platform == 'tpu' else None
+    return {'tpu': TPU_OPTIONS, 'gpu': GPU_OPTIONS}.get(device.platform) if device else None
 
 
 def generation_compiler_options() -> dict[str, str] | None:
     """Compiler options for the generation program that is being traced; None: the defaults."""
+    if target_platform() == 'gpu':
+        return GPU_OPTIONS
     name = name_of(target_kind())
     return None if name is None else TPU_GENERATION_OPTIONS.get(name)
 

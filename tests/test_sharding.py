@@ -12,6 +12,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, PartitionSpec
 from infinity_jax.config import PRESETS, TextConfig, TokenizerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.sharding import (
+    GPU_OPTIONS,
     RULES,
     TPU_GENERATION_OPTIONS,
     TPU_OPTIONS,
@@ -239,19 +240,20 @@ def test_replicated_is_whole_everywhere():
     assert replicated(make_mesh()).is_fully_replicated
 
 
-def test_only_programs_for_tpus_get_its_options():
+def test_training_has_options_by_platform():
     def deviceless(platform):
         device = AbstractDevice(device_kind='some', num_cores=1, platform=platform)
         return AbstractMesh((1,), ('data',), abstract_device=device)
 
     assert compiler_options(make_mesh()) is None
     assert compiler_options(AbstractMesh((1,), ('data',))) is None
-    assert [compiler_options(deviceless(name)) for name in ('gpu', 'tpu')] == [None, TPU_OPTIONS]
+    options = [compiler_options(deviceless(name)) for name in ('cpu', 'gpu', 'tpu')]
+    assert options == [None, GPU_OPTIONS, TPU_OPTIONS]
 
 
 def test_generation_has_options_by_chip():
-    def on(kind):
-        device = AbstractDevice(device_kind=kind, num_cores=1, platform='tpu')
+    def on(kind, platform='tpu'):
+        device = AbstractDevice(device_kind=kind, num_cores=1, platform=platform)
         mesh = AbstractMesh((1,), ('data',), abstract_device=device)
         with jax.sharding.use_abstract_mesh(mesh):
             return generation_compiler_options()
@@ -261,3 +263,4 @@ def test_generation_has_options_by_chip():
     assert on('TPU v5') == TPU_GENERATION_OPTIONS['v5p']
     assert on('TPU v6 lite') == TPU_GENERATION_OPTIONS['v6e']
     assert on('TPU v4') is None
+    assert on('NVIDIA H100 80GB HBM3', 'gpu') == on('an unknown card', 'gpu') == GPU_OPTIONS

@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from infinity_jax.config import FALLBACK_GROUPS, TokenizerConfig
-from infinity_jax.sharding import target_platform
+from infinity_jax.runtime.accelerators import peak_of
+from infinity_jax.sharding import target_kind, target_platform
 from infinity_jax.tokenizer.autoencoder import NORM_EPSILON, Autoencoder, to_pixels
 from infinity_jax.tokenizer.precision import convolution
 
 LANES = 128  # of a TPU register
 WHOLE_BYTES = 2**28  # widest float32 feature map that is not split into blocks
+WHOLE_SHARE = 32  # on a known GPU: its memory by this number, if that is more
 BLOCK_BYTES = 2**26  # rows of a wider map that are processed at once
 # The same on TPU. Maps of 128² pixels are then several blocks too: the compiler would unroll a loop
 # of one block and compile its convolutions again.
@@ -50,7 +52,8 @@ def decode(autoencoder: Autoencoder, variables: Any, features_Bhwd: jax.Array) -
     height, width = (size * config.stride for size in grid)
     bytes_each = widest_map(config, height, width) * 4
     on_mesh = jax.sharding.get_abstract_mesh().size > 1
-    if on_mesh or batch * bytes_each <= WHOLE_BYTES:
+    whole = whole_bytes()
+    if on_mesh or batch * bytes_each <= whole:
         pixels = autoencoder.apply(variables, features_Bhwd, method=Autoencoder.decode)
         return cast(jax.Array, pixels)
     compute = {'dtype': autoencoder.dtype, 'precision': autoencoder.precision}
@@ -59,7 +62,7 @@ def decode(autoencoder: Autoencoder, variables: Any, features_Bhwd: jax.Array) -
 
     def one(features_hwd: jax.Array) -> jax.Array:
         features = features_hwd[None]
-        if bytes_each > WHOLE_BYTES:
+        if bytes_each > whole:
             return row_decoder(variables['params']['decoder'], features)[0]
         return autoencoder.apply(variables, features, method=Autoencoder.decode)[0]
 
@@ -76,14 +79,24 @@ def widest_map(config: TokenizerConfig, height: int, width: int) -> int:
     return max(sizes)
 
 
+def whole_bytes() -> int:
+    """Bytes of the widest feature map that is not split into blocks, on the present device.
+
+    On a GPU with much memory that is larger than elsewhere: blocks of rows are copied out of their
+    maps and back, which takes as long as a tenth of the convolutions.
+    """
+    peak = peak_of(target_kind()) if target_platform() == 'gpu' else None
+    return max(WHOLE_BYTES, peak.hbm_bytes // WHOLE_SHARE) if peak else WHOLE_BYTES
+
+
 def decoding_bytes(
     config: TokenizerConfig, batch: int, height: int, width: int, on_mesh: bool = False
 ) -> int:
     """Estimates the bytes that `decode` needs in float32, weights and result not counted."""
-    bytes_each = widest_map(config, height, width) * 4
-    if on_mesh or batch * bytes_each <= WHOLE_BYTES:
+    bytes_each, whole = widest_map(config, height, width) * 4, whole_bytes()
+    if on_mesh or batch * bytes_each <= whole:
         return batch * PLAIN_MAPS * bytes_each
-    if bytes_each <= WHOLE_BYTES:
+    if bytes_each <= whole:
         return PLAIN_MAPS * bytes_each
     return ROW_MAPS * bytes_each + BLOCKS * BLOCK_BYTES
 

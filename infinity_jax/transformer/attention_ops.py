@@ -31,6 +31,7 @@ from infinity_jax.transformer.splash import (
 )
 
 MERGE_TOKENS = 128  # scales share one masked product up to this many queries
+CUBLAS_ROWS = 8  # rows of 16-bit matrices that its tensor cores take come in multiples of it
 MAX_SCORE_BYTES = 2**28  # of float32 scores that may exist at once
 
 
@@ -120,14 +121,14 @@ def training_length(length: int, config: TransformerConfig, implementation: str)
 
     The padded length is a multiple of the mesh's sequence axis. For splash attention it is made of
     whole blocks too, or the kernel would pad its own arrays, six times per layer. For cuDNN it is
-    even.
+    a multiple of 8, or XLA would pad the operands of every product for cuBLAS, and cut the results.
     """
     shape, multiple = (1, length, config.num_heads, config.head_dim), axis_size('sequence')
     chosen = choose(implementation, jax.ShapeDtypeStruct(shape, jnp.dtype(config.dtype)))
     if chosen == 'splash':
         length = filled_length(length)
     if chosen == 'cudnn':
-        multiple = math.lcm(multiple, 2)
+        multiple = math.lcm(multiple, CUBLAS_ROWS)
     return length + -length % multiple
 
 

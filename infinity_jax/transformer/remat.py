@@ -12,15 +12,31 @@ from infinity_jax.transformer.layers import STATISTICS
 from infinity_jax.transformer.rope import ROTATED
 from infinity_jax.transformer.splash import ATTENDED
 
-_attention = jax.checkpoint_policies.save_only_these_names(ATTENDED)
-_queries = jax.checkpoint_policies.save_only_these_names(ATTENDED, ROTATED, UPDATE, STATISTICS)
+# jax's name of cuDNN attention, whose gradient reads its result and the sums of its softmax: with
+# the result alone the kernel would run twice.
+CUDNN_ATTENTION = 'dot_product_attention_fwd_wrapper'
+
+
+def _cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
+    return str(primitive) == CUDNN_ATTENTION
+
+
+def _also(policy: Callable[..., Any]) -> Callable[..., Any]:
+    """A policy that keeps what cuDNN attention returns, too."""
+    return jax.checkpoint_policies.save_from_both_policies(policy, _cudnn)
+
+
+_attention = _also(jax.checkpoint_policies.save_only_these_names(ATTENDED))
+_queries = _also(
+    jax.checkpoint_policies.save_only_these_names(ATTENDED, ROTATED, UPDATE, STATISTICS)
+)
 _dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
 
 # Name -> policy. Every block keeps its input. In addition it keeps:
 #   'none': all that its gradient reads;
 #   'dots': the outputs of its weight matrices and of self-attention;
 #   'queries': the outputs of self-attention and FFN, rotated queries and keys, norm statistics;
-#   'attention': the output of self-attention;
+#   'attention': the output of self-attention, and by cuDNN that of cross-attention;
 #   'full': nothing.
 POLICIES: dict[str, Callable[..., Any] | None] = {
     'none': None,

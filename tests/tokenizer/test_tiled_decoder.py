@@ -16,6 +16,7 @@ from infinity_jax.tokenizer.tiled_decoder import (
     convolve,
     convolve_rows,
     decode,
+    decoding_bytes,
     widest_map,
 )
 
@@ -92,6 +93,16 @@ def test_what_is_large():
     released = TokenizerConfig()
     assert widest_map(released, 1024, 1024) * 4 == 4 * 256 * 1024**2 > tiled_decoder.WHOLE_BYTES
     assert widest_map(released, 256, 256) * 4 < tiled_decoder.WHOLE_BYTES
+
+
+def test_a_gpu_with_much_memory_decodes_larger_images_whole(monkeypatch):
+    monkeypatch.setattr(tiled_decoder, 'target_platform', lambda: 'gpu')
+    image = widest_map(TokenizerConfig(), 1024, 1024) * 4
+    for kind, whole in (('NVIDIA H100 80GB HBM3', True), ('NVIDIA L4', False), ('new', False)):
+        monkeypatch.setattr(tiled_decoder, 'target_kind', lambda kind=kind: kind)
+        assert (image <= tiled_decoder.whole_bytes()) == whole
+        maps = decoding_bytes(TokenizerConfig(), 1, 1024, 1024) / image
+        assert maps == (4 if whole else pytest.approx(2.25))
 
 
 def test_rows_divide_the_height():

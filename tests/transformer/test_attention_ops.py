@@ -75,7 +75,7 @@ def test_cudnn_gets_even_numbers_of_tokens_split_alike(monkeypatch):
     monkeypatch.setattr(
         attention_ops, 'choose', lambda name, q: 'cudnn' if q.shape[1] > 128 else 'xla'
     )
-    assert training_length(145, TRANSFORMER, 'auto') == 146
+    assert training_length(145, TRANSFORMER, 'auto') == 152
     found = prefix_attention(q, k, v, groups)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     assert split == [('batch', None, 'heads', None)] * 8  # q, k, v and the result, twice

@@ -1,13 +1,15 @@
 """How long a compiled GPU program takes, by the roofline of its kernels.
 
 A kernel takes the longer of its FLOP at the peak of their precision and its bytes at the bandwidth
-of the memory, and the time to start it.
+of the memory, and the time to start it. A copy that runs at the same time as other kernels uses
+the bandwidth that these leave.
 """
 
+import collections
 from collections.abc import Sequence
 
 from infinity_jax.runtime.accelerators import DevicePeak, GpuCard
-from infinity_jax.tools.plan.collectives import Collective, collectives_of
+from infinity_jax.tools.plan.collectives import KINDS, Collective, collectives_of
 from infinity_jax.tools.plan.gpu_topology import GpuTopology
 from infinity_jax.tools.plan.hlo_text import INSIDE, Executed, HloProgram, Instruction, num_bytes
 from infinity_jax.tools.plan.products import (
@@ -45,8 +47,9 @@ def estimate_gpu_time(
     """
     total = ProgramTime()
     overlapped = 0.0
+    copies: dict[str, _Copies] = collections.defaultdict(_Copies)
     for executed in program.executed():
-        total += _kernel_time(program, executed, topology)
+        total += _spent(program, executed, topology, copies[executed.computation])
     for collective in collectives_of(program):
         seconds = collective.times * exchange_seconds(collective, topology, hosts)
         if collective.overlapped:
@@ -55,6 +58,49 @@ def estimate_gpu_time(
             total += ProgramTime(exposed=seconds)
     hidden = min(overlapped, total.estimated + total.kernels + total.moved)
     return total + ProgramTime(exposed=overlapped - hidden, hidden=hidden)
+
+
+class _Copies:
+    """The copies of one computation that run at the same time as its kernels.
+
+    They take the bandwidth of the memory that the kernels after them leave, in the order of their
+    starts, until something waits for them.
+    """
+
+    def __init__(self):
+        self.seconds: dict[str, tuple[float, float]] = {}  # by name: in all, and left
+
+    def start(self, name: str, seconds: float) -> None:
+        self.seconds[name] = seconds, seconds
+
+    def run(self, idle: float) -> None:
+        """A kernel runs that leaves the memory idle for so many seconds."""
+        for name, (whole, left) in self.seconds.items():
+            used = min(left, idle)
+            self.seconds[name] = whole, left - used
+            idle -= used
+
+    def wait(self, name: str) -> ProgramTime:
+        whole, left = self.seconds.pop(name, (0.0, 0.0))
+        return ProgramTime(moved=left, hidden=whole - left)
+
+
+def _spent(
+    program: HloProgram, executed: Executed, topology: GpuTopology, copies: _Copies
+) -> ProgramTime:
+    """The time of a line, with what it waits for; `copies` are those of its computation."""
+    line = executed.instruction
+    if line.opcode == 'fusion-done':
+        return copies.wait(line.operands[0])
+    if line.opcode in NO_KERNEL or line.opcode.endswith('-done') or _is_collective(line):
+        return ProgramTime()
+    read = kernel_bytes(program, executed.computation, line) / topology.speed.memory_bandwidth
+    if line.opcode == 'fusion-start':
+        copies.start(line.name, executed.times * read)
+        return ProgramTime()
+    spent = _kernel_time(program, executed, topology, read)
+    copies.run(spent.total - executed.times * read)
+    return spent
 
 
 def exchange_seconds(collective: Collective, topology: GpuTopology, hosts: Sequence[int]) -> float:
@@ -85,14 +131,17 @@ def flops_per_second(peak: DevicePeak, card: GpuCard, precision: str) -> float:
     }[precision]
 
 
-def _kernel_time(program: HloProgram, executed: Executed, topology: GpuTopology) -> ProgramTime:
-    line = executed.instruction
-    if line.opcode in NO_KERNEL or line.opcode.endswith('-done'):
-        return ProgramTime()
+def _is_collective(line: Instruction) -> bool:
+    return line.opcode.removesuffix('-start') in KINDS
+
+
+def _kernel_time(
+    program: HloProgram, executed: Executed, topology: GpuTopology, read: float
+) -> ProgramTime:
+    """The time of a kernel whose bytes take `read` seconds per run."""
     peak, card = topology.peak, topology.speed
-    products = list(products_in(program, executed.computation, line))
+    products = list(products_in(program, executed.computation, executed.instruction))
     busy = sum(p.flops / flops_per_second(peak, card, p.precision) for p in products)
-    read = kernel_bytes(program, executed.computation, line) / card.memory_bandwidth
     seconds = executed.times * (max(busy, read) + START_SECONDS)
     if any(product.kind == ATTENTION for product in products):
         return ProgramTime(kernels=seconds)
@@ -111,7 +160,7 @@ def kernel_bytes(program: HloProgram, computation: str, line: Instruction) -> in
         return 2 * size(line.arrays)
     if line.opcode == 'dynamic-update-slice':
         return 2 * size(shapes.get(line.operands[1], ()))
-    if line.opcode != 'fusion' or not line.callees:
+    if line.opcode not in ('fusion', 'fusion-start') or not line.callees:
         return size(line.arrays) + sum(size(shapes.get(name, ())) for name in line.operands)
     body = program.computations[line.callees[0]]
     inner = program.shapes(line.callees[0])
@@ -119,16 +168,25 @@ def kernel_bytes(program: HloProgram, computation: str, line: Instruction) -> in
     replaced = {_source(body, x.operands[0]) for x in updates}
     total = sum(2 * size(inner.get(x.operands[1], ())) for x in updates)
     if not updates:
-        total += size(line.arrays)
+        total += size(body[-1].arrays)  # of a copy that only starts here too
     for parameter in (x for x in body if x.opcode == 'parameter'):
         if parameter.name in replaced:
             continue
-        users = [x for x in body if parameter.name in x.operands]
+        users = _users(body, parameter.name)
+        whole = size(parameter.arrays)
         if users and all(x.opcode in READS_PART for x in users):
-            total += sum(size(x.arrays) for x in users)
+            total += min(whole, sum(size(x.arrays) for x in users))
         else:
-            total += size(parameter.arrays)
+            total += whole
     return total
+
+
+def _users(body: Sequence[Instruction], name: str) -> list[Instruction]:
+    """What reads an array inside a fusion, through other views of it."""
+    users = []
+    for line in (x for x in body if name in x.operands):
+        users += _users(body, line.name) if line.opcode in PASSES else [line]
+    return users
 
 
 def _source(body: Sequence[Instruction], name: str) -> str:

@@ -112,6 +112,42 @@ def test_a_kernel_takes_the_longer_of_work_and_memory():
     assert gpu_time.flops_per_second(peak, card, products.THREE_BFLOAT16) == card.tf32_flops / 3
 
 
+# Two copies of layers' weights that start at once, and kernels between their starts and ends.
+COPIES = """\
+HloModule jit_g, is_scheduled=true
+
+%slice (parameter_0.1: bf16[9,4096,4096], parameter_1.1: s32[]) -> bf16[1,4096,4096] {
+  %parameter_0.1 = bf16[9,4096,4096]{2,1,0} parameter(0)
+  %parameter_1.1 = s32[] parameter(1)
+  %view.1 = bf16[9,4096,4096]{2,1,0} bitcast(%parameter_0.1)
+  ROOT %dynamic-slice.1 = bf16[1,4096,4096]{2,1,0} dynamic-slice(%view.1, %parameter_1.1, %parameter_1.1, %parameter_1.1)
+}
+
+ENTRY %main (stack: bf16[9,4096,4096]) -> bf16[64,512] {
+  %stack = bf16[9,4096,4096]{2,1,0} parameter(0)
+  %layer = s32[] parameter(1)
+  %x = bf16[64,512]{1,0} parameter(2)
+  %start.1 = ((bf16[9,4096,4096]{2,1,0}, s32[]), bf16[1,4096,4096]{2,1,0}, u32[]) fusion-start(%stack, %layer), kind=kLoop, calls=%slice
+  %start.2 = ((bf16[9,4096,4096]{2,1,0}, s32[]), bf16[1,4096,4096]{2,1,0}, u32[]) fusion-start(%stack, %layer), kind=kLoop, calls=%slice
+  %exchanged = bf16[64,512]{1,0} all-reduce(%x), replica_groups={{0}}
+  %double = bf16[64,512]{1,0} add(%x, %x)
+  %done.1 = bf16[1,4096,4096]{2,1,0} fusion-done(%start.1)
+  %done.2 = bf16[1,4096,4096]{2,1,0} fusion-done(%start.2)
+  ROOT %again = bf16[64,512]{1,0} add(%double, %double)
+}
+"""
+
+
+def test_copies_take_the_bandwidth_that_kernels_leave():
+    program, topology = HloProgram(COPIES), GpuTopology('h100', 1, 1)
+    time = gpu_time.estimate_gpu_time(program, topology, [0])
+    copy = 2 * 4096 * 4096 * 2 / topology.speed.memory_bandwidth  # the layer's weights alone
+    kernel = 3 * 64 * 512 * 2 / topology.speed.memory_bandwidth
+    start = gpu_time.START_SECONDS
+    assert time.moved == pytest.approx(2 * (kernel + start) + 2 * copy - start)
+    assert time.hidden == pytest.approx(start) and time.exposed == 0
+
+
 def test_a_card_without_tf32_multiplies_in_float32():
     peak = PEAKS['t4']
     assert gpu_time.flops_per_second(peak, peak.gpu, products.TF32) == peak.gpu.fp32_flops

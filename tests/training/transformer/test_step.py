@@ -18,6 +18,7 @@ from helpers.tiny import (
     tokenizer_variables,
     transformer_variables,
 )
+from jax._src.cudnn import fused_attention_stablehlo
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from infinity_jax.data.batch import Batch
@@ -38,8 +39,9 @@ from infinity_jax.training.transformer.config import (
 )
 from infinity_jax.training.transformer.parts import place_frozen
 from infinity_jax.training.transformer.step import Models, evaluation_step, jit_step, train_step
+from infinity_jax.transformer import attention_choice
 from infinity_jax.transformer.model import Transformer
-from infinity_jax.transformer.remat import POLICIES
+from infinity_jax.transformer.remat import CUDNN_ATTENTION, POLICIES
 from infinity_jax.weights.t5_folder import encoder_shapes, load_encoder, save_encoder
 
 ENCODER = dataclasses.replace(TEXT, vocab_size=40)
@@ -159,10 +161,10 @@ def test_a_batch_that_does_not_divide_into_parts_is_refused():
 
 
 @functools.cache
-def operations(remat, implementation='xla'):
+def operations(remat, implementation='xla', config=TRANSFORMER):
     """Numbers of matrix products and of kernel calls for a value and its gradient."""
     schedule = ScaleSchedule.free(((1, 1), (12, 12)))
-    model = Transformer(TRANSFORMER, implementation, remat)
+    model = Transformer(config, implementation, remat)
     features, lengths = jnp.zeros((1, 8, 16)), jnp.ones(1, jnp.int32)
     inputs = jnp.zeros((1, schedule.num_tokens - 1, 4))
 
@@ -170,7 +172,8 @@ def operations(remat, implementation='xla'):
         return model.apply(variables, features, lengths, inputs, schedule).sum()
 
     jaxpr = str(jax.make_jaxpr(jax.grad(loss))(transformer_variables()))
-    return jaxpr.count('dot_general['), jaxpr.count('pallas_call[')
+    kernels = jaxpr.count('pallas_call[') + jaxpr.count(f'{CUDNN_ATTENTION}[')
+    return jaxpr.count('dot_general['), kernels
 
 
 def test_policies_recompute_what_they_say():
@@ -180,6 +183,14 @@ def test_policies_recompute_what_they_say():
     # The self- and cross-attention kernels: values and gradients each, values to text twice.
     kernels = [operations(name, 'splash')[1] for name in POLICIES]
     assert kernels == [4, 5, 5, 5, 6]
+
+
+def test_the_gradient_of_cudnn_attention_runs_it_once(monkeypatch):
+    monkeypatch.setattr(attention_choice, 'target_platform', lambda: 'gpu')
+    monkeypatch.setattr(attention_choice, 'SMALL_BLOCK', 1)
+    monkeypatch.setattr(fused_attention_stablehlo, 'check_cudnn_version', lambda: 91_100)
+    config = dataclasses.replace(TRANSFORMER, dtype='bfloat16')
+    assert [operations(name, 'cudnn', config)[1] for name in POLICIES] == [3, 3, 3, 3, 6]
 
 
 def test_a_step_is_compiled_with_the_options_of_its_platform(monkeypatch):
