@@ -120,9 +120,7 @@ class TransformerConfig:
     max_scales: int = 15  # rows of the scale embedding
     drop_path: float = 0.1  # rate of stochastic depth in the last block, linear from 0 in the first
     dtype: str = 'bfloat16'  # of the matrix products inside blocks; the rest is float32
-    classifier: str = (
-        'bits'  # 'index': a softmax over the 2^d codes, for comparison with the paper's
-    )
+    classifier: str = 'bits'  # 'index': a softmax over the 2^d codes, for comparison alone
 
     def __post_init__(self):
         check_ranges(self, 'transformer.', _TRANSFORMER_RANGES)
