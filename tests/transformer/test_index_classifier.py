@@ -62,7 +62,7 @@ def test_loss_is_the_cross_entropy_of_the_index_per_bit():
             index = sum(2**p for p in range(4) if targets[image, token, p])
             wanted[image, token] = (np.log(np.exp(exact).sum()) - exact[index]) / 4
     np.testing.assert_allclose(token_losses(logits, jnp.asarray(targets)), wanted, rtol=1e-5)
-    loss, metrics = bit_loss(logits, jnp.asarray(targets), schedule, reweight=False)
+    loss, metrics = bit_loss(jnp.asarray(logits), jnp.asarray(targets), schedule, reweight=False)
     np.testing.assert_allclose(loss, wanted.mean(), rtol=1e-5)
     best = logits.argmax(-1)
     right = [[[(best[i, t] >> p) % 2 == targets[i, t, p] for p in range(4)] for t in range(5)]
