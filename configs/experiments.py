@@ -4,11 +4,18 @@
     infinity-jax experiment report runs/experiments/self_correction
 
 The first command trains and judges every point of an experiment, one after the other; started
-again, it goes on where it ended. One point by itself:
+again, it goes on where it ended. Estimated minutes of one core of a laptop, for three seeds:
+
+    self_correction 230    budget 350        requantizing 75    model_scaling 350
+    vocabulary 210         classifier 160    sampling 20        sampling_by_scale 15
+
+and 13 for each of the tokenizers, which `vocabulary` and `classifier` train first. One point by
+itself:
 
     python -m infinity_jax.main --config=configs/experiments.py:self_correction/4_scales_0.1
 
-Every point is the main job (configs/t2i.py) with the fields that its experiment changes.
+Every point is the main job (configs/t2i.py) with the fields of `SMALL`, and with those that its
+experiment changes; those of `sampling` and `sampling_by_scale` evaluate the shipped model.
 """
 
 import importlib.util
@@ -16,15 +23,43 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+# Half of the main job's transformer, and large emoji alone.
+SMALL = {
+    'steps': 2400,  # 38,400 images
+    'transformer.width': 96,
+    'transformer.depth': 3,
+    'transformer.num_heads': 3,  # head dim 96 / 3 = 32
+    'data.placed_rate': 0.0,
+    'log_every': 50,
+    'eval_every': 600,
+    'sample_every': 2400,
+    'first_sample': 0,
+}
 SCALES = {
     '4': ((1, 1), (2, 2), (4, 4), (8, 8)),  # of the shipped tokenizer
-    '8': ((1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 6), (7, 7), (8, 8)),
+    '6': ((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8)),
 }
+GUIDANCES = (1, 2, 3, 4, 6)
+TEMPERATURES = (0.5, 0.7, 1.0)
+IMAGES = 50  # of trained and as many of held-out pairs, per point and seed
+JUDGED = ('emoji_trained', 'emoji_held_out', 'background')  # figures of an evaluation
 STRENGTHS = (0.0, 0.1, 0.2, 0.3)
-STEPS = 3600  # of the main job: 57,600 images
-BUDGETS = (900, 3600, 10_800)
-# Width, depth: 0.12, 0.4, 1, 2.4 and 6 million parameters in blocks.
-SIZES = {'0.1m': (64, 2), '0.4m': (96, 3), '1m': (128, 4), '2.4m': (192, 4), '6m': (256, 6)}
+BUDGETS = (600, 2400, 9600)
+# Width, depth: 0.13, 0.52, 1.0, 2.4 and 6.3 million parameters in blocks, a factor of 48.
+SIZES = {'0.1m': (64, 2), '0.5m': (96, 3), '1m': (128, 4), '2.4m': (192, 4), '6m': (256, 6)}
+# Name -> d, of tokenizers like the demo's with half of its channels.
+TOKENIZERS = {f'd{bits}': bits for bits in (8, 10, 12, 16, 32, 64)}
+SMALL_TOKENIZER = {
+    'steps': 3000,  # 48,000 images
+    'tokenizer.base_channels': 32,
+    'data.subset': 'starter',  # as the transformers
+    'data.placed_rate': 0.0,
+    'log_every': 50,
+    'eval_every': 1000,
+    'sample_every': 3000,
+}
+VOCABULARIES = ('d8', 'd16', 'd32', 'd64')
+INDEXED = ('d8', 'd10', 'd12')  # 2^d logits fit
 
 
 def _self_correction() -> dict:
@@ -73,20 +108,94 @@ def _requantizing() -> dict:
     }
 
 
+def _size(name: str) -> dict:
+    """The fields of a size of the transformer."""
+    width, depth = SIZES[name]
+    return {
+        'transformer.width': width,
+        'transformer.depth': depth,
+        'transformer.num_heads': width // 32,
+    }
+
+
 def _model_scaling() -> dict:
     """The size of the transformer."""
+    points = {}
+    for name, (width, depth) in SIZES.items():
+        hidden = max(round(width * 4 / 256), 1) * 256  # of the feed-forward, see `hidden_width`
+        parameters = depth * width * (8 * width + 2 * hidden) / 1e6
+        points[name] = {'x': parameters, 'series': 'models', 'fields': _size(name)}
+    return points
+
+
+def _vocabulary() -> dict:
+    """The bits of the tokenizer, for a small and for a large transformer."""
     return {
-        name: {
-            'x': 12 * depth * width**2 / 1e6,
-            'series': 'models',
-            'fields': {
-                'transformer.width': width,
-                'transformer.depth': depth,
-                'transformer.num_heads': width // 32,
-            },
+        f'{tokenizer}_{size}': {
+            'x': TOKENIZERS[tokenizer],
+            'series': size,
+            'tokenizer': tokenizer,
+            'fields': _size(size),
         }
-        for name, (width, depth) in SIZES.items()
+        for size in ('0.1m', '1m')
+        for tokenizer in VOCABULARIES
     }
+
+
+def _classifier() -> dict:
+    """Two logits per bit, or one softmax over all codes."""
+    return {
+        f'{tokenizer}_{classifier}': {
+            'x': TOKENIZERS[tokenizer],
+            'series': classifier,
+            'tokenizer': tokenizer,
+            'fields': {'transformer.classifier': classifier},
+        }
+        for classifier in ('bits', 'index')
+        for tokenizer in INDEXED
+    }
+
+
+def _evaluation(x: float, series: str, guidance: str, temperature: str, *more: str) -> dict:
+    """A point that judges the shipped model with flags of `infinity-jax evaluate demo`."""
+    flags = ('--count', str(IMAGES), '--cfg', guidance, '--tau', temperature, *more)
+    return {'x': x, 'series': series, 'evaluate': flags}
+
+
+def _sampling() -> dict:
+    """Guidance by temperature; and the likelier value of every bit, for which neither matters."""
+    points = {
+        f'{guidance}_{temperature}': _evaluation(
+            guidance, f'temperature {temperature}', str(guidance), str(temperature)
+        )
+        for temperature in TEMPERATURES
+        for guidance in GUIDANCES
+    }
+    for guidance in GUIDANCES:
+        greedy = ('--top-k', '1')
+        points[f'{guidance}_greedy'] = _evaluation(guidance, 'greedy', str(guidance), '1', *greedy)
+    return points
+
+
+def _sampling_by_scale() -> dict:
+    """Guidance or temperature that rises or falls from scale to scale, with the same mean."""
+    points = {}
+    for mean in (2, 3, 4):
+        # Of the four scales; rising from 1, no guidance, to 2 · mean - 1.
+        rising = [round(1 + 2 * (mean - 1) * scale / 3, 2) for scale in range(4)]
+        rows = {'constant': [mean], 'rising': rising, 'falling': rising[::-1]}
+        for name, numbers in rows.items():
+            guidance = ','.join(f'{number:g}' for number in numbers)
+            points[f'guidance_{mean}_{name}'] = _evaluation(
+                mean, f'guidance {name}', guidance, '0.5'
+            )
+    for name, numbers in {'rising': '0.2,0.4,0.6,0.8', 'falling': '0.8,0.6,0.4,0.2'}.items():
+        points[f'temperature_{name}'] = _evaluation(3, f'temperature {name}', '3', numbers)
+    for top_p in (0.8, 0.9, 1):
+        points[f'top_p_{top_p:g}'] = _evaluation(
+            3, f'top-p {top_p:g}', '3', '0.5', '--top-p', str(top_p)
+        )
+    return points
 
 
 # Name -> title and axis of the plot, and the points: position, line of the plot, changed fields.
@@ -112,36 +221,94 @@ EXPERIMENTS = {
         'axis': 'million parameters in blocks',
         'log_axis': True,
         'points': _model_scaling(),
+        'scaling': True,
+    },
+    'vocabulary': {
+        'title': 'Bits of the tokenizer by size of the transformer',
+        'axis': 'd, bits per code',
+        'log_axis': True,
+        'figures': (
+            'psnr',
+            'reconstructed',
+            'emoji_trained',
+            'emoji_held_out',
+            'accuracy',
+            'loss',
+        ),
+        'points': _vocabulary(),
+    },
+    'classifier': {
+        'title': 'Bit classifier against index classifier',
+        'axis': 'd, bits per code',
+        'figures': (
+            'head_parameters',
+            'head_memory',
+            'loss',
+            'accuracy',
+            'emoji_trained',
+            'emoji_held_out',
+        ),
+        'points': _classifier(),
+    },
+    'sampling': {
+        'title': 'The shipped model by guidance and temperature',
+        'axis': 'guidance',
+        'figures': JUDGED,
+        'points': _sampling(),
+    },
+    'sampling_by_scale': {
+        'title': 'The shipped model: constant against rising by scale',
+        'axis': 'mean guidance of the scales',
+        'figures': JUDGED,
+        'points': _sampling_by_scale(),
     },
 }
 
 
 def get_config(arg: str) -> ConfigDict:
-    """The point `arg`, EXPERIMENT/POINT.
+    """The point `arg`, EXPERIMENT/POINT, or the training of a tokenizer, tokenizers/NAME.
 
     Raises:
-      ValueError: the experiment or the point is unknown.
+      ValueError: the experiment, point or tokenizer is unknown, or the point trains nothing.
     """
     name, _, point = arg.partition('/')
+    if name == 'tokenizers':
+        return _tokenizer(point)
     if name not in EXPERIMENTS:
         raise ValueError(f'unknown experiment {name!r}; known: {", ".join(EXPERIMENTS)}')
     points = EXPERIMENTS[name]['points']
     if point not in points:
         raise ValueError(f'unknown point {point!r} of {name}; known: {", ".join(points)}')
-    config = _main_job()
+    if 'evaluate' in points[point]:
+        raise ValueError(
+            f'point {point} of {name} trains nothing; infinity-jax experiment run evaluates it'
+        )
+    config = _demo_of('t2i.py')
     config.run_dir = f'runs/experiments/{name}/{point}/seed_0'
-    config.steps = STEPS
-    config.eval_every = 1800
-    config.sample_every = 1800
-    config.first_sample = 0
+    fields = {'grids': (), **SMALL, **points[point]['fields']}
+    tokenizer = points[point].get('tokenizer')
+    if tokenizer:
+        fields['tokenizer'] = f'runs/experiments/tokenizers/{tokenizer}/model'
+        fields['transformer.bits'] = TOKENIZERS[tokenizer]
     with config.unlocked():
-        config.update_from_flattened_dict({'grids': (), **points[point]['fields']})
+        config.update_from_flattened_dict(fields)
     return config
 
 
-def _main_job() -> ConfigDict:
-    path = pathlib.Path(__file__).with_name('t2i.py')
-    spec = importlib.util.spec_from_file_location('t2i', path)
+def _tokenizer(name: str) -> ConfigDict:
+    if name not in TOKENIZERS:
+        raise ValueError(f'unknown tokenizer {name!r}; known: {", ".join(TOKENIZERS)}')
+    config = _demo_of('tokenizer.py')
+    config.run_dir = f'runs/experiments/tokenizers/{name}'
+    with config.unlocked():
+        config.update_from_flattened_dict({**SMALL_TOKENIZER, 'tokenizer.bits': TOKENIZERS[name]})
+    return config
+
+
+def _demo_of(file: str) -> ConfigDict:
+    """The variant 'demo' of another config file in this folder."""
+    path = pathlib.Path(__file__).with_name(file)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.get_config('demo')

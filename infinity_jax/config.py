@@ -14,6 +14,8 @@ FALLBACK_GROUPS = 24  # of a group norm whose width `norm_groups` does not divid
 DTYPES = ('float32', 'bfloat16', 'float16')
 CONVOLUTION_PRECISIONS = ('float32', 'tf32', 'bfloat16_3x', 'bfloat16')
 AUTO = 'auto'
+CLASSIFIERS = ('bits', 'index')
+MAX_INDEX_BITS = 16  # of a token; a softmax over 65,536 numbers
 MAX_PARAMETERS = 10**12  # of a transformer; more fit no memory
 _WIDTH = Range(1, LARGEST_EDGE)
 _TOKENIZER_RANGES = {
@@ -118,6 +120,7 @@ class TransformerConfig:
     max_scales: int = 15  # rows of the scale embedding
     drop_path: float = 0.1  # rate of stochastic depth in the last block, linear from 0 in the first
     dtype: str = 'bfloat16'  # of the matrix products inside blocks; the rest is float32
+    classifier: str = 'bits'  # 'index': a softmax over the 2^d codes, for comparison alone
 
     def __post_init__(self):
         check_ranges(self, 'transformer.', _TRANSFORMER_RANGES)
@@ -141,6 +144,16 @@ class TransformerConfig:
             )
         if self.dtype not in DTYPES:
             raise UserError(f'transformer.dtype is {self.dtype!r}; wanted {", ".join(DTYPES)}')
+        if self.classifier not in CLASSIFIERS:
+            raise UserError(
+                f'transformer.classifier is {self.classifier!r}; wanted {", ".join(CLASSIFIERS)}'
+            )
+        if self.classifier == 'index' and self.token_bits > MAX_INDEX_BITS:
+            raise UserError(
+                f"transformer.classifier is 'index' with {self.token_bits} bits per token, a "
+                f'softmax over 2^{self.token_bits} numbers; wanted {MAX_INDEX_BITS} bits at most: '
+                "set it to 'bits', or take a tokenizer of fewer bits"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -155,6 +168,11 @@ class TransformerConfig:
     def token_bits(self) -> int:
         """Bits per token: d, or 4d with spatial patchify."""
         return self.bits * self.patch_size**2
+
+    @property
+    def head_outputs(self) -> int:
+        """Logits per token: two for each of its bits, or one for each of the 2^d indices."""
+        return 2 * self.token_bits if self.classifier == 'bits' else 2**self.token_bits
 
     @property
     def hidden_width(self) -> int:

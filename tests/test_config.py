@@ -109,6 +109,18 @@ def test_derived_sizes_of_the_released_models():
             'transformer.depth is 0; wanted',
         ),
         (lambda: TransformerConfig(1, 32, 2, bits=0), 'transformer.bits is 0; wanted'),
+        (
+            lambda: TransformerConfig(1, 32, 2, classifier='codes'),
+            "transformer.classifier is 'codes'; wanted bits, index",
+        ),
+        (
+            lambda: TransformerConfig(1, 32, 2, bits=17, classifier='index'),
+            r"classifier is 'index' with 17 bits per token, a softmax over 2\^17 numbers",
+        ),
+        (
+            lambda: TransformerConfig(1, 32, 2, bits=5, spatial_patchify=True, classifier='index'),
+            "classifier is 'index' with 20 bits per token",
+        ),
         (lambda: TransformerConfig(1, 32, 2, drop_path=1.0), 'drop_path is 1.0; wanted'),
         (lambda: TokenizerConfig(channel_multipliers=()), 'channel_multipliers'),
         (lambda: TokenizerConfig(base_channels=20), 'norm_groups'),

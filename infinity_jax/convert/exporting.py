@@ -16,7 +16,13 @@ from infinity_jax.config import DTYPES, ModelConfigs, TransformerConfig, require
 from infinity_jax.convert.importing import with_bar
 from infinity_jax.convert.names import Naming
 from infinity_jax.convert.plan import Plan, layer_of
-from infinity_jax.convert.released_code import FILE_NAME, misfits, released_chunks, write_hidden
+from infinity_jax.convert.released_code import (
+    FILE_NAME,
+    check_classifier,
+    misfits,
+    released_chunks,
+    write_hidden,
+)
 from infinity_jax.errors import UserError
 from infinity_jax.parsing import from_mapping
 from infinity_jax.runtime.atomic_write import flush_and_rename, temporary_path
@@ -118,6 +124,7 @@ def to_torch_files(
     if shard_size < 1:
         raise UserError(f'shard size is {shard_size}; wanted at least 1 byte')
     configs, parts, write_text = _parts_of(checkpoint, ema)
+    check_classifier(str(checkpoint), configs)
     options = _Options(file_format, shard_size, chunks, scale_axis, dtype)
     with local_output(out, lambda name: bool(OURS.fullmatch(name))) as folder:
         try:

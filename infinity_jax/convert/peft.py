@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from infinity_jax.config import required
-from infinity_jax.convert.released_code import released_chunks
+from infinity_jax.convert.released_code import check_classifier, released_chunks
 from infinity_jax.errors import UserError
 from infinity_jax.weights.adapter_file import check_adapter, load_adapter
 from infinity_jax.weights.model_folder import read_configs
@@ -36,6 +36,7 @@ def to_peft(
         raise UserError(f'--out {out} exists and holds no adapters; name another folder')
     configs = read_configs(checkpoint)
     transformer = required(configs.transformer, 'transformer')
+    check_classifier(os.fspath(checkpoint), configs)
     config, adapters = load_adapter(os.fspath(adapter))
     check_adapter(transformer, adapters, config, os.fspath(adapter))
     imported = configs.source.get('transformer', {}).get('chunks')

@@ -44,6 +44,21 @@ def released_chunks(config: TransformerConfig) -> int:
     return next((n for n in range(2, config.depth + 1) if config.depth % n == 0), 1)
 
 
+def check_classifier(name: str, configs: ModelConfigs) -> None:
+    """Raises `UserError` if the head of a model has no place in the released layout.
+
+    Args:
+      name: of the folder, for the message.
+      configs: its configurations.
+    """
+    transformer = configs.transformer
+    if transformer is not None and transformer.classifier != 'bits':
+        raise UserError(
+            f'{name}: transformer.classifier is {transformer.classifier!r}, which the released '
+            "code lacks; only a model with 'bits' can be exported"
+        )
+
+
 def misfits(configs: ModelConfigs) -> list[str]:
     """Reasons why the released code cannot load a model without changes; [] if it can."""
     found: list[tuple[str, Any, Any]] = []

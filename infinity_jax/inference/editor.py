@@ -49,6 +49,7 @@ class ImageEditor:
         self._schedule, self._generator, self._run = schedule, generator, run
         self._stride = pixels_per_token(transformer, tokenizer)
         self._patchify = transformer.spatial_patchify
+        self._classifier = transformer.classifier
 
     def edit(
         self,
@@ -62,7 +63,15 @@ class ImageEditor:
         """`InfinityPipeline.edit`, with the (seed, index) of each image.
 
         Edits of one schedule, by words or not, are generated in the same batches.
+
+        Raises:
+          UserError: the model's classifier does not predict bits.
         """
+        if self._classifier != 'bits':
+            raise UserError(
+                f'transformer.classifier of this model is {self._classifier!r}; editing compares '
+                "single bits and wants a model with 'bits'"
+            )
         by_words = [edit.source_prompt is not None for edit in edits]
         if any(by_words):
             check_words(sampling, negative)

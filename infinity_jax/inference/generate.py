@@ -71,8 +71,8 @@ class GeneratedBits(NamedTuple):
     Attributes:
       bits: per scale (B, h, w, d) bool, on the code grids.
       total_Bhwd: their accumulated codes, which the decoder reads.
-      logits: per scale (B, h·w, d, 2) after guidance and temperature, before top-k and top-p; if
-        they were asked for.
+      logits: per scale (B, h·w, d, 2), or (B, h·w, 2^d) of an index classifier, after guidance and
+        temperature, before top-k and top-p; if they were asked for.
     """
 
     bits: tuple[jax.Array, ...]

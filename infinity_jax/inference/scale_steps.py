@@ -25,6 +25,11 @@ from infinity_jax.tokenizer.quantizer import (
     next_input,
 )
 from infinity_jax.transformer.conditioning import Conditioning
+from infinity_jax.transformer.index_classifier import (
+    bits_from_indices,
+    likely_indices,
+    sample_indices,
+)
 from infinity_jax.transformer.model import HiddenGuidance, Transformer
 
 
@@ -139,6 +144,8 @@ def sample_scale_bits(
 ) -> tuple[jax.Array, jax.Array]:
     """Bits (B, h, w, d) of one scale on the code grid, and the logits (B, h·w, d, 2) behind them.
 
+    An index classifier has logits (B, h·w, 2^d), and its top-k and top-p choose among indices.
+
     Args:
       model, variables: the transformer.
       conditioning: of the rows of `x_BLD`.
@@ -160,7 +167,11 @@ def sample_scale_bits(
         conditional, unconditional = jnp.split(logits, 2)
         logits = guidance * conditional + (1 - guidance) * unconditional
     scale_keys = jax.vmap(jax.random.fold_in, (0, None))(inputs.keys_B, scale)
-    bits = sample_bits(scale_keys, keep_likely(logits, settings.top_k, settings.top_p))
+    if model.config.classifier == 'index':
+        likely = likely_indices(logits, settings.top_k, settings.top_p)
+        bits = bits_from_indices(sample_indices(scale_keys, likely), model.config.token_bits)
+    else:
+        bits = sample_bits(scale_keys, keep_likely(logits, settings.top_k, settings.top_p))
     bits = _on_code_grid(model, bits, settings, scale)
     if inputs.given is not None:
         margins = None

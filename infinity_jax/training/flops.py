@@ -24,7 +24,7 @@ class Flops:
       self_attention: its scores and weighted sums.
       cross_attention: its scores and weighted sums, and every layer's keys and values of the text.
       text: pooling and projection of the text, and modulation; once per text.
-      head: embedding of the inputs, and logits of the bits.
+      head: embedding of the inputs, and logits.
       text_encoder: T5.
       tokenizer: encoder or decoder of the autoencoder.
     """
@@ -85,7 +85,7 @@ def transformer_forward(
         self_attention=2 * depth * 2 * pairs * width,
         cross_attention=2 * depth * 2 * (tokens * text_length * width + text_length * width**2),
         text=2 * (text_kernels + per_text_kernels + pooling),
-        head=2 * width * config.token_bits * ((tokens - 1) + 2 * tokens),
+        head=2 * width * (config.token_bits * (tokens - 1) + config.head_outputs * tokens),
     )
     return row * batch
 

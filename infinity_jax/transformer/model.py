@@ -37,7 +37,7 @@ class Trace(NamedTuple):
     Attributes:
       pooled_BD, context_BTD: of `Conditioning`.
       blocks: (depth, B, L, D), the residual stream after each block.
-      logits: (B, L, d, 2).
+      logits: (B, L, d, 2), or (B, L, 2^d) of an index classifier.
     """
 
     pooled_BD: jax.Array
@@ -86,7 +86,7 @@ class Transformer(nn.Module):
         self.word_embed = linear(config.width, ('bits', 'embed'), std, jnp.float32)
         self.blocks = Block(config, self.implementation)
         self.head_modulation = linear(2 * config.width, ('embed', 'mlp'), std * 1e-3, jnp.float32)
-        self.head = linear(2 * config.token_bits, ('embed', None), std * 0.02, jnp.float32)
+        self.head = linear(config.head_outputs, ('embed', None), std * 0.02, jnp.float32)
 
     def _scan(self, body, carry, per_layer=None, unrolled: bool = False):
         """Runs `body(block, carry, per_layer[i])` over all layers; returns carry and outputs."""
@@ -132,11 +132,14 @@ class Transformer(nn.Module):
     ) -> jax.Array:
         """Final hidden states to float32 logits (B, L, d, 2), for each bit of 0 and of 1.
 
-        `tiled` as in `Linear`, for generation.
+        Those of an index classifier are (B, L, 2^d), see `index_classifier`. `tiled` as in
+        `Linear`, for generation.
         """
         modulation = self.head_modulation(nn.silu(conditioning.pooled_BD), tiled=tiled)
         scale, shift = jnp.split(modulation, 2, axis=-1)
         logits = self.head(modulate(x_BLD, scale, shift), tiled=tiled)
+        if self.config.classifier == 'index':
+            return logits
         return logits.reshape(*x_BLD.shape[:2], self.config.token_bits, 2)
 
     def __call__(
@@ -160,7 +163,7 @@ class Transformer(nn.Module):
           kept: factors of stochastic depth, (B, layers, 2), from `layers.sample_kept`.
 
         Returns:
-          Logits (B, L, d, 2), float32.
+          Logits (B, L, d, 2), float32; of an index classifier (B, L, 2^d).
         """
         return self.trace(
             text_BTE,

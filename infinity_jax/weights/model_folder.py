@@ -51,7 +51,7 @@ FORMAT = 'infinity_jax'
 VERSION = 1
 PARTS = ('transformer', 'tokenizer', 'text_encoder')
 # Fields that the first folders lack; their defaults are the behaviour of that time.
-LATER_FIELDS = ('decoder_blocks', 'kernel_size', 'base_dtype')
+LATER_FIELDS = ('decoder_blocks', 'kernel_size', 'base_dtype', 'classifier')
 
 Config = TypeVar('Config')
 

@@ -16,6 +16,7 @@ from infinity_jax.tools.commands.flag_types import (
     local_path,
     output_path,
     path,
+    seed_number,
 )
 from infinity_jax.tools.commands.generation_flags import (
     add_adapter_flag,
@@ -41,6 +42,9 @@ def add_kinds(parser: argparse.ArgumentParser) -> None:
     _add_loss(add('loss', 'Loss and bit accuracy of a transformer on held-out data, by scale.'))
     _add_tokenizer(
         add('tokenizer', 'Fidelity of reconstructed images and use of the bits, by scale.')
+    )
+    _add_perturbation(
+        add('perturbation', 'Bits and indices that stay as they are when features move a little.')
     )
     _add_images(add('images', 'Classes, copies and a Fréchet distance, by EfficientNet-Lite0.'))
     judge_commands.add_kinds(add)
@@ -182,6 +186,28 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_tokenizer)
 
 
+def _add_perturbation(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--count', type=int, default=200, metavar='N', help='images (default: %(default)s)'
+    )
+    parser.add_argument(
+        '--seed',
+        type=seed_number,
+        default=0,
+        metavar='N',
+        help='of the noise (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--out',
+        default='.',
+        type=output_path,
+        metavar='DIR',
+        help='folder for perturbation.json (default: the current one)',
+    )
+    add_checkpoint_flag(parser)
+    parser.set_defaults(run=run_perturbation)
+
+
 def _add_images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('folder', type=input_path, metavar='DIR', help='folder of images')
     parser.add_argument(
@@ -277,6 +303,19 @@ def run_loss(args: argparse.Namespace) -> None:
     if config.task != 't2i':
         raise UserError(f'--config {args.config} is of task {config.task}; wanted a t2i run')
     evaluate_loss(args.checkpoint or DEMO_FOLDER, config, num_batches=args.batches)
+
+
+def run_perturbation(args: argparse.Namespace) -> None:
+    """Prints the shares of bits and of indices that stay."""
+    from infinity_jax.runtime.hub import DEMO_FOLDER, local_folder
+    from infinity_jax.tools.evaluation.perturbation import evaluate_perturbation
+
+    evaluate_perturbation(
+        local_folder(args.checkpoint or DEMO_FOLDER),
+        count=args.count,
+        seed=args.seed,
+        out=args.out,
+    )
 
 
 def run_tokenizer(args: argparse.Namespace) -> None:

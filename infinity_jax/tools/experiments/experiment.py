@@ -4,32 +4,56 @@ import dataclasses
 import json
 import pathlib
 import runpy
+from collections.abc import Mapping
 from typing import Any
 
 from infinity_jax.errors import UserError, in_one_line
 from infinity_jax.runtime.atomic_write import atomic_file
+from infinity_jax.tools.experiments.figures import DEFAULT, FIGURES
 
 FILE_NAME = 'experiment.json'  # in the folder of an experiment's runs
 TABLE = 'EXPERIMENTS'  # of a config file: name -> title, axis, points
+TOKENIZERS = 'tokenizers'  # FILE:tokenizers/NAME is the training of a tokenizer that points share
+_OPTIONS = ('figures', 'log_axis', 'scaling')  # of an experiment, besides title, axis and points
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One training: its position on the axis of the plot, and the line that it belongs to."""
+    """One training or evaluation.
+
+    Attributes:
+      x: its position on the axis of the plot.
+      series: the line of the plot that it belongs to.
+      evaluate: flags of `infinity-jax evaluate demo`; None: the point trains a model.
+      tokenizer: name of the tokenizer that is trained first; '': the demo's.
+    """
 
     x: float
     series: str
+    evaluate: tuple[str, ...] | None = None
+    tokenizer: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """The points of an experiment by name, and the labels of its plot."""
+    """The points of an experiment by name, and what its report shows.
+
+    Attributes:
+      name: in the config file, and of the folder.
+      title, axis: labels of the plot.
+      points: by name.
+      figures: the columns of the table and the panels of the plot, see `figures.FIGURES`.
+      log_axis: whether the axis is logarithmic.
+      scaling: whether power laws of the loss are fitted, see `scaling`.
+    """
 
     name: str
     title: str
     axis: str
     points: dict[str, Point]
+    figures: tuple[str, ...] = DEFAULT
     log_axis: bool = False
+    scaling: bool = False
 
 
 def read_experiment(spec: str) -> Experiment:
@@ -79,14 +103,34 @@ def load_experiment(folder: pathlib.Path) -> Experiment:
 
 def _experiment(name: str, entry: dict[str, Any], where: str) -> Experiment:
     try:
-        points = {
-            point: Point(float(each['x']), str(each['series']))
-            for point, each in entry['points'].items()
-        }
-        log_axis = bool(entry.get('log_axis', False))
-        return Experiment(name, str(entry['title']), str(entry['axis']), points, log_axis)
+        points = {point: _point(each) for point, each in entry['points'].items()}
+        experiment = Experiment(
+            name,
+            str(entry['title']),
+            str(entry['axis']),
+            points,
+            **{option: entry[option] for option in _OPTIONS if option in entry},
+        )
+        experiment = dataclasses.replace(experiment, figures=tuple(experiment.figures))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f'{where}: experiment {name} lacks {in_one_line(error)}; wanted title, axis and '
             'points with x and series'
         ) from None
+    unknown = [figure for figure in experiment.figures if figure not in FIGURES]
+    if unknown or not experiment.figures:
+        raise UserError(
+            f'{where}: figures of experiment {name} are {", ".join(experiment.figures) or "none"}; '
+            f'wanted some of {", ".join(FIGURES)}'
+        )
+    return experiment
+
+
+def _point(entry: Mapping[str, Any]) -> Point:
+    flags = entry.get('evaluate')
+    return Point(
+        float(entry['x']),
+        str(entry['series']),
+        None if flags is None else tuple(map(str, flags)),
+        str(entry.get('tokenizer') or ''),
+    )

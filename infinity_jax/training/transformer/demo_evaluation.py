@@ -1,6 +1,7 @@
 """Evaluation of a demo model: the share of images in which the matcher sees the prompt."""
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -22,7 +23,7 @@ from infinity_jax.inference.loading import with_adapters
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.runtime.hub import DEMO_FOLDER
-from infinity_jax.scales import ScaleSchedule
+from infinity_jax.scales import Grid, ScaleSchedule
 from infinity_jax.sharding import is_first_process
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.quantizer import quantize
@@ -43,22 +44,25 @@ def reconstruct(
     model = Autoencoder(required(loaded.configs.tokenizer, 'tokenizer'))
     grids = schedule.code_grids(loaded.configs.spatial_patchify)
 
-    @jax.jit
-    def run(params, pixels):
-        target = from_uint8(pixels)
-        features = model.apply({'params': params}, target, method=Autoencoder.encode)
-        total = quantize(cast(jax.Array, features), grids).total_Bhwd
-        decoded = model.apply({'params': params}, total, method=Autoencoder.decode)
-        generated = cast(jax.Array, decoded)
-        return to_uint8(generated), psnr(generated, target)
-
     outputs, ratios = [], []
     for start in range(0, len(images), BATCH):
         batch = images[start : start + BATCH]
-        decoded, ratio = run(loaded.tokenizer_params, batch)
+        decoded, ratio = _reconstruct(model, grids, loaded.tokenizer_params, batch)
         outputs.append(np.asarray(decoded))
         ratios.append(float(ratio) * len(batch))
     return np.concatenate(outputs), sum(ratios) / len(images)
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'grids'))  # one program for all calls
+def _reconstruct(
+    model: Autoencoder, grids: tuple[Grid, ...], params: Any, pixels: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    target = from_uint8(pixels)
+    features = model.apply({'params': params}, target, method=Autoencoder.encode)
+    total = quantize(cast(jax.Array, features), grids).total_Bhwd
+    decoded = model.apply({'params': params}, total, method=Autoencoder.decode)
+    generated = cast(jax.Array, decoded)
+    return to_uint8(generated), psnr(generated, target)
 
 
 def evaluate_demo(

@@ -26,6 +26,7 @@ OUTPUTS = ('self_attention.out', 'cross_attention.out', 'ffn.down')
 FIELDS = {
     'bits': ('word_embed', 'head'),
     'spatial_patchify': ('word_embed', 'head'),
+    'classifier': ('head',),
     'text_channels': ('text_norm', 'text_pool', 'text_project_in', 'unconditional_text'),
     'text_length': ('unconditional_text',),
     'max_scales': ('level_embed',),

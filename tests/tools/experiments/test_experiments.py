@@ -1,27 +1,52 @@
 """Experiments: their points, resuming, and the report over seeds."""
 
 import json
+import pathlib
 import runpy
 
+import jax
+import numpy as np
 import pytest
+from helpers.generation import small_model
+from helpers.models import changed
 from helpers.paths import CONFIGS
 
 from infinity_jax.cli import main
 from infinity_jax.errors import UserError
+from infinity_jax.tools.commands import evaluate_command
 from infinity_jax.tools.commands.config_flags import read_config_file
+from infinity_jax.tools.commands.generation_flags import sampling_of
 from infinity_jax.tools.experiments import run as runner
 from infinity_jax.tools.experiments.experiment import read_experiment
+from infinity_jax.tools.experiments.figures import read_figures
 from infinity_jax.tools.experiments.report import report_experiment
 from infinity_jax.tools.experiments.run import run_experiment
+from infinity_jax.tools.experiments.scaling import fit_scaling, power_law, scaling_lines
+from infinity_jax.training.flops import training_step
 from infinity_jax.training.init_from import run_config
+from infinity_jax.weights.model_folder import save_model
 
 SHIPPED = CONFIGS / 'experiments.py'
 FILE = """
 EXPERIMENTS = {'strength': {'title': 'Strength', 'axis': 'flips', 'points': {
     'none': {'x': 0, 'series': 'demo', 'fields': {}},
     'some': {'x': 0.1, 'series': 'demo', 'fields': {}},
-}}}
+}}, 'odd': {'title': 'Odd', 'axis': 'x', 'figures': ('psn',), 'points': {}}}
 """
+EVALUATIONS = """
+EXPERIMENTS = {'guidance': {
+    'title': 'Guidance', 'axis': 'guidance', 'figures': ('emoji_trained', 'background'),
+    'points': {'three': {'x': 3, 'series': 'demo', 'evaluate': ('--cfg', 3)}},
+}}
+"""
+TOKENIZED = """
+point = {'x': 8, 'series': 'demo', 'tokenizer': 'd8', 'fields': {}}
+EXPERIMENTS = {
+    'first': {'title': 'First', 'axis': 'd', 'points': {'a': point, 'b': point}},
+    'second': {'title': 'Second', 'axis': 'd', 'points': {'c': point}},
+}
+"""
+OUT = pathlib.Path('runs')
 EMOJI = {('none', 0): 0.5, ('none', 1): 0.7, ('some', 0): 0.6, ('some', 1): 0.9}
 
 
@@ -30,24 +55,51 @@ def test_every_point_is_a_run_that_changes_its_fields(name):
     entry = runpy.run_path(str(SHIPPED))['EXPERIMENTS'][name]
     assert list(read_experiment(f'{SHIPPED}:{name}').points) == list(entry['points'])
     for point, each in entry['points'].items():
+        if 'evaluate' in each:
+            continue
         config = run_config(read_config_file(f'{SHIPPED}:{name}/{point}'))
         for field, value in each['fields'].items():
             found = config
             for part in field.split('.'):
                 found = getattr(found, part)
             assert found == value
+        if 'tokenizer' in each:
+            tokenizer = run_config(read_config_file(f'{SHIPPED}:tokenizers/{each["tokenizer"]}'))
+            assert config.transformer.bits == tokenizer.tokenizer.bits == each['x']
+            assert config.tokenizer == f'{tokenizer.run_dir}/model'
+
+
+@pytest.mark.parametrize('name', ['sampling', 'sampling_by_scale'])
+def test_the_flags_of_every_evaluation_are_known(name, monkeypatch):
+    settings = []
+    monkeypatch.setattr(evaluate_command, 'run_demo', settings.append)
+    for point in read_experiment(f'{SHIPPED}:{name}').points.values():
+        runner._evaluate([*point.evaluate, '--seed=1'])
+        sampling = sampling_of(settings[-1])
+        guidance = sampling.per_scale('guidance', 4)
+        assert sum(guidance) / 4 == pytest.approx(point.x, abs=0.01) and settings[-1].seed == 1
+    assert len({str(args) for args in settings}) == len(settings)
 
 
 @pytest.mark.parametrize(
     ('variant', 'message'),
     [
         ('none', "unknown experiment 'none'; known: self_correction, budget"),
-        ('budget/none', "unknown point 'none' of budget; known: 900_steps_0"),
+        ('budget/none', "unknown point 'none' of budget; known: 600_steps_0"),
+        ('tokenizers/d9', "unknown tokenizer 'd9'; known: d8, d10"),
+        ('sampling/3_0.5', 'point 3_0.5 of sampling trains nothing'),
     ],
 )
 def test_unknown_points(variant, message):
     with pytest.raises(UserError, match=message):
         read_config_file(f'{SHIPPED}:{variant}')
+
+
+def write_judgement(folder, emoji, background=1.0):
+    rows = {row: {'emoji': emoji, 'background': background}
+            for row in ('generated', 'reconstructions')}  # fmt: skip
+    judged = {kind: {'psnr': 20.0, **rows} for kind in ('trained', 'held_out')}
+    (folder / 'evaluation.json').write_text(json.dumps(judged))
 
 
 @pytest.fixture
@@ -64,8 +116,7 @@ def trained(tmp_path, monkeypatch):
         lines = [{'step': 5, 'split': 'heldout', 'accuracy': 0.1, 'loss': 9.0}]
         lines += [{'step': 9, 'split': 'heldout', 'accuracy': 0.8, 'loss': 1.0 + seed}]
         (folder / 'metrics.jsonl').write_text(''.join(json.dumps(each) + '\n' for each in lines))
-        judged = {kind: {'generated': {'emoji': emoji}} for kind in ('trained', 'held_out')}
-        (folder / 'evaluation.json').write_text(json.dumps(judged))
+        write_judgement(folder, emoji)
 
     monkeypatch.setattr(runner, '_train', train)
     monkeypatch.chdir(tmp_path)
@@ -93,6 +144,118 @@ def test_points_are_trained_once_with_every_seed_and_reported(trained, capsys):
     assert (folder / 'report.png').read_bytes().startswith(b'\x89PNG')
 
 
+def test_points_with_flags_evaluate_a_model_and_train_none(trained, monkeypatch, capsys):
+    evaluated = []
+
+    def evaluate(flags):
+        evaluated.append(flags)
+        folder = pathlib.Path(flags[-1].removeprefix('--out='))
+        folder.mkdir(parents=True)
+        write_judgement(folder, 0.5, 0.25)
+
+    monkeypatch.setattr(runner, '_evaluate', evaluate)
+    pathlib.Path('file.py').write_text(EVALUATIONS)
+    command = ['experiment', 'run', 'file.py:guidance', '--seeds', '0,7', '--out', 'runs']
+    with pytest.raises(SystemExit):
+        main([*command, '--config.steps=5'])
+    assert '--config.steps=5: the points of guidance evaluate' in capsys.readouterr().err
+    main(command)
+    assert evaluated == [
+        ['--cfg', '3', f'--seed={seed}', f'--out=runs/guidance/three/seed_{seed}']
+        for seed in (0, 7)
+    ]
+    assert not trained
+    (heading, row) = capsys.readouterr().out.splitlines()[-2:]
+    assert heading.split() == [
+        *('point', 'runs', 'emoji', 'right', '(%)', 'backgrounds', 'right', '(%)')
+    ]
+    assert row.split() == ['three', '2', '50.0', '25.0']
+    main(command)
+    assert len(evaluated) == 2
+
+
+def test_a_tokenizer_is_trained_before_and_once_for_all_that_use_it(monkeypatch, tmp_path):
+    calls = []
+
+    def train(flags, title):
+        calls.append((title, flags))
+        run_dir = tmp_path / flags[1 if 'tokenizer ' in title else 2].split('=')[1]
+        (run_dir / 'model').mkdir(parents=True)
+        (run_dir / 'evaluation.json').write_text('{}')
+
+    monkeypatch.setattr(runner, '_train', train)
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path('file.py').write_text(TOKENIZED)
+    for name in ('first', 'second'):
+        overrides = ('--config.steps=5',)
+        run_experiment(f'file.py:{name}', seeds=(0,), out=OUT, overrides=overrides)
+    assert [title for title, _ in calls] == [
+        'tokenizer d8', 'run 1 of 2: a, seed 0', 'run 2 of 2: b, seed 0', 'run 1 of 1: c, seed 0',
+    ]  # fmt: skip
+    assert calls[0][1] == ['--config=file.py:tokenizers/d8', '--config.run_dir=runs/tokenizers/d8']
+    assert calls[1][1] == [
+        '--config=file.py:first/a', '--config.seed=0', '--config.run_dir=runs/first/a/seed_0',
+        '--config.tokenizer=runs/tokenizers/d8/model', '--config.steps=5',
+    ]  # fmt: skip
+
+
+def test_sizes_are_those_of_the_exported_model(tmp_path):
+    run = {'steps': 10, 'batch_size': 2, 'text': {'train': False}}
+    model = small_model()
+    save_model(tmp_path / 'model', changed(model, extra={'run': run}))
+    names = ('parameters', 'head_parameters', 'head_memory', 'compute')
+    figures = read_figures(tmp_path, names)
+    leaves = jax.tree.leaves(model.transformer_params)
+    assert figures['parameters'] == sum(leaf.size for leaf in leaves)
+    head = 32 * 8 + 8  # width, two logits for each of 4 bits
+    assert figures['head_parameters'] == head
+    tokens = model.configs.schedule.num_tokens
+    assert figures['head_memory'] == 4 * (5 * head + 2 * 2 * tokens * 8)
+    step = training_step(model.configs.transformer, model.configs.schedule, 2, 8)
+    assert figures['compute'] == 10 * step.total
+
+
+@pytest.mark.numeric
+def test_a_power_law_is_found_again():
+    sizes = np.array([1e5, 1e6, 5e6])
+    law = power_law(sizes, 3 * sizes**-0.125)
+    assert law['factor'] == pytest.approx(3) and law['exponent'] == pytest.approx(-0.125)
+    assert law['r_squared'] == pytest.approx(1) and law['standard_error'] < 1e-6
+
+
+def summaries(sizes, qualities):
+    """Results of one seed per size, whose loss is 2 · size^-0.5."""
+    return {
+        str(size): {
+            'loss': {'values': [2 * size**-0.5]},
+            'parameters': {'values': [size]},
+            'compute': {'values': [100 * size]},
+            'emoji_trained': {'values': [quality]},
+            'emoji_held_out': {'values': [0.5]},
+        }
+        for size, quality in zip(sizes, qualities, strict=True)
+    }
+
+
+@pytest.mark.numeric
+def test_laws_and_correlations_of_an_experiment():
+    sizes = (1.0, 4.0, 16.0)  # losses 2, 1, 0.5
+    fit = fit_scaling(summaries(sizes, (0.1, 0.4, 0.55)))
+    assert fit['runs'] == 3
+    assert fit['laws']['parameters']['exponent'] == pytest.approx(-0.5)
+    assert fit['laws']['compute']['factor'] == pytest.approx(20)
+    assert fit['correlations']['emoji_trained'] == pytest.approx(-1)
+    assert fit['correlations']['emoji_held_out'] is None
+    lines = scaling_lines(fit)
+    assert lines[0].startswith('loss = 2 · parameters^-0.5000 (± 0.0000, R² 1.000, 3 runs)')
+    assert lines[-1] == 'correlation of loss and emoji_held_out: none, one of them is constant'
+    assert fit_scaling(summaries(sizes[:2], (0, 1))) is None
+    assert 'no power law yet' in scaling_lines(None)[0]
+    with pytest.raises(UserError, match='loss of a run is 0; a power law wants positive'):
+        fit_scaling({**summaries(sizes, sizes), 'x': {**summaries([1.0], [1])['1.0'],
+                     'loss': {'values': [0.0]}}})  # fmt: skip
+
+
 def test_a_report_names_the_points_that_are_missing(trained, capsys):
     main(['experiment', 'run', 'file.py:strength', '--only', 'some', '--seeds', '1', '--out', 'r'])
     assert 'not finished: none' in capsys.readouterr().out
@@ -103,6 +266,10 @@ def test_a_report_names_the_points_that_are_missing(trained, capsys):
     [
         (['run', 'file.py:other'], "file.py has no experiment 'other'; wanted FILE:NAME"),
         (['run', 'file.py:strength', '--only', 'x*'], 'no such point; known: none, some'),
+        (
+            ['run', 'file.py:odd'],
+            'file.py: figures of experiment odd are psn; wanted some of emoji',
+        ),
         (['run', 'file.py:strength', '--seeds', 'a'], '--seeds a: wanted whole numbers'),
         (['report', '.'], 'has no experiment.json; wanted the folder of an experiment'),
     ],

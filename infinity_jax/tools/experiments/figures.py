@@ -1,0 +1,141 @@
+"""The figures of a finished run: the matcher's, those of the last held-out evaluation, sizes."""
+
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+
+from infinity_jax.config import required
+from infinity_jax.errors import UserError, in_one_line
+from infinity_jax.training import flops
+from infinity_jax.training.metrics import read_metrics
+from infinity_jax.transformer.model import transformer_shapes
+from infinity_jax.weights.model_folder import read_configs
+
+EVALUATION = 'evaluation.json'  # of `evaluate_demo`, the last file that a run writes
+
+
+class Figure(NamedTuple):
+    """A column of the report.
+
+    Attributes:
+      heading: at most 24 characters.
+      source: which file has it, a key of `_SOURCES`.
+      factor, form: of the numbers in table and plot.
+    """
+
+    heading: str
+    source: str
+    factor: float = 1
+    form: str = '.4f'
+
+
+FIGURES = {
+    'emoji_trained': Figure('emoji right (%)', 'judged', 100, '.1f'),
+    'emoji_held_out': Figure('held-out pairs (%)', 'judged', 100, '.1f'),
+    'background': Figure('backgrounds right (%)', 'judged', 100, '.1f'),
+    'reconstructed': Figure('in reconstructions (%)', 'judged', 100, '.1f'),
+    'psnr': Figure('PSNR (dB)', 'judged', 1, '.2f'),
+    'accuracy': Figure('bit accuracy (%)', 'held_out', 100, '.2f'),
+    'loss': Figure('loss (nats per bit)', 'held_out'),
+    'parameters': Figure('parameters (M)', 'sizes', 1e-6, '.3f'),
+    'head_parameters': Figure('those of the head (M)', 'sizes', 1e-6, '.3f'),
+    'head_memory': Figure('memory of the head (MB)', 'sizes', 1e-6, '.2f'),
+    'compute': Figure('compute (TFLOP)', 'sizes', 1e-12, '.1f'),
+}
+DEFAULT = ('emoji_trained', 'emoji_held_out', 'accuracy', 'loss')
+
+
+def read_figures(run_dir: pathlib.Path, names: Iterable[str]) -> dict[str, float]:
+    """The figures `names` of a finished run.
+
+    Args:
+      run_dir: of a training of the main job; figures of `evaluation.json` alone are there in the
+        folder of an evaluation as well.
+      names: of `FIGURES`.
+
+    Raises:
+      UserError: a file is missing or damaged.
+    """
+    names = tuple(names)
+    sources = dict.fromkeys(FIGURES[name].source for name in names)
+    found = {}
+    for source in sources:
+        found.update(_SOURCES[source](run_dir))
+    return {name: found[name] for name in names}
+
+
+def _judged(run_dir: pathlib.Path) -> dict[str, float]:
+    """The matcher's figures, and the PSNR of the tokenizer's reconstructions in dB."""
+    path = run_dir / EVALUATION
+    try:
+        judged = json.loads(path.read_text(encoding='utf-8'))
+        trained, held_out = (judged[kind]['generated'] for kind in ('trained', 'held_out'))
+        return {
+            'emoji_trained': float(trained['emoji']),
+            'emoji_held_out': float(held_out['emoji']),
+            'background': (float(trained['background']) + float(held_out['background'])) / 2,
+            'reconstructed': float(judged['held_out']['reconstructions']['emoji']),
+            'psnr': float(judged['held_out']['psnr']),
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'{path} is damaged ({in_one_line(error)}); remove it and run the experiment again'
+        ) from None
+
+
+def _held_out(run_dir: pathlib.Path) -> dict[str, float]:
+    """Loss and bit accuracy of the last evaluation on held-out data."""
+    evaluations = read_metrics(run_dir, 'heldout')
+    if not evaluations:
+        raise UserError(f'{run_dir} has no held-out evaluation; remove the run and start it again')
+    return {name: evaluations[-1][name] for name in ('accuracy', 'loss')}
+
+
+def _sizes(run_dir: pathlib.Path) -> dict[str, float]:
+    """Parameters of the transformer and of its head, bytes of the head, FLOP of the training.
+
+    The head's bytes are those of a training step, in float32: weights, gradient, both moments and
+    moving average, and the logits of a batch with their gradient.
+    """
+    configs = read_configs(run_dir / 'model')
+    transformer = required(configs.transformer, 'transformer')
+    schedule = required(configs.schedule, 'schedule')
+    run: dict[str, Any] = configs.extra.get('run', {})
+    try:
+        steps, batch, trains_text = run['steps'], run['batch_size'], run['text']['train']
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f'{run_dir}/model/config.json has no field extra.run.{in_one_line(error)}; remove the '
+            'run and start it again'
+        ) from None
+    step = flops.training_step(
+        transformer,
+        schedule,
+        batch,
+        transformer.text_length,
+        trained_text=configs.text if trains_text else None,
+    )
+    shapes = transformer_shapes(transformer)
+    head = _size(shapes['head'])
+    logits = batch * schedule.num_tokens * transformer.head_outputs
+    return {
+        'parameters': _size(shapes),
+        'head_parameters': head,
+        'head_memory': 4 * (5 * head + 2 * logits),
+        'compute': steps * step.total,
+    }
+
+
+def _size(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+_SOURCES: dict[str, Callable[[pathlib.Path], dict[str, float]]] = {
+    'judged': _judged,
+    'held_out': _held_out,
+    'sizes': _sizes,
+}
