@@ -42,7 +42,7 @@ TPU_GENERATION_OPTIONS = {
     'v6e': {'xla_tpu_scoped_vmem_limit_kib': '12288'},
 }
 # Products by cuBLASLt alone, which adds bias and residual and applies GELU before it writes. XLA's
-# own kernels (Triton) write first, and are tuned for minutes when a program is compiled.
+# own kernels (Triton) write first, and each has to be tuned on the card when it is compiled.
 GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': 'False'}
 
 # Logical axis of a parameter or an activation -> mesh axes. An axis absent here is not split.

@@ -16,6 +16,7 @@ from infinity_jax.inference.executables import Executables
 from infinity_jax.inference.memory_plan import plan_memory
 from infinity_jax.inference.resolution import budget_line, choose_schedule
 from infinity_jax.inference.warmup import GenerationRequest, calls_for
+from infinity_jax.runtime.host_texts import gather_texts
 from infinity_jax.sharding import MeshConfig, in_mesh, make_mesh
 from infinity_jax.transformer.attention_choice import choose
 from infinity_jax.transformer.lora import Updates, attach, merge
@@ -129,6 +130,10 @@ def load_for_generation(
     configs = with_text_dtype(configs, platform=platform_of(devices))
     _check_attention(configs, devices)
     plan = plan_memory(configs, max_batch, devices, quantization)
+    if devices is not None and len({device.process_index for device in devices.devices.flat}) > 1:
+        # All processes run one program; each of them may have another amount of memory free.
+        at_once = min(map(int, gather_texts(str(plan.batch))))
+        plan = dataclasses.replace(plan, batch=at_once)
     quantization = plan.quantization
     executables = Executables(folder if devices is None else None)
     attached = {} if _merges(quantization, devices) else updates

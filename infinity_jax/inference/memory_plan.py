@@ -105,10 +105,10 @@ def _candidates(
     shares = sizes.get('data', 1) * sizes.get('fsdp', 1)
     alone = mesh is None and not on_host
     for formats in _formats(quantization, alone):
-        for batch in _halvings(max_batch, shares):
-            share = _estimate(configs, -(-batch // shares), formats, on_host, mesh is not None)
-            estimate = on_one_device(share, sizes)
-            for offload in _text_places(configs, alone, mesh is not None):
+        for offload in _text_places(configs, alone, mesh is not None):
+            for batch in _halvings(max_batch, shares):
+                share = _estimate(configs, -(-batch // shares), formats, on_host, mesh is not None)
+                estimate = on_one_device(share, sizes)
                 yield _Candidate(MemoryPlan(batch, offload, formats), estimate)
 
 

@@ -82,7 +82,7 @@ def whole_bytes() -> int:
     """Bytes of the widest feature map that is not split into blocks, on the present device.
 
     On a GPU with much memory that is larger than elsewhere: blocks of rows are copied out of their
-    maps and back, which takes as long as a tenth of the convolutions.
+    maps and back.
     """
     peak = target_peak() if target_platform() == 'gpu' else None
     return max(WHOLE_BYTES, peak.hbm_bytes // WHOLE_SHARE) if peak else WHOLE_BYTES

@@ -104,9 +104,11 @@ def load_adapter(path: str | Path) -> tuple[LoraConfig, Any]:
         with safetensors.safe_open(path, 'numpy') as file:
             metadata = file.metadata() or {}
     except (OSError, safetensors.SafetensorError) as error:
-        raise UserError(f'{path}: cannot be read ({error}); name a {FILE_NAME} of a run') from None
+        raise UserError(
+            f'{path}: cannot be read ({error}); name the {FILE_NAME} of a run'
+        ) from None
     if metadata.get('format') != FORMAT:
-        raise UserError(f'{path}: holds no adapters; name a {FILE_NAME} of a run')
+        raise UserError(f'{path}: holds no adapters; name the {FILE_NAME} of a run')
     try:
         described = dict(json.loads(metadata['lora']))
     except (KeyError, TypeError, ValueError):

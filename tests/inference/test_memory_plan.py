@@ -181,6 +181,12 @@ def test_what_is_asked_for_wins(accelerator, asked, text_encoder, card_gb, plan,
     assert '--weights' not in said or asked.weights == 'auto'
 
 
+@pytest.mark.parametrize('card_gb', [16, 24, 80])
+def test_fewer_images_at_once_come_before_a_text_encoder_on_the_host(accelerator, card_gb):
+    accelerator(card_gb * USABLE)
+    assert not plan_memory(configs(), 16, quantization=AUTOMATIC).offload_text
+
+
 def test_without_leave_8_bits_are_advised_only(accelerator):
     accelerator(8 * USABLE)
     with pytest.raises(UserError, match='allow 8 bits .*--weights auto --cache auto'):

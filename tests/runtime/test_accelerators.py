@@ -33,7 +33,10 @@ def test_known_devices(kind, name):
     assert peak_of(kind) is PEAKS[name]
 
 
-@pytest.mark.parametrize('kind', ['cpu', 'TPU v4 lite', 'TPU v9', 'NVIDIA RTX 4090 Laptop GPU', ''])
+@pytest.mark.parametrize(
+    'kind',
+    ['cpu', 'TPU v4 lite', 'TPU v9', 'NVIDIA RTX 4090 Laptop GPU', 'NVIDIA GH200 480GB', ''],
+)
 def test_others_have_no_peak(kind):
     assert peak_of(kind) is None
 

@@ -64,7 +64,7 @@ class _Copies:
     """The copies of one computation that run at the same time as its kernels.
 
     They take the bandwidth of the memory that the kernels after them leave, in the order of their
-    starts, until something waits for them.
+    starts, until something waits for them. Kernels of loops inside leave none.
     """
 
     def __init__(self):

@@ -18,7 +18,8 @@ FLOAT32, THREE_BFLOAT16, TF32, BFLOAT16, OTHER = (
 ATTENTION, PRODUCT, CONVOLUTION = 'attention', 'product', 'convolution'
 GEMM, CONV, FMHA = '__cublas$', '__cudnn$conv', '__cudnn$fmha'
 _TARGET = re.compile(r'custom_call_target="([^"]+)"')
-_PRECISION = re.compile(r'operand_precision=\{(\w+)')
+# As an attribute, and in the configuration of a cuBLAS call.
+_PRECISION = re.compile(r'operand_precision=\{(\w+)|"operand_precision":\s*\["(\w+)"')
 _CONTRACTED = re.compile(r'lhs_contracting_dims=\{([\d,]*)\}')
 _GEMM_CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\s*\[([^\]]*)\]')
 _LABELS = re.compile(r'dim_labels=\w+_(\w+)->\w+')
@@ -106,7 +107,7 @@ def precision_of(dtype: str, attributes: str) -> str:
     if dtype != 'f32':
         return OTHER
     found = _PRECISION.search(attributes)
-    named = found[1] if found else 'default'
+    named = (found[1] or found[2]).lower() if found else 'default'
     return {'highest': FLOAT32, 'high': THREE_BFLOAT16}.get(named, TF32)
 
 

@@ -152,6 +152,11 @@ def read_too_large(message: str) -> int:
     Raises:
       UserError: it is another message.
     """
+    if 'ALG_DOT_BF16' in message:
+        raise UserError(
+            'the card multiplies no bfloat16, which came with Ampere; plan with '
+            '--config.transformer.dtype=float32'
+        )
     found = next((x for pattern in _TOO_LARGE if (x := pattern.search(message))), None)
     if found is None:
         raise UserError(

@@ -103,6 +103,8 @@ def test_products_are_found_by_kind_precision_and_flops():
     [
         ('f32', 'operand_precision={high,high}', products.THREE_BFLOAT16),
         ('f32', '', products.TF32),
+        ('f32', '"precision_config":{"operand_precision":["HIGHEST","HIGHEST"]}', products.FLOAT32),
+        ('f32', '"precision_config":{"operand_precision":["DEFAULT","DEFAULT"]}', products.TF32),
         ('f16', 'operand_precision={highest,highest}', products.BFLOAT16),
         ('s8', '', products.OTHER),
     ],
