@@ -20,8 +20,7 @@ from helpers.tiny import (
 
 from infinity_jax.errors import UserError
 from infinity_jax.inference import generator as generator_module
-from infinity_jax.inference import loading
-from infinity_jax.inference import memory as memory_estimate
+from infinity_jax.inference import loading, memory_plan
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
@@ -175,7 +174,7 @@ def test_from_pretrained_takes_dtype_and_size(tmp_path):
 def test_nothing_is_read_where_memory_is_short(tmp_path, monkeypatch):
     save_model(tmp_path / 'm', small_model())
     (tmp_path / 'm' / 'transformer.safetensors').write_bytes(b'')
-    monkeypatch.setattr(memory_estimate, 'free_bytes', lambda device: 1000)
+    monkeypatch.setattr(memory_plan, 'free_bytes', lambda device: 1000)
     with pytest.raises(UserError, match='this machine has 0.0 GB free'):
         InfinityPipeline.from_pretrained(tmp_path / 'm')
 
