@@ -44,6 +44,7 @@ TEMPERATURES = (0.5, 0.7, 1.0)
 IMAGES = 50  # of trained and as many of held-out pairs, per point and seed
 JUDGED = ('emoji_trained', 'emoji_held_out', 'background')  # figures of an evaluation
 STRENGTHS = (0.0, 0.1, 0.2, 0.3)
+RATES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3)  # of flips in generation
 BUDGETS = (600, 2400, 9600)
 # Width, depth: 0.13, 0.52, 1.0, 2.4 and 6.3 million parameters in blocks, a factor of 48.
 SIZES = {'0.1m': (64, 2), '0.5m': (96, 3), '1m': (128, 4), '2.4m': (192, 4), '6m': (256, 6)}
@@ -158,7 +159,7 @@ def _classifier() -> dict:
 
 def _evaluation(x: float, series: str, guidance: str, temperature: str, *more: str) -> dict:
     """A point that judges the shipped model with flags of `infinity-jax evaluate demo`."""
-    flags = ('--count', str(IMAGES), '--cfg', guidance, '--tau', temperature, *more)
+    flags = ('demo', '--count', str(IMAGES), '--cfg', guidance, '--tau', temperature, *more)
     return {'x': x, 'series': series, 'evaluate': flags}
 
 
@@ -198,12 +199,32 @@ def _sampling_by_scale() -> dict:
     return points
 
 
+def _repair() -> dict:
+    """Bits flipped while the models of `self_correction` with four scales generate."""
+    return {
+        f'{strength:g}_flipped_{rate:g}': {
+            'x': 100 * rate,
+            'series': f'trained with up to {strength:g}',
+            'model': f'self_correction/4_scales_{strength:g}',
+            'evaluate': ('repair', '--rates', f'{rate:g}', '--count', '100'),
+        }
+        for strength in STRENGTHS
+        for rate in RATES
+    }
+
+
 # Name -> title and axis of the plot, and the points: position, line of the plot, changed fields.
 EXPERIMENTS = {
     'self_correction': {
         'title': 'Self-correction by strength',
         'axis': 'largest probability of a flip',
         'points': _self_correction(),
+    },
+    'repair': {
+        'title': 'Bits flipped while models generate, by strength in training',
+        'axis': 'bits flipped in all scales but the last (%)',
+        'figures': ('flipped_trained', 'flipped_held_out', 'change'),
+        'points': _repair(),
     },
     'budget': {
         'title': 'Self-correction by length of training',

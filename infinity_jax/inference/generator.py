@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -116,6 +117,7 @@ class Generator:
         numbers: SamplingNumbers,
         settings: GenerationSettings,
         given: GivenBits | None = None,
+        flip_rate: float = 0.0,
     ) -> np.ndarray:
         """Images on the host: uint8 (B, Y, X, 3).
 
@@ -124,10 +126,13 @@ class Generator:
           text: features of the prompts and of the negative text, if there is one.
           numbers, settings: guidance, temperature and what else is chosen per call.
           given: bits of source images, for editing.
+          flip_rate: see `GenerationJob`; 0 runs the program without flips.
         """
         keys_B = image_keys(share_batch(seeds_B2.astype(np.uint32), self._mesh))
         given = None if given is None else share_batch(given, self._mesh)
-        pixels = self(GenerationInputs(keys_B, text[0], numbers, text[1], given), settings)
+        rate = jnp.float32(flip_rate) if flip_rate else None
+        inputs = GenerationInputs(keys_B, text[0], numbers, text[1], given, rate)
+        pixels = self(inputs, settings)
         return self._on_host(pixels)
 
     def decoded(self, total_Bhwd: np.ndarray) -> np.ndarray:

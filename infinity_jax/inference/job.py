@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from infinity_jax.errors import UserError
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
 
@@ -25,6 +26,12 @@ class GenerationJob:
       negative: replaces the learned unconditional text.
       sources: of edits, one per prompt; None: nothing is given.
       source_prompts: one per prompt, for editing by words; they replace the unconditional text.
+      flip_rate: probability with which every sampled bit of any scale but the last is flipped, as
+        in training with self-correction: the flips are part of the image, and later scales see
+        them.
+
+    Raises:
+      UserError: the flip rate is no probability.
     """
 
     prompts: Sequence[str]
@@ -35,3 +42,13 @@ class GenerationJob:
     negative: str | None = None
     sources: 'GivenSources | None' = None
     source_prompts: Sequence[str] | None = None
+    flip_rate: float = 0.0
+
+    def __post_init__(self):
+        check_flip_rate(self.flip_rate)
+
+
+def check_flip_rate(rate: float) -> None:
+    """Checks a rate of flips; a UserError unless it is a probability."""
+    if not 0 <= rate <= 1:
+        raise UserError(f'the rate of flips is {rate:g}; wanted a probability, 0 to 1')

@@ -299,7 +299,7 @@ class InfinityPipeline:
         for rows, text in zip(batches, texts, strict=True):
             seeds = np.array([job.seeds[i] for i in rows])
             given = None if job.sources is None else job.sources.rows([i // job.num for i in rows])
-            pixels = self._generator.images(seeds, text, numbers, settings, given)
+            pixels = self._generator.images(seeds, text, numbers, settings, given, job.flip_rate)
             yield pixels[: count - rows[0]]
 
     def _texts(

@@ -11,6 +11,8 @@ from infinity_jax.config import QuantizationConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 
+FLIPS = 1  # folded into a scale's keys for the random numbers of flips
+
 
 class SamplingNumbers(NamedTuple):
     """Traced sampling settings, one number per scale: changing them does not recompile."""
@@ -171,6 +173,19 @@ def sample_bits(keys_B: jax.Array, logits: jax.Array) -> jax.Array:
     margin = logits[..., 1] - logits[..., 0]
     uniform = jax.vmap(lambda key: jax.random.uniform(key, margin.shape[1:]))(keys_B)
     return uniform < jax.nn.sigmoid(margin)
+
+
+def flip_bits(keys_B: jax.Array, bits: jax.Array, rate: jax.Array) -> jax.Array:
+    """Flips each of the bits (B, …) with probability `rate`, as self-correction does in training.
+
+    The bits flipped at a rate are flipped at any higher rate as well. The random numbers are not
+    those that `sample_bits` takes from the same keys.
+    """
+
+    def uniform(key: jax.Array) -> jax.Array:
+        return jax.random.uniform(jax.random.fold_in(key, FLIPS), bits.shape[1:])
+
+    return bits ^ (jax.vmap(uniform)(keys_B) < rate)
 
 
 def _per_scale(values: float | tuple[float, ...]) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ from infinity_jax.inference.given_bits import GivenBits, Margins, with_given_bit
 from infinity_jax.inference.sampling import (
     GenerationSettings,
     SamplingNumbers,
+    flip_bits,
     keep_likely,
     sample_bits,
 )
@@ -52,6 +53,8 @@ class GenerationInputs(NamedTuple):
       numbers: guidance and temperature per scale.
       negative: replaces the learned unconditional text; padded to the same length as `text`.
       given: bits of source images; None is another program, which has no trace of them.
+      flip_rate: probability with which a sampled bit of any scale but the last is flipped; None is
+        another program, which flips nothing.
     """
 
     keys_B: jax.Array
@@ -59,6 +62,7 @@ class GenerationInputs(NamedTuple):
     numbers: SamplingNumbers
     negative: Text | None = None
     given: GivenBits | None = None
+    flip_rate: jax.Array | None = None
 
 
 def embed_prompts(
@@ -151,7 +155,7 @@ def sample_scale_bits(
       conditioning: of the rows of `x_BLD`.
       x_BLD: hidden states after the last layer.
       total_Bhwd: codes accumulated at earlier scales.
-      inputs: keys, sampling numbers and, if there are any, given bits.
+      inputs: keys, sampling numbers and, if there are any, given bits and a rate of flips.
       settings: the static settings.
       scale: zero-based.
     """
@@ -173,6 +177,8 @@ def sample_scale_bits(
     else:
         bits = sample_bits(scale_keys, keep_likely(logits, settings.top_k, settings.top_p))
     bits = _on_code_grid(model, bits, settings, scale)
+    if inputs.flip_rate is not None and scale + 1 < len(settings.schedule):
+        bits = flip_bits(scale_keys, bits, inputs.flip_rate)
     if inputs.given is not None:
         margins = None
         if guide_logits:

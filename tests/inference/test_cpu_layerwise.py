@@ -65,6 +65,14 @@ def test_guidance_on_hidden_states_equals_the_one_program():
     assert_same(layerwise(inputs, settings, wanted.bits), wanted)
 
 
+def test_flips_equal_those_of_the_one_program():
+    inputs = inputs_of(Text(*text(1)), 1)._replace(flip_rate=jnp.float32(0.5))
+    wanted = one_program(variables_of(), inputs, DEFAULT)
+    assert_same(layerwise(inputs, DEFAULT, wanted.bits), wanted)
+    unflipped = layerwise(inputs_of(Text(*text(1)), 1), DEFAULT)
+    assert (wanted.bits[0] != unflipped.bits[0]).any()
+
+
 @pytest.mark.parametrize('one', [True, False], ids=['one program', 'layerwise'])
 def test_images_of_one_prompt_share_its_text(one):
     """Two prompts, two images each: the same as four prompts of which two are equal."""

@@ -183,6 +183,29 @@ def test_later_scales_see_the_forced_bits():
     assert any((a != b).any() for a, b in zip(generated.bits, forced, strict=True))
 
 
+def test_flips_are_part_of_the_image_and_seen_by_later_scales():
+    variables, prompts = transformer_variables(), Text(*text())
+    greedy = dataclasses.replace(WHOLE, guided=False, top_k=1)
+    inputs = generation_inputs(prompts)._replace(flip_rate=jnp.float32(1))
+    generated = generate(variables, inputs, greedy)
+    last = len(SCHEDULE) - 1
+    for scale, (bits, logits) in enumerate(zip(generated.bits, generated.logits, strict=True)):
+        likelier = logits[..., 1] > logits[..., 0]
+        assert (bits.reshape(likelier.shape) == (likelier if scale == last else ~likelier)).all()
+    np.testing.assert_allclose(generated.total_Bhwd, total_from_bits(generated.bits), atol=1e-6)
+    wanted = uncached(variables, generated.bits, prompts).logits
+    assert_close(joined(generated), wanted / per_token(TEMPERATURE))
+
+
+def test_without_flips_all_random_numbers_are_as_before():
+    inputs = generation_inputs()
+    generated = generate(transformer_variables(), inputs._replace(flip_rate=jnp.float32(0)))
+    for ours, wanted in zip(
+        generated.bits, generate(transformer_variables(), inputs).bits, strict=True
+    ):
+        assert (ours == wanted).all()
+
+
 def test_an_image_does_not_depend_on_its_batch():
     variables, (features, lengths) = transformer_variables(), text()
     together = generate(variables, generation_inputs(Text(features, lengths)))

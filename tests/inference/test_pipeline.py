@@ -21,6 +21,7 @@ from helpers.tiny import (
 from infinity_jax.errors import UserError
 from infinity_jax.inference import generator as generator_module
 from infinity_jax.inference import loading, memory_plan
+from infinity_jax.inference.job import GenerationJob
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.scales import ScaleSchedule
@@ -61,6 +62,24 @@ def test_image_i_does_not_depend_on_how_many_others_are_asked_for():
     # Another batch size is another program: a bit on a knife's edge may fall otherwise.
     alone = InfinityPipeline(place_model(small_model()), max_batch=1)('a red apple', seed=1)
     assert (alone.pixels[0] == three().pixels[0]).mean() > 0.9
+
+
+def test_a_rate_of_flips_of_zero_runs_the_program_without_flips():
+    job = GenerationJob(list(three().prompts), list(three().seeds), pipeline().schedule)
+    with compilations() as compiled:
+        assert (np.concatenate([*pipeline().run(job)]) == three().pixels).all()
+    assert not compiled
+    flipped = np.concatenate([*pipeline().run(dataclasses.replace(job, flip_rate=0.5))])
+    assert (flipped != three().pixels).any(axis=(1, 2, 3)).all()
+    with compilations() as compiled:  # another rate is the same program
+        more = np.concatenate([*pipeline().run(dataclasses.replace(job, flip_rate=0.9))])
+    assert not compiled and (more != flipped).any()
+
+
+@pytest.mark.parametrize('rate', [-0.1, 1.5, float('nan')])
+def test_a_rate_of_flips_is_a_probability(rate):
+    with pytest.raises(UserError, match=f'rate of flips is {rate:g}; wanted a probability, 0 to 1'):
+        GenerationJob(['cat'], [(0, 0)], SCHEDULE, flip_rate=rate)
 
 
 def test_num_repeats_each_prompt_in_turn():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from infinity_jax.errors import UserError
-from infinity_jax.inference.sampling import SamplingConfig, keep_likely, sample_bits
+from infinity_jax.inference.sampling import SamplingConfig, flip_bits, keep_likely, sample_bits
 
 COUNT = 20_000
 
@@ -64,6 +64,17 @@ def test_infinite_margins_leave_no_choice():
     logits = jnp.array([[[0.0, -jnp.inf], [-jnp.inf, 0.0]]] * COUNT)[None]
     bits = sample_bits(keys(1), logits)[0]
     assert not bits[:, 0].any() and bits[:, 1].all()
+
+
+@pytest.mark.parametrize('rate', [0.0, 0.1, 0.3, 1.0])
+def test_bits_flip_at_their_rate_and_at_any_higher_one(rate):
+    bits = sampled(0.5, count=COUNT)[None]
+    flipped = flip_bits(keys(1), bits, jnp.float32(rate)) != bits
+    assert abs(flipped.mean() - rate) <= 4 * (rate * (1 - rate) / COUNT) ** 0.5
+    more = flip_bits(keys(1), bits, jnp.float32(min(2 * rate, 1))) != bits
+    assert (more | ~flipped).all()
+    # The flips are independent of the random numbers that have sampled the bits.
+    assert abs(flipped[bits].mean() - rate) < 0.02
 
 
 def test_a_image_depends_on_its_own_key_only():

@@ -14,6 +14,7 @@ from infinity_jax.tools.commands.flag_types import (
     check_positive,
     input_path,
     local_path,
+    numbers,
     output_path,
     path,
     seed_number,
@@ -39,6 +40,9 @@ def add_kinds(parser: argparse.ArgumentParser) -> None:
         add('scenes', 'How many scenes of emoji show the right objects, counts, places, colours.')
     )
     _add_edits(add('edits', 'How many edited emoji images show what was asked for.'))
+    _add_repair(
+        add('repair', 'How many emoji stay right when bits are flipped while images are generated.')
+    )
     _add_loss(add('loss', 'Loss and bit accuracy of a transformer on held-out data, by scale.'))
     _add_tokenizer(
         add('tokenizer', 'Fidelity of reconstructed images and use of the bits, by scale.')
@@ -101,6 +105,19 @@ def _add_scenes(parser: argparse.ArgumentParser) -> None:
 def _add_edits(parser: argparse.ArgumentParser) -> None:
     files = 'figures, examples and a plot'
     _add_emoji_flags(parser, run_edits, 200, 'edits of each kind', files)
+
+
+def _add_repair(parser: argparse.ArgumentParser) -> None:
+    captions = 'captions of pairs seen in training, and as many of held-out ones'
+    _add_emoji_flags(parser, run_repair, 100, captions, 'figures, a sheet of images and a plot')
+    parser.add_argument(
+        '--rates',
+        type=numbers,
+        default='0,0.02,0.05,0.1,0.2,0.3',
+        metavar='R[,R…]',
+        help='probabilities with which a sampled bit of any scale but the last is flipped '
+        '(default: %(default)s)',
+    )
 
 
 def _add_loss(parser: argparse.ArgumentParser) -> None:
@@ -292,6 +309,16 @@ def run_edits(args: argparse.Namespace) -> None:
     from infinity_jax.tools.evaluation.edits import evaluate_edits
 
     evaluate_edits(local_folder(args.checkpoint or DEMO_FOLDER), **_emoji_options(args))
+
+
+def run_repair(args: argparse.Namespace) -> None:
+    """Prints a table of the matcher's accuracies by rate."""
+    from infinity_jax.runtime.hub import DEMO_FOLDER, local_folder
+    from infinity_jax.tools.evaluation.repair import evaluate_repair
+
+    evaluate_repair(
+        local_folder(args.checkpoint or DEMO_FOLDER), rates=args.rates, **_emoji_options(args)
+    )
 
 
 def run_loss(args: argparse.Namespace) -> None:

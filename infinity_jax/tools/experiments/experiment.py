@@ -9,7 +9,7 @@ from typing import Any
 
 from infinity_jax.errors import UserError, in_one_line
 from infinity_jax.runtime.atomic_write import atomic_file
-from infinity_jax.tools.experiments.figures import DEFAULT, FIGURES
+from infinity_jax.tools.experiments.figures import DEFAULT, FIGURES, RESULTS
 
 FILE_NAME = 'experiment.json'  # in the folder of an experiment's runs
 TABLE = 'EXPERIMENTS'  # of a config file: name -> title, axis, points
@@ -24,14 +24,23 @@ class Point:
     Attributes:
       x: its position on the axis of the plot.
       series: the line of the plot that it belongs to.
-      evaluate: flags of `infinity-jax evaluate demo`; None: the point trains a model.
+      evaluate: what follows `infinity-jax evaluate`: a kind of `RESULTS` and its flags; None: the
+        point trains a model.
       tokenizer: name of the tokenizer that is trained first; '': the demo's.
+      model: EXPERIMENT/POINT whose model of the same seed is evaluated; '': the one that the flags
+        name.
     """
 
     x: float
     series: str
     evaluate: tuple[str, ...] | None = None
     tokenizer: str = ''
+    model: str = ''
+
+    @property
+    def result(self) -> str:
+        """Name of the last file in the folder of a finished run."""
+        return RESULTS[self.evaluate[0] if self.evaluate else 'demo']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +126,12 @@ def _experiment(name: str, entry: dict[str, Any], where: str) -> Experiment:
             f'{where}: experiment {name} lacks {in_one_line(error)}; wanted title, axis and '
             'points with x and series'
         ) from None
+    for label, point in points.items():
+        if point.evaluate is not None and ''.join(point.evaluate[:1]) not in RESULTS:
+            raise UserError(
+                f'{where}: evaluate of point {label} is {" ".join(point.evaluate) or "empty"}; '
+                f'wanted {" or ".join(RESULTS)}, then flags'
+            )
     unknown = [figure for figure in experiment.figures if figure not in FIGURES]
     if unknown or not experiment.figures:
         raise UserError(
@@ -133,4 +148,5 @@ def _point(entry: Mapping[str, Any]) -> Point:
         str(entry['series']),
         None if flags is None else tuple(map(str, flags)),
         str(entry.get('tokenizer') or ''),
+        str(entry.get('model') or ''),
     )

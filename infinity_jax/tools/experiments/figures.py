@@ -1,5 +1,6 @@
 """The figures of a finished run: the matcher's, those of the last held-out evaluation, sizes."""
 
+import functools
 import json
 import math
 import pathlib
@@ -15,7 +16,8 @@ from infinity_jax.training.metrics import read_metrics
 from infinity_jax.transformer.model import transformer_shapes
 from infinity_jax.weights.model_folder import read_configs
 
-EVALUATION = 'evaluation.json'  # of `evaluate_demo`, the last file that a run writes
+# Kind of `infinity-jax evaluate` -> the last file that it writes; a training ends with the first.
+RESULTS = {'demo': 'evaluation.json', 'repair': 'repair.json'}
 
 
 class Figure(NamedTuple):
@@ -37,6 +39,9 @@ FIGURES = {
     'emoji_trained': Figure('emoji right (%)', 'judged', 100, '.1f'),
     'emoji_held_out': Figure('held-out pairs (%)', 'judged', 100, '.1f'),
     'background': Figure('backgrounds right (%)', 'judged', 100, '.1f'),
+    'flipped_trained': Figure('emoji right (%)', 'flipped', 100, '.1f'),
+    'flipped_held_out': Figure('held-out pairs (%)', 'flipped', 100, '.1f'),
+    'change': Figure('change (RMS, of 255)', 'flipped', 1, '.1f'),
     'reconstructed': Figure('in reconstructions (%)', 'judged', 100, '.1f'),
     'psnr': Figure('PSNR (dB)', 'judged', 1, '.2f'),
     'accuracy': Figure('bit accuracy (%)', 'held_out', 100, '.2f'),
@@ -68,19 +73,36 @@ def read_figures(run_dir: pathlib.Path, names: Iterable[str]) -> dict[str, float
     return {name: found[name] for name in names}
 
 
-def _judged(run_dir: pathlib.Path) -> dict[str, float]:
+def _judged(judged: Any) -> dict[str, float]:
     """The matcher's figures, and the PSNR of the tokenizer's reconstructions in dB."""
-    path = run_dir / EVALUATION
+    trained, held_out = (judged[kind]['generated'] for kind in ('trained', 'held_out'))
+    return {
+        'emoji_trained': float(trained['emoji']),
+        'emoji_held_out': float(held_out['emoji']),
+        'background': (float(trained['background']) + float(held_out['background'])) / 2,
+        'reconstructed': float(judged['held_out']['reconstructions']['emoji']),
+        'psnr': float(judged['held_out']['psnr']),
+    }
+
+
+def _flipped(judged: Any) -> dict[str, float]:
+    """The matcher's figures at the one rate of flips of a run, and the change of the pixels."""
+    (kinds,) = judged['rates'].values()
+    trained, held_out = (kinds[kind]['generated'] for kind in ('trained', 'held_out'))
+    return {
+        'flipped_trained': float(trained['emoji']['value']),
+        'flipped_held_out': float(held_out['emoji']['value']),
+        'change': (float(trained['distance']) + float(held_out['distance'])) / 2,
+    }
+
+
+def _of_result(
+    kind: str, figures_of: Callable[[Any], dict[str, float]], run_dir: pathlib.Path
+) -> dict[str, float]:
+    """Figures of the file that a kind of evaluation has written."""
+    path = run_dir / RESULTS[kind]
     try:
-        judged = json.loads(path.read_text(encoding='utf-8'))
-        trained, held_out = (judged[kind]['generated'] for kind in ('trained', 'held_out'))
-        return {
-            'emoji_trained': float(trained['emoji']),
-            'emoji_held_out': float(held_out['emoji']),
-            'background': (float(trained['background']) + float(held_out['background'])) / 2,
-            'reconstructed': float(judged['held_out']['reconstructions']['emoji']),
-            'psnr': float(judged['held_out']['psnr']),
-        }
+        return figures_of(json.loads(path.read_text(encoding='utf-8')))
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f'{path} is damaged ({in_one_line(error)}); remove it and run the experiment again'
@@ -135,7 +157,8 @@ def _size(tree: Any) -> int:
 
 
 _SOURCES: dict[str, Callable[[pathlib.Path], dict[str, float]]] = {
-    'judged': _judged,
+    'judged': functools.partial(_of_result, 'demo', _judged),
+    'flipped': functools.partial(_of_result, 'repair', _flipped),
     'held_out': _held_out,
     'sizes': _sizes,
 }

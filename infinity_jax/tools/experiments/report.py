@@ -5,13 +5,16 @@ import pathlib
 import statistics
 from typing import Any
 
+import numpy as np
+
 from infinity_jax.errors import UserError
 from infinity_jax.tools.experiments import scaling
 from infinity_jax.tools.experiments.experiment import Experiment, load_experiment
-from infinity_jax.tools.experiments.figures import EVALUATION, FIGURES, read_figures
+from infinity_jax.tools.experiments.figures import FIGURES, read_figures
 
 TEXT, JSON, PLOT = 'report.txt', 'report.json', 'report.png'
 WIDTH = 26  # of a column
+SHIFT = 0.008  # between the series of a plot, of the width of all points
 
 
 def report_experiment(folder: pathlib.Path) -> dict[str, Any]:
@@ -31,7 +34,7 @@ def report_experiment(folder: pathlib.Path) -> dict[str, Any]:
     names = dict.fromkeys((*experiment.figures, *(scaling.READ if experiment.scaling else ())))
     results = {}
     for name, point in experiment.points.items():
-        runs = sorted((folder / name).glob(f'seed_*/{EVALUATION}'))
+        runs = sorted((folder / name).glob(f'seed_*/{point.result}'))
         if runs:
             figures = _summaries([read_figures(path.parent, names) for path in runs])
             results[name] = {'x': point.x, 'series': point.series, 'runs': len(runs), **figures}
@@ -87,33 +90,46 @@ def _summaries(runs: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
 
 def _plot(experiment: Experiment, results: dict[str, Any], path: pathlib.Path) -> None:
     """A panel per figure, a line per series, and bars from the smallest to the largest seed."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    columns = min(len(experiment.figures), 3)
+    columns = min(len(experiment.figures), 2)  # a page is as wide as two panels
     rows = -(-len(experiment.figures) // columns)
-    plot = Figure(figsize=(4.5 * columns, 3.8 * rows), layout='constrained')
-    FigureCanvasAgg(plot)
+    plot = Figure(figsize=(4.25 * columns, 3 * rows + 0.7), layout='constrained')
     panels = plot.subplots(rows, columns, squeeze=False).ravel()
-    for axes, name in zip(panels, experiment.figures, strict=False):
-        heading, _, factor, _ = FIGURES[name]
-        for series in dict.fromkeys(result['series'] for result in results.values()):
-            points = sorted(
-                ((r['x'], r[name]) for r in results.values() if r['series'] == series),
-                key=lambda point: point[0],
-            )
-            means = [factor * summary['mean'] for _, summary in points]
-            errors = [
-                [abs(factor * (s[end] - s['mean'])) for _, s in points] for end in ('min', 'max')
-            ]
-            axes.errorbar(
-                [x for x, _ in points], means, errors, marker='.', capsize=3, label=series
-            )
-        if experiment.log_axis:
-            axes.set_xscale('log')
-        axes.set(xlabel=experiment.axis, ylabel=heading)
+    for axes, figure in zip(panels, experiment.figures, strict=False):
+        _panel(axes, figure, results, experiment.log_axis)
+        axes.set(xlabel=experiment.axis, ylabel=FIGURES[figure].heading)
     for axes in panels[len(experiment.figures) :]:
         axes.remove()
-    panels[0].legend()
-    plot.suptitle(experiment.title)
+    lines, labels = panels[0].get_legend_handles_labels()
+    if len(labels) > 1:
+        plot.legend(lines, labels, loc='outside lower center', ncols=4, frameon=False)
+    runs = sorted({result['runs'] for result in results.values()})
+    seeds = ' to '.join(str(number) for number in dict.fromkeys((runs[0], runs[-1])))
+    bars = '' if runs[-1] == 1 else 's; bars: smallest to largest'
+    plot.suptitle(f'{experiment.title}\n{seeds} seed{bars}', fontsize='medium')
     plot.savefig(path, dpi=100, format='png')
+
+
+def _panel(axes: Any, figure: str, results: dict[str, Any], log_axis: bool) -> None:
+    """One figure of all points; the series are a little apart, so that bars do not hide others."""
+    factor = FIGURES[figure].factor
+    places = [result['x'] for result in results.values()]
+    all_series = dict.fromkeys(result['series'] for result in results.values())
+    if log_axis:
+        axes.set_xscale('log')
+    for number, series in enumerate(all_series):
+        shift = SHIFT * (number - (len(all_series) - 1) / 2)
+        points = sorted(
+            ((r['x'], r[figure]) for r in results.values() if r['series'] == series),
+            key=lambda point: point[0],
+        )
+        x = np.array([x for x, _ in points], float)
+        x = x * (max(places) / min(places)) ** shift if log_axis else x + shift * np.ptp(places)
+        mean, low, high = (
+            factor * np.array([summary[key] for _, summary in points])
+            for key in ('mean', 'min', 'max')
+        )
+        caps = 3 if (high > low).any() else 0
+        axes.errorbar(x, mean, (mean - low, high - mean), marker='.', capsize=caps, label=series)
+    axes.grid(alpha=0.3)

@@ -2,6 +2,7 @@
 
 import argparse
 import fnmatch
+import os
 import pathlib
 import signal
 import subprocess
@@ -16,7 +17,6 @@ from infinity_jax.tools.experiments.experiment import (
     read_experiment,
     save_experiment,
 )
-from infinity_jax.tools.experiments.figures import EVALUATION
 
 TRAIN = 'infinity_jax.main'
 
@@ -45,8 +45,8 @@ def run_experiment(
       the folder of the experiment.
 
     Raises:
-      UserError: there is no such experiment or point, a run failed, or there are overrides for
-        points that train nothing.
+      UserError: there is no such experiment or point, a model that is to be evaluated is missing,
+        a run failed, or there are overrides for points that train nothing.
     """
     file, experiment = spec.partition(':')[0], read_experiment(spec)
     points = fnmatch.filter(experiment.points, only)
@@ -60,18 +60,20 @@ def run_experiment(
     folder = out / experiment.name
     folder.mkdir(parents=True, exist_ok=True)
     save_experiment(folder, experiment)
-    _train_tokenizers(file, experiment, points, out)
     runs = [(seed, point) for seed in seeds for point in points]
+    _check_models(file, experiment, runs, out)
+    _train_tokenizers(file, experiment, points, out)
     for number, (seed, point) in enumerate(runs, 1):
         run_dir = folder / point / f'seed_{seed}'
         title = f'run {number} of {len(runs)}: {point}, seed {seed}'
-        if (run_dir / EVALUATION).exists():
+        if (run_dir / experiment.points[point].result).exists():
             print(f'{title}: finished before', flush=True)
             continue
         print(title, flush=True)
-        flags = experiment.points[point].evaluate
+        flags, model = experiment.points[point].evaluate, experiment.points[point].model
         if flags is not None:
-            _evaluate([*flags, f'--seed={seed}', f'--out={run_dir}'])
+            checkpoint = [f'--checkpoint={_model_of_run(out, model, seed)}'] if model else []
+            _evaluate([*flags, *checkpoint, f'--seed={seed}', f'--out={run_dir}'])
             continue
         tokenizer = experiment.points[point].tokenizer
         _train(
@@ -85,6 +87,32 @@ def run_experiment(
             title,
         )
     return folder
+
+
+def _check_models(
+    file: str, experiment: Experiment, runs: Sequence[tuple[int, str]], out: pathlib.Path
+) -> None:
+    """Checks that the models of other experiments which these runs evaluate have been trained."""
+    missing = [
+        (experiment.points[point].model, seed)
+        for seed, point in runs
+        if experiment.points[point].model
+        and not _model_of_run(out, experiment.points[point].model, seed).exists()
+    ]
+    if missing:
+        other = missing[0][0].partition('/')[0]
+        points = sorted({model.partition('/')[2] for model, _ in missing})
+        pattern = points[0] if len(points) == 1 else os.path.commonprefix(points) + '*'
+        seeds = ','.join(str(seed) for seed in dict.fromkeys(seed for _, seed in missing))
+        raise UserError(
+            f'{_model_of_run(out, *missing[0])} is missing; train it with infinity-jax experiment '
+            f"run {file}:{other} --only '{pattern}' --seeds {seeds} --out {out}"
+        )
+
+
+def _model_of_run(out: pathlib.Path, name: str, seed: int) -> pathlib.Path:
+    """The model folder of EXPERIMENT/POINT, which appears when its training is finished."""
+    return out / name / f'seed_{seed}' / 'model'
 
 
 def _train_tokenizers(
@@ -108,10 +136,10 @@ def _model(out: pathlib.Path, tokenizer: str) -> pathlib.Path:
 
 
 def _evaluate(flags: Sequence[str]) -> None:
-    """Runs `infinity-jax evaluate demo` in this process, which compiles its programs once."""
+    """Runs `infinity-jax evaluate` in this process, which compiles its programs once."""
     parser = argparse.ArgumentParser(prog='infinity-jax evaluate')
     add_kinds(parser)
-    args = parser.parse_args(['demo', *flags])
+    args = parser.parse_args([*flags])
     args.run(args)
 
 

@@ -31,12 +31,26 @@ FILE = """
 EXPERIMENTS = {'strength': {'title': 'Strength', 'axis': 'flips', 'points': {
     'none': {'x': 0, 'series': 'demo', 'fields': {}},
     'some': {'x': 0.1, 'series': 'demo', 'fields': {}},
+}}, 'unknown': {'title': 'Unknown', 'axis': 'x', 'points': {
+    'one': {'x': 0, 'series': 'demo', 'evaluate': ('--cfg', 3)},
 }}, 'odd': {'title': 'Odd', 'axis': 'x', 'figures': ('psn',), 'points': {}}}
 """
 EVALUATIONS = """
 EXPERIMENTS = {'guidance': {
     'title': 'Guidance', 'axis': 'guidance', 'figures': ('emoji_trained', 'background'),
-    'points': {'three': {'x': 3, 'series': 'demo', 'evaluate': ('--cfg', 3)}},
+    'points': {'three': {'x': 3, 'series': 'demo', 'evaluate': ('demo', '--cfg', 3)}},
+}}
+"""
+REPAIR = """
+EXPERIMENTS = {'repair': {
+    'title': 'Repair', 'axis': 'flipped', 'figures': ('flipped_trained', 'change'),
+    'points': {
+        f'{name}_flipped': {
+            'x': 10, 'series': name, 'model': f'strength/{name}',
+            'evaluate': ('repair', '--rates', 0.1),
+        }
+        for name in ('none', 'nobody')
+    },
 }}
 """
 TOKENIZED = """
@@ -84,7 +98,7 @@ def test_the_flags_of_every_evaluation_are_known(name, monkeypatch):
 @pytest.mark.parametrize(
     ('variant', 'message'),
     [
-        ('none', "unknown experiment 'none'; known: self_correction, budget"),
+        ('none', "unknown experiment 'none'; known: self_correction, repair"),
         ('budget/none', "unknown point 'none' of budget; known: 600_steps_0"),
         ('tokenizers/d9', "unknown tokenizer 'd9'; known: d8, d10"),
         ('sampling/3_0.5', 'point 3_0.5 of sampling trains nothing'),
@@ -161,7 +175,7 @@ def test_points_with_flags_evaluate_a_model_and_train_none(trained, monkeypatch,
     assert '--config.steps=5: the points of guidance evaluate' in capsys.readouterr().err
     main(command)
     assert evaluated == [
-        ['--cfg', '3', f'--seed={seed}', f'--out=runs/guidance/three/seed_{seed}']
+        ['demo', '--cfg', '3', f'--seed={seed}', f'--out=runs/guidance/three/seed_{seed}']
         for seed in (0, 7)
     ]
     assert not trained
@@ -172,6 +186,59 @@ def test_points_with_flags_evaluate_a_model_and_train_none(trained, monkeypatch,
     assert row.split() == ['three', '2', '50.0', '25.0']
     main(command)
     assert len(evaluated) == 2
+
+
+def test_models_of_another_experiment_are_evaluated(monkeypatch, tmp_path, capsys):
+    evaluated = []
+
+    def evaluate(flags):
+        evaluated.append(flags)
+        folder = pathlib.Path(flags[-1].removeprefix('--out='))
+        folder.mkdir(parents=True)
+        row = {'generated': {'emoji': {'value': 0.25}, 'distance': 7.0}}
+        judged = {'rates': {'0.1': {'trained': row, 'held_out': row}}}
+        (folder / 'repair.json').write_text(json.dumps(judged))
+
+    monkeypatch.setattr(runner, '_evaluate', evaluate)
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path('file.py').write_text(REPAIR)
+    command = ['experiment', 'run', 'file.py:repair', '--seeds', '0,3', '--out', 'runs']
+    pathlib.Path('runs/strength/none/seed_0/model').mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        main(command)
+    assert (
+        'runs/strength/nobody/seed_0/model is missing; train it with infinity-jax experiment run '
+        "file.py:strength --only 'no*' --seeds 0,3 --out runs\n"
+    ) in capsys.readouterr().err
+    assert not evaluated
+    for seed in (0, 3):
+        for name in ('none', 'nobody'):
+            pathlib.Path(f'runs/strength/{name}/seed_{seed}/model').mkdir(
+                parents=True, exist_ok=True
+            )
+    main([*command, '--only', 'none*'])
+    assert evaluated == [
+        ['repair', '--rates', '0.1', f'--checkpoint=runs/strength/none/seed_{seed}/model',
+         f'--seed={seed}', f'--out=runs/repair/none_flipped/seed_{seed}']
+        for seed in (0, 3)
+    ]  # fmt: skip
+    assert ['none_flipped', '2', '25.0', '7.0'] in [
+        line.split() for line in capsys.readouterr().out.splitlines()
+    ]
+    main(command)
+    assert len(evaluated) == 4
+
+
+def test_the_repair_experiment_evaluates_models_that_another_trains(monkeypatch):
+    settings = []
+    monkeypatch.setattr(evaluate_command, 'run_repair', settings.append)
+    trained = read_experiment(f'{SHIPPED}:self_correction').points
+    for point in read_experiment(f'{SHIPPED}:repair').points.values():
+        name = point.model.removeprefix('self_correction/')
+        assert point.series == f'trained with up to {trained[name].x:g}'
+        runner._evaluate([*point.evaluate, f'--checkpoint={name}'])
+        assert [100 * rate for rate in settings[-1].rates] == [point.x]
+    assert len({str(args) for args in settings}) == len(settings) == 24
 
 
 def test_a_tokenizer_is_trained_before_and_once_for_all_that_use_it(monkeypatch, tmp_path):
@@ -269,6 +336,10 @@ def test_a_report_names_the_points_that_are_missing(trained, capsys):
         (
             ['run', 'file.py:odd'],
             'file.py: figures of experiment odd are psn; wanted some of emoji',
+        ),
+        (
+            ['run', 'file.py:unknown'],
+            'file.py: evaluate of point one is --cfg 3; wanted demo or repair, then flags',
         ),
         (['run', 'file.py:strength', '--seeds', 'a'], '--seeds a: wanted whole numbers'),
         (['report', '.'], 'has no experiment.json; wanted the folder of an experiment'),
