@@ -8,6 +8,7 @@ again, it goes on where it ended. Estimated minutes of one core of a laptop, for
 
     self_correction 230    budget 350        requantizing 75    model_scaling 350
     vocabulary 210         classifier 160    sampling 20        sampling_by_scale 15
+    repair 15, of the models of self_correction
 
 and 13 for each of the tokenizers, which `vocabulary` and `classifier` train first. One point by
 itself:
@@ -15,7 +16,8 @@ itself:
     python -m infinity_jax.main --config=configs/experiments.py:self_correction/4_scales_0.1
 
 Every point is the main job (configs/t2i.py) with the fields of `SMALL`, and with those that its
-experiment changes; those of `sampling` and `sampling_by_scale` evaluate the shipped model.
+experiment changes; those of `sampling` and `sampling_by_scale` evaluate the shipped model, those of
+`repair` the models of `self_correction`.
 """
 
 import importlib.util
@@ -206,10 +208,10 @@ def _repair() -> dict:
             'x': 100 * rate,
             'series': f'trained with up to {strength:g}',
             'model': f'self_correction/4_scales_{strength:g}',
-            'evaluate': ('repair', '--rates', f'{rate:g}', '--count', '100'),
+            'evaluate': ('repair', '--no-references', '--rates', f'{rate:g}', '--count', '100'),
         }
-        for strength in STRENGTHS
         for rate in RATES
+        for strength in STRENGTHS
     }
 
 

@@ -43,10 +43,13 @@ class MatchReport:
         return float(self.background_right.mean())
 
 
-def evaluation_specs(subset: str, pairs_of: str, count: int, seed: int = 0) -> list[ImageSpec]:
+def evaluation_specs(
+    subset: str, pairs_of: str, count: int, seed: int = 0, placed_rate: float = PLACED_RATE
+) -> list[ImageSpec]:
     """Samples `count` specs of the 'trained' or 'held_out' pairs; all mention the background.
 
-    A pair is repeated only after every pair was used.
+    A pair is repeated only after every pair was used. `placed_rate` is the share of specs with a
+    random size and place; the other emoji are large.
     """
     splits = {'trained': 'train', 'held_out': 'held_out'}
     if pairs_of not in splits:
@@ -56,7 +59,7 @@ def evaluation_specs(subset: str, pairs_of: str, count: int, seed: int = 0) -> l
     epochs = -(-count // len(choices))
     order = np.concatenate([rng.permutation(len(choices)) for _ in range(epochs)])
     return [
-        sample_spec(rng, *choices[i], placed_rate=PLACED_RATE, name_only_rate=0)
+        sample_spec(rng, *choices[i], placed_rate=placed_rate, name_only_rate=0)
         for i in order[:count]
     ]
 

@@ -118,6 +118,12 @@ def _add_repair(parser: argparse.ArgumentParser) -> None:
         help='probabilities with which a sampled bit of any scale but the last is flipped '
         '(default: %(default)s)',
     )
+    parser.add_argument(
+        '--no-references',
+        action='store_false',
+        dest='references',
+        help='leave out the true images with flipped bits, which depend on the tokenizer alone',
+    )
 
 
 def _add_loss(parser: argparse.ArgumentParser) -> None:
@@ -317,7 +323,10 @@ def run_repair(args: argparse.Namespace) -> None:
     from infinity_jax.tools.evaluation.repair import evaluate_repair
 
     evaluate_repair(
-        local_folder(args.checkpoint or DEMO_FOLDER), rates=args.rates, **_emoji_options(args)
+        local_folder(args.checkpoint or DEMO_FOLDER),
+        rates=args.rates,
+        references=args.references,
+        **_emoji_options(args),
     )
 
 

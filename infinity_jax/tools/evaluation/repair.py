@@ -39,7 +39,7 @@ from infinity_jax.tools.evaluation.repair_report import (
     write_report,
 )
 from infinity_jax.tools.evaluation.report.intervals import accuracy
-from infinity_jax.training.transformer.demo_evaluation import PAIRS
+from infinity_jax.training.transformer.demo_evaluation import PAIRS, evaluated_placed_rate
 from infinity_jax.training.transformer.self_correction import correct
 from infinity_jax.weights.model_folder import LoadedModel, load_model
 from infinity_jax.weights.placement import place_model
@@ -54,6 +54,7 @@ def evaluate_repair(
     folder: str | os.PathLike = DEMO_FOLDER,
     *,
     rates: Sequence[float] = RATES,
+    references: bool = True,
     count: int = 100,
     subset: str | None = None,
     seed: int = 0,
@@ -63,7 +64,7 @@ def evaluate_repair(
 ) -> dict[str, Any]:
     """Flips sampled bits of all scales but the last, and counts the emoji that are still right.
 
-    The captions and, at rate 0, the images are those of `evaluate_demo`. Two more rows show what
+    The captions and, at rate 0, the images are those of `evaluate_demo`. The references show what
     the tokenizer makes of the true images when their bits are flipped: at best, where later scales
     have the bits that self-correction teaches, and where later scales ignore the flips. Prints a
     table; writes repair.json, images as repair.png and a plot, repair_rates.png, into `out`.
@@ -71,6 +72,7 @@ def evaluate_repair(
     Args:
       folder: a complete model folder of square emoji images.
       rates: probabilities of a flip, 0 to 1.
+      references: whether the true images are flipped as well.
       count: captions of each kind.
       subset: emoji of the captions and of the candidates; None: those the model was trained on.
       seed: of captions, generation and flips.
@@ -93,12 +95,14 @@ def evaluate_repair(
     check_writable(out / SHEET)
     loaded = load_model(folder)
     pipeline = InfinityPipeline(place_model(loaded, mesh=mesh), max_batch=min(count, BATCH))
-    subset = subset or loaded.configs.extra.get('run', {}).get('data', {}).get('subset', 'all')
+    data = loaded.configs.extra.get('run', {}).get('data', {})
+    subset, placed_rate = subset or data.get('subset', 'all'), evaluated_placed_rate(data)
     candidates = [each.name for each in emoji_subset(subset)]
     by_rate: dict[str, dict[str, Any]] = {f'{rate:g}': {} for rate in rates}
     results: dict[str, Any] = {
         'model': str(folder),
         'subset': subset,
+        'placed_rate': placed_rate,
         'candidates': len(candidates),
         'count': count,
         'seed': seed,
@@ -107,8 +111,12 @@ def evaluate_repair(
     }
     shown: list[Shown] = []
     for kind in PAIRS:
-        specs = evaluation_specs(subset, kind, count, seed)
-        rows = _rows(loaded, pipeline, specs, seed, sampling)
+        specs = evaluation_specs(subset, kind, count, seed, placed_rate)
+        captions = [caption(spec) for spec in specs]
+        rows = {GENERATED: _generate(pipeline, captions, seed, sampling)}
+        if references:
+            renders = np.stack([render(spec, pipeline.image_size[0]) for spec in specs])
+            rows |= _references(loaded, pipeline.schedule, renders, seed)
         unflipped = {row: images(0.0) for row, images in rows.items()}
         for rate in rates:
             judged = by_rate[f'{rate:g}'][kind] = {}
@@ -138,43 +146,41 @@ def _judge(
     return figures, (report.emoji_right & report.background_right).tolist()
 
 
-def _rows(
-    loaded: LoadedModel,
-    pipeline: InfinityPipeline,
-    specs: Sequence[ImageSpec],
-    seed: int,
-    sampling: SamplingConfig,
-) -> dict[str, Images]:
-    """The images of each row as functions of the rate."""
-    captions = [caption(spec) for spec in specs]
-    seeds = [(seed, i) for i in range(len(specs))]
-    model = Autoencoder(required(loaded.configs.tokenizer, 'tokenizer'))
-    schedule, patchify = pipeline.schedule, loaded.configs.spatial_patchify
-    renders = np.stack([render(spec, pipeline.image_size[0]) for spec in specs])
-    starts = range(0, len(specs), BATCH)
-    features = [
-        _encode(model, loaded.tokenizer_params, renders[start : start + BATCH]) for start in starts
-    ]
+def _generate(
+    pipeline: InfinityPipeline, captions: Sequence[str], seed: int, sampling: SamplingConfig
+) -> Images:
+    """The model's images by rate."""
+    seeds = [(seed, i) for i in range(len(captions))]
 
-    def generated(rate: float) -> np.ndarray:
-        job = GenerationJob(captions, seeds, schedule, sampling=sampling, flip_rate=rate)
+    def images(rate: float) -> np.ndarray:
+        job = GenerationJob(captions, seeds, pipeline.schedule, sampling=sampling, flip_rate=rate)
         return np.concatenate([*pipeline.run(job)])
 
-    def reconstructed(rate: float, repair: bool) -> np.ndarray:
+    return images
+
+
+def _references(
+    loaded: LoadedModel, schedule: ScaleSchedule, renders: np.ndarray, seed: int
+) -> dict[str, Images]:
+    """True images, uint8 (N, Y, X, 3), through the tokenizer and back, by rate."""
+    model = Autoencoder(required(loaded.configs.tokenizer, 'tokenizer'))
+    patchify, params = loaded.configs.spatial_patchify, loaded.tokenizer_params
+    starts = range(0, len(renders), BATCH)
+    features = [_encode(model, params, renders[start : start + BATCH]) for start in starts]
+
+    def images(rate: float, repair: bool) -> np.ndarray:
+        static = (model, schedule, patchify, repair)
+        keys = [jax.random.fold_in(jax.random.key(seed), start) for start in starts]
         return np.concatenate(
             [
-                _reconstruct(
-                    model, schedule, patchify, repair, loaded.tokenizer_params, batch,
-                    jax.random.key(seed + start), rate,
-                )
-                for start, batch in zip(starts, features, strict=True)
+                _reconstruct(*static, params, batch, key, rate)
+                for batch, key in zip(features, keys, strict=True)
             ]
-        )  # fmt: skip
+        )
 
     return {
-        GENERATED: generated,
-        REPAIRED: functools.partial(reconstructed, repair=True),
-        IGNORED: functools.partial(reconstructed, repair=False),
+        REPAIRED: functools.partial(images, repair=True),
+        IGNORED: functools.partial(images, repair=False),
     }
 
 

@@ -67,7 +67,7 @@ def table(results: dict[str, Any]) -> str:
         f'{"images":28}{"flipped":>8}{"emoji right, trained pairs":>28}{"held-out pairs":>26}'
         f'{"backgrounds":>13}{"distance":>10}',
     ]
-    for row, title in ROWS.items():
+    for row in rows_of(results):
         for rate, kinds in results['rates'].items():
             figures = [kinds[kind][row] for kind in KINDS]
             cells = [_with_interval(each['emoji']) for each in figures]
@@ -76,10 +76,16 @@ def table(results: dict[str, Any]) -> str:
                 np.mean([each['distance'] for each in figures]),
             )
             lines.append(
-                f'{title:28}{float(rate):>8.1%}{cells[0]:>28}{cells[1]:>26}{background:>13.1%}'
+                f'{ROWS[row]:28}{float(rate):>8.1%}{cells[0]:>28}{cells[1]:>26}{background:>13.1%}'
                 f'{distance:>10.1f}'
             )
     return '\n'.join(lines)
+
+
+def rows_of(results: dict[str, Any]) -> list[str]:
+    """The rows that there are: the references may be left out."""
+    (kinds, *_) = results['rates'].values()
+    return [*kinds['trained']]
 
 
 def _with_interval(share: dict[str, float]) -> str:
@@ -95,7 +101,7 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
     rates = [100 * float(rate) for rate in results['rates']]
     styles = {GENERATED: '-', REPAIRED: '--', IGNORED: ':'}
     for number, (kind, kind_title) in enumerate(KINDS.items()):
-        for row, title in ROWS.items():
+        for row in rows_of(results):
             figures = [kinds[kind][row] for kinds in results['rates'].values()]
             emoji = [each['emoji'] for each in figures]
             values = np.array([100 * each['value'] for each in emoji])
@@ -108,7 +114,7 @@ def plot(results: dict[str, Any], path: pathlib.Path) -> None:
             else:
                 shares.plot(rates, values, **line)
             distances = [each['distance'] for each in figures]
-            changes.plot(rates, distances, label=f'{title}, {kind_title}', **line)
+            changes.plot(rates, distances, label=f'{ROWS[row]}, {kind_title}', **line)
     shares.set(ylabel='emoji right (%)', ylim=(0, 102))
     changes.set(ylabel='change of the pixels (RMS, of 255)')
     for axes in (shares, changes):

@@ -99,10 +99,11 @@ def _plot(experiment: Experiment, results: dict[str, Any], path: pathlib.Path) -
     for axes, figure in zip(panels, experiment.figures, strict=False):
         _panel(axes, figure, results, experiment.log_axis)
         axes.set(xlabel=experiment.axis, ylabel=FIGURES[figure].heading)
-    for axes in panels[len(experiment.figures) :]:
-        axes.remove()
     lines, labels = panels[0].get_legend_handles_labels()
-    if len(labels) > 1:
+    if len(panels) > len(experiment.figures):  # one place is free
+        panels[-1].axis('off')
+        panels[-1].legend(lines, labels, loc='center', frameon=False)
+    elif len(labels) > 1:
         plot.legend(lines, labels, loc='outside lower center', ncols=4, frameon=False)
     runs = sorted({result['runs'] for result in results.values()})
     seeds = ' to '.join(str(number) for number in dict.fromkeys((runs[0], runs[-1])))

@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import jax
@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from infinity_jax.config import QuantizationConfig, required
 from infinity_jax.emoji.artwork import subset as emoji_subset
 from infinity_jax.emoji.image_spec import caption
-from infinity_jax.emoji.matcher import evaluation_specs, match
+from infinity_jax.emoji.matcher import PLACED_RATE, evaluation_specs, match
 from infinity_jax.emoji.render import render
 from infinity_jax.errors import UserError
 from infinity_jax.images import check_writable, contact_sheet, from_uint8, psnr, save_png, to_uint8
@@ -65,6 +65,15 @@ def _reconstruct(
     return to_uint8(generated), psnr(generated, target)
 
 
+def evaluated_placed_rate(data: Mapping[str, Any]) -> float:
+    """Share of the captions with a size and place: none for a model trained on large emoji alone.
+
+    Args:
+      data: the fields `data` of the run that trained the model, or none.
+    """
+    return PLACED_RATE if data.get('placed_rate', PLACED_RATE) else 0.0
+
+
 def evaluate_demo(
     folder: str | os.PathLike = DEMO_FOLDER,
     *,
@@ -80,7 +89,8 @@ def evaluate_demo(
     """Generates images of trained and held-out captions and counts those the matcher recognises.
 
     Three rows for each kind of pairs: the model's images and, for comparison, true renders and
-    their reconstructions. Prints a table; writes evaluation.json and a contact sheet,
+    their reconstructions. Some captions name a size and a place, unless the model was trained on
+    large emoji alone. Prints a table; writes evaluation.json and a contact sheet,
     evaluation.png, into `out`.
 
     Args:
@@ -107,7 +117,8 @@ def evaluate_demo(
     pipeline = InfinityPipeline(
         place_model(adapted, quantization, mesh), max_batch=min(count, BATCH)
     )
-    subset = subset or loaded.configs.extra.get('run', {}).get('data', {}).get('subset', 'all')
+    data = loaded.configs.extra.get('run', {}).get('data', {})
+    subset, placed_rate = subset or data.get('subset', 'all'), evaluated_placed_rate(data)
     candidates = [each.name for each in emoji_subset(subset)]
     code_grids = pipeline.schedule.code_grids(loaded.configs.spatial_patchify)
     size = code_grids[-1][0] * required(loaded.configs.tokenizer, 'tokenizer').stride
@@ -115,6 +126,7 @@ def evaluate_demo(
         'model': str(folder),
         'adapters': list(adapters),
         'subset': subset,
+        'placed_rate': placed_rate,
         'candidates': len(candidates),
         'count': count,
         'seed': seed,
@@ -123,7 +135,7 @@ def evaluate_demo(
     }
     shown, titles, marks = [], [], []
     for kind in PAIRS:
-        specs = evaluation_specs(subset, kind, count, seed)
+        specs = evaluation_specs(subset, kind, count, seed, placed_rate)
         captions = [caption(spec) for spec in specs]
         renders = np.stack([render(spec, size) for spec in specs])
         reconstructions, ratio = reconstruct(loaded, pipeline.schedule, renders)

@@ -37,7 +37,7 @@ class Pipeline:
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
+def run(tmp_path, monkeypatch, capsys):
     loaded = model_of(
         tokenizer_config=TOKENIZER,
         tokenizer_params=PARAMS,
@@ -52,10 +52,12 @@ def run(tmp_path, monkeypatch):
         ['evaluate', 'repair', '--rates', '0,0.1,0.5', '--count', str(COUNT)]
         + ['--checkpoint', str(tmp_path), '--out', str(tmp_path)]
     )
+    printed = capsys.readouterr().out
+    assert 'true images, repaired' in printed and '100.0% (43.9% to 100.0%)' in printed
     return tmp_path
 
 
-def test_figures_by_rate(run, capsys):
+def test_figures_by_rate(run):
     rates = json.loads((run / 'repair.json').read_text())['rates']
     assert list(rates) == ['0', '0.1', '0.5']
     for kind in ('trained', 'held_out'):
@@ -68,11 +70,15 @@ def test_figures_by_rate(run, capsys):
         assert none['repaired'] == none['ignored']
         assert 0 < some['repaired']['distance'] < some['ignored']['distance']
         assert some['ignored']['distance'] < half['ignored']['distance']
-    printed = capsys.readouterr().out
-    assert 'true images, repaired' in printed and '100.0% (43.8% to 100.0%)' in printed
 
 
-def test_the_sheet_has_a_row_per_caption_and_a_column_per_rate(run, monkeypatch):
+def test_references_may_be_left_out(run, monkeypatch):
+    monkeypatch.setattr(evaluate, '_references', None)
+    results = evaluate.evaluate_repair(run, rates=(0.1,), references=False, count=COUNT, out=run)
+    assert list(results['rates']['0.1']['trained']) == ['generated']
+
+
+def test_the_sheet_has_a_row_per_caption_and_a_column_per_rate(run):
     sheet = Image.open(run / 'repair.png')
     assert sheet.width == 12 + 3 * 140 and sheet.height > 6 * 140
     red, green = (210, 40, 40), (20, 160, 60)

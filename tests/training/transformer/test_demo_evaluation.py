@@ -73,6 +73,17 @@ def test_reconstruct_keeps_the_count_over_batches(loaded):
     assert jax.numpy.isfinite(ratio)
 
 
+@pytest.mark.parametrize(('trained', 'evaluated'), [(0.0, 0.0), (0.1, 0.3), (None, 0.3)])
+def test_sizes_and_places_are_asked_for_where_they_were_trained(trained, evaluated):
+    data = {} if trained is None else {'placed_rate': trained}
+    rate = evaluate.evaluated_placed_rate(data)
+    assert rate == evaluated
+    specs = evaluation_specs('starter', 'trained', 60, placed_rate=rate)
+    assert all(spec.size == 'large' for spec in specs) == (rate == 0)
+    of_default = evaluation_specs('starter', 'trained', 60)
+    assert [s.emoji for s in specs] == [s.emoji for s in of_default]
+
+
 def test_no_images_are_refused():
     with pytest.raises(UserError, match='count is 0'):
         evaluate.evaluate_demo('somewhere', count=0)
