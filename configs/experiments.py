@@ -225,7 +225,7 @@ EXPERIMENTS = {
     'repair': {
         'title': 'Bits flipped while models generate, by strength in training',
         'axis': 'bits flipped in all scales but the last (%)',
-        'figures': ('flipped_trained', 'flipped_held_out', 'change'),
+        'figures': ('flipped_trained', 'flipped_held_out', 'flipped_background', 'change'),
         'points': _repair(),
     },
     'budget': {

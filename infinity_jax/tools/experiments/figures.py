@@ -41,6 +41,7 @@ FIGURES = {
     'background': Figure('backgrounds right (%)', 'judged', 100, '.1f'),
     'flipped_trained': Figure('emoji right (%)', 'flipped', 100, '.1f'),
     'flipped_held_out': Figure('held-out pairs (%)', 'flipped', 100, '.1f'),
+    'flipped_background': Figure('backgrounds right (%)', 'flipped', 100, '.1f'),
     'change': Figure('change (RMS, of 255)', 'flipped', 1, '.1f'),
     'reconstructed': Figure('in reconstructions (%)', 'judged', 100, '.1f'),
     'psnr': Figure('PSNR (dB)', 'judged', 1, '.2f'),
@@ -89,9 +90,11 @@ def _flipped(judged: Any) -> dict[str, float]:
     """The matcher's figures at the one rate of flips of a run, and the change of the pixels."""
     (kinds,) = judged['rates'].values()
     trained, held_out = (kinds[kind]['generated'] for kind in ('trained', 'held_out'))
+    backgrounds = [float(each['background']['value']) for each in (trained, held_out)]
     return {
         'flipped_trained': float(trained['emoji']['value']),
         'flipped_held_out': float(held_out['emoji']['value']),
+        'flipped_background': sum(backgrounds) / 2,
         'change': (float(trained['distance']) + float(held_out['distance'])) / 2,
     }
 

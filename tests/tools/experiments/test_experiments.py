@@ -43,7 +43,7 @@ EXPERIMENTS = {'guidance': {
 """
 REPAIR = """
 EXPERIMENTS = {'repair': {
-    'title': 'Repair', 'axis': 'flipped', 'figures': ('flipped_trained', 'change'),
+    'title': 'Repair', 'axis': 'flipped', 'figures': ('flipped_trained', 'flipped_background', 'change'),
     'points': {
         f'{name}_flipped': {
             'x': 10, 'series': name, 'model': f'strength/{name}',
@@ -195,7 +195,8 @@ def test_models_of_another_experiment_are_evaluated(monkeypatch, tmp_path, capsy
         evaluated.append(flags)
         folder = pathlib.Path(flags[-1].removeprefix('--out='))
         folder.mkdir(parents=True)
-        row = {'generated': {'emoji': {'value': 0.25}, 'distance': 7.0}}
+        row = {'emoji': {'value': 0.25}, 'background': {'value': 0.5}, 'distance': 7.0}
+        row = {'generated': row}
         judged = {'rates': {'0.1': {'trained': row, 'held_out': row}}}
         (folder / 'repair.json').write_text(json.dumps(judged))
 
@@ -222,7 +223,7 @@ def test_models_of_another_experiment_are_evaluated(monkeypatch, tmp_path, capsy
          f'--seed={seed}', f'--out=runs/repair/none_flipped/seed_{seed}']
         for seed in (0, 3)
     ]  # fmt: skip
-    assert ['none_flipped', '2', '25.0', '7.0'] in [
+    assert ['none_flipped', '2', '25.0', '50.0', '7.0'] in [
         line.split() for line in capsys.readouterr().out.splitlines()
     ]
     main(command)
