@@ -43,7 +43,8 @@ EXPERIMENTS = {'guidance': {
 """
 REPAIR = """
 EXPERIMENTS = {'repair': {
-    'title': 'Repair', 'axis': 'flipped', 'figures': ('flipped_trained', 'flipped_background', 'change'),
+    'title': 'Repair', 'axis': 'flipped',
+    'figures': ('flipped_trained', 'flipped_background', 'change'),
     'points': {
         f'{name}_flipped': {
             'x': 10, 'series': name, 'model': f'strength/{name}',
