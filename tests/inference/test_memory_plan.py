@@ -39,10 +39,10 @@ def configs(name='2b', text_encoder='auto', **changes):
     )
 
 
-def device(free_gb):
+def device(free_gb, kind='NVIDIA H200'):
     """An accelerator with so much memory, none of it in use."""
     stats = {'bytes_limit': int(free_gb * GB) + 1000, 'bytes_in_use': 1000}
-    return types.SimpleNamespace(platform='gpu', memory_stats=lambda: stats)
+    return types.SimpleNamespace(platform='gpu', device_kind=kind, memory_stats=lambda: stats)
 
 
 @pytest.fixture
@@ -89,6 +89,37 @@ def test_what_cannot_fit_is_refused_with_the_numbers(accelerator, dtype, free_gb
     assert '\n' not in message and f'has {free_gb:.1f} GB free' in message
     assert 'transformer ' in message and message.startswith('1 of 1024 x 1024 pixels at once')
     assert ('--dtype bfloat16' in message) == advised
+
+
+def test_bfloat16_is_not_advised_for_a_card_without_it(monkeypatch):
+    monkeypatch.setattr(memory_plan.jax, 'local_devices', lambda: [device(12, 'Tesla T4')])
+    with pytest.raises(UserError, match='smaller --budget, or use more devices'):
+        plan_memory(configs(dtype='float32'), 1)
+
+
+@pytest.mark.parametrize(
+    ('name', 'card_gb', 'plan'),
+    [
+        ('2b', 8, MemoryPlan(1, True)),
+        ('8b', 16, MemoryPlan(1, True, WEIGHTS)),
+        ('8b', 24, MemoryPlan(1, True)),
+    ],
+    ids=str,
+)
+def test_without_guidance_fewer_bits_are_lost(accelerator, name, card_gb, plan, capsys):
+    accelerator(card_gb * USABLE)
+    guided = plan_memory(configs(name), 1, quantization=AUTOMATIC)
+    assert 'without guidance' not in capsys.readouterr().err
+    assert plan_memory(configs(name), 1, quantization=AUTOMATIC, guided=False) == plan
+    assert '1024 x 1024 pixels without guidance at once; there is' in capsys.readouterr().err
+    assert guided.quantization != plan.quantization
+
+
+def test_shorter_texts_leave_room(accelerator):
+    accelerator(26.5)
+    eight = {'max_batch': 1, 'quantization': AUTOMATIC}
+    assert plan_memory(configs('8b'), **eight) == MemoryPlan(1, False, WEIGHTS)
+    assert plan_memory(configs('8b'), **eight, text_length=64) == MemoryPlan(1, True)
 
 
 def test_on_the_host_the_text_encoder_stays(monkeypatch):
