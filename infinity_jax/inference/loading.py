@@ -138,8 +138,9 @@ def load_for_generation(
     devices = make_mesh(mesh) if isinstance(mesh, MeshConfig) else mesh
     configs = with_text_dtype(configs, platform=platform_of(devices))
     _check_attention(configs, devices)
-    calls = {'guided': guided, 'text_length': text_length}
-    plan = plan_memory(configs, max_batch, devices, quantization, **calls)
+    plan = plan_memory(
+        configs, max_batch, devices, quantization, guided=guided, text_length=text_length
+    )
     if devices is not None and len({device.process_index for device in devices.devices.flat}) > 1:
         # All processes run one program; each of them may have another amount of memory free.
         at_once = min(map(int, gather_texts(str(plan.batch))))

@@ -88,8 +88,9 @@ def run(args: argparse.Namespace) -> None:
     length = padded_length(transformer, args.text_length)
     images = min(args.num * args.prompts, args.max_batch or MAX_BATCH)
     sampling, quantization = sampling_of(args), quantization_of(args)
-    calls = {'guided': sampling.guided, 'text_length': length}
-    plan = plan_memory(configs, images, None, quantization, **calls)  # as generate does
+    plan = plan_memory(  # as generate does
+        configs, images, None, quantization, guided=sampling.guided, text_length=length
+    )
     settings = sampling.static(schedule, plan.quantization)
     batch = BatchShape(plan.batch, args.num, length, args.negative and settings.guided, args.edit)
     executables = Executables(folder)
