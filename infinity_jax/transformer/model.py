@@ -263,6 +263,7 @@ class Transformer(nn.Module):
                 per_layer,
                 conditioning.lengths_B,
                 attend_to_prefix,
+                generating=True,
             )
             if hidden_guidance is not None:
                 mixed = mix_halves(x_BLD, hidden_guidance.guidance)

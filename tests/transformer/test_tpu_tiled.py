@@ -10,7 +10,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from infinity_jax.transformer import layers, tpu
 from infinity_jax.transformer.layers import linear
-from infinity_jax.transformer.tpu import TILE_ROWS, tiled_product, uses_tiles
+from infinity_jax.transformer.tpu import TILE_ROWS, in_pieces, tiled_product, uses_tiles
 
 
 def normal(*shape):
@@ -65,3 +65,20 @@ def test_tiles_are_for_one_tpu_chip(monkeypatch):
             AbstractMesh((chips,), ('data',), abstract_device=device)
         ):
             assert uses_tiles() == (chips == 1)
+
+
+@pytest.mark.parametrize(
+    'rows, batch, pieces', [(12, 3, [3]), (8, 3, [2, 1]), (4, 3, [1] * 3), (1, 3, [1] * 3)]
+)
+def test_products_of_many_rows_are_split_by_images(monkeypatch, rows, batch, pieces):
+    x, kernel, found = normal(batch, 4, 8), normal(8, 16), []
+
+    def product(part):
+        found.append(len(part))
+        return part @ kernel
+
+    np.testing.assert_array_equal(in_pieces(product, x), x @ kernel)  # no TPU: at once
+    monkeypatch.setattr(tpu, 'MAX_ROWS', rows)
+    monkeypatch.setattr(tpu, 'uses_tiles', lambda: True)
+    np.testing.assert_allclose(in_pieces(product, x), x @ kernel, atol=1e-5)
+    assert found == [batch, *pieces]
