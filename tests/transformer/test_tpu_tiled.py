@@ -67,18 +67,17 @@ def test_tiles_are_for_one_tpu_chip(monkeypatch):
             assert uses_tiles() == (chips == 1)
 
 
-@pytest.mark.parametrize(
-    'rows, batch, pieces', [(12, 3, [3]), (8, 3, [2, 1]), (4, 3, [1] * 3), (1, 3, [1] * 3)]
-)
-def test_products_of_many_rows_are_split_by_images(monkeypatch, rows, batch, pieces):
-    x, kernel, found = normal(batch, 4, 8), normal(8, 16), []
+@pytest.mark.parametrize('rows, pieces', [(15, [5]), (14, [2, 2, 1]), (1, [2, 2, 1])])
+def test_products_of_many_rows_are_split_by_tokens(monkeypatch, rows, pieces):
+    x, kernel, found = normal(3, 5, 8), normal(8, 16), []
 
     def product(part):
-        found.append(len(part))
+        found.append(part.shape[1])
         return part @ kernel
 
     np.testing.assert_array_equal(in_pieces(product, x), x @ kernel)  # no TPU: at once
     monkeypatch.setattr(tpu, 'MAX_ROWS', rows)
+    monkeypatch.setattr(tpu, 'PIECE_ROWS', 6)
     monkeypatch.setattr(tpu, 'uses_tiles', lambda: True)
     np.testing.assert_allclose(in_pieces(product, x), x @ kernel, atol=1e-5)
-    assert found == [batch, *pieces]
+    assert found == [5, *pieces]
