@@ -6,7 +6,7 @@
   that generation makes once per image or once per scale differ in rows and features only. Together
   they took the compiler longer than the whole layer of a large scale, for less than a hundredth of
   the device time.
-- `in_pieces` splits large products into some of fewer rows, `channels_last` fixes the order in memory.
+- `in_pieces` splits products of many rows; `channels_last` fixes the order of the axes in memory.
 """
 
 from collections.abc import Callable
@@ -52,10 +52,11 @@ def in_pieces(function: Callable[[jax.Array], jax.Array], x_BLD: jax.Array) -> j
     XLA:TPU chooses poor tiles for products of more than `MAX_ROWS` rows, whose operands lie outside
     of its vector memory: in pieces, those of the FFN take two thirds of the time.
     """
-    rows = x_BLD.shape[0] * x_BLD.shape[1]
+    batch, length = x_BLD.shape[:2]
+    rows = batch * length
     if rows <= MAX_ROWS or not uses_tiles():
         return function(x_BLD)
-    parts = jnp.array_split(x_BLD, -(-rows // PIECE_ROWS), axis=1)
+    parts = jnp.array_split(x_BLD, min(-(-rows // PIECE_ROWS), length), axis=1)
     return jnp.concatenate([function(part) for part in parts], axis=1)
 
 
