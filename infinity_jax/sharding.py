@@ -14,7 +14,13 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from infinity_jax.errors import UserError
 from infinity_jax.ranges import Range, check_ranges
-from infinity_jax.runtime.accelerators import DevicePeak, capability_of, name_of, peak_of
+from infinity_jax.runtime.accelerators import (
+    DevicePeak,
+    capability_of,
+    lacks_bfloat16,
+    name_of,
+    peak_of,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,6 +284,16 @@ def target_peak() -> DevicePeak | None:
 def target_capability() -> tuple[int, int] | None:
     """Compute capability of the NVIDIA card for which the current program is traced, if known."""
     return capability_of(target_kind(), jax.local_devices())
+
+
+def lack_of_bfloat16(mesh: Mesh | None = None) -> str:
+    """Why the card multiplies no bfloat16, as text; '' for another device, or an unknown card.
+
+    Args:
+      mesh: of the card; None: the one for which the current program is traced.
+    """
+    kind = target_kind() if mesh is None else mesh.devices.flat[0].device_kind
+    return lacks_bfloat16(kind, jax.local_devices())
 
 
 def compiler_options(mesh: Mesh | AbstractMesh) -> dict[str, str] | None:

@@ -11,14 +11,21 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from infinity_jax.config import AUTO, ModelConfigs, QuantizationConfig, required
+from infinity_jax.config import (
+    AUTO,
+    ModelConfigs,
+    QuantizationConfig,
+    TransformerConfig,
+    required,
+)
 from infinity_jax.inference.executables import Executables
 from infinity_jax.inference.memory_plan import plan_memory
 from infinity_jax.inference.resolution import budget_line, choose_schedule
 from infinity_jax.inference.warmup import GenerationRequest, calls_for
 from infinity_jax.runtime.host_texts import gather_texts
-from infinity_jax.sharding import MeshConfig, in_mesh, make_mesh
+from infinity_jax.sharding import MeshConfig, in_mesh, lack_of_bfloat16, make_mesh
 from infinity_jax.transformer.attention_choice import choose
+from infinity_jax.transformer.card_dtype import check_dtype, for_card
 from infinity_jax.transformer.lora import Updates, attach, merge
 from infinity_jax.transformer.splash import SMALL_BLOCK
 from infinity_jax.weights.adapter_file import Adapter, read_updates
@@ -53,6 +60,7 @@ def read_for_generation(
     text_dtype: str = '',
     attention: str | None = None,
     text_encoder: str | None = None,
+    mesh: MeshConfig | Mesh | None = None,
     **size: Any,
 ) -> ModelConfigs:
     """The configurations of a complete model folder, with the token grids of an image size.
@@ -61,22 +69,21 @@ def read_for_generation(
 
     Args:
       folder: a model folder.
-      dtype: of the products inside blocks; None: as in its configuration.
+      dtype: of the products inside blocks; None: as in its configuration, but float32 in place of
+        bfloat16 on a card that lacks it, with a line on standard error.
       text_dtype: of the text encoder's products; '': see `with_text_dtype`.
       attention: its implementation; None: 'auto', see `attention_choice.choose`.
       text_encoder: the memory that holds it, 'device' or 'host'; None: 'auto', see `ModelConfigs`.
+      mesh: the devices, see `load_for_generation`.
       size: see `choose_schedule`.
 
     Raises:
-      UserError: no such folder, a part is absent, or it cannot generate this size.
+      UserError: no such folder, a part is absent, it cannot generate this size, or the card lacks
+        the named dtype.
     """
     configs = read_configs(folder)
     check_complete(configs, ('transformer', 'tokenizer', 'text'))
-    if dtype is not None:
-        transformer = required(configs.transformer, 'transformer')
-        configs = dataclasses.replace(
-            configs, transformer=dataclasses.replace(transformer, dtype=dtype)
-        )
+    configs = dataclasses.replace(configs, transformer=_with_dtype(configs, dtype, mesh))
     schedule = choose_schedule(configs, **size)
     if line := budget_line(configs, schedule):
         warnings.warn(line, stacklevel=3)
@@ -98,6 +105,7 @@ def load_for_generation(
     quantization: QuantizationConfig = QuantizationConfig(),
     request: GenerationRequest | None = None,
     text_length: int | None = None,
+    guided: bool = True,
     verify: bool = True,
     adapters: Sequence[str | os.PathLike[str] | Adapter] = (),
 ) -> ReadyModel:
@@ -115,6 +123,7 @@ def load_for_generation(
       quantization: lossy savings of memory.
       request: the first call that will be made.
       text_length: tokens that prompts are padded to and cut at; None: all that the model reads.
+      guided: whether any call has guidance; without, half of the cache is planned for.
       verify: whether weights are compared with their hashes, see `load_model`.
       adapters: LoRA adapters, see `Adapter.parse`. On one device they are merged into kernels in
         full precision; kernels in 8 bits, or of several devices, stay as they are, and the adapters
@@ -129,7 +138,9 @@ def load_for_generation(
     devices = make_mesh(mesh) if isinstance(mesh, MeshConfig) else mesh
     configs = with_text_dtype(configs, platform=platform_of(devices))
     _check_attention(configs, devices)
-    plan = plan_memory(configs, max_batch, devices, quantization)
+    plan = plan_memory(
+        configs, max_batch, devices, quantization, guided=guided, text_length=text_length
+    )
     if devices is not None and len({device.process_index for device in devices.devices.flat}) > 1:
         # All processes run one program; each of them may have another amount of memory free.
         at_once = min(map(int, gather_texts(str(plan.batch))))
@@ -147,6 +158,18 @@ def load_for_generation(
 
     model = place_parts(load, configs, quantization, devices, plan.offload_text)
     return ReadyModel(model, plan.batch, executables)
+
+
+def _with_dtype(
+    configs: ModelConfigs, dtype: str | None, mesh: MeshConfig | Mesh | None
+) -> TransformerConfig:
+    """The transformer's configuration with the dtype of its products, see `read_for_generation`."""
+    config = required(configs.transformer, 'transformer')
+    lack = lack_of_bfloat16(mesh if isinstance(mesh, Mesh) else None)
+    if dtype is None:
+        return for_card(config, lack)
+    check_dtype(dtype, lack, 'dtype', 'leave out --dtype, or set it to float32')
+    return dataclasses.replace(config, dtype=dtype)
 
 
 def with_adapters(

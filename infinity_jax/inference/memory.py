@@ -9,13 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from infinity_jax.config import (
+    ModelConfigs,
     QuantizationConfig,
-    TextConfig,
     TokenizerConfig,
-    TransformerConfig,
     pixels_per_token,
+    required,
 )
-from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.tiled_decoder import decoding_bytes
 from infinity_jax.transformer.attention_ops import chunk_length
 from infinity_jax.weights.placement import decoder_params, placed_shapes
@@ -57,24 +56,34 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    transformer: TransformerConfig,
-    tokenizer: TokenizerConfig,
-    text: TextConfig,
-    schedule: ScaleSchedule,
+    configs: ModelConfigs,
     batch: int,
     *,
     guided: bool = True,
+    text_length: int | None = None,
     on_cpu: bool = False,
     on_mesh: bool = False,
     quantization: QuantizationConfig = QuantizationConfig(),
-    text_dtype: str = '',
 ) -> MemoryEstimate:
     """Bytes for generating `batch` images at once.
 
-    Guidance doubles the transformer's rows. A CPU multiplies in float32: XLA makes float32 copies
-    of all 16-bit kernels, and activations of that width. `text_dtype` is that of the text encoder's
-    products, by default the transformer's.
+    A CPU multiplies in float32: XLA makes float32 copies of all 16-bit kernels, and activations of
+    that width.
+
+    Args:
+      configs: of a complete model, and the token grids.
+      batch: images.
+      guided: whether scales have guidance, which doubles the transformer's rows.
+      text_length: tokens that prompts are padded to; None: all that the model reads.
+      on_cpu, on_mesh: of the devices.
+      quantization: the formats of weights and cache.
+
+    Raises:
+      UserError: a part of the model is absent.
     """
+    transformer = required(configs.transformer, 'transformer')
+    tokenizer = required(configs.tokenizer, 'tokenizer')
+    schedule = required(configs.schedule, 'schedule')
     weights = _weights(transformer, transformer.dtype, quantization)
     copies = 2 * (_weights(transformer, 'float32') - weights) if on_cpu else 0
     item = jnp.dtype(transformer.dtype).itemsize
@@ -84,7 +93,8 @@ def estimate_memory(
     width = transformer.width
     cache_item = 1 + 4 / transformer.head_dim if quantization.cache == 'int8' else item
     cache = round(2 * transformer.depth * rows * earlier * width * cache_item)
-    text_cache = 2 * transformer.depth * rows * transformer.text_length * width * item
+    length = text_length or transformer.text_length
+    text_cache = 2 * transformer.depth * rows * length * width * item
     item = 4 if on_cpu else item
     streams = STREAMS * rows * last * width * 4
     prefix = 2 * rows * every * width * item  # one layer's keys and values, joined to the cache's
@@ -97,7 +107,7 @@ def estimate_memory(
         batch=batch,
         transformer=weights,
         tokenizer=_weights(tokenizer, 'float32'),
-        text_encoder=_weights(text, text_dtype or transformer.dtype),
+        text_encoder=_weights(required(configs.text, 'text encoder'), configs.text_products),
         cache=cache,
         activations=copies + text_cache + streams + prefix + max(scores, hidden),
         decoder=decoding_bytes(tokenizer, batch, height, width_px, on_mesh),

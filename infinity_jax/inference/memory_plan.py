@@ -28,6 +28,7 @@ from infinity_jax.inference.memory import (
     estimate_memory,
     on_one_device,
 )
+from infinity_jax.runtime.accelerators import lacks_bfloat16
 from infinity_jax.runtime.host_memory import free_bytes
 
 PRINT_ABOVE = GB  # nothing is printed about the memory of smaller models that fit as they are
@@ -49,6 +50,37 @@ class MemoryPlan:
     quantization: QuantizationConfig = QuantizationConfig()
 
 
+class _Calls(NamedTuple):
+    """The program calls that memory is planned for, see `plan_memory`."""
+
+    configs: ModelConfigs
+    max_batch: int
+    guided: bool
+    text_length: int | None
+
+    def estimate(
+        self, batch: int, formats: QuantizationConfig, on_cpu: bool, on_mesh: bool
+    ) -> MemoryEstimate:
+        """The memory of a call for `batch` images."""
+        return estimate_memory(
+            self.configs,
+            batch,
+            guided=self.guided,
+            text_length=self.text_length,
+            on_cpu=on_cpu,
+            on_mesh=on_mesh,
+            quantization=formats,
+        )
+
+    @property
+    def images(self) -> str:
+        """What each of them is."""
+        transformer = required(self.configs.transformer, 'transformer')
+        stride = pixels_per_token(transformer, required(self.configs.tokenizer, 'tokenizer'))
+        height, width = required(self.configs.schedule, 'schedule').image_size(stride)
+        return f'{height} x {width} pixels{"" if self.guided else " without guidance"}'
+
+
 class _Candidate(NamedTuple):
     """A plan, and the memory that a device needs for it."""
 
@@ -65,6 +97,9 @@ def plan_memory(
     max_batch: int,
     mesh: Mesh | None = None,
     quantization: QuantizationConfig = QuantizationConfig(),
+    *,
+    guided: bool = True,
+    text_length: int | None = None,
 ) -> MemoryPlan:
     """Plans for the available memory; for large models one line on standard error says how.
 
@@ -74,30 +109,28 @@ def plan_memory(
       mesh: the devices that share the work; None: the default device.
       quantization: the formats of weights and cache. 'auto' is 'int8' on a single accelerator that
         is too small for 'full', and 'full' elsewhere.
+      guided, text_length: of the calls, see `estimate_memory`.
 
     Raises:
       UserError: not even one image fits, or the text encoder cannot wait on the host.
     """
     device = jax.local_devices()[0] if mesh is None else mesh.local_devices[0]
+    calls = _Calls(configs, max_batch, guided, text_length)
     room = free_bytes(device)
     fits = lambda candidate: room is None or candidate.bytes <= room
     last = None
-    for last in _candidates(configs, max_batch, mesh, quantization, device):
+    for last in _candidates(calls, mesh, quantization, device):
         if fits(last):
-            _report(last, configs, quantization, mesh, room)
+            _report(last, calls, quantization, mesh, room)
             return last.plan
     assert room is not None and last is not None  # otherwise the first candidate fits
     smaller = _allowing_8_bits(quantization)
-    others = _candidates(configs, max_batch, mesh, smaller, device)
-    raise UserError(_refusal(last, configs, device, room, any(map(fits, others))))
+    others = _candidates(calls, mesh, smaller, device)
+    raise UserError(_refusal(last, calls, device, room, any(map(fits, others))))
 
 
 def _candidates(
-    configs: ModelConfigs,
-    max_batch: int,
-    mesh: Mesh | None,
-    quantization: QuantizationConfig,
-    device: Any,
+    calls: _Calls, mesh: Mesh | None, quantization: QuantizationConfig, device: Any
 ) -> Iterator[_Candidate]:
     """Plans to try, the cheapest first."""
     on_host = device.platform == 'cpu'  # all devices of a mesh then share one memory
@@ -105,9 +138,9 @@ def _candidates(
     shares = sizes.get('data', 1) * sizes.get('fsdp', 1)
     alone = mesh is None and not on_host
     for formats in _formats(quantization, alone):
-        for offload in _text_places(configs, alone, mesh is not None):
-            for batch in _halvings(max_batch, shares):
-                share = _estimate(configs, -(-batch // shares), formats, on_host, mesh is not None)
+        for offload in _text_places(calls.configs, alone, mesh is not None):
+            for batch in _halvings(calls.max_batch, shares):
+                share = calls.estimate(-(-batch // shares), formats, on_host, mesh is not None)
                 estimate = on_one_device(share, sizes)
                 yield _Candidate(MemoryPlan(batch, offload, formats), estimate)
 
@@ -140,22 +173,6 @@ def _text_places(configs: ModelConfigs, alone: bool, on_mesh: bool) -> tuple[boo
     return (True,) if asked == 'host' else (False, True)
 
 
-def _estimate(
-    configs: ModelConfigs, batch: int, formats: QuantizationConfig, on_host: bool, on_mesh: bool
-) -> MemoryEstimate:
-    return estimate_memory(
-        required(configs.transformer, 'transformer'),
-        required(configs.tokenizer, 'tokenizer'),
-        required(configs.text, 'text encoder'),
-        required(configs.schedule, 'schedule'),
-        batch,
-        on_cpu=on_host,
-        on_mesh=on_mesh,
-        quantization=formats,
-        text_dtype=configs.text_dtype,
-    )
-
-
 def _halvings(batch: int, shares: int) -> list[int]:
     """Batches to try: `batch` and its halves, down to one image per share."""
     batches = [max(batch, 1)]
@@ -175,7 +192,7 @@ def _allowing_8_bits(quantization: QuantizationConfig) -> QuantizationConfig:
 
 def _report(
     chosen: _Candidate,
-    configs: ModelConfigs,
+    calls: _Calls,
     asked: QuantizationConfig,
     mesh: Mesh | None,
     room: int | None,
@@ -183,7 +200,7 @@ def _report(
     """Prints the memory of a large model, and what was chosen so that it fits."""
     plan, estimate = chosen
     choices = []
-    if plan.offload_text and configs.text_encoder == AUTO:
+    if plan.offload_text and calls.configs.text_encoder == AUTO:
         choices.append('the text encoder waits on the host (--text-encoder device: not)')
     for name, place in (('weights', "the blocks' weights are"), ('cache', 'the cache is')):
         if getattr(asked, name) == AUTO and getattr(plan.quantization, name) == 'int8':
@@ -191,38 +208,30 @@ def _report(
     if chosen.bytes <= PRINT_ABOVE and not choices:
         return
     line = f'memory: about {describe(estimate, plan.offload_text)}; {plan.batch} of '
-    line += f'{_image_size(configs)} at once; there is {_gigabytes(room)}'
+    line += f'{calls.images} at once; there is {_gigabytes(room)}'
     if choices:
-        plain = _estimate(configs, plan.batch, _formats(asked, False)[0], False, mesh is not None)
+        plain = calls.estimate(plan.batch, _formats(asked, False)[0], False, mesh is not None)
         line += f' and otherwise {_gigabytes(plain.total())} needed, so {" and ".join(choices)}'
     print(line, file=sys.stderr)
 
 
-def _refusal(
-    least: _Candidate, configs: ModelConfigs, device: Any, room: int, in_8_bits: bool
-) -> str:
+def _refusal(least: _Candidate, calls: _Calls, device: Any, room: int, in_8_bits: bool) -> str:
     """Why nothing fits, given the plan that needs the least memory."""
     plan, estimate = least
     advice = 'generate a smaller --budget'
     if least.bytes - estimate.work >= room:
         advice = 'use a smaller model'
-    if required(configs.transformer, 'transformer').dtype == 'float32':
+    in_float32 = required(calls.configs.transformer, 'transformer').dtype == 'float32'
+    if in_float32 and not lacks_bfloat16(device.device_kind, [device]):
         advice += ', use --dtype bfloat16'
     if in_8_bits:
         advice = f"allow 8 bits (weights and cache 'auto': --weights auto --cache auto), {advice}"
     owner = 'this machine' if device.platform == 'cpu' else device
     return (
-        f'{plan.batch} of {_image_size(configs)} at once would need about '
+        f'{plan.batch} of {calls.images} at once would need about '
         f'{describe(estimate, plan.offload_text)}, but {owner} has {_gigabytes(room)} free; '
         f'{advice}, or use more devices'
     )
-
-
-def _image_size(configs: ModelConfigs) -> str:
-    transformer = required(configs.transformer, 'transformer')
-    stride = pixels_per_token(transformer, required(configs.tokenizer, 'tokenizer'))
-    height, width = required(configs.schedule, 'schedule').image_size(stride)
-    return f'{height} x {width} pixels'
 
 
 def _gigabytes(count: int | None) -> str:

@@ -47,6 +47,7 @@ class PipelineOptions(TypedDict, total=False):
       text_dtype: of the text encoder's products, see `with_text_dtype`.
       attention: 'auto', 'xla', 'cudnn' or 'splash', see `attention_choice.choose`.
       text_encoder: the memory that holds it, 'auto', 'device' or 'host', see `ModelConfigs`.
+      guided: whether any call will have guidance (default: True), for the plan of memory.
       aspect_ratio, height_over_width, budget, size: of images unless a call has a schedule of its
         own, see `choose_schedule`.
       ratio: the former name of `height_over_width`.
@@ -56,6 +57,7 @@ class PipelineOptions(TypedDict, total=False):
     text_dtype: str
     attention: str | None
     text_encoder: str | None
+    guided: bool
     max_batch: int
     text_length: int | None
     aspect_ratio: str | None
@@ -134,7 +136,8 @@ class InfinityPipeline:
         Args:
           name: a folder, or org/name of a Hugging Face repository.
           revision, cache_dir: of the repository, see `fetch.fetch_model`.
-          dtype: of the products inside blocks; None: as in the model's configuration.
+          dtype: of the products inside blocks; None: as in the model's configuration, but float32
+            in place of bfloat16 on an NVIDIA card before Ampere, which multiplies none.
           mesh: the devices that share the work, or how all of them do; None: the default device.
           quantization: lossy savings of memory.
           request: the first call that will be made: its programs are loaded, or compiled, while
@@ -146,14 +149,14 @@ class InfinityPipeline:
 
         Raises:
           UserError: no such model, a damaged or incomplete one, an image size that it cannot
-            generate, adapters that do not fit, or too little memory.
+            generate, a dtype that the card lacks, adapters that do not fit, or too little memory.
           TypeError: an unknown option.
         """
         if unknown := options.keys() - PipelineOptions.__annotations__.keys():
             raise TypeError(f'from_pretrained() has no option {", ".join(sorted(unknown))}')
         size: dict[str, Any] = dict(options)
         of_pipeline = {key: size.pop(key) for key in OF_CONSTRUCTOR if key in size}
-        text_dtype = size.pop('text_dtype', '')
+        text_dtype, guided = size.pop('text_dtype', ''), size.pop('guided', True)
         # Imported here: the class is at hand before flax and the networks are loaded.
         from infinity_jax.inference.loading import load_for_generation, read_for_generation
         from infinity_jax.weights.fetch import fetch_model
@@ -161,12 +164,13 @@ class InfinityPipeline:
         folder = fetch_model(name, revision, cache_dir)
         ready = load_for_generation(
             folder,
-            read_for_generation(folder, dtype, text_dtype, **size),
+            read_for_generation(folder, dtype, text_dtype, mesh=mesh, **size),
             max_batch=of_pipeline.pop('max_batch', MAX_BATCH),
             mesh=mesh,
             quantization=quantization,
             request=request,
             text_length=of_pipeline.get('text_length'),
+            guided=guided,
             verify=verify,
             adapters=adapters,
         )
@@ -191,6 +195,11 @@ class InfinityPipeline:
     def quantization(self) -> QuantizationConfig:
         """The formats of weights and cache in use, none of them 'auto'."""
         return self._quantization
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the products inside blocks; a card may lack that of the model."""
+        return required(self._model.configs.transformer, 'transformer').dtype
 
     def warn_of_losses(self, prompts: Sequence[str]) -> None:
         """Warns of prompts that are cut, or that hold characters which the vocabulary lacks."""

@@ -104,6 +104,11 @@ class SamplingConfig:
                 'set top_k to 1'
             )
 
+    @property
+    def guided(self) -> bool:
+        """Whether any guidance is other than 1, which leaves guidance out."""
+        return any(g != 1 for g in _per_scale(self.guidance))
+
     def static(
         self, schedule: ScaleSchedule, quantization: QuantizationConfig = QuantizationConfig()
     ) -> GenerationSettings:

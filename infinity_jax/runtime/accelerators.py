@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 GB, GIB, MIB = 10**9, 2**30, 2**20
+BFLOAT16_CAPABILITY = (8, 0)  # Ampere
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +205,22 @@ def capability_of(device_kind: str, devices: Iterable[Any]) -> tuple[int, int] |
             return major, minor
     peak = peak_of(device_kind)
     return peak.gpu.capability if peak and peak.gpu else None
+
+
+def lacks_bfloat16(device_kind: str, devices: Iterable[Any] = ()) -> str:
+    """Why an NVIDIA card multiplies no bfloat16, as text; '' for other and unknown devices.
+
+    Args:
+      device_kind, devices: see `capability_of`.
+    """
+    capability = capability_of(device_kind, devices)
+    if capability is None or capability >= BFLOAT16_CAPABILITY:
+        return ''
+    have, wanted = ('.'.join(map(str, each)) for each in (capability, BFLOAT16_CAPABILITY))
+    return (
+        f'{device_kind} has compute capability {have} and bfloat16 products want {wanted} '
+        '(Ampere) or newer'
+    )
 
 
 def peak_of(device_kind: str) -> DevicePeak | None:

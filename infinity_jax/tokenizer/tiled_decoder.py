@@ -30,6 +30,7 @@ BLOCK_BYTES = 2**26  # rows of a wider map that are processed at once
 # of one block and compile its convolutions again.
 TPU_BLOCK_BYTES = 2**24
 PLAIN_MAPS, ROW_MAPS = 4, 2  # widest maps that the plain and the row decoder have alive at once
+GPU_ROW_MAPS = 3  # compiled for an RTX 4060, which keeps a copy of one: 3.49 GB at 1024²
 SPARE = 1  # rows above and below a map of the row decoder: what a 3×3 convolution reaches
 BLOCKS = 4  # blocks of rows that the row decoder has alive at once
 Params = Mapping[str, Any]
@@ -100,7 +101,8 @@ def decoding_bytes(
         return batch * PLAIN_MAPS * bytes_each
     if bytes_each <= whole:
         return PLAIN_MAPS * bytes_each
-    return ROW_MAPS * bytes_each + BLOCKS * BLOCK_BYTES
+    maps = GPU_ROW_MAPS if target_platform() == 'gpu' else ROW_MAPS
+    return maps * bytes_each + BLOCKS * BLOCK_BYTES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,7 +63,9 @@ class KeyValueCache(NamedTuple):
                 # One slice for all axes: indexing the layer first would copy all of its tokens.
                 sizes = (1, rows, x.shape[2], end, *x.shape[4:])
                 origin: list[Any] = [layer, *(0 for _ in sizes[1:])]
-                return jax.lax.dynamic_slice(x, origin, sizes)[0]
+                part = jax.lax.dynamic_slice(x, origin, sizes)
+                # The last scale stores nothing. Of one row it would read tokens before layers.
+                return (_in_one_layout(part) if target_platform() == 'gpu' else part)[0]
 
             prefix = jax.tree.map(of_layer, stored)
             return prefix.as_dtype(dtype) if isinstance(prefix, Int8) else prefix

@@ -19,8 +19,15 @@ from infinity_jax.config import (
     required,
 )
 from infinity_jax.errors import UserError
-from infinity_jax.sharding import batch_sharding, replicated, shardings_of, target_platform
+from infinity_jax.sharding import (
+    batch_sharding,
+    lack_of_bfloat16,
+    replicated,
+    shardings_of,
+    target_platform,
+)
 from infinity_jax.text.tokenizer import TextTokenizer
+from infinity_jax.transformer.card_dtype import for_card
 from infinity_jax.transformer.int8 import SCALE, int8_shapes, quantize_kernels
 from infinity_jax.weights.model_folder import LoadedModel
 from infinity_jax.weights.part_weights import Params, part_shapes
@@ -63,7 +70,7 @@ def place_model(
     mesh: Mesh | None = None,
     offload_text: bool = False,
 ) -> PlacedModel:
-    """Quantizes a loaded model and puts it on the devices.
+    """Quantizes a loaded model and puts it on the devices, in float32 where they lack bfloat16.
 
     Args:
       loaded: a complete model. Arrays that are in place already stay there.
@@ -77,7 +84,10 @@ def place_model(
     check_complete(
         loaded, ('transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer')
     )
-    configs = with_text_dtype(loaded.configs, platform=platform_of(mesh))
+    transformer = required(loaded.configs.transformer, 'transformer')
+    transformer = for_card(transformer, lack_of_bfloat16(mesh))
+    configs = dataclasses.replace(loaded.configs, transformer=transformer)
+    configs = with_text_dtype(configs, platform=platform_of(mesh))
     placed = place_parts(lambda part: loaded, configs, quantization, mesh, offload_text)
     tokenizer_params = loaded.tokenizer_params  # and not `loaded`, which would keep all weights
     return dataclasses.replace(placed, read_tokenizer=lambda: tokenizer_params)

@@ -3,14 +3,19 @@
 import dataclasses
 
 import pytest
+from helpers.tiny import QUICK_COMPILE
 
 from infinity_jax.config import (
     PRESETS,
+    ModelConfigs,
     QuantizationConfig,
     TextConfig,
     TokenizerConfig,
+    TransformerConfig,
 )
 from infinity_jax.inference.memory import GB, describe, estimate_memory, on_one_device
+from infinity_jax.inference.sampling import GenerationSettings
+from infinity_jax.inference.warmup import BatchShape, calls_of
 from infinity_jax.scales import ScaleSchedule
 
 SQUARE = ScaleSchedule.for_image(1.0, '1M')
@@ -25,14 +30,20 @@ def estimate(
     schedule=SQUARE,
     batch=1,
     guided=True,
+    text_length=None,
     on_cpu=False,
     quantization=QuantizationConfig(),
     **changes,
 ):
     config = dataclasses.replace(PRESETS[name], **changes)
-    parts = (config, TOKENIZERS[name], TextConfig())
-    options = {'guided': guided, 'on_cpu': on_cpu, 'quantization': quantization}
-    return estimate_memory(*parts, schedule, batch, **options)
+    return estimate_memory(
+        ModelConfigs(config, TOKENIZERS[name], TextConfig(), schedule),
+        batch,
+        guided=guided,
+        text_length=text_length,
+        on_cpu=on_cpu,
+        quantization=quantization,
+    )
 
 
 def test_2b_at_1024():
@@ -52,6 +63,46 @@ def test_8b_at_1024():
     assert parts.transformer == pytest.approx(8.376e9 * 2, rel=0.03)
     assert parts.cache == 2 * 40 * 2 * (10521 - 4096) * 3584 * 2
     assert 25 * GB < parts.total() < 35 * GB
+
+
+@pytest.mark.parametrize(('guided', 'rows'), [(True, 2), (False, 1)], ids=['guided', 'unguided'])
+def test_8b_with_and_without_guidance(guided, rows):
+    tokens, last, width, layers = 10521, 4096, 3584, 40  # of 1024²; the last scale is not cached
+    parts = estimate('8b', guided=guided)
+    assert parts.cache == 2 * layers * rows * (tokens - last) * width * 2  # 7.37 or 3.68 GB
+    text = 2 * layers * rows * 512 * width * 2  # 0.59 or 0.29 GB
+    streams = 6 * rows * last * width * 4  # 0.70 or 0.35
+    prefix = 2 * rows * tokens * width * 2  # 0.30 or 0.15
+    hidden = 2 * rows * last * 4 * width * 2  # 0.47 or 0.23
+    # Scores of 192 queries at once, in float32 and 16 bits: 0.34, and less for two rows.
+    largest = hidden if guided else 28 * 192 * tokens * 6
+    assert parts.activations == text + streams + prefix + largest
+    short = estimate('8b', guided=guided, text_length=64)
+    assert parts.activations - short.activations == text * 7 // 8 and short.cache == parts.cache
+    assert parts.decoder == estimate('8b', batch=4).decoder  # one image after the other
+    assert parts.total() / GB == pytest.approx(29.3 if guided else 24.6, abs=0.1)
+
+
+def test_the_estimate_bounds_a_compiled_program_without_guidance():
+    sizes = {'bits': 4, 'text_channels': 64, 'text_length': 64, 'dtype': 'float32'}
+    configs = ModelConfigs(
+        TransformerConfig(depth=3, width=256, num_heads=4, **sizes),
+        TokenizerConfig(4, 8, channel_multipliers=(1,), residual_blocks=1, norm_groups=4),
+        TextConfig(64, width=64, num_layers=1, num_heads=2, head_dim=16, ffn_width=64, buckets=8),
+        ScaleSchedule.free(((1, 1), (16, 16), (20, 20))),
+    )
+    settings = GenerationSettings(configs.schedule, guided=False)
+    # As for a GPU: on a CPU a large model generates layer by layer.
+    call = calls_of(configs, settings, BatchShape(4, 1, 32), platform='gpu')[-1]
+    compiled = call.function.lower(**call.static, **call.shapes).compile(QUICK_COMPILE)
+    memory = compiled.memory_analysis()
+    needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    parts, guided = (
+        estimate_memory(configs, 4, guided=guided, text_length=32, on_cpu=True)
+        for guided in (False, True)
+    )
+    assert needed < parts.total() - parts.text_encoder < 1.2 * needed
+    assert guided.total() - guided.text_encoder > 1.6 * needed
 
 
 def test_what_makes_it_larger():

@@ -19,6 +19,7 @@ from infinity_jax.inference.memory import GB
 from infinity_jax.inference.memory_plan import MemoryPlan, plan_memory
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
+from infinity_jax.tokenizer import tiled_decoder
 
 SQUARE = ScaleSchedule.for_image(1.0, '1M')
 AUTOMATIC = QuantizationConfig(weights='auto', cache='auto')
@@ -39,14 +40,16 @@ def configs(name='2b', text_encoder='auto', **changes):
     )
 
 
-def device(free_gb):
+def device(free_gb, kind='a card'):
     """An accelerator with so much memory, none of it in use."""
     stats = {'bytes_limit': int(free_gb * GB) + 1000, 'bytes_in_use': 1000}
-    return types.SimpleNamespace(platform='gpu', memory_stats=lambda: stats)
+    return types.SimpleNamespace(platform='gpu', device_kind=kind, memory_stats=lambda: stats)
 
 
 @pytest.fixture
 def accelerator(monkeypatch):
+    monkeypatch.setattr(tiled_decoder, 'target_platform', lambda: 'gpu')
+
     def set_memory(free_gb):
         monkeypatch.setattr(memory_plan.jax, 'local_devices', lambda: [device(free_gb)])
 
@@ -89,6 +92,42 @@ def test_what_cannot_fit_is_refused_with_the_numbers(accelerator, dtype, free_gb
     assert '\n' not in message and f'has {free_gb:.1f} GB free' in message
     assert 'transformer ' in message and message.startswith('1 of 1024 x 1024 pixels at once')
     assert ('--dtype bfloat16' in message) == advised
+
+
+def test_bfloat16_is_not_advised_for_a_card_without_it(monkeypatch):
+    monkeypatch.setattr(memory_plan.jax, 'local_devices', lambda: [device(12, 'Tesla T4')])
+    with pytest.raises(UserError, match='smaller --budget, or use more devices'):
+        plan_memory(configs(dtype='float32'), 1)
+
+
+@pytest.mark.parametrize(
+    ('name', 'card_gb', 'plan'),
+    [
+        ('2b', 12, MemoryPlan(1, False)),
+        ('8b', 16, MemoryPlan(1, True, WEIGHTS)),
+        ('8b', 24, MemoryPlan(1, True)),
+    ],
+    ids=str,
+)
+def test_without_guidance_less_is_given_up(accelerator, name, card_gb, plan, capsys):
+    accelerator(card_gb * USABLE)
+    guided = plan_memory(configs(name), 1, quantization=AUTOMATIC)
+    assert 'without guidance' not in capsys.readouterr().err
+    assert plan_memory(configs(name), 1, quantization=AUTOMATIC, guided=False) == plan != guided
+    assert '1024 x 1024 pixels without guidance at once; there is' in capsys.readouterr().err
+
+
+def test_without_guidance_the_decoder_needs_the_most(accelerator):
+    accelerator(8 * USABLE)  # a compiled program of the 2b needs 8.21 GB
+    options = {'quantization': AUTOMATIC, 'guided': False}
+    assert plan_memory(configs(), 1, **options) == MemoryPlan(1, True, WEIGHTS)
+
+
+def test_shorter_texts_leave_room(accelerator):
+    accelerator(26.5)
+    eight = {'max_batch': 1, 'quantization': AUTOMATIC}
+    assert plan_memory(configs('8b'), **eight) == MemoryPlan(1, False, WEIGHTS)
+    assert plan_memory(configs('8b'), **eight, text_length=64) == MemoryPlan(1, True)
 
 
 def test_on_the_host_the_text_encoder_stays(monkeypatch):

@@ -34,3 +34,13 @@ def test_an_update_keeps_the_order_of_the_axes(monkeypatch, platform, layout, in
     assert f'{kind}[2,2,2,5,8]{layout} ' in compiled.as_text()
     for ours, other in zip(*map(jax.tree.leaves, (compiled(cache, new), wanted)), strict=True):
         np.testing.assert_array_equal(ours, other)
+
+
+@pytest.mark.parametrize(('platform', 'constrained'), [('gpu', 2), ('cpu', 0)])
+def test_on_a_gpu_the_last_scale_reads_in_that_order_too(platform, constrained, monkeypatch):
+    """It stores nothing, and of a single row the compiler would transpose the whole cache."""
+    monkeypatch.setattr(kv_cache, 'target_platform', lambda: platform)
+    cache = KeyValueCache.empty(CONFIG, SCHEDULE, batch=1)
+    read = jax.make_jaxpr(lambda cache: cache.prefix(0, 3, 1, 'float32'))(cache)
+    names = [equation.primitive.name for equation in read.eqns]
+    assert names.count('layout_constraint') == constrained

@@ -123,12 +123,16 @@ def run(args: argparse.Namespace) -> None:
     check_positive(args, 'batch', 'repeats', 'text_length')
     ratio, mesh = ratio_of(args), mesh_of(args)
     from infinity_jax.scales import ScaleSchedule, nearest_ratio
-    from infinity_jax.sharding import is_first_process
+    from infinity_jax.sharding import is_first_process, lack_of_bfloat16
     from infinity_jax.tools.bench import report as bench_report
     from infinity_jax.tools.bench.inference import bench_generate, bench_tokenizer
     from infinity_jax.tools.bench.train import bench_train
     from infinity_jax.tools.bench.workload import Workload
+    from infinity_jax.transformer.card_dtype import check_dtype
 
+    if args.what != 'tokenizer':
+        lack = lack_of_bfloat16(mesh)
+        check_dtype(args.precision, lack, 'precision', 'set --precision to float32')
     benches = {'generate': bench_generate, 'tokenizer': bench_tokenizer, 'train': bench_train}
     workload = Workload(
         preset=args.preset,

@@ -87,8 +87,11 @@ def run(args: argparse.Namespace) -> None:
         print(image_size_line(schedule.image_size(stride), schedule), file=sys.stderr)
     length = padded_length(transformer, args.text_length)
     images = min(args.num * args.prompts, args.max_batch or MAX_BATCH)
-    plan = plan_memory(configs, images, quantization=quantization_of(args))  # as generate does
-    settings = sampling_of(args).static(schedule, plan.quantization)
+    sampling, quantization = sampling_of(args), quantization_of(args)
+    plan = plan_memory(  # as generate does
+        configs, images, None, quantization, guided=sampling.guided, text_length=length
+    )
+    settings = sampling.static(schedule, plan.quantization)
     batch = BatchShape(plan.batch, args.num, length, args.negative and settings.guided, args.edit)
     executables = Executables(folder)
     for call in calls_of(configs, settings, batch, plan.quantization):

@@ -155,6 +155,7 @@ def run(args: argparse.Namespace) -> None:
             quantization=quantization_of(args),
             mesh=mesh,
             adapters=args.adapters,
+            guided=sampling.guided,
             **model_options_of(args),
             request=GenerationRequest(
                 (prompt,),

@@ -122,6 +122,7 @@ def run(args: argparse.Namespace) -> None:
             verify=args.verify,
             adapters=args.adapters,
             mesh=mesh,
+            guided=sampling.guided,
             **options,
             request=GenerationRequest(tuple(prompts), args.num, negative, sampling),
         )
@@ -181,6 +182,7 @@ def run_jobs(args: argparse.Namespace) -> None:
             verify=args.verify,
             adapters=args.adapters,
             mesh=mesh,
+            guided=any(job.sampling.guided for job in jobs),
             **model_options_of(args),
         )
         images = image_jobs.generate_jobs(pipeline, jobs)
@@ -228,7 +230,7 @@ def metadata_of(
         'top_k': sampling.top_k,
         'top_p': sampling.top_p,
         'guidance_layer': sampling.guidance_layer,
-        'dtype': args.dtype or '',
+        'dtype': pipeline.dtype,
         'text_dtype': args.text_dtype or '',
         'attention': args.attention or '',
         'weights': quantization.weights,

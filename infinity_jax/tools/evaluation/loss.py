@@ -12,13 +12,14 @@ import numpy as np
 from infinity_jax.config import pixels_per_token, required
 from infinity_jax.errors import UserError
 from infinity_jax.scales import BUDGET_OF_EDGE, ScaleSchedule, released_name
-from infinity_jax.sharding import in_mesh, make_mesh, replicated
+from infinity_jax.sharding import in_mesh, lack_of_bfloat16, make_mesh, replicated
 from infinity_jax.training.accumulate import check_parts
 from infinity_jax.training.batches import check_batch, first_batches, put_batch
 from infinity_jax.training.transformer.config import T2IConfig
 from infinity_jax.training.transformer.features import check_features
 from infinity_jax.training.transformer.parts import with_run_text_dtype
 from infinity_jax.training.transformer.step import evaluation_step, make_models
+from infinity_jax.transformer.card_dtype import for_card
 from infinity_jax.transformer.lora import LoraConfig
 from infinity_jax.weights.model_folder import load_model
 
@@ -54,7 +55,8 @@ def evaluate_loss(
     for part, value in parts.items():
         if value is None:
             raise UserError(f'{folder} has no {part}; the loss needs a complete model folder')
-    transformer = required(configs.transformer, 'transformer')
+    transformer = for_card(required(configs.transformer, 'transformer'), lack_of_bfloat16(mesh))
+    configs = dataclasses.replace(configs, transformer=transformer)
     tokenizer = required(configs.tokenizer, 'tokenizer')
     stride = pixels_per_token(transformer, tokenizer)
     size = required(configs.schedule, 'schedule').image_size(stride)

@@ -16,9 +16,10 @@ from infinity_jax.sharding import batch_sharding, in_mesh, replicated
 from infinity_jax.tools.plan.kernel_flops import all_visible, splash_flops
 from infinity_jax.tools.plan.program_cost import AbstractProgram, ProgramCost, compile_program
 from infinity_jax.tools.plan.report import cost_json, cost_lines, method_of, time_line
-from infinity_jax.tools.plan.topology import Devices, can_compile
+from infinity_jax.tools.plan.topology import Devices, can_compile, lack_of_bfloat16
 from infinity_jax.tools.plan.training import coordinates_of
 from infinity_jax.training import flops, loop
+from infinity_jax.transformer.card_dtype import for_card
 from infinity_jax.transformer.int8 import int8_shardings
 from infinity_jax.weights.placement import decoder_params, shardings_on
 
@@ -77,7 +78,7 @@ def plan_generation(
     quantization: QuantizationConfig = QuantizationConfig(),
     text_on_host: bool = False,
 ) -> GenerationPlan:
-    """Compiles the programs of guided generation.
+    """Compiles the programs of guided generation, in float32 on a card without bfloat16.
 
     Args:
       configs: of the model.
@@ -97,7 +98,8 @@ def plan_generation(
             '--text-encoder host are for one'
         )
     images = num * topology.num_chips
-    transformer = required(configs.transformer, 'transformer')
+    transformer = for_card(required(configs.transformer, 'transformer'), lack_of_bfloat16(topology))
+    configs = dataclasses.replace(configs, transformer=transformer)
     tokenizer = required(configs.tokenizer, 'tokenizer')
     text = required(configs.text, 'text encoder')
     schedule = required(configs.schedule, 'schedule')

@@ -121,11 +121,10 @@ def exchange_seconds(collective: Collective, topology: GpuTopology, hosts: Seque
 
 def flops_per_second(peak: DevicePeak, card: GpuCard, precision: str) -> float:
     """The peak of a card for products of a precision."""
-    tf32 = card.tf32_flops or card.fp32_flops
     return {
         FLOAT32: card.fp32_flops,
-        THREE_BFLOAT16: tf32 / 3,
-        TF32: tf32,
+        THREE_BFLOAT16: card.tf32_flops / 3 or card.fp32_flops,
+        TF32: card.tf32_flops or card.fp32_flops,
         BFLOAT16: peak.bf16_flops,
         OTHER: 2 * peak.bf16_flops,
     }[precision]

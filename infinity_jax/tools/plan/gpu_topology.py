@@ -69,6 +69,11 @@ def parse_gpus(text: str) -> GpuTopology:
     return GpuTopology(card, int(match[1] or 1), int(match[2]))
 
 
+def lacks_tf32(topology: object) -> bool:
+    """Whether these are cards that multiply float32 as such, without fewer bits of mantissa."""
+    return isinstance(topology, GpuTopology) and not topology.speed.tf32_flops
+
+
 def plugin() -> str | None:
     """The installed CUDA plugin of jax, which contains the compiler; None without one."""
     if importlib.util.find_spec('jax_plugins') is None:

@@ -62,12 +62,20 @@ def products_in(program: HloProgram, computation: str, outer: Instruction) -> It
             yield found
 
 
-def counted(program: HloProgram) -> dict[str, int]:
-    """Runs per step by 'kind precision', such as 'convolution float32'; most frequent first."""
+def counted(program: HloProgram, lacks_tf32: bool = False) -> dict[str, int]:
+    """Runs per step by 'kind precision', such as 'convolution float32'; most frequent first.
+
+    Args:
+      program: the compiled text.
+      lacks_tf32: the card multiplies float32 in no other way.
+    """
     runs: Counter[str] = Counter()
     for executed in program.executed():
         for product in products_in(program, executed.computation, executed.instruction):
-            runs[f'{product.kind} {product.precision}'] += executed.times
+            precision = product.precision
+            if lacks_tf32 and precision in (THREE_BFLOAT16, TF32):
+                precision = FLOAT32
+            runs[f'{product.kind} {precision}'] += executed.times
     return dict(runs.most_common())
 
 

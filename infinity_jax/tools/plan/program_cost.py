@@ -13,7 +13,7 @@ from infinity_jax.errors import UserError, first_line
 from infinity_jax.runtime.compile_cache import without_compile_cache
 from infinity_jax.tools.plan.collectives import CollectiveTotal, collectives_of, totals
 from infinity_jax.tools.plan.gpu_time import estimate_gpu_time
-from infinity_jax.tools.plan.gpu_topology import GpuTopology
+from infinity_jax.tools.plan.gpu_topology import GpuTopology, lacks_tf32
 from infinity_jax.tools.plan.hlo_text import HloProgram
 from infinity_jax.tools.plan.kernel_flops import KERNEL, KernelFlops, kernel_name
 from infinity_jax.tools.plan.products import counted
@@ -127,7 +127,7 @@ def compile_program(
         needed=memory.total,
         collectives=totals(collectives_of(program)),
         kernels=dict(kernels),
-        products=counted(program),
+        products=counted(program, lacks_tf32(topology)),
         time=spent,
         unknown_loops=tuple(program.unknown_loops),
         compile_seconds=seconds,
@@ -152,11 +152,6 @@ def read_too_large(message: str) -> int:
     Raises:
       UserError: it is another message.
     """
-    if 'ALG_DOT_BF16' in message:
-        raise UserError(
-            'the card multiplies no bfloat16, which came with Ampere; plan with '
-            '--config.transformer.dtype=float32'
-        )
     found = next((x for pattern in _TOO_LARGE if (x := pattern.search(message))), None)
     if found is None:
         raise UserError(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from infinity_jax.errors import UserError, first_line
-from infinity_jax.runtime.accelerators import PEAKS, DevicePeak, TpuChip
+from infinity_jax.runtime.accelerators import PEAKS, DevicePeak, TpuChip, lacks_bfloat16
 from infinity_jax.tools.plan.gpu_topology import (
     CARDS,
     GpuTopology,
@@ -102,6 +102,11 @@ def can_compile(topology: Devices) -> bool:
     if isinstance(topology, GpuTopology):
         return plugin() is not None
     return importlib.util.find_spec('libtpu') is not None
+
+
+def lack_of_bfloat16(topology: Devices) -> str:
+    """Why a card multiplies no bfloat16, as text; '' for other cards and TPUs."""
+    return lacks_bfloat16(topology.speed.name) if isinstance(topology, GpuTopology) else ''
 
 
 def prepare() -> None:

@@ -12,9 +12,10 @@ from infinity_jax.tools.plan.abstract_step import abstract_step
 from infinity_jax.tools.plan.kernel_flops import training_flops
 from infinity_jax.tools.plan.program_cost import ProgramCost, compile_program
 from infinity_jax.tools.plan.program_time import ProgramTime
-from infinity_jax.tools.plan.topology import Devices
+from infinity_jax.tools.plan.topology import Devices, lack_of_bfloat16
 from infinity_jax.training import flops
 from infinity_jax.training.transformer.config import T2IConfig
+from infinity_jax.training.transformer.parts import check_card
 
 SHALLOW = (2, 3)  # layers of two unrolled programs, whose difference is the time of a layer
 
@@ -126,6 +127,9 @@ class Planner:
       topology: the slice.
       mesh: of its devices, or of stand-ins if nothing is compiled.
       source: 'images' or 'features', see `abstract_step`.
+
+    Raises:
+      UserError: products in bfloat16 on a card without it.
     """
 
     def __init__(
@@ -133,6 +137,7 @@ class Planner:
     ):
         self.config, self.configs, self.source = config, configs, source
         self.topology, self.mesh = topology, mesh
+        check_card(config, lack_of_bfloat16(topology))
 
     def analysis(self) -> Analysis:
         """The figures that need no compiler."""

@@ -13,6 +13,7 @@ from infinity_jax.scales import BUDGET_OF_EDGE
 from infinity_jax.text.tokenizer import TextTokenizer
 from infinity_jax.training.init_from import check_shapes, torch_source
 from infinity_jax.training.transformer.config import T2IConfig, run_schedule
+from infinity_jax.transformer.card_dtype import check_dtype
 from infinity_jax.transformer.int8 import quantize_on_devices
 from infinity_jax.transformer.model import check_schedule, transformer_shapes
 from infinity_jax.weights.fingerprint import partner_fingerprint
@@ -66,6 +67,17 @@ def load_parts(config: T2IConfig, mesh: Mesh | None = None) -> LoadedModel:
         text_params=text_params,
         text_tokenizer=text_tokenizer,
     )
+
+
+def check_card(config: T2IConfig, lack: str) -> None:
+    """Raises `UserError` where the run's products are bfloat16 and the card lacks it.
+
+    Args:
+      config: the run.
+      lack: see `card_dtype.for_card`.
+    """
+    remedy = "set it to 'float32' (--config.transformer.dtype=float32)"
+    check_dtype(config.transformer.dtype, lack, 'config field transformer.dtype', remedy)
 
 
 def with_run_text_dtype(

@@ -18,6 +18,7 @@ from infinity_jax.scales import BUDGET_OF_EDGE
 from infinity_jax.sharding import (
     in_mesh,
     init_sharded,
+    lack_of_bfloat16,
     make_mesh,
     replicated,
     shardings_of,
@@ -40,6 +41,7 @@ from infinity_jax.training.transformer.encoded_once import (
 from infinity_jax.training.transformer.features import check_features
 from infinity_jax.training.transformer.next_commands import next_commands
 from infinity_jax.training.transformer.parts import (
+    check_card,
     frozen_text_params,
     load_parts,
     place_frozen,
@@ -63,6 +65,7 @@ SAMPLE_CAPTIONS = 16  # half from training pairs, half from held-out ones
 
 def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     """Everything the loop needs, jitted and sharded here and nowhere else."""
+    check_card(config, lack_of_bfloat16(mesh))
     check_parts(config.batch_size, config.accumulate_steps, mesh)
     loaded = load_parts(config, mesh)
     check_features(config, loaded)

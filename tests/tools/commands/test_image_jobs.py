@@ -26,6 +26,7 @@ class FakePipeline:
     schedule = ScaleSchedule.free(((1, 1), (2, 2)))
     image_size = (16, 16)
     quantization = QuantizationConfig()
+    dtype = 'float32'
     runs = 0
 
     @classmethod

@@ -26,10 +26,16 @@ from infinity_jax.tools.plan.generation import (
     generation_programs,
     plan_generation,
 )
-from infinity_jax.tools.plan.gpu_topology import GpuTopology, plugin, target_config
+from infinity_jax.tools.plan.gpu_topology import (
+    GpuTopology,
+    lacks_tf32,
+    plugin,
+    target_config,
+)
 from infinity_jax.tools.plan.hlo_text import HloProgram
 from infinity_jax.tools.plan.program_cost import Memory, ProgramCost
 from infinity_jax.tools.plan.topology import devices_of, parse_topology
+from infinity_jax.transformer import card_dtype
 from infinity_jax.transformer.int8 import SCALE
 
 # Cut down from what the CUDA plugin of jax 0.10.2 wrote for an H100, forms kept.
@@ -169,7 +175,13 @@ def test_copies_take_the_bandwidth_that_kernels_leave():
 
 def test_a_card_without_tf32_multiplies_in_float32():
     peak = PEAKS['t4']
-    assert gpu_time.flops_per_second(peak, peak.gpu, products.TF32) == peak.gpu.fp32_flops
+    for precision in (products.FLOAT32, products.TF32, products.THREE_BFLOAT16):
+        assert gpu_time.flops_per_second(peak, peak.gpu, precision) == peak.gpu.fp32_flops
+    assert lacks_tf32(parse_topology('t4:1'))
+    assert not any(map(lacks_tf32, (parse_topology('l4:1'), parse_topology('v5e:1x1'))))
+    program, _ = lines()
+    wanted = {name: 1 for name in FLOPS if 'tf32' not in name} | {'product float32': 1}
+    assert products.counted(program, lacks_tf32=True) == wanted
 
 
 def test_an_exchange_is_as_fast_as_the_slowest_link():
@@ -200,6 +212,26 @@ def test_without_the_plugin_the_numbers_are_analytic(monkeypatch):
     mesh = deviceless_mesh(MeshConfig(), 1)
     plan = plan_generation(SMALL, topology, mesh, 1, progress=lambda line: None)
     assert 'pip install jax-cuda13-pjrt==' in generation_lines(plan, topology)[-1]
+
+
+def test_a_plan_is_of_the_dtype_that_generate_would_choose(monkeypatch, capsys):
+    from infinity_jax.tools.plan import generation
+
+    card_dtype._say.cache_clear()
+    planned = []
+
+    def programs(configs, *args):
+        planned.append(configs.transformer.dtype)
+        return [((), ())] * 2
+
+    monkeypatch.setattr(generation, 'can_compile', lambda topology: True)
+    monkeypatch.setattr(generation, 'generation_programs', programs)
+    monkeypatch.setattr(generation, 'compile_program', lambda *args: program(GB, GB).cost)
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    for card in ('t4:1', 'l4:1'):
+        plan_generation(SMALL, parse_topology(card), mesh, 1, progress=lambda line: None)
+    assert planned == ['float32', 'bfloat16']
+    assert capsys.readouterr().err.startswith("dtype: float32 instead of the model's bfloat16")
 
 
 def program(arguments, temporaries):
@@ -247,6 +279,17 @@ def test_generation_compiles_with_cudnn_attention_and_a_decoder_in_tf32():
     assert 0 < cost.memory.total < topology.usable_bytes and cost.time.total > 0
     report = '\n'.join(generation_lines(plan, topology))
     assert 'h100:1: 1 images at once' in report and 'a roofline of the compiled text' in report
+
+
+@pytest.mark.skipif(plugin() is None, reason="jax's CUDA plugin compiles")
+def test_generation_compiles_for_a_card_before_ampere_in_float32():
+    topology = parse_topology('t4:1')
+    mesh = make_mesh(MeshConfig(), devices_of(topology))
+    plan = plan_generation(SMALL, topology, mesh, 1, progress=lambda line: None)
+    for name in (TEXT_ENCODER, GENERATION):
+        cost = plan.programs[name].cost
+        assert {name.split()[1] for name in cost.products} == {'float32'}
+        assert 0 < cost.memory.total < topology.usable_bytes and cost.time.total > 0
 
 
 def test_the_description_of_a_card_has_its_figures():

@@ -83,6 +83,7 @@ def _load(plan: Plan, first: range) -> InfinityPipeline:
         quantization=options.quantization,
         max_batch=plan.images_at_once,
         text_length=options.text_length,
+        guided=options.sampling.guided,
         request=request,
         **options.model,
     )

@@ -105,7 +105,7 @@ def plan_run(
         cannot use.
     """
     folder = local_folder(options.checkpoint, options.revision)
-    configs = read_for_generation(folder, **options.model)
+    configs = read_for_generation(folder, mesh=options.mesh, **options.model)
     at_once = None
     if options.max_batch is None and (out / FILE).exists():
         at_once = read_run(out).get(AT_ONCE)  # memory was free then, and may be taken now
@@ -127,7 +127,14 @@ def _fitting(configs: ModelConfigs, options: BenchmarkOptions, images: int) -> i
     shares = 1 if options.mesh is None else options.mesh.shape['data'] * options.mesh.shape['fsdp']
     most = min((options.max_batch or MAX_BATCH) * shares, images)
     with contextlib.redirect_stderr(io.StringIO()):  # loading prints the same line again
-        return plan_memory(configs, most, options.mesh, options.quantization).batch
+        return plan_memory(
+            configs,
+            most,
+            options.mesh,
+            options.quantization,
+            guided=options.sampling.guided,
+            text_length=options.text_length,
+        ).batch
 
 
 def settings_of(plan: Plan, prompts: str, rewritten: str | None) -> dict[str, Any]:
