@@ -53,10 +53,10 @@ def in_pieces(function: Callable[[jax.Array], jax.Array], x_BLD: jax.Array) -> j
     of its vector memory: in pieces, those of the FFN take two thirds of the time.
     """
     batch, length = x_BLD.shape[:2]
-    rows = batch * length
-    if rows <= MAX_ROWS or not uses_tiles():
+    if batch * length <= MAX_ROWS or not uses_tiles():
         return function(x_BLD)
-    parts = jnp.array_split(x_BLD, min(-(-rows // PIECE_ROWS), length), axis=1)
+    fitting = [n for n in range(1, length + 1) if length % n == 0 and n * batch <= PIECE_ROWS]
+    parts = jnp.split(x_BLD, length // max(fitting, default=1), axis=1)
     return jnp.concatenate([function(part) for part in parts], axis=1)
 
 

@@ -67,9 +67,9 @@ def test_tiles_are_for_one_tpu_chip(monkeypatch):
             assert uses_tiles() == (chips == 1)
 
 
-@pytest.mark.parametrize('rows, pieces', [(15, [5]), (14, [2, 2, 1]), (1, [2, 2, 1])])
+@pytest.mark.parametrize('rows, pieces', [(18, [6]), (17, [2] * 3), (1, [2] * 3)])
 def test_products_of_many_rows_are_split_by_tokens(monkeypatch, rows, pieces):
-    x, kernel, found = normal(3, 5, 8), normal(8, 16), []
+    x, kernel, found = normal(3, 6, 8), normal(8, 16), []
 
     def product(part):
         found.append(part.shape[1])
@@ -77,7 +77,7 @@ def test_products_of_many_rows_are_split_by_tokens(monkeypatch, rows, pieces):
 
     np.testing.assert_array_equal(in_pieces(product, x), x @ kernel)  # no TPU: at once
     monkeypatch.setattr(tpu, 'MAX_ROWS', rows)
-    monkeypatch.setattr(tpu, 'PIECE_ROWS', 6)
+    monkeypatch.setattr(tpu, 'PIECE_ROWS', 8)
     monkeypatch.setattr(tpu, 'uses_tiles', lambda: True)
     np.testing.assert_allclose(in_pieces(product, x), x @ kernel, atol=1e-5)
-    assert found == [5, *pieces]
+    assert found == [6, *pieces]
