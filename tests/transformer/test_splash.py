@@ -129,6 +129,18 @@ def test_queries_that_smaller_blocks_fit_are_not_padded():
     assert splash.query_block(200, 128) == 128
 
 
+def test_such_blocks_have_the_same_values_and_gradients(monkeypatch):
+    monkeypatch.setattr(splash, 'LONG', 384)
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 600, 2, 8)).astype(np.float32)
+    args = (q[:, :384], k, v)
+
+    def every_key(implementation, *args):
+        return attend(*args, scale=0.4, implementation=implementation)
+
+    found, wanted = (values_and_gradients(every_key, name, args) for name in ('splash', 'xla'))
+    assert_equal(found, wanted)
+
+
 def test_what_fills_up_changes_no_value_and_no_gradient():
     fill = ((0, 0), (0, 256 - SCHEDULE.num_tokens), (0, 0), (0, 0))
 
