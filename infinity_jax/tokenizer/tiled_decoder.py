@@ -4,10 +4,13 @@ The plain decoder has four or more feature maps of full resolution alive at once
 1024². `RowDecoder` has two: the result of a residual block replaces its input, and the values
 between norm and convolution exist for some rows only. Nothing is approximated. A block of rows
 includes the neighbouring rows that a convolution reads, and norms take their statistics over the
-whole image.
+whole image. Its maps have a spare row above and one below, so that all blocks are cut alike; what
+they hold is never used.
 """
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -20,7 +23,6 @@ from infinity_jax.sharding import target_peak, target_platform
 from infinity_jax.tokenizer.autoencoder import NORM_EPSILON, Autoencoder, to_pixels
 from infinity_jax.tokenizer.precision import convolution
 
-LANES = 128  # of a TPU register
 WHOLE_BYTES = 2**28  # widest float32 feature map that is not split into blocks
 WHOLE_SHARE = 32  # on a known GPU: its memory by this number, if that is more
 BLOCK_BYTES = 2**26  # rows of a wider map that are processed at once
@@ -29,6 +31,7 @@ BLOCK_BYTES = 2**26  # rows of a wider map that are processed at once
 TPU_BLOCK_BYTES = 2**24
 PLAIN_MAPS, ROW_MAPS = 4, 2  # widest maps that the plain and the row decoder have alive at once
 GPU_ROW_MAPS = 3  # compiled for an RTX 4060, which keeps a copy of one: 3.49 GB at 1024²
+SPARE = 1  # rows above and below a map of the row decoder: what a 3×3 convolution reaches
 BLOCKS = 4  # blocks of rows that the row decoder has alive at once
 Params = Mapping[str, Any]
 
@@ -120,7 +123,8 @@ class RowDecoder:
     def __call__(self, params: Params, features_Bhwd: jax.Array) -> jax.Array:
         """Quantized features (B, h, w, d) to pixels (B, Y, X, 3), not clamped."""
         levels = len(self.config.channel_multipliers)
-        x = self._convolve(params['conv_in'], features_Bhwd)
+        x = jnp.pad(features_Bhwd, ((0, 0), (SPARE, SPARE), (0, 0), (0, 0)))
+        x = self._convolve(params['conv_in'], x)
         for i in (1, 2):
             x = self._residual(params[f'mid_{i}'], x)
         for i in reversed(range(levels)):
@@ -130,7 +134,7 @@ class RowDecoder:
             if i:
                 x = self._convolve(level['upsample'], x, upsample=2)
         x = self._convolve(params['conv_out'], x, self._activation(params['norm_out'], x))
-        return to_pixels(x, self.config.unshuffle)
+        return to_pixels(_within(x), self.config.unshuffle)
 
     def _residual(self, params: Params, x_Bhwc: jax.Array) -> jax.Array:
         h = self._convolve(params['conv1'], x_Bhwc, self._activation(params['norm1'], x_Bhwc))
@@ -139,17 +143,24 @@ class RowDecoder:
 
     def _activation(self, norm: Params, x_Bhwc: jax.Array) -> Callable[[jax.Array], jax.Array]:
         """GroupNorm and swish of some rows of `x`, with the statistics of all rows."""
-        channels = x_Bhwc.shape[-1]
+        batch, *_, channels = x_Bhwc.shape
         groups = self.config.norm_groups
         groups = groups if channels % groups == 0 else FALLBACK_GROUPS
 
         def group_mean(y_Bhwc):
-            mean_Bg = y_Bhwc.mean((1, 2)).reshape(-1, groups, channels // groups).mean(-1)
-            return jnp.repeat(mean_Bg, channels // groups, axis=-1)[:, None, None, :]
+            return y_Bhwc.mean((1, 2)).reshape(batch, groups, -1).mean(-1)
 
-        x = x_Bhwc.astype(jnp.float32)
-        mean = group_mean(x)
-        inverse = jax.lax.rsqrt(group_mean(jnp.square(x - mean)) + NORM_EPSILON)
+        def per_channel(y_Bg):
+            return jnp.repeat(y_Bg, channels // groups, axis=-1)[:, None, None, :]
+
+        x = _within(x_Bhwc).astype(jnp.float32)
+        # One pass over the map: sums of what is left after a mean that one row gives.
+        near_mean_Bg = group_mean(x[:, :1])
+        rest = x - per_channel(near_mean_Bg)
+        rest_mean_Bg = group_mean(rest)
+        variance_Bg = group_mean(jnp.square(rest)) - jnp.square(rest_mean_Bg)
+        mean = per_channel(near_mean_Bg + rest_mean_Bg)
+        inverse = per_channel(jax.lax.rsqrt(jnp.maximum(variance_Bg, 0) + NORM_EPSILON))
         factor = inverse * norm['scale'][None, None, None]
 
         def activate(rows_Bhwc):
@@ -179,29 +190,27 @@ class RowDecoder:
             the shortcut, the result replaces it in memory.
           shortcut: parameters of that residual block.
         """
-        batch, height, width, channels = x_Bhwc.shape
+        batch, height, width, channels = _within(x_Bhwc).shape
         features = conv['kernel'].shape[-1]
         widest = max(channels, features) * upsample**2
         count = block_rows(height, batch * width * widest * 4, self.max_bytes)
         reach = conv['kernel'].shape[0] // 2  # rows that it reads on either side of a block
-        taken = min(count + 2 * reach, height)
         widening = None if shortcut is None else shortcut.get('shortcut')
         in_place = residual is not None and widening is None
 
         def compute(i: jax.Array, out: jax.Array) -> jax.Array:
-            first = i * count - reach
-            start = jnp.clip(first, 0, height - taken)
-            rows = activation(jax.lax.dynamic_slice_in_dim(x_Bhwc, start, taken, axis=1))
+            start = i * count + SPARE - reach
+            rows = jax.lax.dynamic_slice_in_dim(x_Bhwc, start, count + 2 * reach, axis=1)
+            row = start + jnp.arange(rows.shape[1])[None, :, None, None]
             # The padding of the convolution is zero, which activated zeros are not.
-            rows = jnp.pad(rows, ((0, 0), (reach, 2 * reach), (0, 0), (0, 0)))
-            offset = reach + first - start
-            rows = jax.lax.dynamic_slice_in_dim(rows, offset, count + 2 * reach, axis=1)
+            within = (row >= SPARE) & (row < SPARE + height)
+            rows = jnp.where(within, activation(rows), 0)
             if upsample > 1:
                 rows = jnp.repeat(jnp.repeat(rows, upsample, axis=1), upsample, axis=2)
                 spare = reach * (upsample - 1)
                 rows = rows[:, spare : rows.shape[1] - spare]
             y = self._product(conv, rows)
-            at = i * count * upsample
+            at = SPARE + i * count * upsample
             if residual is not None:
                 source = out if in_place else residual
                 same = jax.lax.dynamic_slice_in_dim(source, at, count, axis=1)
@@ -211,8 +220,8 @@ class RowDecoder:
         if in_place:
             out = residual
         else:
-            shape = (batch, height * upsample, width * upsample, features)
-            out = jnp.zeros(shape, self.dtype)
+            shape = (batch, height * upsample + 2 * SPARE, width * upsample, features)
+            out = jax.lax.empty(shape, self.dtype)
         return jax.lax.fori_loop(0, height // count, compute, out)
 
     def _product(self, conv: Params, rows_Bhwc: jax.Array) -> jax.Array:
@@ -222,7 +231,13 @@ class RowDecoder:
         if target_platform() != 'tpu':
             return convolve(x, kernel, self.precision) + bias
         # Without fused operations, convolutions of one shape are equal and compile once.
+        x = jax.lax.optimization_barrier(x)
         return jax.lax.optimization_barrier(convolve_rows(x, kernel, self.precision) + bias)
+
+
+def _within(x_Bhwc: jax.Array) -> jax.Array:
+    """A map of the row decoder without its spare rows."""
+    return x_Bhwc[:, SPARE : x_Bhwc.shape[1] - SPARE]
 
 
 def block_rows(height: int, row_bytes: int, max_bytes: int) -> int:
@@ -247,25 +262,23 @@ def convolve(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax
 def convolve_rows(x_Bhwc: jax.Array, kernel: jax.Array, precision: Any = None) -> jax.Array:
     """Equals `convolve`, as one-dimensional convolutions with the rows as a batch.
 
-    The neighbours of each row become further channels. XLA:TPU is made for large batches: for a
-    single image it would split the width and copy the parts. In its estimate that took half as long
-    again as the products, and compilation took twice as long.
+    Those of the rows above, the rows themselves and the rows below are added. XLA:TPU is made for
+    large batches: for a single image it would split the width and copy the parts. In its estimate
+    that took half as long again as the products, and compilation took twice as long.
     """
     batch, rows, width, channels = x_Bhwc.shape
     taps, across, _, features = kernel.shape
     count, reach = rows - taps + 1, across // 2
-    if channels < LANES and reach:  # few channels: neighbours along the row become channels as well
-        x_Bhwc = jnp.pad(x_Bhwc, ((0, 0), (0, 0), (reach, reach), (0, 0)))
-        x_Bhwc = jnp.concatenate([x_Bhwc[:, :, i : i + width] for i in range(across)], axis=-1)
-        kernel = kernel.reshape(taps, 1, across * channels, features)
-        across, reach = 1, 0
-    stacked = jnp.concatenate([x_Bhwc[:, i : i + count] for i in range(taps)], axis=-1)
-    y = convolution(
-        stacked.reshape(batch * count, width, -1),
-        kernel.transpose(1, 0, 2, 3).reshape(across, -1, features),
-        (1,),
-        ((reach, reach),),
-        dimension_numbers=('NWC', 'WIO', 'NWC'),
-        precision=precision,
-    )
-    return y.reshape(batch, count, width, features)
+
+    products = [
+        convolution(
+            x_Bhwc[:, row : row + count].reshape(batch * count, width, channels),
+            tap,
+            (1,),
+            ((reach, reach),),
+            dimension_numbers=('NWC', 'WIO', 'NWC'),
+            precision=precision,
+        )
+        for row, tap in enumerate(kernel)
+    ]
+    return functools.reduce(operator.add, products).reshape(batch, count, width, features)

@@ -18,6 +18,7 @@ from infinity_jax.sharding import target_platform
 from infinity_jax.transformer.attention_ops import attend
 from infinity_jax.transformer.layers import VECTOR, linear
 from infinity_jax.transformer.rope import normalize_and_rotate
+from infinity_jax.transformer.tpu import in_pieces
 
 MAX_LOG_SCALE = np.log(100.0).astype(np.float32)
 
@@ -43,12 +44,19 @@ class SelfAttention(nn.Module):
         self.out = linear(width, ('heads', 'embed'), std / (2 * config.depth) ** 0.5, dtype)
 
     def project(
-        self, x_BLD: jax.Array, rope_2Lh: np.ndarray
+        self, x_BLD: jax.Array, rope_2Lh: np.ndarray, generating: bool = False
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys and values (B, L, N, H) in `config.dtype`; the first two are rotated."""
+        """Queries, keys and values (B, L, N, H) in `config.dtype`; the first two are rotated.
+
+        They come from a single product, on a TPU only when `generating`: training is faster there
+        with three, generation is not, as these would share a copy of the layer's kernel.
+        """
         scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
         heads_first = target_platform() == 'tpu'
-        q, k, v = self._three_products(x_BLD) if heads_first else self._one_product(x_BLD)
+        separate = heads_first and not generating
+        q, k, v = self._three_products(x_BLD) if separate else self._one_product(x_BLD)
+        if heads_first and not separate:
+            q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
         # Norm, scale and rotation are a float32 island: angles lose meaning in bfloat16.
         axis = 1 if heads_first else 2
         q = normalize_and_rotate(q, rope_2Lh, scale, heads_axis=axis)
@@ -62,9 +70,9 @@ class SelfAttention(nn.Module):
         dtype = jnp.dtype(self.config.dtype)
         no_key_bias = jnp.zeros_like(self.query_bias)
         bias = jnp.concatenate([self.query_bias, no_key_bias, self.value_bias]).astype(dtype)
-        qkv = jnp.split(self.qkv(x_BLD) + bias[None, None], 3, axis=-1)
+        qkv = in_pieces(lambda x: self.qkv(x) + bias[None, None], x_BLD)
         shape = (*x_BLD.shape[:2], self.config.num_heads, self.config.head_dim)
-        return [part.reshape(shape) for part in qkv]
+        return [part.reshape(shape) for part in jnp.split(qkv, 3, axis=-1)]
 
     def _three_products(self, x_BLD: jax.Array) -> list[jax.Array]:
         """The same (B, N, L, H), from three products: a TPU writes what its kernels then read."""

@@ -12,7 +12,7 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.sharding import constrain
 from infinity_jax.transformer.attention import CrossAttention, SelfAttention
 from infinity_jax.transformer.layers import MATRIX, VECTOR, layer_norm, linear
-from infinity_jax.transformer.tpu import fusion_barrier
+from infinity_jax.transformer.tpu import fusion_barrier, in_pieces
 
 UPDATE = 'update'  # checkpoint name of the FFN's output, for `remat.POLICIES`
 
@@ -39,12 +39,14 @@ class FeedForward(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+    def __call__(self, x_BLD: jax.Array, generating: bool = False) -> jax.Array:
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         std = (1 / (3 * config.width)) ** 0.5
-        h = linear(config.hidden_width, ('embed', 'mlp'), std, dtype, name='up')(x_BLD)
+        up = linear(config.hidden_width, ('embed', 'mlp'), std, dtype, name='up')
         out_std = std / (2 * config.depth) ** 0.5
-        return linear(config.width, ('mlp', 'embed'), out_std, dtype, name='down')(nn.gelu(h))
+        down = linear(config.width, ('mlp', 'embed'), out_std, dtype, name='down')
+        compute = lambda x: down(nn.gelu(up(x)))
+        return in_pieces(compute, x_BLD) if generating else compute(x_BLD)
 
 
 def _table_init(key, shape, dtype=jnp.float32):
@@ -86,6 +88,7 @@ class Block(nn.Module):
         attend_self: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
         keep_2B: jax.Array | None = None,
         attend_text: Callable[..., jax.Array] | None = None,
+        generating: bool = False,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Runs the layer on float32 x.
 
@@ -98,6 +101,7 @@ class Block(nn.Module):
           attend_self: maps q, k and v of these tokens to attended values, all (B, L, N, H).
           keep_2B: stochastic depth factors of self-attention and FFN: 0 or 1/(1 − rate).
           attend_text: as in `CrossAttention`.
+          generating: chooses what is faster without a gradient.
 
         Returns:
           The new x, and the keys and values (B, L, N, H) of these tokens.
@@ -107,7 +111,8 @@ class Block(nn.Module):
         if keep_2B is not None:
             gate1, gate2 = gate1 * keep_2B[0][:, None], gate2 * keep_2B[1][:, None]
 
-        q, k, v = self.self_attention.project(modulate(x_BLD, scale1, shift1), rope_2Lh)
+        inner_BLD = modulate(x_BLD, scale1, shift1)
+        q, k, v = self.self_attention.project(inner_BLD, rope_2Lh, generating)
         update = self.self_attention.merge(attend_self(q, k, v))
         x_BLD = constrain(x_BLD + gate1[:, None] * update, 'batch', 'length', None)
 
@@ -117,6 +122,8 @@ class Block(nn.Module):
         x_BLD = x_BLD + update.reshape(x_BLD.shape).astype(jnp.float32)
 
         inner_BLD = modulate(x_BLD, scale2, shift2).astype(self.config.dtype)
-        update = fusion_barrier(checkpoint_name(self.ffn(fusion_barrier(inner_BLD)), UPDATE))
+        update = fusion_barrier(
+            checkpoint_name(self.ffn(fusion_barrier(inner_BLD), generating), UPDATE)
+        )
         x_BLD = constrain(x_BLD + gate2[:, None] * update, 'batch', 'length', None)
         return x_BLD, (k, v)

@@ -29,6 +29,7 @@ from infinity_jax.transformer.layer_loop import unrolled
 from infinity_jax.transformer.layers import linear
 from infinity_jax.transformer.remat import remat
 from infinity_jax.transformer.rope import rope_table
+from infinity_jax.transformer.tpu import channels_last
 
 
 class Trace(NamedTuple):
@@ -248,6 +249,7 @@ class Transformer(nn.Module):
 
         def layer(block: Block, carry, per_layer):
             x_BLD, cache, index = carry
+            x_BLD = channels_last(x_BLD)
 
             def attend_to_prefix(q, k, v):
                 nonlocal cache
@@ -263,6 +265,7 @@ class Transformer(nn.Module):
                 per_layer,
                 conditioning.lengths_B,
                 attend_to_prefix,
+                generating=True,
             )
             if hidden_guidance is not None:
                 mixed = mix_halves(x_BLD, hidden_guidance.guidance)

@@ -52,7 +52,8 @@ def splash_attend(
     keys = k_BSNH.shape[1]
     block = block_of(length, keys)
     parts = axis_size('sequence')
-    filled, filled_keys = _multiple(length, block * parts), _multiple(keys, block)
+    rows_of_block = query_block(length // parts, block)
+    filled, filled_keys = _multiple(length, rows_of_block * parts), _multiple(keys, block)
     q_spec = activation_spec((batch, heads, filled, head_dim), ('batch', 'heads', 'length', None))
     local_heads = heads // (mesh.shape[q_spec[1]] if q_spec[1] else 1)
 
@@ -67,9 +68,8 @@ def splash_attend(
         ends_L = np.full(rows, keys) if ends_L is None else ends_L
         ends_L = np.pad(ends_L, (0, rows - ends_L.size), constant_values=keys)
         mask = PrefixMask(ends_L, filled_keys)
-    kernel = make_kernel(
-        mask, local_heads, shards, kernel_blocks(filled_keys, block), ATTENDED if named else None
-    )
+    blocks = kernel_blocks(filled_keys, block, rows_of_block)
+    kernel = make_kernel(mask, local_heads, shards, blocks, ATTENDED if named else None)
 
     def attend(kernel, q_BNLH, k_BNSH, v_BNSH, key_lengths_B):
         arrays = (q_BNLH, k_BNSH, v_BNSH)
@@ -116,6 +116,12 @@ def block_of(length: int, keys: int) -> int:
     return BLOCK if max(length, keys) >= LONG else SMALL_BLOCK
 
 
+def query_block(length: int, block: int) -> int:
+    """Rows of the blocks: the most for which these queries need no padding, else `block`."""
+    fitting = [rows for rows in range(2 * SMALL_BLOCK, block, SMALL_BLOCK) if length % rows == 0]
+    return max(fitting) if fitting and length % block else block
+
+
 def gradient_block(keys: int, block: int) -> int | None:
     """Keys per step of the fused gradient kernel; None: two separate kernels are used.
 
@@ -132,12 +138,12 @@ def whole_blocks(length: int, keys: int) -> int:
     return _multiple(keys, block_of(length, keys))
 
 
-def kernel_blocks(keys: int, block: int) -> dict[str, Any]:
+def kernel_blocks(keys: int, block: int, rows: int) -> dict[str, Any]:
     """Block sizes of the kernel and its gradients, as keywords of `BlockSizes`."""
-    sizes: dict[str, Any] = {name: block for name in ('block_q', 'block_kv', 'block_q_dkv')}
+    sizes: dict[str, Any] = {'block_q': rows, 'block_kv': block, 'block_q_dkv': rows}
     columns = gradient_block(keys, block)
     if columns is None:
-        sizes |= {name: block for name in ('block_kv_dkv', 'block_q_dq', 'block_kv_dq')}
+        sizes |= {'block_kv_dkv': block, 'block_q_dq': rows, 'block_kv_dq': block}
     else:
         sizes |= {'block_kv_dkv': columns, 'block_kv_dkv_compute': block}
     return sizes | {'use_fused_bwd_kernel': columns is not None}

@@ -6,17 +6,20 @@
   that generation makes once per image or once per scale differ in rows and features only. Together
   they took the compiler longer than the whole layer of a large scale, for less than a hundredth of
   the device time.
+- `in_pieces` splits products of many rows; `channels_last` fixes the order of the axes in memory.
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from infinity_jax.sharding import target_platform
 
 TILE_ROWS = 256
 MAX_TILE_FEATURES = 256
+MAX_ROWS, PIECE_ROWS = 4096, 1024  # rows of a bfloat16 product, and of its pieces if it has more
 
 
 def fusion_barrier(x: jax.Array) -> jax.Array:
@@ -31,6 +34,30 @@ def fusion_barrier(x: jax.Array) -> jax.Array:
 def uses_tiles() -> bool:
     """Whether `tiled_product` saves time: on a single TPU chip. Several chips split the rows."""
     return target_platform() == 'tpu' and jax.sharding.get_abstract_mesh().size <= 1
+
+
+def channels_last(x: jax.Array) -> jax.Array:
+    """Keeps the last axis minor in the memory of a TPU chip.
+
+    Large scales would get their tokens as the minor axis, whose products take longer.
+    """
+    if not uses_tiles():
+        return x
+    return with_layout_constraint(x, Layout(major_to_minor=tuple(range(x.ndim))))
+
+
+def in_pieces(function: Callable[[jax.Array], jax.Array], x_BLD: jax.Array) -> jax.Array:
+    """`function(x)` of (B, L, …), on one TPU chip computed for some of many tokens at a time.
+
+    XLA:TPU chooses poor tiles for products of more than `MAX_ROWS` rows, whose operands lie outside
+    of its vector memory: in pieces, those of the FFN take two thirds of the time.
+    """
+    batch, length = x_BLD.shape[:2]
+    if batch * length <= MAX_ROWS or not uses_tiles():
+        return function(x_BLD)
+    fitting = [n for n in range(1, length + 1) if length % n == 0 and n * batch <= PIECE_ROWS]
+    parts = jnp.split(x_BLD, length // max(fitting, default=1), axis=1)
+    return jnp.concatenate([function(part) for part in parts], axis=1)
 
 
 def tiled_product(

@@ -13,6 +13,7 @@ from infinity_jax.runtime.accelerators import peak_of
 from infinity_jax.tokenizer import tiled_decoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.tiled_decoder import (
+    RowDecoder,
     block_rows,
     convolve,
     convolve_rows,
@@ -66,9 +67,21 @@ def test_blocks_of_rows_equal_the_whole_image(monkeypatch, config, grid, block):
     assert 'while' in text
 
 
-@pytest.mark.parametrize('size, lanes', [(1, 128), (3, 128), (3, 4)])
-def test_row_by_row_is_the_same_convolution(monkeypatch, size, lanes):
-    monkeypatch.setattr(tiled_decoder, 'LANES', lanes)
+def test_norms_are_exact_far_from_zero_and_read_no_spare_row():
+    rng = np.random.default_rng(0)
+    x = 300 + rng.standard_normal((1, 12, 7, 8)).astype(np.float32)
+    norm = {'scale': np.ones(8, np.float32), 'bias': np.zeros(8, np.float32)}
+    groups = x.astype(np.float64).reshape(12, 7, 4, 2)
+    normed = (groups - groups.mean((0, 1, 3), keepdims=True)) / groups.std((0, 1, 3), keepdims=True)
+    wanted = (normed / (1 + np.exp(-normed))).reshape(x.shape)
+    spare = np.full((1, 1, 7, 8), np.nan, np.float32)
+    decoder = RowDecoder(POINTWISE, np.float32, 'float32', max_bytes=1)
+    activate = decoder._activation(norm, np.concatenate([spare, x, spare], axis=1))
+    np.testing.assert_allclose(activate(x), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize('size', [1, 3])
+def test_row_by_row_is_the_same_convolution(size):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, 6, 7, 4)).astype(np.float32)
     kernel = rng.standard_normal((size, size, 4, 5)).astype(np.float32)

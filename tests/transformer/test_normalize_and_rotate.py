@@ -71,11 +71,14 @@ def test_a_vector_without_length_has_no_direction_and_no_gradient():
     np.testing.assert_allclose(mine, other, atol=1e-5)
 
 
-def test_three_products_are_one(monkeypatch):
+@pytest.mark.parametrize('generating', [False, True])
+def test_heads_first_are_the_same_queries_keys_and_values(monkeypatch, generating):
     config = dataclasses.replace(TRANSFORMER, width=24, num_heads=3)
     module, x = SelfAttention(config), queries().reshape(2, -1, 24)
     project = jax.jit(
-        lambda variables: module.apply(variables, x, TABLE, method=SelfAttention.project)
+        lambda variables: module.apply(
+            variables, x, TABLE, generating, method=SelfAttention.project
+        )
     )
     variables = module.init(jax.random.key(0), x, TABLE, method=SelfAttention.project)
     leaves, tree = jax.tree.flatten(variables)

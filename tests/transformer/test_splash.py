@@ -123,6 +123,24 @@ def test_long_sequences_are_filled_up_before_the_first_layer():
         assert length('xla') == 10_522
 
 
+def test_queries_that_smaller_blocks_fit_are_not_padded():
+    found = [splash.query_block(n, 512) for n in (4096, 2304, 1600, 10_521)]
+    assert found == [512, 384, 512, 512]
+    assert splash.query_block(200, 128) == 128
+
+
+def test_such_blocks_have_the_same_values_and_gradients(monkeypatch):
+    monkeypatch.setattr(splash, 'LONG', 384)
+    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 600, 2, 8)).astype(np.float32)
+    args = (q[:, :384], k, v)
+
+    def every_key(implementation, *args):
+        return attend(*args, scale=0.4, implementation=implementation)
+
+    found, wanted = (values_and_gradients(every_key, name, args) for name in ('splash', 'xla'))
+    assert_equal(found, wanted)
+
+
 def test_what_fills_up_changes_no_value_and_no_gradient():
     fill = ((0, 0), (0, 256 - SCHEDULE.num_tokens), (0, 0), (0, 0))
 
@@ -136,7 +154,7 @@ def test_what_fills_up_changes_no_value_and_no_gradient():
 def test_blocks_that_no_query_sees_are_skipped():
     groups = query_groups(ScaleSchedule.for_image(1.0, '1M'))
     ends = np.pad(_key_ends(groups), (0, 231), constant_values=10_521)
-    mask, blocks = PrefixMask(ends, 10_752), splash.kernel_blocks(10_752, 512)
+    mask, blocks = PrefixMask(ends, 10_752), splash.kernel_blocks(10_752, 512, 512)
     kernel = make_kernel(mask, 2, 1, blocks, splash.ATTENDED)
     done = np.count_nonzero(kernel.fwd_mask_info.block_mask)
     seen = sum(end > key for end in ends.reshape(21, 512).max(1) for key in range(0, 10_752, 512))

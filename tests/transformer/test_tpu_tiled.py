@@ -10,7 +10,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from infinity_jax.transformer import layers, tpu
 from infinity_jax.transformer.layers import linear
-from infinity_jax.transformer.tpu import TILE_ROWS, tiled_product, uses_tiles
+from infinity_jax.transformer.tpu import TILE_ROWS, in_pieces, tiled_product, uses_tiles
 
 
 def normal(*shape):
@@ -65,3 +65,19 @@ def test_tiles_are_for_one_tpu_chip(monkeypatch):
             AbstractMesh((chips,), ('data',), abstract_device=device)
         ):
             assert uses_tiles() == (chips == 1)
+
+
+@pytest.mark.parametrize('rows, pieces', [(18, [6]), (17, [2] * 3), (1, [2] * 3)])
+def test_products_of_many_rows_are_split_by_tokens(monkeypatch, rows, pieces):
+    x, kernel, found = normal(3, 6, 8), normal(8, 16), []
+
+    def product(part):
+        found.append(part.shape[1])
+        return part @ kernel
+
+    np.testing.assert_array_equal(in_pieces(product, x), x @ kernel)  # no TPU: at once
+    monkeypatch.setattr(tpu, 'MAX_ROWS', rows)
+    monkeypatch.setattr(tpu, 'PIECE_ROWS', 8)
+    monkeypatch.setattr(tpu, 'uses_tiles', lambda: True)
+    np.testing.assert_allclose(in_pieces(product, x), x @ kernel, atol=1e-5)
+    assert found == [6, *pieces]
