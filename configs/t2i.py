@@ -284,6 +284,7 @@ def emoji(arg: str) -> ConfigDict:
         config.init_from = 'infinity_jax/demo'
         config.steps = 10_000  # 160,000 images
         config.optimizer.learning_rate = 1.5e-3
+        config.self_correction.max_strength = 0.1
         config.data.scenes = 0.6
         config.data.scene_subset = 'starter'  # some pairs of 80 emoji are learned, of 206 none
     return config

@@ -13,6 +13,8 @@ from infinity_jax.emoji.scene import TASKS, Scene, scene_caption
 from infinity_jax.emoji.scene_sampling import HELD_OUT_COLOURED, sample_scene
 from infinity_jax.errors import UserError
 
+# Of training scenes; which object is where takes longest to learn.
+SCENE_TASKS = (*TASKS, 'two_object', 'position', 'color_attr')
 ENDLESS = 2**40  # length of a source that renders its images: more than any run reads
 
 
@@ -35,7 +37,7 @@ class EmojiSource:
     image_size: int = 64
     seed: int = 0
     placed_rate: float = PLACED_RATE  # share of the images with a random size and place
-    scenes: float = 0.0  # share of the images that are scenes, all tasks equally often
+    scenes: float = 0.0  # share of the images that are scenes, see `SCENE_TASKS`
     scene_subset: str = ''  # emoji of the scenes; '': `subset`
 
     def __post_init__(self):
@@ -59,7 +61,7 @@ class EmojiSource:
             rng = np.random.default_rng((self.seed, epoch, 1 + position, 1))
             # An object of a colour that is held out is never trained, not even by itself.
             if rng.random() < self.scenes or pair[0] in HELD_OUT_COLOURED:
-                task = TASKS[rng.integers(len(TASKS))]
+                task = SCENE_TASKS[rng.integers(len(SCENE_TASKS))]
                 return sample_scene(rng, task, self.scene_subset or self.subset, self.split)
         rng = np.random.default_rng((self.seed, epoch, 1 + position))
         return sample_spec(rng, *pair, placed_rate=self.placed_rate)
