@@ -5,7 +5,7 @@ import pytest
 
 from infinity_jax.emoji import artwork
 from infinity_jax.emoji.image_spec import is_held_out
-from infinity_jax.emoji.scene import COLOURED, TASKS, Scene, plural, scene_caption
+from infinity_jax.emoji.scene import COLOURED, PAIR_LAYOUTS, TASKS, Scene, plural, scene_caption
 from infinity_jax.emoji.scene_sampling import (
     HELD_OUT_COLOURED,
     candidates,
@@ -25,6 +25,16 @@ def samples(split, count=60, subset='starter'):
         for t, task in enumerate(TASKS)
         for i in range(count)
     ]
+
+
+def test_what_a_caption_leaves_open_is_in_reading_order():
+    corners = ('top left', 'top right', 'bottom left', 'bottom right')
+    layouts = {0: (), 1: ('centre',), 2: SIDES, 3: corners[:3], 4: corners}
+    placed = [scene for scene in samples('train') if scene.task != 'position']
+    assert {len(scene.places) for scene in placed} == set(layouts)
+    assert all(scene.places == layouts[len(scene.places)] for scene in placed)
+    positions = {scene.places for scene in samples('train') if scene.task == 'position'}
+    assert positions == set(PAIR_LAYOUTS)
 
 
 @pytest.mark.parametrize(
