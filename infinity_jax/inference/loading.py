@@ -15,7 +15,6 @@ from infinity_jax.config import (
     AUTO,
     ModelConfigs,
     QuantizationConfig,
-    TransformerConfig,
     required,
 )
 from infinity_jax.inference.executables import Executables
@@ -25,7 +24,7 @@ from infinity_jax.inference.warmup import GenerationRequest, calls_for
 from infinity_jax.runtime.host_texts import gather_texts
 from infinity_jax.sharding import MeshConfig, in_mesh, lack_of_bfloat16, make_mesh
 from infinity_jax.transformer.attention_choice import choose
-from infinity_jax.transformer.card_dtype import check_dtype, for_card
+from infinity_jax.transformer.card_dtype import check_dtype
 from infinity_jax.transformer.lora import Updates, attach, merge
 from infinity_jax.transformer.splash import SMALL_BLOCK
 from infinity_jax.weights.adapter_file import Adapter, read_updates
@@ -33,6 +32,7 @@ from infinity_jax.weights.model_folder import LoadedModel, load_model, read_conf
 from infinity_jax.weights.placement import (
     PlacedModel,
     check_complete,
+    on_card,
     place_parts,
     platform_of,
     with_text_dtype,
@@ -83,14 +83,13 @@ def read_for_generation(
     """
     configs = read_configs(folder)
     check_complete(configs, ('transformer', 'tokenizer', 'text'))
-    configs = dataclasses.replace(configs, transformer=_with_dtype(configs, dtype, mesh))
+    configs = _with_dtype(dataclasses.replace(configs, text_dtype=text_dtype), dtype, mesh)
     schedule = choose_schedule(configs, **size)
     if line := budget_line(configs, schedule):
         warnings.warn(line, stacklevel=3)
     return dataclasses.replace(
         configs,
         schedule=schedule,
-        text_dtype=text_dtype,
         attention=attention or AUTO,
         text_encoder=text_encoder or AUTO,
     )
@@ -162,14 +161,15 @@ def load_for_generation(
 
 def _with_dtype(
     configs: ModelConfigs, dtype: str | None, mesh: MeshConfig | Mesh | None
-) -> TransformerConfig:
-    """The transformer's configuration with the dtype of its products, see `read_for_generation`."""
-    config = required(configs.transformer, 'transformer')
-    lack = lack_of_bfloat16(mesh if isinstance(mesh, Mesh) else None)
+) -> ModelConfigs:
+    """The configurations with the dtype of the transformer's products: `read_for_generation`."""
+    devices = mesh if isinstance(mesh, Mesh) else None
+    lack = lack_of_bfloat16(devices)
     if dtype is None:
-        return for_card(config, lack)
+        return on_card(configs, lack)
     check_dtype(dtype, lack, 'dtype', 'leave out --dtype, or set it to float32')
-    return dataclasses.replace(config, dtype=dtype)
+    transformer = required(configs.transformer, 'transformer')
+    return dataclasses.replace(configs, transformer=dataclasses.replace(transformer, dtype=dtype))
 
 
 def with_adapters(

@@ -47,7 +47,7 @@ class PipelineOptions(TypedDict, total=False):
       text_dtype: of the text encoder's products, see `with_text_dtype`.
       attention: 'auto', 'xla', 'cudnn' or 'splash', see `attention_choice.choose`.
       text_encoder: the memory that holds it, 'auto', 'device' or 'host', see `ModelConfigs`.
-      guided: whether any call will have guidance (default: True), for the plan of memory.
+      guided: see the constructor (default: True).
       aspect_ratio, height_over_width, budget, size: of images unless a call has a schedule of its
         own, see `choose_schedule`.
       ratio: the former name of `height_over_width`.
@@ -67,7 +67,7 @@ class PipelineOptions(TypedDict, total=False):
     ratio: float | str | None
 
 
-OF_CONSTRUCTOR = ('rewrite_prompt', 'max_batch', 'text_length')
+OF_CONSTRUCTOR = ('rewrite_prompt', 'max_batch', 'text_length', 'guided')
 
 
 class InfinityPipeline:
@@ -84,6 +84,7 @@ class InfinityPipeline:
         rewrite_prompt: Callable[[str], str] | None = None,
         max_batch: int = MAX_BATCH,
         text_length: int | None = None,
+        guided: bool = True,
         executables: 'Executables | None' = None,
     ):
         """Takes a model whose weights are in place, see `placement.place_model`.
@@ -93,6 +94,7 @@ class InfinityPipeline:
           rewrite_prompt: applied to every prompt before it is tokenized.
           max_batch: images per program call, at most.
           text_length: tokens that prompts are padded to and cut at; None: all the model reads.
+          guided: False: memory was planned for calls without guidance, others are refused.
           executables: the store of compiled programs; None: nothing is stored.
         """
         configs = model.configs
@@ -100,7 +102,7 @@ class InfinityPipeline:
         self._mesh = model.mesh
         self._schedule = configs.schedule
         self._rewrite = rewrite_prompt or (lambda prompt: prompt)
-        self._max_batch = max_batch
+        self._max_batch, self._guided = max_batch, guided
         transformer = required(configs.transformer, 'transformer')
         tokenizer = required(configs.tokenizer, 'tokenizer')
         self._stride = pixels_per_token(transformer, tokenizer)
@@ -156,7 +158,7 @@ class InfinityPipeline:
             raise TypeError(f'from_pretrained() has no option {", ".join(sorted(unknown))}')
         size: dict[str, Any] = dict(options)
         of_pipeline = {key: size.pop(key) for key in OF_CONSTRUCTOR if key in size}
-        text_dtype, guided = size.pop('text_dtype', ''), size.pop('guided', True)
+        text_dtype = size.pop('text_dtype', '')
         # Imported here: the class is at hand before flax and the networks are loaded.
         from infinity_jax.inference.loading import load_for_generation, read_for_generation
         from infinity_jax.weights.fetch import fetch_model
@@ -170,7 +172,7 @@ class InfinityPipeline:
             quantization=quantization,
             request=request,
             text_length=of_pipeline.get('text_length'),
-            guided=guided,
+            guided=of_pipeline.get('guided', True),
             verify=verify,
             adapters=adapters,
         )
@@ -297,6 +299,11 @@ class InfinityPipeline:
                 raise UserError(f'seed is {seed!r}; wanted a whole number from 0 to {SEEDS - 1}')
         numbers = job.sampling.traced(job.schedule)
         settings = job.sampling.static(job.schedule, self._quantization)
+        if settings.guided and not self._guided:
+            raise UserError(
+                f'guidance is {job.sampling.guidance}, but the model was loaded for calls without: '
+                'set guidance to 1, or load it without guided=False'
+            )
         count = len(job.seeds)
         size = self._batch_size(count)
         # One shape, one compilation: the last batch is filled up with its last image.

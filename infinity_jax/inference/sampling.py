@@ -108,8 +108,13 @@ class SamplingConfig:
 
     @property
     def guided(self) -> bool:
-        """Whether any guidance is other than 1, which leaves guidance out."""
-        return any(g != 1 for g in _per_scale(self.guidance))
+        """Whether any guidance is other than 1, which leaves guidance out.
+
+        Without a schedule: a single number counts even if `unguided_scales` are all scales.
+        """
+        values = _per_scale(self.guidance)
+        guided = values[: len(values) - self.unguided_scales] if len(values) > 1 else values
+        return any(g != 1 for g in guided)
 
     def static(
         self, schedule: ScaleSchedule, quantization: QuantizationConfig = QuantizationConfig()

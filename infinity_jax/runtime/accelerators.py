@@ -218,7 +218,7 @@ def lacks_bfloat16(device_kind: str, devices: Iterable[Any] = ()) -> str:
         return ''
     have, wanted = ('.'.join(map(str, each)) for each in (capability, BFLOAT16_CAPABILITY))
     return (
-        f'{device_kind} has compute capability {have} and bfloat16 products want {wanted} '
+        f'{device_kind} has compute capability {have} and bfloat16 products need {wanted} '
         '(Ampere) or newer'
     )
 

@@ -1,11 +1,11 @@
 """The decoder for generation: the plain one for small images, else in blocks of rows.
 
 The plain decoder has four or more feature maps of full resolution alive at once, 1.1 GB each at
-1024². `RowDecoder` has two: the result of a residual block replaces its input, and the values
-between norm and convolution exist for some rows only. Nothing is approximated. A block of rows
-includes the neighbouring rows that a convolution reads, and norms take their statistics over the
-whole image. Its maps have a spare row above and one below, so that all blocks are cut alike; what
-they hold is never used.
+1024². `RowDecoder` has two, or three on a GPU: the result of a residual block replaces its input,
+and the values between norm and convolution exist for some rows only. Nothing is approximated. A
+block of rows includes the neighbouring rows that a convolution reads, and norms take their
+statistics over the whole image. Its maps have a spare row above and one below, so that all blocks
+are cut alike; what they hold is never used.
 """
 
 import dataclasses

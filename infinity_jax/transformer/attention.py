@@ -48,8 +48,8 @@ class SelfAttention(nn.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values (B, L, N, H) in `config.dtype`; the first two are rotated.
 
-        They come from a single product, on a TPU only when `generating`: training is faster there
-        with three, generation is not, as these would share a copy of the layer's kernel.
+        They come from a single product. On a TPU that is so only when `generating`: training is
+        faster there with three products. In generation these would share a copy of the kernel.
         """
         scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
         heads_first = target_platform() == 'tpu'

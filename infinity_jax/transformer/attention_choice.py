@@ -99,7 +99,7 @@ def _too_old() -> str:
     pair = (target_capability() or (), CUDNN_CAPABILITY)
     have, wanted = ('.'.join(map(str, each)) for each in pair)
     return (
-        f'{target_kind()} has compute capability {have} and cuDNN attention wants {wanted} '
+        f'{target_kind()} has compute capability {have} and cuDNN attention needs {wanted} '
         '(Ampere) or newer'
     )
 

@@ -52,7 +52,7 @@ def splash_attend(
     keys = k_BSNH.shape[1]
     block = block_of(length, keys)
     parts = axis_size('sequence')
-    rows_of_block = query_block(length // parts, block)
+    rows_of_block = query_block(-(-length // parts), block)
     filled, filled_keys = _multiple(length, rows_of_block * parts), _multiple(keys, block)
     q_spec = activation_spec((batch, heads, filled, head_dim), ('batch', 'heads', 'length', None))
     local_heads = heads // (mesh.shape[q_spec[1]] if q_spec[1] else 1)

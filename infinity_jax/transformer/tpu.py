@@ -19,7 +19,8 @@ from infinity_jax.sharding import target_platform
 
 TILE_ROWS = 256
 MAX_TILE_FEATURES = 256
-MAX_ROWS, PIECE_ROWS = 4096, 1024  # rows of a bfloat16 product, and of its pieces if it has more
+MAX_ROWS, PIECE_ROWS = 4096, 1024  # rows of a product, and of its pieces if it has more
+MAX_PIECES = 8  # more would make long programs; for larger batches pieces have more rows
 
 
 def fusion_barrier(x: jax.Array) -> jax.Array:
@@ -32,7 +33,7 @@ def fusion_barrier(x: jax.Array) -> jax.Array:
 
 
 def uses_tiles() -> bool:
-    """Whether `tiled_product` saves time: on a single TPU chip. Several chips split the rows."""
+    """Whether the forms below save time: on a single TPU chip. Several chips split the rows."""
     return target_platform() == 'tpu' and jax.sharding.get_abstract_mesh().size <= 1
 
 
@@ -55,8 +56,9 @@ def in_pieces(function: Callable[[jax.Array], jax.Array], x_BLD: jax.Array) -> j
     batch, length = x_BLD.shape[:2]
     if batch * length <= MAX_ROWS or not uses_tiles():
         return function(x_BLD)
-    fitting = [n for n in range(1, length + 1) if length % n == 0 and n * batch <= PIECE_ROWS]
-    parts = jnp.split(x_BLD, length // max(fitting, default=1), axis=1)
+    least = min(-(-batch * length // PIECE_ROWS), MAX_PIECES)
+    count = next((n for n in range(least, MAX_PIECES + 1) if length % n == 0), min(least, length))
+    parts = jnp.array_split(x_BLD, count, axis=1)
     return jnp.concatenate([function(part) for part in parts], axis=1)
 
 

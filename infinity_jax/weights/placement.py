@@ -84,9 +84,7 @@ def place_model(
     check_complete(
         loaded, ('transformer_params', 'tokenizer_params', 'text_params', 'text_tokenizer')
     )
-    transformer = required(loaded.configs.transformer, 'transformer')
-    transformer = for_card(transformer, lack_of_bfloat16(mesh))
-    configs = dataclasses.replace(loaded.configs, transformer=transformer)
+    configs = on_card(loaded.configs, lack_of_bfloat16(mesh))
     configs = with_text_dtype(configs, platform=platform_of(mesh))
     placed = place_parts(lambda part: loaded, configs, quantization, mesh, offload_text)
     tokenizer_params = loaded.tokenizer_params  # and not `loaded`, which would keep all weights
@@ -169,6 +167,14 @@ def place_text_encoder(
     if offload:
         return hold(params, dtype)
     return place(params, dtype, required(configs.text, 'text encoder'), mesh)
+
+
+def on_card(configs: ModelConfigs, lack: str) -> ModelConfigs:
+    """`card_dtype.for_card` of a model, whose text encoder goes by the model's own dtype."""
+    if lack:
+        configs = with_text_dtype(configs, platform='gpu')
+    transformer = for_card(required(configs.transformer, 'transformer'), lack)
+    return dataclasses.replace(configs, transformer=transformer)
 
 
 def with_text_dtype(

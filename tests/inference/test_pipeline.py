@@ -298,6 +298,13 @@ def test_settings_for_another_number_of_scales_are_a_user_error():
         pipeline()('a cat', sampling=SamplingConfig(guidance=(1.0, 2.0)))
 
 
+def test_guidance_that_memory_was_not_planned_for_is_refused():
+    unguided = InfinityPipeline(place_model(small_model()), guided=False)
+    with pytest.raises(UserError, match='guidance is .*: set guidance to 1, or load it without'):
+        unguided('a cat')
+    assert unguided('a cat', sampling=SamplingConfig(guidance=1)).pixels.shape[0] == 1
+
+
 def test_an_unknown_option_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(TypeError, match='from_pretrained\\(\\) has no option aspect'):
         InfinityPipeline.from_pretrained(tmp_path / 'nowhere', aspect='1:1')

@@ -114,3 +114,11 @@ def test_meaningless_settings_are_refused(field, value):
 
 def test_one_number_serves_all_scales():
     assert SamplingConfig(guidance=3).per_scale('guidance', 2) == (3, 3)
+
+
+@pytest.mark.parametrize(
+    ('guidance', 'unguided', 'wanted'),
+    [(1, 0, False), (3, 0, True), (3, 2, True), ((1, 1, 3), 1, False), ((1, 3, 3), 1, True)],
+)
+def test_guidance_of_unguided_scales_does_not_count(guidance, unguided, wanted):
+    assert SamplingConfig(guidance=guidance, unguided_scales=unguided).guided is wanted

@@ -67,6 +67,13 @@ def test_blocks_of_rows_equal_the_whole_image(monkeypatch, config, grid, block):
     assert 'while' in text
 
 
+def test_memory_without_values_is_never_read(monkeypatch):
+    monkeypatch.setattr(tiled_decoder.jax.lax, 'empty', lambda *of: np.full(*of[:1], np.nan, of[1]))
+    found, _ = in_bounds(monkeypatch, UNSHUFFLED, (2, 3), 0, 1)
+    wanted = plain(UNSHUFFLED, (2, 3))
+    np.testing.assert_allclose(found, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
 def test_norms_are_exact_far_from_zero_and_read_no_spare_row():
     rng = np.random.default_rng(0)
     x = 300 + rng.standard_normal((1, 12, 7, 8)).astype(np.float32)

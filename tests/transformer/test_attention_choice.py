@@ -54,7 +54,7 @@ def test_cards_before_ampere_use_xla_and_one_line_says_so(capsys):
     for _ in range(2):
         assert on_card('Tesla T4', choose, 'auto', QUERIES) == 'xla'
     assert capsys.readouterr().err == (
-        "attention: XLA's, since Tesla T4 has compute capability 7.5 and cuDNN attention wants "
+        "attention: XLA's, since Tesla T4 has compute capability 7.5 and cuDNN attention needs "
         '8.0 (Ampere) or newer\n'
     )
     with pytest.raises(UserError, match="'cudnn', but Tesla T4 has compute capability 7.5"):

@@ -67,9 +67,12 @@ def test_tiles_are_for_one_tpu_chip(monkeypatch):
             assert uses_tiles() == (chips == 1)
 
 
-@pytest.mark.parametrize('rows, pieces', [(18, [6]), (17, [2] * 3), (1, [2] * 3)])
-def test_products_of_many_rows_are_split_by_tokens(monkeypatch, rows, pieces):
-    x, kernel, found = normal(3, 6, 8), normal(8, 16), []
+@pytest.mark.parametrize(
+    ('length', 'rows', 'pieces'),
+    [(6, 18, [6]), (6, 17, [2] * 3), (5, 1, [3, 2]), (12, 1, [3] * 4), (13, 1, [4, 3, 3, 3])],
+)
+def test_products_of_many_rows_are_split_by_tokens(monkeypatch, length, rows, pieces):
+    x, kernel, found = normal(3, length, 8), normal(8, 16), []
 
     def product(part):
         found.append(part.shape[1])
@@ -78,6 +81,7 @@ def test_products_of_many_rows_are_split_by_tokens(monkeypatch, rows, pieces):
     np.testing.assert_array_equal(in_pieces(product, x), x @ kernel)  # no TPU: at once
     monkeypatch.setattr(tpu, 'MAX_ROWS', rows)
     monkeypatch.setattr(tpu, 'PIECE_ROWS', 8)
+    monkeypatch.setattr(tpu, 'MAX_PIECES', 4)
     monkeypatch.setattr(tpu, 'uses_tiles', lambda: True)
     np.testing.assert_allclose(in_pieces(product, x), x @ kernel, atol=1e-5)
-    assert found == [6, *pieces]
+    assert found == [length, *pieces]

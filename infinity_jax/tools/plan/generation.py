@@ -19,9 +19,8 @@ from infinity_jax.tools.plan.report import cost_json, cost_lines, method_of, tim
 from infinity_jax.tools.plan.topology import Devices, can_compile, lack_of_bfloat16
 from infinity_jax.tools.plan.training import coordinates_of
 from infinity_jax.training import flops, loop
-from infinity_jax.transformer.card_dtype import for_card
 from infinity_jax.transformer.int8 import int8_shardings
-from infinity_jax.weights.placement import decoder_params, shardings_on
+from infinity_jax.weights.placement import decoder_params, on_card, shardings_on
 
 TEXT_ENCODER, GENERATION = 'text encoder', 'generation'
 GIB = 2**30
@@ -98,8 +97,8 @@ def plan_generation(
             '--text-encoder host are for one'
         )
     images = num * topology.num_chips
-    transformer = for_card(required(configs.transformer, 'transformer'), lack_of_bfloat16(topology))
-    configs = dataclasses.replace(configs, transformer=transformer)
+    configs = on_card(configs, lack_of_bfloat16(topology))
+    transformer = required(configs.transformer, 'transformer')
     tokenizer = required(configs.tokenizer, 'tokenizer')
     text = required(configs.text, 'text encoder')
     schedule = required(configs.schedule, 'schedule')

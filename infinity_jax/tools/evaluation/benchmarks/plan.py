@@ -162,7 +162,7 @@ def settings_of(plan: Plan, prompts: str, rewritten: str | None) -> dict[str, An
             'name': options.checkpoint,
             'revision': options.revision,
             'sha256': model_digest(plan.folder),
-            'dtype': options.model.get('dtype'),
+            'dtype': required(plan.configs.transformer, 'transformer').dtype,
             'text_dtype': options.model.get('text_dtype') or None,
             'attention': options.model.get('attention'),
             'text_length': options.text_length,
