@@ -40,8 +40,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--dtype',
         choices=['float32', 'bfloat16'],
-        help="of the products in the transformer (default: the model's own; float32 on an NVIDIA card "
-        'before Ampere)',
+        help="of the products in the transformer (default: the model's own; float32 on an NVIDIA "
+        'card before Ampere)',
     )
     group.add_argument(
         '--text-dtype',
