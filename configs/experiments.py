@@ -6,11 +6,11 @@
 The first command trains and judges every point of an experiment, one after the other; started
 again, it goes on where it ended. Estimated minutes of one core of a laptop, for three seeds:
 
-    self_correction 230    budget 350        requantizing 75    model_scaling 350
-    vocabulary 210         classifier 160    sampling 20        sampling_by_scale 15
+    self_correction 230    budget 130       requantizing 75    model_scaling 90
+    vocabulary 105         classifier 40    sampling 20        sampling_by_scale 15
     repair 15, of the models of self_correction
 
-and 13 for each of the tokenizers, which `vocabulary` and `classifier` train first. One point by
+and 7 for each of the tokenizers, which `vocabulary` and `classifier` train first. One point by
 itself:
 
     python -m infinity_jax.main --config=configs/experiments.py:self_correction/4_scales_0.1
@@ -37,6 +37,8 @@ SMALL = {
     'sample_every': 2400,
     'first_sample': 0,
 }
+SHORT = {'steps': 600, 'eval_every': 200, 'sample_every': 600}  # 9,600 images
+MIDDLE = {'steps': 1200, 'eval_every': 400, 'sample_every': 1200}  # 19,200 images
 SCALES = {
     '4': ((1, 1), (2, 2), (4, 4), (8, 8)),  # of the shipped tokenizer
     '6': ((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8)),
@@ -47,19 +49,19 @@ IMAGES = 50  # of trained and as many of held-out pairs, per point and seed
 JUDGED = ('emoji_trained', 'emoji_held_out', 'background')  # figures of an evaluation
 STRENGTHS = (0.0, 0.1, 0.2, 0.3)
 RATES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3)  # of flips in generation
-BUDGETS = (600, 2400, 9600)
+BUDGETS = (300, 1200, 4800)  # steps; self_correction has 2400
 # Width, depth: 0.13, 0.52, 1.0, 2.4 and 6.3 million parameters in blocks, a factor of 48.
 SIZES = {'0.1m': (64, 2), '0.5m': (96, 3), '1m': (128, 4), '2.4m': (192, 4), '6m': (256, 6)}
 # Name -> d, of tokenizers like the demo's with half of its channels.
 TOKENIZERS = {f'd{bits}': bits for bits in (8, 10, 12, 16, 32, 64)}
 SMALL_TOKENIZER = {
-    'steps': 3000,  # 48,000 images
+    'steps': 1500,  # 24,000 images
     'tokenizer.base_channels': 32,
     'data.subset': 'starter',  # as the transformers
     'data.placed_rate': 0.0,
     'log_every': 50,
-    'eval_every': 1000,
-    'sample_every': 3000,
+    'eval_every': 500,
+    'sample_every': 1500,
 }
 VOCABULARIES = ('d8', 'd16', 'd32', 'd64')
 INDEXED = ('d8', 'd10', 'd12')  # 2^d logits fit
@@ -88,10 +90,15 @@ def _budget() -> dict:
         f'{steps}_steps_{strength:g}': {
             'x': steps,
             'series': f'strength {strength:g}',
-            'fields': {'steps': steps, 'self_correction.max_strength': strength},
+            'fields': {
+                'steps': steps,
+                'eval_every': steps // 3,
+                'sample_every': steps,
+                'self_correction.max_strength': strength,
+            },
         }
         for steps in BUDGETS
-        for strength in (0.0, 0.1, 0.3)
+        for strength in (0.0, 0.1)
     }
 
 
@@ -127,7 +134,7 @@ def _model_scaling() -> dict:
     for name, (width, depth) in SIZES.items():
         hidden = max(round(width * 4 / 256), 1) * 256  # of the feed-forward, see `hidden_width`
         parameters = depth * width * (8 * width + 2 * hidden) / 1e6
-        points[name] = {'x': parameters, 'series': 'models', 'fields': _size(name)}
+        points[name] = {'x': parameters, 'series': 'models', 'fields': {**SHORT, **_size(name)}}
     return points
 
 
@@ -138,7 +145,7 @@ def _vocabulary() -> dict:
             'x': TOKENIZERS[tokenizer],
             'series': size,
             'tokenizer': tokenizer,
-            'fields': _size(size),
+            'fields': {**MIDDLE, **_size(size)},
         }
         for size in ('0.1m', '1m')
         for tokenizer in VOCABULARIES
@@ -152,7 +159,7 @@ def _classifier() -> dict:
             'x': TOKENIZERS[tokenizer],
             'series': classifier,
             'tokenizer': tokenizer,
-            'fields': {'transformer.classifier': classifier},
+            'fields': {**SHORT, 'transformer.classifier': classifier},
         }
         for classifier in ('bits', 'index')
         for tokenizer in INDEXED

@@ -100,7 +100,7 @@ def test_the_flags_of_every_evaluation_are_known(name, monkeypatch):
     ('variant', 'message'),
     [
         ('none', "unknown experiment 'none'; known: self_correction, repair"),
-        ('budget/none', "unknown point 'none' of budget; known: 600_steps_0"),
+        ('budget/none', "unknown point 'none' of budget; known: 300_steps_0"),
         ('tokenizers/d9', "unknown tokenizer 'd9'; known: d8, d10"),
         ('sampling/3_0.5', 'point 3_0.5 of sampling trains nothing'),
     ],
