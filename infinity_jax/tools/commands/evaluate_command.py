@@ -122,7 +122,8 @@ def _add_repair(parser: argparse.ArgumentParser) -> None:
         '--no-references',
         action='store_false',
         dest='references',
-        help='leave out the true images with flipped bits, which depend on the tokenizer alone',
+        help='leave out the true images with flipped bits, which depend on the tokenizer alone '
+        '(default: they are judged too)',
     )
 
 
