@@ -133,25 +133,29 @@ def with_negative_values(argv: list[str]) -> list[str]:
     return joined
 
 
+def _prepare_process(argv: list[str], training: bool) -> None:
+    """Restarts this process for training, and supervises it where it may be one of several."""
+    from infinity_jax.runtime.host_memory import restart_with_tuned_allocator
+    from infinity_jax.runtime.supervisor import supervise
+
+    if training or argv[:2] == ['bench', 'train']:  # which measures training as it runs
+        restart_with_tuned_allocator()
+    several = [['data', 'precompute'], *(['evaluate', name] for name in benchmark_commands.NAMES)]
+    if training or argv[:2] in several:
+        supervise()
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point. A `UserError` becomes one line and exit code 2."""
     typed = argv is None  # run from a shell, so this process may be restarted
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ['train'] and argv[1:] not in (['-h'], ['--help']):
-        if typed:
-            from infinity_jax.runtime.host_memory import restart_with_tuned_allocator
-            from infinity_jax.runtime.supervisor import supervise
-
-            restart_with_tuned_allocator()
-            supervise()
+    training = argv[:1] == ['train'] and argv[1:] not in (['-h'], ['--help'])
+    if typed:
+        _prepare_process(argv, training)
+    if training:
         from infinity_jax.main import run as train
 
         train(['infinity-jax train', *argv[1:]])
-    several = [['data', 'precompute'], *(['evaluate', name] for name in benchmark_commands.NAMES)]
-    if typed and argv[:2] in several:  # may be one of several processes as well
-        from infinity_jax.runtime.supervisor import supervise
-
-        supervise()
     if typed and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='backslashreplace')  # a file's name may be no UTF-8
     overrides = [argument for argument in argv if argument.startswith('--config.')]

@@ -13,6 +13,7 @@ TUNABLES = (
     'glibc.malloc.trim_threshold=1000000000000',  # the heap does not shrink when they are freed
     'glibc.malloc.top_pad=67108864',  # it grows by 64 MB
     'glibc.malloc.hugetlb=1',  # in transparent huge pages
+    'glibc.malloc.arena_max=1',  # and is one for all threads; heaps of threads end at 64 MB
 )
 GPU_SHARE = '0.9'
 
