@@ -19,7 +19,7 @@ from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.inference.warmup import GenerationRequest
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
-from infinity_jax.training.transformer import demo_evaluation
+from infinity_jax.training.transformer import emoji_model
 from infinity_jax.transformer.int8 import SCALE, quantize_kernels
 from infinity_jax.transformer.lora import LORA_A, LoraConfig, init_adapters
 from infinity_jax.transformer.model import transformer_shapes
@@ -116,7 +116,7 @@ def test_the_demo_is_evaluated_with_them(files, tmp_path, monkeypatch, weights):
         placed.append(loaded.transformer_params)
         raise UserError('seen')
 
-    monkeypatch.setattr(demo_evaluation, 'place_model', place)
+    monkeypatch.setattr(emoji_model, 'place_model', place)
     flags = [part for adapter in adapters for part in ('--adapter', adapter)]
     command = ['evaluate', 'demo', '--checkpoint', str(folder), '--out', str(tmp_path)]
     with pytest.raises(SystemExit):

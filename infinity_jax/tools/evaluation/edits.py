@@ -10,22 +10,17 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from infinity_jax.emoji.artwork import subset as emoji_subset
 from infinity_jax.emoji.matcher import match
 from infinity_jax.emoji.render import render
-from infinity_jax.errors import UserError
 from infinity_jax.images import check_writable, contact_sheet, save_png
 from infinity_jax.inference.edit import Edit
-from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.sharding import is_first_process
 from infinity_jax.tools.evaluation import edit_trials
 from infinity_jax.tools.evaluation.edit_trials import Trial
-from infinity_jax.weights.model_folder import load_model
-from infinity_jax.weights.placement import place_model
+from infinity_jax.training.transformer.emoji_model import open_emoji_model
 
-BATCH = 50
 Run = Callable[[Sequence[Edit]], np.ndarray]
 SHOWN = 4  # trials of each kind on the sheet
 KINDS = {
@@ -62,14 +57,10 @@ def evaluate_edits(
       out: where the files go.
       mesh: the devices that share the generation; None: the default device.
     """
-    if count < 1:
-        raise UserError(f'count is {count}; wanted 1 or more edits of each kind')
     out = pathlib.Path(out)
     check_writable(out / 'edits.png')
-    loaded = load_model(folder)
-    pipeline = InfinityPipeline(place_model(loaded, mesh=mesh), max_batch=min(count, BATCH))
-    subset = subset or loaded.configs.extra.get('run', {}).get('data', {}).get('subset', 'all')
-    candidates = [each.name for each in emoji_subset(subset)]
+    model = open_emoji_model(folder, count=count, subset=subset, mesh=mesh)
+    pipeline, subset, candidates = model.pipeline, model.subset, model.candidates
     size = pipeline.image_size[0]
     results: dict[str, Any] = {'count': count, 'seed': seed, 'subset': subset}
     shown: list[np.ndarray] = []

@@ -16,11 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from infinity_jax.config import required
-from infinity_jax.emoji.artwork import subset as emoji_subset
 from infinity_jax.emoji.image_spec import ImageSpec, caption
 from infinity_jax.emoji.matcher import evaluation_specs, match
 from infinity_jax.emoji.render import render
-from infinity_jax.errors import UserError
 from infinity_jax.images import check_writable, from_uint8, to_uint8
 from infinity_jax.inference.job import GenerationJob, check_flip_rate
 from infinity_jax.inference.pipeline import InfinityPipeline
@@ -39,13 +37,12 @@ from infinity_jax.tools.evaluation.repair_report import (
     write_report,
 )
 from infinity_jax.tools.evaluation.report.intervals import accuracy
-from infinity_jax.training.transformer.demo_evaluation import PAIRS, evaluated_placed_rate
+from infinity_jax.training.transformer.demo_evaluation import PAIRS
+from infinity_jax.training.transformer.emoji_model import BATCH, open_emoji_model
 from infinity_jax.training.transformer.self_correction import correct
-from infinity_jax.weights.model_folder import LoadedModel, load_model
-from infinity_jax.weights.placement import place_model
+from infinity_jax.weights.model_folder import LoadedModel
 
 RATES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3)
-BATCH = 50  # images in one call
 SHOWN = 4  # captions of each kind of pairs on the sheet
 Images = Callable[[float], np.ndarray]  # rate of flips -> uint8 (N, Y, X, 3)
 
@@ -87,17 +84,12 @@ def evaluate_repair(
     Raises:
       UserError: no image is asked for, a rate is no probability, or the folder is no model.
     """
-    if count < 1:
-        raise UserError(f'count is {count}; wanted 1 or more images of each kind')
     for rate in rates:
         check_flip_rate(rate)
     out = pathlib.Path(out)
     check_writable(out / SHEET)
-    loaded = load_model(folder)
-    pipeline = InfinityPipeline(place_model(loaded, mesh=mesh), max_batch=min(count, BATCH))
-    data = loaded.configs.extra.get('run', {}).get('data', {})
-    subset, placed_rate = subset or data.get('subset', 'all'), evaluated_placed_rate(data)
-    candidates = [each.name for each in emoji_subset(subset)]
+    model = open_emoji_model(folder, count=count, subset=subset, mesh=mesh)
+    loaded, pipeline, subset, candidates, placed_rate = model
     by_rate: dict[str, dict[str, Any]] = {f'{rate:g}': {} for rate in rates}
     results: dict[str, Any] = {
         'model': str(folder),

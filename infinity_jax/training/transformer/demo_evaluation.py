@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
@@ -13,28 +13,22 @@ import numpy as np
 from jax.sharding import Mesh
 
 from infinity_jax.config import QuantizationConfig, required
-from infinity_jax.emoji.artwork import subset as emoji_subset
 from infinity_jax.emoji.image_spec import caption
-from infinity_jax.emoji.matcher import PLACED_RATE, evaluation_specs, match
+from infinity_jax.emoji.matcher import evaluation_specs, match
 from infinity_jax.emoji.render import render
-from infinity_jax.errors import UserError
 from infinity_jax.images import check_writable, contact_sheet, from_uint8, psnr, save_png, to_uint8
-from infinity_jax.inference.loading import with_adapters
-from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import Grid, ScaleSchedule
 from infinity_jax.sharding import is_first_process
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.quantizer import quantize
-from infinity_jax.weights.adapter_file import read_updates
-from infinity_jax.weights.model_folder import LoadedModel, load_model
-from infinity_jax.weights.placement import place_model
+from infinity_jax.training.transformer.emoji_model import BATCH, open_emoji_model
+from infinity_jax.weights.model_folder import LoadedModel
 
 PAIRS = ('trained', 'held_out')
 GENERATED, FORMER_NAME = 'generated', 'drawn'  # the latter in JSON files, for one release
 SHEET_IMAGES = 32  # per kind of pairs, on the contact sheet
-BATCH = 50  # images reconstructed in one call
 
 
 def reconstruct(
@@ -63,15 +57,6 @@ def _reconstruct(
     decoded = model.apply({'params': params}, total, method=Autoencoder.decode)
     generated = cast(jax.Array, decoded)
     return to_uint8(generated), psnr(generated, target)
-
-
-def evaluated_placed_rate(data: Mapping[str, Any]) -> float:
-    """Share of the captions with a size and place: none for a model trained on large emoji alone.
-
-    Args:
-      data: the fields `data` of the run that trained the model, or none.
-    """
-    return PLACED_RATE if data.get('placed_rate', PLACED_RATE) else 0.0
 
 
 def evaluate_demo(
@@ -107,19 +92,12 @@ def evaluate_demo(
     Raises:
       UserError: no image is asked for, a file that cannot be written, or adapters that do not fit.
     """
-    if count < 1:
-        raise UserError(f'count is {count}; wanted 1 or more images of each kind')
     out = pathlib.Path(out)
     check_writable(out / 'evaluation.png')
-    loaded = load_model(folder)
-    updates = read_updates(adapters, required(loaded.configs.transformer, 'transformer'))
-    adapted = with_adapters(loaded, updates, quantization, mesh)
-    pipeline = InfinityPipeline(
-        place_model(adapted, quantization, mesh), max_batch=min(count, BATCH)
+    model = open_emoji_model(
+        folder, count=count, subset=subset, quantization=quantization, mesh=mesh, adapters=adapters
     )
-    data = loaded.configs.extra.get('run', {}).get('data', {})
-    subset, placed_rate = subset or data.get('subset', 'all'), evaluated_placed_rate(data)
-    candidates = [each.name for each in emoji_subset(subset)]
+    loaded, pipeline, subset, candidates, placed_rate = model
     code_grids = pipeline.schedule.code_grids(loaded.configs.spatial_patchify)
     size = code_grids[-1][0] * required(loaded.configs.tokenizer, 'tokenizer').stride
     results: dict[str, Any] = {

@@ -2,12 +2,15 @@ import json
 
 import numpy as np
 import pytest
+from helpers.models import model_of
 
+from infinity_jax.config import TransformerConfig
 from infinity_jax.emoji.artwork import subset
 from infinity_jax.emoji.image_spec import caption
 from infinity_jax.emoji.render import render
 from infinity_jax.inference.edit import EditedImages
 from infinity_jax.tools.evaluation import edit_trials, edits
+from infinity_jax.training.transformer import emoji_model
 
 NAMES = [each.name for each in subset('starter')]
 SIZE = 64
@@ -56,9 +59,10 @@ class FakePipeline:
 
 
 def test_figures_examples_and_a_plot_are_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(edits, 'InfinityPipeline', FakePipeline)
-    monkeypatch.setattr(edits, 'place_model', lambda loaded, mesh: loaded)
-    monkeypatch.setattr(edits, 'load_model', lambda folder: None)
+    monkeypatch.setattr(emoji_model, 'InfinityPipeline', FakePipeline)
+    monkeypatch.setattr(emoji_model, 'place_model', lambda loaded, quantization, mesh: loaded)
+    loaded = model_of(transformer_config=TransformerConfig(depth=1, width=16, num_heads=2))
+    monkeypatch.setattr(emoji_model, 'load_model', lambda folder: loaded)
     results = edits.evaluate_edits(count=2, subset='starter', out=tmp_path)
     assert results == json.loads((tmp_path / 'edits.json').read_text())
     assert results['inpainting']['kept exactly'] == 1

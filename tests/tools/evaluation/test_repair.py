@@ -15,6 +15,7 @@ from infinity_jax.emoji.matcher import evaluation_specs
 from infinity_jax.emoji.render import render
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tools.evaluation import repair as evaluate
+from infinity_jax.training.transformer import emoji_model
 
 COUNT = 3
 
@@ -45,9 +46,9 @@ def run(tmp_path, monkeypatch, capsys):
         schedule=ScaleSchedule.free(GRIDS),
         extra={'run': {'data': {'subset': 'starter'}}},
     )
-    monkeypatch.setattr(evaluate, 'load_model', lambda _: loaded)
-    monkeypatch.setattr(evaluate, 'place_model', lambda loaded, mesh: loaded)
-    monkeypatch.setattr(evaluate, 'InfinityPipeline', Pipeline)
+    monkeypatch.setattr(emoji_model, 'load_model', lambda _: loaded)
+    monkeypatch.setattr(emoji_model, 'place_model', lambda loaded, quantization, mesh: loaded)
+    monkeypatch.setattr(emoji_model, 'InfinityPipeline', Pipeline)
     main(
         ['evaluate', 'repair', '--rates', '0,0.1,0.5', '--count', str(COUNT)]
         + ['--checkpoint', str(tmp_path), '--out', str(tmp_path)]

@@ -17,6 +17,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.inference.pipeline import GeneratedImages
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.training.transformer import demo_evaluation as evaluate
+from infinity_jax.training.transformer import emoji_model
 
 COUNT = 6
 
@@ -49,9 +50,9 @@ def loaded():
 
 
 def test_counts_what_is_right_and_leaves_table_and_sheet(loaded, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, 'load_model', lambda _: loaded)
-    monkeypatch.setattr(evaluate, 'place_model', lambda loaded, quantization, mesh: loaded)
-    monkeypatch.setattr(evaluate, 'InfinityPipeline', PerfectPipeline)
+    monkeypatch.setattr(emoji_model, 'load_model', lambda _: loaded)
+    monkeypatch.setattr(emoji_model, 'place_model', lambda loaded, quantization, mesh: loaded)
+    monkeypatch.setattr(emoji_model, 'InfinityPipeline', PerfectPipeline)
     results = evaluate.evaluate_demo('somewhere', count=COUNT, out=tmp_path)
     written = json.loads((tmp_path / 'evaluation.json').read_text())
     assert written['trained'] == results['trained']
@@ -67,7 +68,7 @@ def test_counts_what_is_right_and_leaves_table_and_sheet(loaded, tmp_path, monke
 
 
 def test_reconstruct_keeps_the_count_over_batches(loaded):
-    images = np.zeros((evaluate.BATCH + 3, 16, 16, 3), np.uint8)
+    images = np.zeros((emoji_model.BATCH + 3, 16, 16, 3), np.uint8)
     outputs, ratio = evaluate.reconstruct(loaded, ScaleSchedule.free(GRIDS), images)
     assert outputs.shape == images.shape and outputs.dtype == np.uint8
     assert jax.numpy.isfinite(ratio)
@@ -76,7 +77,7 @@ def test_reconstruct_keeps_the_count_over_batches(loaded):
 @pytest.mark.parametrize(('trained', 'evaluated'), [(0.0, 0.0), (0.1, 0.3), (None, 0.3)])
 def test_sizes_and_places_are_asked_for_where_they_were_trained(trained, evaluated):
     data = {} if trained is None else {'placed_rate': trained}
-    rate = evaluate.evaluated_placed_rate(data)
+    rate = emoji_model.evaluated_placed_rate(data)
     assert rate == evaluated
     specs = evaluation_specs('starter', 'trained', 60, placed_rate=rate)
     assert all(spec.size == 'large' for spec in specs) == (rate == 0)
