@@ -138,7 +138,7 @@ def _prepare_process(argv: list[str], training: bool) -> None:
     from infinity_jax.runtime.host_memory import restart_with_tuned_allocator
     from infinity_jax.runtime.supervisor import supervise
 
-    if training or argv[:2] == ['bench', 'train']:  # which measures training as it runs
+    if training or argv[:2] == ['bench', 'train']:  # with the allocator of training
         restart_with_tuned_allocator()
     several = [['data', 'precompute'], *(['evaluate', name] for name in benchmark_commands.NAMES)]
     if training or argv[:2] in several:

@@ -273,6 +273,11 @@ class ModelConfigs:
         return self.text_dtype or required(self.transformer, 'transformer').dtype
 
     @property
+    def training_data(self) -> Mapping[str, Any]:
+        """The fields `data` of the run that made the model; none of an imported one."""
+        return self.extra.get('run', {}).get('data', {})
+
+    @property
     def spatial_patchify(self) -> bool:
         """Whether the tokens of `schedule` have 2x2 codes each."""
         return self.transformer is not None and self.transformer.spatial_patchify

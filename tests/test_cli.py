@@ -45,7 +45,7 @@ class FakePipeline:
     schedule = ScaleSchedule.for_image(0.5, '0.06M')
     image_size = (16, 16)
     quantization = QuantizationConfig(cache='int8')  # as memory allows, not as asked
-    dtype = 'float32'  # as the card allows
+    dtype, text_dtype = 'float32', 'float16'  # as the card allows
 
     @classmethod
     def from_pretrained(cls, folder, **options):
@@ -80,7 +80,8 @@ def test_one_image_with_its_settings_inside(fake, tmp_path):
         assert image.text['ratio'] == '0.500' and image.text['budget'] == '0.06M'
         assert image.text['height'] == '16' and image.text['width'] == '16'
         assert image.text['weights'] == 'full' and image.text['cache'] == 'int8'
-        assert image.text['dtype'] == 'float32' and fake.asked['guided']
+        assert (image.text['dtype'], image.text['text_dtype']) == ('float32', 'float16')
+        assert fake.asked['guided']
     assert fake.asked['sampling'].temperature == (0.5,) and fake.asked['sampling'].top_k == 1
     assert fake.asked['folder'] == pipeline_module.DEMO_FOLDER and fake.asked['max_batch'] == 1
     nothing = ('revision', 'dtype', 'height_over_width', 'budget', 'size')

@@ -20,6 +20,7 @@ from infinity_jax.config import (
 from infinity_jax.inference.executables import Executables
 from infinity_jax.inference.memory_plan import plan_memory
 from infinity_jax.inference.resolution import budget_line, choose_schedule
+from infinity_jax.inference.sampling import check_unguided
 from infinity_jax.inference.warmup import GenerationRequest, calls_for
 from infinity_jax.runtime.host_texts import gather_texts
 from infinity_jax.sharding import MeshConfig, in_mesh, lack_of_bfloat16, make_mesh
@@ -84,6 +85,8 @@ def read_for_generation(
     configs = read_configs(folder)
     check_complete(configs, ('transformer', 'tokenizer', 'text'))
     configs = _with_dtype(dataclasses.replace(configs, text_dtype=text_dtype), dtype, mesh)
+    platform = platform_of(mesh) if isinstance(mesh, Mesh) else None
+    configs = with_text_dtype(configs, platform=platform)
     schedule = choose_schedule(configs, **size)
     if line := budget_line(configs, schedule):
         warnings.warn(line, stacklevel=3)
@@ -129,9 +132,11 @@ def load_for_generation(
         are applied next to them.
 
     Raises:
-      UserError: damaged weights, adapters that do not fit, too little memory, or attention that
-        does not run here.
+      UserError: damaged weights, adapters that do not fit, too little memory, attention that does
+        not run here, or a request with guidance against `guided`.
     """
+    if request is not None and not guided:
+        check_unguided(request.sampling.guidance, request.sampling.guided)
     transformer = required(configs.transformer, 'transformer')
     updates = read_updates(adapters, transformer)
     devices = make_mesh(mesh) if isinstance(mesh, MeshConfig) else mesh

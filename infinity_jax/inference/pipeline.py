@@ -17,7 +17,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.inference.best_of import BestImages, Score
 from infinity_jax.inference.generated_images import GeneratedImages
 from infinity_jax.inference.job import GenerationJob
-from infinity_jax.inference.sampling import SamplingConfig
+from infinity_jax.inference.sampling import SamplingConfig, check_unguided
 from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.characters import is_blank
@@ -203,6 +203,11 @@ class InfinityPipeline:
         """The dtype of the products inside blocks; a card may lack that of the model."""
         return required(self._model.configs.transformer, 'transformer').dtype
 
+    @property
+    def text_dtype(self) -> str:
+        """The dtype of the products in the text encoder."""
+        return self._model.configs.text_products
+
     def warn_of_losses(self, prompts: Sequence[str]) -> None:
         """Warns of prompts that are cut, or that hold characters which the vocabulary lacks."""
         self._prompt_encoder.warn_of_losses([self._rewrite(prompt) for prompt in prompts])
@@ -299,11 +304,8 @@ class InfinityPipeline:
                 raise UserError(f'seed is {seed!r}; wanted a whole number from 0 to {SEEDS - 1}')
         numbers = job.sampling.traced(job.schedule)
         settings = job.sampling.static(job.schedule, self._quantization)
-        if settings.guided and not self._guided:
-            raise UserError(
-                f'guidance is {job.sampling.guidance}, but the model was loaded for calls without: '
-                'set guidance to 1, or load it without guided=False'
-            )
+        if not self._guided:
+            check_unguided(job.sampling.guidance, settings.guided)
         count = len(job.seeds)
         size = self._batch_size(count)
         # One shape, one compilation: the last batch is filled up with its last image.

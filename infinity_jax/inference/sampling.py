@@ -113,8 +113,7 @@ class SamplingConfig:
         Without a schedule: a single number counts even if `unguided_scales` are all scales.
         """
         values = _per_scale(self.guidance)
-        guided = values[: len(values) - self.unguided_scales] if len(values) > 1 else values
-        return any(g != 1 for g in guided)
+        return _any_guided(values, self.unguided_scales if len(values) > 1 else 0)
 
     def static(
         self, schedule: ScaleSchedule, quantization: QuantizationConfig = QuantizationConfig()
@@ -129,7 +128,7 @@ class SamplingConfig:
         values *= len(schedule) if len(values) == 1 else 1
         return GenerationSettings(
             schedule,
-            guided=any(g != 1 for g in values[: max(len(values) - unguided, 0)]),
+            guided=_any_guided(values, unguided),
             guidance_layer=self.guidance_layer,
             top_k=self.top_k,
             top_p=self.top_p,
@@ -160,6 +159,24 @@ class SamplingConfig:
                 'per scale'
             )
         return values
+
+
+def check_unguided(guidance: float | tuple[float, ...], guided: bool) -> None:
+    """Refuses a call with guidance of a model that was loaded without.
+
+    Args:
+      guidance: of the call.
+      guided: whether the call has any, see `SamplingConfig.guided`.
+
+    Raises:
+      UserError: it has.
+    """
+    if guided:
+        numbers = ', '.join(f'{number:g}' for number in _per_scale(guidance))
+        raise UserError(
+            f'guidance is {numbers}, but the model is loaded for calls without any: set guidance '
+            'to 1, or load the model with guided=True'
+        )
 
 
 def keep_likely(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
@@ -196,6 +213,11 @@ def flip_bits(keys_B: jax.Array, bits: jax.Array, rate: jax.Array) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(key, FLIPS), bits.shape[1:])
 
     return bits ^ (jax.vmap(uniform)(keys_B) < rate)
+
+
+def _any_guided(values: tuple[float, ...], unguided: int) -> bool:
+    """Whether any scale but the last `unguided` has guidance."""
+    return any(g != 1 for g in values[: max(len(values) - unguided, 0)])
 
 
 def _per_scale(values: float | tuple[float, ...]) -> tuple[float, ...]:

@@ -36,6 +36,7 @@ class GpuCard:
       name: as the driver gives it.
       capability: compute capability, (major, minor).
       tf32_flops, fp32_flops: dense FLOP/s; TF32 is 0 where the card has none.
+      fp16_flops: dense FLOP/s with sums in float32; 0: as in bfloat16.
       memory_bandwidth: bytes/s.
       link_bandwidth: bytes/s to other cards of the host, in one direction.
       network_bandwidth: bytes/s per card to other hosts, in one direction.
@@ -59,6 +60,7 @@ class GpuCard:
     l2_bytes: int
     shared_kib: int
     threads: int
+    fp16_flops: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +126,7 @@ _L4 = GpuCard(
 _T4 = GpuCard(
     'Tesla T4', (7, 5), 0.0, 8.1e12, 320e9, 16e9, 12.5e9,
     multiprocessors=40, fp32_units=64, clock_ghz=1.59, l2_bytes=4 * MIB, shared_kib=64,
-    threads=1024,
+    threads=1024, fp16_flops=65e12,
 )  # fmt: skip
 
 # Sources. FLOP/s, memory and its bandwidth: Cloud TPU's page of each version; NVIDIA's data sheets

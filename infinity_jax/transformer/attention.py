@@ -48,8 +48,8 @@ class SelfAttention(nn.Module):
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys and values (B, L, N, H) in `config.dtype`; the first two are rotated.
 
-        They come from a single product. On a TPU that is so only when `generating`: training is
-        faster there with three products. In generation these would share a copy of the kernel.
+        They come from a single product, but while training on a TPU from three, which is faster
+        there; in generation the three would each wait for a shared copy of the kernel.
         """
         scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
         heads_first = target_platform() == 'tpu'

@@ -52,7 +52,7 @@ def splash_attend(
     keys = k_BSNH.shape[1]
     block = block_of(length, keys)
     parts = axis_size('sequence')
-    rows_of_block = query_block(-(-length // parts), block)
+    rows_of_block = query_block(length, block, parts)
     filled, filled_keys = _multiple(length, rows_of_block * parts), _multiple(keys, block)
     q_spec = activation_spec((batch, heads, filled, head_dim), ('batch', 'heads', 'length', None))
     local_heads = heads // (mesh.shape[q_spec[1]] if q_spec[1] else 1)
@@ -116,8 +116,15 @@ def block_of(length: int, keys: int) -> int:
     return BLOCK if max(length, keys) >= LONG else SMALL_BLOCK
 
 
-def query_block(length: int, block: int) -> int:
-    """Rows of the blocks: the most for which these queries need no padding, else `block`."""
+def query_block(length: int, block: int, parts: int = 1) -> int:
+    """Rows of the blocks: the most for which these queries need no padding, else `block`.
+
+    Args:
+      length: all queries.
+      block: the most rows.
+      parts: devices that share the queries, the last of which may have fewer.
+    """
+    length = -(-length // parts)
     fitting = [rows for rows in range(2 * SMALL_BLOCK, block, SMALL_BLOCK) if length % rows == 0]
     return max(fitting) if fitting and length % block else block
 

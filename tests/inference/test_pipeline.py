@@ -24,6 +24,7 @@ from infinity_jax.inference import loading, memory_plan
 from infinity_jax.inference.job import GenerationJob
 from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
+from infinity_jax.inference.warmup import GenerationRequest
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, make_mesh
 from infinity_jax.weights.model_folder import load_model, save_model
@@ -300,9 +301,17 @@ def test_settings_for_another_number_of_scales_are_a_user_error():
 
 def test_guidance_that_memory_was_not_planned_for_is_refused():
     unguided = InfinityPipeline(place_model(small_model()), guided=False)
-    with pytest.raises(UserError, match='guidance is .*: set guidance to 1, or load it without'):
+    with pytest.raises(UserError, match='guidance is 3, .*: set guidance to 1, or load the model'):
         unguided('a cat')
     assert unguided('a cat', sampling=SamplingConfig(guidance=1)).pixels.shape[0] == 1
+
+
+def test_nothing_is_compiled_for_an_announced_call_that_would_be_refused(tmp_path, monkeypatch):
+    save_model(tmp_path / 'model', small_model())
+    monkeypatch.setattr(loading, 'calls_for', None)
+    request = GenerationRequest(('a cat',))
+    with pytest.raises(UserError, match='guidance is 3, .* load the model with guided=True'):
+        InfinityPipeline.from_pretrained(tmp_path / 'model', guided=False, request=request)
 
 
 def test_an_unknown_option_is_refused_before_anything_is_read(tmp_path):

@@ -90,7 +90,10 @@ def test_a_model_in_bfloat16_is_loaded_as_in_float32(t4, folder, capsys):
     assert capsys.readouterr().err == LINE
     assert chosen.configs == asked.configs and chosen.configs.text_products == 'float16'
     assert_same(chosen.transformer_params, asked.transformer_params)
-    assert InfinityPipeline(chosen).dtype == 'float32'
+    pipeline = InfinityPipeline(chosen)
+    assert (pipeline.dtype, pipeline.text_dtype) == ('float32', 'float16')
+    assert read_for_generation(folder).text_products == 'float16'
+    assert read_for_generation(folder, dtype='float32').text_products == 'float32'
 
 
 def test_other_ways_to_load_choose_the_same(t4, folder, capsys, monkeypatch):

@@ -127,7 +127,8 @@ def test_queries_that_smaller_blocks_fit_are_not_padded():
     found = [splash.query_block(n, 512) for n in (4096, 2304, 1600, 10_521)]
     assert found == [512, 384, 512, 512]
     assert splash.query_block(200, 128) == 128
-    assert splash.query_block(-(-769 // 2), 512) == 512
+    assert splash.query_block(768, 512, parts=2) == 384
+    assert splash.query_block(769, 512, parts=2) == 512  # 385 and 384 queries
 
 
 def test_such_blocks_have_the_same_values_and_gradients(monkeypatch):

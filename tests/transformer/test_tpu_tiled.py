@@ -69,7 +69,8 @@ def test_tiles_are_for_one_tpu_chip(monkeypatch):
 
 @pytest.mark.parametrize(
     ('length', 'rows', 'pieces'),
-    [(6, 18, [6]), (6, 17, [2] * 3), (5, 1, [3, 2]), (12, 1, [3] * 4), (13, 1, [4, 3, 3, 3])],
+    [(6, 18, [6]), (6, 17, [2] * 3), (5, 4, [3, 2]), (12, 10, [3] * 4), (13, 10, [4, 3, 3, 3])]
+    + [(12, 9, [12])],  # pieces of 9 rows would be too long as well
 )
 def test_products_of_many_rows_are_split_by_tokens(monkeypatch, length, rows, pieces):
     x, kernel, found = normal(3, length, 8), normal(8, 16), []

@@ -231,7 +231,7 @@ def metadata_of(
         'top_p': sampling.top_p,
         'guidance_layer': sampling.guidance_layer,
         'dtype': pipeline.dtype,
-        'text_dtype': args.text_dtype or '',
+        'text_dtype': pipeline.text_dtype,
         'attention': args.attention or '',
         'weights': quantization.weights,
         'cache': quantization.cache,

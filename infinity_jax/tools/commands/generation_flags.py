@@ -46,8 +46,8 @@ def add_model_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--text-dtype',
         choices=['float32', 'bfloat16', 'float16'],
-        help="of the products in the text encoder (default: the transformer's; on a GPU float16 "
-        'in place of bfloat16)',
+        help="of the products in the text encoder (default: the model's; on a GPU float16 in "
+        'place of bfloat16)',
     )
     add_attention_flag(group)
     group.add_argument(

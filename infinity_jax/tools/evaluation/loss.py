@@ -19,9 +19,9 @@ from infinity_jax.training.transformer.config import T2IConfig
 from infinity_jax.training.transformer.features import check_features
 from infinity_jax.training.transformer.parts import with_run_text_dtype
 from infinity_jax.training.transformer.step import evaluation_step, make_models
-from infinity_jax.transformer.card_dtype import for_card
 from infinity_jax.transformer.lora import LoraConfig
 from infinity_jax.weights.model_folder import load_model
+from infinity_jax.weights.placement import on_card
 
 
 def evaluate_loss(
@@ -55,8 +55,8 @@ def evaluate_loss(
     for part, value in parts.items():
         if value is None:
             raise UserError(f'{folder} has no {part}; the loss needs a complete model folder')
-    transformer = for_card(required(configs.transformer, 'transformer'), lack_of_bfloat16(mesh))
-    configs = dataclasses.replace(configs, transformer=transformer)
+    configs = on_card(configs, lack_of_bfloat16(mesh))
+    transformer = required(configs.transformer, 'transformer')
     tokenizer = required(configs.tokenizer, 'tokenizer')
     stride = pixels_per_token(transformer, tokenizer)
     size = required(configs.schedule, 'schedule').image_size(stride)

@@ -107,7 +107,7 @@ def _features(loaded: LoadedModel, count: int) -> np.ndarray:
     config = required(loaded.configs.tokenizer, 'tokenizer')
     schedule = required(loaded.configs.schedule, 'schedule')
     size = schedule.code_grids(loaded.configs.spatial_patchify)[-1][0] * config.stride
-    subset = loaded.configs.extra.get('run', {}).get('data', {}).get('subset', 'all')
+    subset = loaded.configs.training_data.get('subset', 'all')
     model = Autoencoder(config)
 
     @jax.jit

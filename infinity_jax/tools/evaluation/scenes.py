@@ -10,14 +10,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from infinity_jax.config import QuantizationConfig
-from infinity_jax.emoji.artwork import subset as emoji_subset
 from infinity_jax.emoji.render import render_scene
 from infinity_jax.emoji.scene import TASKS, Scene, scene_caption
 from infinity_jax.emoji.scene_sampling import candidates, sample_scene
 from infinity_jax.emoji.scene_search import search
-from infinity_jax.errors import UserError
 from infinity_jax.images import check_writable
-from infinity_jax.inference.pipeline import InfinityPipeline
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.sharding import is_first_process
@@ -27,10 +24,8 @@ from infinity_jax.tools.evaluation.report.references import OVERALL
 from infinity_jax.tools.evaluation.scene_rules import verdict
 from infinity_jax.tools.evaluation.scenes_report import GENERATED, SHEET, Shown, write_report
 from infinity_jax.training.transformer.demo_evaluation import reconstruct
-from infinity_jax.weights.model_folder import load_model
-from infinity_jax.weights.placement import place_model
+from infinity_jax.training.transformer.emoji_model import open_emoji_model
 
-BATCH = 50  # images generated in one call
 SPLITS = {'trained': 'train', 'held_out': 'held_out'}
 # A caption of a single object does not mention what is held out, its background.
 TASKS_OF = {'trained': TASKS, 'held_out': TASKS[1:]}
@@ -77,17 +72,17 @@ def evaluate_scenes(
     Raises:
       UserError: a value is not usable, or the folder is no model.
     """
-    if count < 1:
-        raise UserError(f'count is {count}; wanted 1 or more captions of each task')
     out = pathlib.Path(out)
     check_writable(out / SHEET)
-    loaded = load_model(folder)
-    data = loaded.configs.extra.get('run', {}).get('data', {})
-    subset = subset or data.get('scene_subset') or data.get('subset', 'all')
-    emoji_subset(subset)  # raises for an unknown one
-    pipeline = InfinityPipeline(
-        place_model(loaded, quantization, mesh), max_batch=min(count, BATCH)
+    model = open_emoji_model(
+        folder,
+        count=count,
+        subset=subset,
+        subset_fields=('scene_subset', 'subset'),
+        quantization=quantization,
+        mesh=mesh,
     )
+    loaded, pipeline, subset = model.loaded, model.pipeline, model.subset
     size = pipeline.image_size[0]
     results: dict[str, Any] = {
         'model': str(folder),

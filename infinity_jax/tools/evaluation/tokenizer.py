@@ -93,7 +93,7 @@ def evaluate_tokenizer(
     if edge < smallest:
         raise UserError(f'images of {edge} pixels; SSIM and LPIPS want {smallest} or more')
     if data == EMOJI:
-        subset = subset or loaded.configs.extra.get('run', {}).get('data', {}).get('subset', 'all')
+        subset = subset or loaded.configs.training_data.get('subset', 'all')
         images = emoji_images(subset, count, edge)
     else:
         images = folder_images(data, count, edge)

@@ -15,6 +15,7 @@ from infinity_jax.tools.plan.hlo_text import INSIDE, Executed, HloProgram, Instr
 from infinity_jax.tools.plan.products import (
     ATTENTION,
     BFLOAT16,
+    FLOAT16,
     FLOAT32,
     OTHER,
     TF32,
@@ -126,6 +127,7 @@ def flops_per_second(peak: DevicePeak, card: GpuCard, precision: str) -> float:
         THREE_BFLOAT16: card.tf32_flops / 3 or card.fp32_flops,
         TF32: card.tf32_flops or card.fp32_flops,
         BFLOAT16: peak.bf16_flops,
+        FLOAT16: card.fp16_flops or peak.bf16_flops,
         OTHER: 2 * peak.bf16_flops,
     }[precision]
 

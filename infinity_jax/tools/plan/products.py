@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 from infinity_jax.tools.plan.hlo_text import HloProgram, Instruction, arrays_of
 
-FLOAT32, THREE_BFLOAT16, TF32, BFLOAT16, OTHER = (
-    'float32', 'bfloat16_3x', 'tf32', 'bfloat16', 'other'
+FLOAT32, THREE_BFLOAT16, TF32, BFLOAT16, FLOAT16, OTHER = (
+    'float32', 'bfloat16_3x', 'tf32', 'bfloat16', 'float16', 'other'
 )  # fmt: skip
 ATTENTION, PRODUCT, CONVOLUTION = 'attention', 'product', 'convolution'
 GEMM, CONV, FMHA = '__cublas$', '__cudnn$conv', '__cudnn$fmha'
@@ -34,7 +34,7 @@ class Product:
     Attributes:
       kind: `PRODUCT`, `CONVOLUTION` or `ATTENTION`.
       precision: of the multiplication: `FLOAT32`, `THREE_BFLOAT16` (three passes in fewer bits),
-        `TF32` (float32 operands whose precision is left to the hardware), `BFLOAT16` (and float16),
+        `TF32` (float32 operands whose precision is left to the hardware), `BFLOAT16`, `FLOAT16`,
         or `OTHER`, such as int8.
       flops: per run.
     """
@@ -111,7 +111,7 @@ def _product(program: HloProgram, computation: str, line: Instruction) -> Produc
 def precision_of(dtype: str, attributes: str) -> str:
     """The precision of a multiplication, by its operands' dtype and its attributes."""
     if dtype in ('bf16', 'f16'):
-        return BFLOAT16
+        return BFLOAT16 if dtype == 'bf16' else FLOAT16
     if dtype != 'f32':
         return OTHER
     found = _PRECISION.search(attributes)

@@ -1,5 +1,6 @@
 """A model of the embedded emoji, ready to be judged."""
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,9 +13,10 @@ from infinity_jax.emoji.matcher import PLACED_RATE
 from infinity_jax.errors import UserError
 from infinity_jax.inference.loading import with_adapters
 from infinity_jax.inference.pipeline import InfinityPipeline
+from infinity_jax.sharding import lack_of_bfloat16
 from infinity_jax.weights.adapter_file import read_updates
 from infinity_jax.weights.model_folder import LoadedModel, load_model
-from infinity_jax.weights.placement import place_model
+from infinity_jax.weights.placement import on_card, place_model
 
 BATCH = 50  # images in one call
 
@@ -42,6 +44,7 @@ def open_emoji_model(
     *,
     count: int,
     subset: str | None,
+    subset_fields: Sequence[str] = ('subset',),
     quantization: QuantizationConfig = QuantizationConfig(),
     mesh: Mesh | None = None,
     adapters: Sequence[str] = (),
@@ -52,6 +55,7 @@ def open_emoji_model(
       folder: a complete model folder.
       count: images of each kind.
       subset: emoji to judge; None: those that the model was trained on.
+      subset_fields: names of the fields of its run that say which, the first that is set.
       quantization: the formats of weights and cache.
       mesh: the devices that share the generation; None: the default device.
       adapters: LoRA adapters of the model, see `Adapter.parse`.
@@ -61,15 +65,17 @@ def open_emoji_model(
         do not fit.
     """
     if count < 1:
-        raise UserError(f'count is {count}; wanted 1 or more images of each kind')
+        raise UserError(f'count is {count}; wanted 1 or more of each kind')
     loaded = load_model(folder)
+    data = loaded.configs.training_data
+    subset = subset or next((data[name] for name in subset_fields if data.get(name)), 'all')
+    names = [each.name for each in emoji_subset(subset)]
+    # Adapters are merged in the precision that the card has.
+    loaded = dataclasses.replace(loaded, configs=on_card(loaded.configs, lack_of_bfloat16(mesh)))
     updates = read_updates(adapters, required(loaded.configs.transformer, 'transformer'))
     adapted = with_adapters(loaded, updates, quantization, mesh)
     placed = place_model(adapted, quantization, mesh)
     pipeline = InfinityPipeline(placed, max_batch=min(count, BATCH))
-    data = loaded.configs.extra.get('run', {}).get('data', {})
-    subset = subset or data.get('subset', 'all')
-    names = [each.name for each in emoji_subset(subset)]
     return EmojiModel(loaded, pipeline, subset, names, evaluated_placed_rate(data))
 
 

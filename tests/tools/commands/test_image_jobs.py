@@ -26,7 +26,7 @@ class FakePipeline:
     schedule = ScaleSchedule.free(((1, 1), (2, 2)))
     image_size = (16, 16)
     quantization = QuantizationConfig()
-    dtype = 'float32'
+    dtype, text_dtype = 'float32', 'float32'
     runs = 0
 
     @classmethod

@@ -93,7 +93,7 @@ def test_the_sheet_has_a_row_per_caption_and_a_column_per_rate(run):
     [
         (['--rates', '0,1.5'], 'the rate of flips is 1.5; wanted a probability, 0 to 1'),
         (['--rates', 'some'], "'some' is neither a number nor a list of them"),
-        (['--count', '0'], 'count is 0; wanted 1 or more images of each kind'),
+        (['--count', '0'], 'count is 0; wanted 1 or more of each kind'),
     ],
 )
 def test_mistakes_are_one_line(arguments, message, capsys):

@@ -17,6 +17,7 @@ from infinity_jax.inference.pipeline import GeneratedImages
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tools.evaluation import scenes as evaluate
 from infinity_jax.tools.evaluation.scenes import evaluation_scenes, judge_images, scores
+from infinity_jax.training.transformer import emoji_model
 
 SIDES = ('left', 'right')
 SIZE = 32
@@ -114,9 +115,9 @@ def test_table_json_and_sheet(tmp_path, monkeypatch, capsys):
         schedule=PerfectPipeline.schedule,
         extra={'run': {'data': {'subset': 'starter'}}},
     )
-    monkeypatch.setattr(evaluate, 'load_model', lambda _: loaded)
-    monkeypatch.setattr(evaluate, 'place_model', lambda loaded, quantization, mesh: loaded)
-    monkeypatch.setattr(evaluate, 'InfinityPipeline', PerfectPipeline)
+    monkeypatch.setattr(emoji_model, 'load_model', lambda _: loaded)
+    monkeypatch.setattr(emoji_model, 'place_model', lambda loaded, quantization, mesh: loaded)
+    monkeypatch.setattr(emoji_model, 'InfinityPipeline', PerfectPipeline)
     results = evaluate.evaluate_scenes('somewhere', count=COUNT, out=tmp_path)
     assert json.loads((tmp_path / 'scenes.json').read_text())['trained'] == results['trained']
     assert Image.open(tmp_path / 'scenes.png').width > 100

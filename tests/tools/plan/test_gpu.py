@@ -111,7 +111,7 @@ def test_products_are_found_by_kind_precision_and_flops():
         ('f32', '', products.TF32),
         ('f32', '"precision_config":{"operand_precision":["HIGHEST","HIGHEST"]}', products.FLOAT32),
         ('f32', '"precision_config":{"operand_precision":["DEFAULT","DEFAULT"]}', products.TF32),
-        ('f16', 'operand_precision={highest,highest}', products.BFLOAT16),
+        ('f16', 'operand_precision={highest,highest}', products.FLOAT16),
         ('s8', '', products.OTHER),
     ],
 )
@@ -286,8 +286,7 @@ def test_generation_compiles_for_a_card_before_ampere_in_float32():
     topology = parse_topology('t4:1')
     mesh = make_mesh(MeshConfig(), devices_of(topology))
     plan = plan_generation(SMALL, topology, mesh, 1, progress=lambda line: None)
-    # The text encoder of such a model has float16, which counts as the other kind of 16 bits.
-    wanted = {TEXT_ENCODER: {'float32', 'bfloat16'}, GENERATION: {'float32'}}
+    wanted = {TEXT_ENCODER: {'float32', 'float16'}, GENERATION: {'float32'}}
     for name, precisions in wanted.items():
         cost = plan.programs[name].cost
         assert {name.split()[1] for name in cost.products} == precisions

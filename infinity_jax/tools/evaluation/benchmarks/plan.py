@@ -163,7 +163,7 @@ def settings_of(plan: Plan, prompts: str, rewritten: str | None) -> dict[str, An
             'revision': options.revision,
             'sha256': model_digest(plan.folder),
             'dtype': required(plan.configs.transformer, 'transformer').dtype,
-            'text_dtype': options.model.get('text_dtype') or None,
+            'text_dtype': plan.configs.text_products,
             'attention': options.model.get('attention'),
             'text_length': options.text_length,
         },

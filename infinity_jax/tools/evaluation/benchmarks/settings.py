@@ -26,6 +26,8 @@ PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy', 'pillow', 'transformers')
 # devices: a warning names them.
 FREE = ('prompts.file', 'rewritten.file', 'model.name')
 WARNED = ('versions', 'devices')
+# Runs of earlier versions left them open (null) where no flag chose them.
+ONCE_OPEN = ('model.dtype', 'model.text_dtype')
 LENGTH_BYTES = 8  # at the start of a safetensors file
 
 
@@ -140,7 +142,8 @@ def _compare(path: pathlib.Path, before: Mapping[str, Any], now: Mapping[str, An
         if name in FREE or old.get(name) == new.get(name):
             continue
         change = f'{name} was {old.get(name)}, now it is {new.get(name)}'
-        if name.startswith(WARNED):
+        once_open = name in ONCE_OPEN and old.get(name) is None
+        if once_open or name.startswith(WARNED):
             warnings.warn(f'{path}: {change}; new images may differ in a few bits', stacklevel=2)
         else:
             raise UserError(f'{path}: {change}; use the settings of that run, or another --out')

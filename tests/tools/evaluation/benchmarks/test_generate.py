@@ -182,6 +182,20 @@ def test_other_versions_are_named_and_accepted(prompts, model, tmp_path):
         settings.claim(tmp_path / 'out', settings_of(plan, str(prompts), None))
 
 
+def test_dtypes_that_an_earlier_version_left_open_are_accepted(prompts, model, tmp_path):
+    plan = planned('geneval', prompts, tmp_path / 'out', model)
+    now = settings_of(plan, str(prompts), None)
+    assert (now['model']['dtype'], now['model']['text_dtype']) == ('float32', 'float32')
+    old = {**now, 'model': {**now['model'], 'dtype': None, 'text_dtype': None}}
+    settings.claim(tmp_path / 'out', old)
+    with pytest.warns(UserWarning, match='model.dtype was None, now it is float32; new images'):
+        settings.claim(tmp_path / 'out', now)
+    other = {**old, 'model': {**old['model'], 'dtype': 'bfloat16'}}
+    settings.claim(tmp_path / 'other', other)
+    with pytest.raises(UserError, match='model.dtype was bfloat16, now it is float32'):
+        settings.claim(tmp_path / 'other', now)
+
+
 def test_a_folder_of_something_else_is_left_alone(prompts, model, tmp_path):
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / 'thesis.txt').write_text('')
