@@ -22,14 +22,9 @@ def use_cores(images: int) -> None:
     It has to be called before anything uses a device. The number stays in one of several processes
     and where the user has set `VARIABLE` or `XLA_FLAG`; accelerators are not affected.
 
-    From then on CPU devices run one program after the other. All devices share the threads of one
-    pool. If two independent programs with collectives ran at the same time, such as the batches of
-    an evaluation, both could wait in all threads for devices that have none left.
-
     Args:
       images: that are processed at once, over all devices.
     """
-    jax.config.update('jax_cpu_enable_async_dispatch', False)
     chosen = VARIABLE in os.environ or XLA_FLAG in os.environ.get('XLA_FLAGS', '')
     if not chosen and launcher() is None:
         jax.config.update('jax_num_cpu_devices', devices_for(images, cores()))

@@ -42,7 +42,7 @@ def rounded(x, bits):
 @pytest.mark.parametrize('name, bits', [('float32', 23), ('tf32', 10), ('bfloat16', 7)])
 def test_operands_are_rounded_and_sums_are_not(name, bits):
     x, kernel = rounded(X, bits), rounded(KERNEL, bits)
-    # Processors add in different orders; an operand that is not rounded is off by 300 times as much.
+    # Processors add in different orders; operands that are not rounded are off by 300 times that.
     tolerance = 5e-7 * exact(np.abs(x), np.abs(kernel))
     assert (np.abs(convolve(name) - exact(x, kernel)) < tolerance).all()
 

@@ -18,6 +18,7 @@ from infinity_jax.sharding import (
     in_mesh,
     init_sharded,
     make_mesh,
+    one_at_a_time,
     replicated,
     shardings_of,
     to_host,
@@ -88,11 +89,17 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
     lpips_params = lpips_or_none(config.losses.perceptual, config.vgg_weights, config.lpips_heads)
     lpips_params = jax.device_put(lpips_params, replicated(mesh))
     step = jit_step(model, config, shardings, mesh)
-    evaluate_batch = jax.jit(
-        functools.partial(evaluation_step, model=model, config=config),
-        out_shardings=replicated(mesh),
+    evaluate_batch = one_at_a_time(
+        mesh,
+        jax.jit(
+            functools.partial(evaluation_step, model=model, config=config),
+            out_shardings=replicated(mesh),
+        ),
     )
     held_out = [put_batch(batch, mesh) for batch in held_out_batches(config)]
+
+    def train_on(state: TrainState, batch: Batch) -> tuple[TrainState, Any]:
+        return step(state, lpips_params, batch)
 
     def evaluate(state: TrainState) -> dict[str, jax.Array]:
         results = [evaluate_batch(state.ema, lpips_params, batch)[0] for batch in held_out]
@@ -131,7 +138,7 @@ def make_task(config: TokenizerRunConfig, mesh: Mesh) -> loop.Task:
         abstract_state=loop.with_shardings(shapes, shardings),
         from_model=from_model if config.init_from else None,
         batches=make_batches(config, 'train'),
-        train_step=in_mesh(mesh, lambda state, batch: step(state, lpips_params, batch)),
+        train_step=in_mesh(mesh, one_at_a_time(mesh, train_on)),
         step_flops=step_flops,
         evaluate=in_mesh(mesh, evaluate),
         sample=in_mesh(mesh, sample),

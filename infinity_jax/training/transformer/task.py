@@ -20,6 +20,7 @@ from infinity_jax.sharding import (
     init_sharded,
     lack_of_bfloat16,
     make_mesh,
+    one_at_a_time,
     replicated,
     shardings_of,
     to_host,
@@ -97,12 +98,15 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     # `frozen` holds the text encoder on the devices.
     loaded = dataclasses.replace(loaded, text_params=None)
     step = WithFallback(lambda models: jit_step(models, config, shardings, mesh), models)
-    evaluate_batch = WithFallback(
-        lambda models: jax.jit(
-            functools.partial(evaluation_step, models=models, config=config),
-            out_shardings=replicated(mesh),
+    evaluate_batch = one_at_a_time(
+        mesh,
+        WithFallback(
+            lambda models: jax.jit(
+                functools.partial(evaluation_step, models=models, config=config),
+                out_shardings=replicated(mesh),
+            ),
+            models,
         ),
-        models,
     )
     text = {
         'text_tokenizer': loaded.text_tokenizer,
@@ -111,7 +115,8 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     host_batches, batches = held_out_batches(config, **text), make_batches(config, 'train', **text)
     kept = list(host_batches)
     if keeps_features(config, mesh):
-        encode_pixels = in_mesh(mesh, jax.jit(functools.partial(encode, models=models)))
+        program = jax.jit(functools.partial(encode, models=models))
+        encode_pixels = in_mesh(mesh, one_at_a_time(mesh, program))
         once = EncodedOnce(
             lambda pixels: encode_pixels(frozen, put_batch(Batch(pixels_BYX3=pixels), mesh)),
             chunk=CHUNK * mesh.shape['data'] * mesh.shape['fsdp'],
@@ -181,7 +186,7 @@ def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
         abstract_state=loop.with_shardings(shapes, shardings),
         from_model=from_model if config.init_from else None,
         batches=batches,
-        train_step=in_mesh(mesh, lambda state, batch: step(state, frozen, batch)),
+        train_step=in_mesh(mesh, one_at_a_time(mesh, lambda state, x: step(state, frozen, x))),
         step_flops=step_flops,
         evaluate=in_mesh(mesh, evaluate),
         sample=sample,
