@@ -207,23 +207,6 @@ def in_mesh(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def one_at_a_time(mesh: Mesh, program: Callable[..., Any]) -> Callable[..., Any]:
-    """Wraps a compiled program whose calls may not depend on each other's results.
-
-    On several CPU devices a call returns once the results are there. These devices share the
-    threads of one pool: if two programs with collectives ran at the same time, such as the batches
-    of an evaluation, both could wait in all threads for a device that has none left, and XLA ends
-    the process after a minute. Other devices keep the programs in a queue.
-    """
-    if mesh.devices.size == 1 or mesh.devices.flat[0].platform != 'cpu':
-        return program
-
-    def call(*args, **options):
-        return jax.block_until_ready(program(*args, **options))
-
-    return call
-
-
 def is_first_process(mesh: Mesh | None) -> bool:
     """Whether this process writes the files of work that the devices of a mesh share."""
     return mesh is None or jax.process_index() == 0

@@ -24,7 +24,6 @@ from infinity_jax.sharding import (
     generation_compiler_options,
     init_sharded,
     make_mesh,
-    one_at_a_time,
     replicated,
     shardings_of,
 )
@@ -265,14 +264,3 @@ def test_generation_has_options_by_chip():
     assert on('TPU v6 lite') == TPU_GENERATION_OPTIONS['v6e']
     assert on('TPU v4') is None
     assert on('NVIDIA H100 80GB HBM3', 'gpu') == on('an unknown card', 'gpu') == GPU_OPTIONS
-
-
-def test_programs_of_several_cpu_devices_run_one_after_the_other():
-    mesh = make_mesh(MeshConfig(data=8))
-    x = jax.device_put(np.ones((8, 1000, 1000), np.float32), batch_sharding(mesh))
-    program = jax.jit(lambda x: (x @ x @ x @ x).sum(0), out_shardings=replicated(mesh))
-    jax.block_until_ready(program(x))
-    assert not program(x).is_ready()
-    assert one_at_a_time(mesh, program)(x).is_ready()
-    alone = make_mesh(MeshConfig(data=1), jax.devices()[:1])
-    assert one_at_a_time(alone, program) is program

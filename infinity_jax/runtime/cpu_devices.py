@@ -6,8 +6,11 @@ models lose by it, since every device has a copy of the weights and updates it.
 """
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from infinity_jax.runtime.distributed import launcher
 
@@ -28,6 +31,23 @@ def use_cores(images: int) -> None:
     chosen = VARIABLE in os.environ or XLA_FLAG in os.environ.get('XLA_FLAGS', '')
     if not chosen and launcher() is None:
         jax.config.update('jax_num_cpu_devices', devices_for(images, cores()))
+
+
+def one_at_a_time(mesh: Mesh, program: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a compiled program whose calls may not depend on each other's results.
+
+    On several CPU devices a call returns once the results are there. These devices share the
+    threads of one pool: if two programs with collectives ran at the same time, such as the batches
+    of an evaluation, both could wait in all threads for a device that has none left, and XLA ends
+    the process after a minute. Other devices keep the programs in a queue.
+    """
+    if mesh.devices.size == 1 or mesh.devices.flat[0].platform != 'cpu':
+        return program
+
+    def call(*args, **options):
+        return jax.block_until_ready(program(*args, **options))
+
+    return call
 
 
 def devices_for(images: int, most: int) -> int:

@@ -1,9 +1,11 @@
 """The number of CPU devices that a training run uses."""
 
 import jax
+import numpy as np
 import pytest
 
 from infinity_jax.runtime import cpu_devices
+from infinity_jax.sharding import MeshConfig, batch_sharding, make_mesh, replicated
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,14 @@ def test_one_of_several_processes_has_one_device(chosen, monkeypatch):
     monkeypatch.setenv('JAX_NUM_PROCESSES', '2')
     monkeypatch.setenv('JAX_PROCESS_ID', '0')
     assert chosen() is None
+
+
+def test_programs_of_several_cpu_devices_run_one_after_the_other():
+    mesh = make_mesh(MeshConfig(data=8))
+    x = jax.device_put(np.ones((8, 1000, 1000), np.float32), batch_sharding(mesh))
+    program = jax.jit(lambda x: (x @ x @ x @ x).sum(0), out_shardings=replicated(mesh))
+    jax.block_until_ready(program(x))
+    assert not program(x).is_ready()
+    assert cpu_devices.one_at_a_time(mesh, program)(x).is_ready()
+    alone = make_mesh(MeshConfig(data=1), jax.devices()[:1])
+    assert cpu_devices.one_at_a_time(alone, program) is program

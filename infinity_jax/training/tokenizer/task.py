@@ -13,12 +13,12 @@ from jax.sharding import Mesh
 from infinity_jax.config import ModelConfigs
 from infinity_jax.data.batch import Batch
 from infinity_jax.images import contact_sheet, save_png, to_uint8
+from infinity_jax.runtime.cpu_devices import one_at_a_time
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import (
     in_mesh,
     init_sharded,
     make_mesh,
-    one_at_a_time,
     replicated,
     shardings_of,
     to_host,

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from infinity_jax.data.batch import Batch
 from infinity_jax.images import contact_sheet, save_png
 from infinity_jax.inference.pipeline import InfinityPipeline
+from infinity_jax.runtime.cpu_devices import one_at_a_time
 from infinity_jax.runtime.host_texts import from_first_process
 from infinity_jax.runtime.preemption import finishing
 from infinity_jax.scales import BUDGET_OF_EDGE
@@ -20,7 +21,6 @@ from infinity_jax.sharding import (
     init_sharded,
     lack_of_bfloat16,
     make_mesh,
-    one_at_a_time,
     replicated,
     shardings_of,
     to_host,
