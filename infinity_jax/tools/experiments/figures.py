@@ -48,7 +48,7 @@ FIGURES = {
     'accuracy': Figure('bit accuracy (%)', 'held_out', 100, '.2f'),
     'loss': Figure('loss (nats per bit)', 'held_out'),
     'parameters': Figure('parameters (M)', 'sizes', 1e-6, '.3f'),
-    'head_parameters': Figure('those of the head (M)', 'sizes', 1e-6, '.3f'),
+    'head_parameters': Figure('parameters of head (M)', 'sizes', 1e-6, '.3f'),
     'head_memory': Figure('memory of the head (MB)', 'sizes', 1e-6, '.2f'),
     'compute': Figure('compute (TFLOP)', 'sizes', 1e-12, '.1f'),
 }

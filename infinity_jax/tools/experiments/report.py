@@ -126,6 +126,9 @@ def _panel(axes: Any, figure: str, results: dict[str, Any], log_axis: bool) -> N
     all_series = dict.fromkeys(result['series'] for result in results.values())
     if log_axis:
         axes.set_xscale('log')
+        ticks = sorted(set(places))
+        axes.set_xticks(ticks, [f'{tick:.2g}' if tick < 10 else f'{tick:g}' for tick in ticks])
+        axes.set_xticks([], minor=True)
     for number, series in enumerate(all_series):
         shift = bars * SHIFT * (number - (len(all_series) - 1) / 2)
         points = sorted(
