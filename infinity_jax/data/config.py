@@ -58,7 +58,7 @@ class SourceConfig:
     # Field of the captions, a text or a list of texts; 'captions/text' where nested; '': images
     # alone, for tokenizers.
     text_field: str = 'text'
-    subset: str = 'starter'  # emoji: 'starter', 'demo' or 'all'
+    subset: str = 'starter'  # emoji: 'starter', 'demo', 'unseen' or 'all'
     placed_rate: float = PLACED_RATE  # emoji: share of images of random size and place
     scenes: float = 0.0  # emoji: share of images that are scenes of several emoji
     scene_subset: str = ''  # emoji: those of the scenes; '': `subset`
@@ -104,7 +104,7 @@ class DataConfig:
     """Sources of images and captions, the shapes of images, and how captions are sampled."""
 
     source: str = 'emoji'  # the embedded emoji are used unless `sources` names others
-    subset: str = 'starter'  # of the embedded emoji: 'starter', 'demo' or 'all'
+    subset: str = 'starter'  # of the embedded emoji: 'starter', 'demo', 'unseen' or 'all'
     image_size: int = 64  # pixels along the edge of a square; other ratios have about its area
     placed_rate: float = PLACED_RATE  # share of the emoji images with a random size and place
     scenes: float = 0.0  # share of the emoji images that are scenes of one to four emoji

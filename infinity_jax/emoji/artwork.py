@@ -18,7 +18,7 @@ REMEDY = (
     'wanted a zip of PNGs; install the package again, or make the zip again with '
     'python scripts/build_emoji.py'
 )
-SUBSETS = ('starter', 'demo', 'all')
+SUBSETS = ('starter', 'demo', 'unseen', 'all')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,11 @@ def find(name: str) -> Emoji:
 
 @functools.cache
 def subset(name: str) -> tuple[Emoji, ...]:
-    """The emoji of a subset: `'starter'` (80 that differ clearly), `'demo'` (206) or `'all'`."""
+    """The emoji of a subset.
+
+    They are `'starter'` (80 that differ clearly), `'demo'` (206, those of the shipped model),
+    `'unseen'` (24 others, to fine-tune it) or `'all'`.
+    """
     if name not in SUBSETS:
         raise UserError(f'subset {name!r} is unknown; choose one of {", ".join(SUBSETS)}')
     if name == 'all':

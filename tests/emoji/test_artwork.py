@@ -19,6 +19,12 @@ def test_subsets_are_large_enough_and_named_once():
         assert max(collections.Counter(each.file for each in chosen).values()) == 1
 
 
+def test_unseen_emoji_are_not_those_of_the_demo():
+    unseen = {each.name for each in artwork.subset('unseen')}
+    assert len(unseen) == 24
+    assert not unseen & {each.name for each in artwork.subset('demo')}
+
+
 def test_names_are_lower_case_words():
     for each in artwork.subset('all'):
         assert re.fullmatch(r"[a-z][a-z'-]*( [a-z][a-z'-]*)*", each.name), each.name
@@ -48,7 +54,7 @@ def test_sprite_is_premultiplied_and_shared():
 def test_unknown_names_are_user_errors():
     with pytest.raises(UserError, match="'blue appel'"):
         artwork.find('blue appel')
-    with pytest.raises(UserError, match='starter, demo, all'):
+    with pytest.raises(UserError, match='starter, demo, unseen, all'):
         artwork.subset('everything')
 
 

@@ -33,6 +33,7 @@ SPECS = {
     't2i.py:shipped': (),
     'finetune.py': (f'--config.init_from={DEMO}', '--config.data.image_size=64'),
     'finetune.py:lora': (f'--config.init_from={DEMO}', "--config.data.ratios=('1.000',)"),
+    'finetune.py:demo_lora': (f'--config.init_from={DEMO}',),
 }
 # What a config file may be instead of one that defines get_config.
 PROGRAMS = (

@@ -69,7 +69,7 @@ def _add_emoji_flags(
     parser.add_argument(
         '--subset',
         metavar='NAME',
-        help='emoji: starter, demo or all (default: those that the model was trained on)',
+        help='emoji: starter, demo, unseen or all (default: those the model was trained on)',
     )
     parser.add_argument(
         '--out',
@@ -162,7 +162,7 @@ def _add_tokenizer(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--subset',
         metavar='NAME',
-        help='emoji: starter, demo or all (default: those that the tokenizer was trained on)',
+        help='emoji: starter, demo, unseen or all (default: those the tokenizer was trained on)',
     )
     parser.add_argument(
         '--count', type=int, default=500, metavar='N', help='images (default: %(default)s)'

@@ -63,7 +63,7 @@ def evaluate_tokenizer(
       checkpoint: model folder with a tokenizer; or a run folder, its `checkpoints`, or one of them.
       data: 'emoji' for held-out pairs of the embedded set, or a folder of images, which are
         resized to cover the size and cut at the centre.
-      subset: of the emoji: starter, demo or all; '': those that the tokenizer was trained on.
+      subset: of the emoji: starter, demo, unseen or all; '': those of the tokenizer's training.
       count: images; fewer if the folder has fewer.
       size: edge in pixels, for a tokenizer that names no schedule of its own; 0: 256.
       vgg: weights of VGG-16 for LPIPS, see `lpips_files`; '': not measured.
