@@ -30,6 +30,8 @@ MATRICES = (
 )
 LORA_A, LORA_B = 'lora_a', 'lora_b'  # next to a kernel in the parameter tree
 BASE_DTYPES = ('', 'float32', 'bfloat16', 'int8')
+LARGEST_RANK = 2**13
+LARGEST_ALPHA = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +45,8 @@ class LoraConfig:
     base_dtype: str = ''  # of the frozen kernels: float32, bfloat16, int8; '': of their products
 
     def __post_init__(self):
-        check_ranges(self, 'lora.', {'rank': Range(0, 2**13), 'alpha': real(0, 1e6)})
+        ranges = {'rank': Range(0, LARGEST_RANK), 'alpha': real(0, LARGEST_ALPHA)}
+        check_ranges(self, 'lora.', ranges)
         for name in self.matrices:
             if not any(_names(name, matrix) for matrix in MATRICES):
                 raise UserError(
@@ -56,6 +59,11 @@ class LoraConfig:
             )
         if not self.matrices:
             raise UserError(f'lora.matrices is empty; wanted some of {", ".join(MATRICES)}')
+        if self.base_dtype and not self.rank:
+            raise UserError(
+                f'lora.base_dtype is {self.base_dtype!r} but lora.rank is 0, so that no weights '
+                'are frozen; set lora.rank to 1 or more, or leave lora.base_dtype out'
+            )
 
     @property
     def scale(self) -> float:

@@ -98,6 +98,7 @@ def test_names_choose_matrices():
         ({'rank': 1, 'matrices': ('qkv',)}, "lora.matrices names 'qkv'; wanted some of self_att"),
         ({'rank': 1, 'matrices': ()}, 'lora.matrices is empty'),
         ({'base_dtype': 'int4'}, "lora.base_dtype is 'int4'; wanted float32, bfloat16, int8"),
+        ({'base_dtype': 'int8'}, "lora.base_dtype is 'int8' but lora.rank is 0, .*; set lora.rank"),
     ],
 )
 def test_bad_fields(fields, message):
