@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +13,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from infinity_jax.errors import UserError
-from infinity_jax.ranges import Range, check_ranges
+from infinity_jax.ranges import Range, short
 from infinity_jax.runtime.accelerators import (
     DevicePeak,
     capability_of,
@@ -21,6 +21,8 @@ from infinity_jax.runtime.accelerators import (
     name_of,
     peak_of,
 )
+
+MOST_DEVICES = 2**20  # along an axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +35,31 @@ class MeshConfig:
     sequence: int = 1  # activations are split along their tokens
 
     def __post_init__(self):
-        # `mesh_sizes` refuses 0 and what does not fit the devices.
-        check_ranges(self, 'mesh.', dict.fromkeys(vars(self), Range(-1, 2**20)))
+        check_axes(vars(self), 'config field mesh.')
+
+
+def check_axes(sizes: Mapping[str, int], where: str) -> None:
+    """Checks the axes of a mesh, whatever the number of devices is.
+
+    Args:
+      sizes: devices along each axis; -1: all that remain.
+      where: what precedes an axis in messages: 'config field mesh.', or '--mesh ' for the flag.
+
+    Raises:
+      UserError: an axis has no devices, or several are -1.
+    """
+    for name, size in sizes.items():
+        if size == 0 or not Range(-1, MOST_DEVICES).has(size):
+            raise UserError(
+                f'{where}{name} is {short(size)}; wanted {Range(1, MOST_DEVICES)}, or -1 for all '
+                'devices that remain'
+            )
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        raise UserError(
+            f'{where}{" and ".join(free)} are -1, each for all devices that remain; wanted one -1 '
+            'at most: set the others to numbers'
+        )
 
 
 # KiB of vector memory for the operands of one operation, twice the default; a chip has 64 MiB (v5p)
@@ -68,18 +93,25 @@ RULES: tuple[tuple[str, Any], ...] = (
 )
 
 
-def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
+def make_mesh(
+    config: MeshConfig = MeshConfig(), devices=None, setting: str = '--config.mesh.{}'
+) -> Mesh:
     """A mesh with the axes data, fsdp, tensor and sequence over all (or the given) devices.
 
     Several slices with slow links between them form the data axis: parameters are split within a
     slice and copied across slices.
+
+    Args:
+      config: devices along each axis.
+      devices: those of the mesh; None: all.
+      setting: see `mesh_sizes`.
 
     Raises:
       UserError: the axes do not multiply to the number of devices, or a copy of the parameters
         would span TPU slices.
     """
     devices = np.asarray(jax.devices() if devices is None else devices).ravel()
-    sizes = mesh_sizes(config, devices.size)
+    sizes = mesh_sizes(config, devices.size, setting)
     return Mesh(device_grid(sizes, devices), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
@@ -89,8 +121,15 @@ def deviceless_mesh(config: MeshConfig, devices: int) -> AbstractMesh:
     return AbstractMesh(tuple(sizes.values()), tuple(sizes), (AxisType.Auto,) * len(sizes))
 
 
-def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
+def mesh_sizes(
+    config: MeshConfig, devices: int, setting: str = '--config.mesh.{}'
+) -> dict[str, int]:
     """Devices along each axis.
+
+    Args:
+      config: the same, with -1 for all that remain.
+      devices: the number of all.
+      setting: how the user sets an axis, for the advice of an error; {} stands for AXIS=N.
 
     Raises:
       UserError: the axes do not multiply to the number of devices.
@@ -98,24 +137,24 @@ def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
     sizes = dataclasses.asdict(config)
     fixed = math.prod(n for n in sizes.values() if n != -1)
     free = [name for name, n in sizes.items() if n == -1]
-    bad = any(n < 1 and n != -1 for n in sizes.values())
-    if bad or len(free) > 1 or devices % fixed or (not free and fixed != devices):
+    if devices % fixed or (not free and fixed != devices):
         raise UserError(
             f'mesh {sizes} does not cover {devices} devices; make the axes multiply to that '
-            f'number, with at most one of them -1{_smaller(sizes, devices)}'
+            f'number, with at most one of them -1{_smaller(sizes, devices, setting)}'
         )
     for name in free:
         sizes[name] = devices // fixed
     return sizes
 
 
-def _smaller(sizes: dict[str, int], devices: int) -> str:
+def _smaller(sizes: dict[str, int], devices: int, setting: str) -> str:
     """Advice on how the largest axis of a preset for many devices would fit fewer devices."""
     name = max(sizes, key=lambda axis: sizes[axis])
     others = math.prod(n for axis, n in sizes.items() if axis != name and n != -1)
-    if others < 1 or devices % others or -1 not in sizes.values():
+    if devices % others or -1 not in sizes.values():
         return ''
-    return f': --config.mesh.{name}={math.gcd(sizes[name], devices // others)} does'
+    fitting = math.gcd(sizes[name], devices // others)
+    return f': {setting.format(f"{name}={fitting}")} does'
 
 
 def device_grid(sizes: dict[str, int], devices: np.ndarray) -> np.ndarray:

@@ -91,15 +91,34 @@ def test_minus_one_is_the_number_of_remaining_devices():
         MeshConfig(data=4),
         MeshConfig(data=16),
         MeshConfig(data=-1, fsdp=3),
-        MeshConfig(data=-1, fsdp=-1),
-        MeshConfig(data=0),
-        MeshConfig(data=-1, tensor=0),
     ],
 )
 def test_a_mesh_that_does_not_cover_the_devices_is_a_user_error(config):
     with pytest.raises(UserError, match='does not cover 8 devices') as error:
         make_mesh(config)
     assert f"'tensor': {config.tensor}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('axes', 'message'),
+    [
+        ({'data': 0}, 'config field mesh.data is 0; wanted a whole number from 1 to 1048576'),
+        ({'tensor': -5}, 'config field mesh.tensor is -5; wanted'),
+        ({'fsdp': -1}, 'config field mesh.data and fsdp are -1, .*; wanted one -1 at most'),
+    ],
+)
+def test_axes_that_fit_no_number_of_devices(axes, message):
+    with pytest.raises(UserError, match=message):
+        MeshConfig(**axes)
+
+
+def test_the_advice_names_an_axis_that_fits_as_it_is_set():
+    config = MeshConfig(data=3, tensor=-1)
+    with pytest.raises(UserError, match='at most one of them -1: --config.mesh.data=1 does$'):
+        make_mesh(config)
+    with pytest.raises(UserError, match='at most one of them -1: data=1 in --mesh does$'):
+        make_mesh(config, setting='{} in --mesh')
+    assert make_mesh(MeshConfig(data=1, tensor=-1)).shape['tensor'] == 8
 
 
 def test_rules_name_mesh_axes_and_each_logical_axis_once():

@@ -105,7 +105,7 @@ def _mesh_over(
             f'--devices and --mesh ask for {count} devices; there are {len(devices)} '
             f'({devices[0].platform}): name at most these'
         )
-    return make_mesh(axes, devices[:count])
+    return make_mesh(axes, devices[:count], '{} in --mesh')
 
 
 def on_devices(run: Callable[[argparse.Namespace], None]) -> Callable[[argparse.Namespace], None]:
@@ -138,7 +138,7 @@ def _count(text: str | None) -> int | None:
 
 def _axes(text: str) -> 'MeshConfig':
     """'data=2,tensor=4' as a `MeshConfig`, whose axis data is 1 unless it is named."""
-    from infinity_jax.sharding import MeshConfig
+    from infinity_jax.sharding import MeshConfig, check_axes
 
     names = [field.name for field in dataclasses.fields(MeshConfig)]
     sizes: dict[str, int] = {}
@@ -151,6 +151,7 @@ def _axes(text: str) -> 'MeshConfig':
                 'such as data=2,tensor=4'
             )
         sizes[name] = int(number)
+    check_axes(sizes, '--mesh ')
     return MeshConfig(**{'data': 1} | sizes)
 
 

@@ -45,6 +45,10 @@ def test_devices_share_the_images_unless_the_axes_say_otherwise():
         (['--mesh', 'data=2,data=2'], '--mesh is'),
         (['--mesh', 'data'], '--mesh is'),
         (['--devices', '4', '--mesh', 'tensor=8'], 'does not cover 4 devices'),
+        (['--devices', '4', '--mesh', 'data=3,tensor=-1'], ': data=1 in --mesh does'),
+        (['--mesh', 'data=0'], '--mesh data is 0; wanted a whole number from 1'),
+        (['--mesh', 'data=-5'], '--mesh data is -5; wanted a whole number from 1'),
+        (['--mesh', 'tensor=-1,data=-1'], '--mesh tensor and data are -1, each for all'),
     ],
 )
 def test_what_does_not_fit_is_refused(flags, message):
