@@ -7,6 +7,7 @@ that do not fit (jax issues 23227, 23833 and 32430). XLA's attention computes th
 
 import functools
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +36,7 @@ def choose(implementation: str, q_BLNH: jax.Array | jax.ShapeDtypeStruct) -> str
     """
     platform, head_dim = target_platform(), q_BLNH.shape[-1]
     few = q_BLNH.shape[1] < SMALL_BLOCK
-    half = q_BLNH.dtype in (jnp.bfloat16, jnp.float16)
-    fits_cudnn = half and head_dim % 8 == 0 and head_dim <= CUDNN_MAX_HEAD_DIM
+    fits_cudnn = _is_half(q_BLNH.dtype) and _fits_heads(head_dim)
     if implementation == 'auto':
         if platform == 'gpu':
             implementation = 'cudnn' if fits_cudnn and not few and _says_recent() else 'xla'
@@ -44,17 +44,41 @@ def choose(implementation: str, q_BLNH: jax.Array | jax.ShapeDtypeStruct) -> str
             implementation = 'splash' if platform == 'tpu' and not few else 'xla'
     if implementation not in IMPLEMENTATIONS:
         raise UserError(f'attention is {implementation!r}; wanted {", ".join(IMPLEMENTATIONS)}')
-    if implementation == 'cudnn' and not (fits_cudnn and platform == 'gpu'):
-        raise UserError(
-            f"attention is 'cudnn', but it would run in {q_BLNH.dtype} with heads of {head_dim} on "
-            f'{platform}; it wants a GPU, 16 bits and heads of a multiple of 8 up to '
-            f"{CUDNN_MAX_HEAD_DIM}: set attention to 'auto', or transformer.dtype to bfloat16"
-        )
-    if implementation == 'cudnn' and not _is_recent():
-        raise UserError(f"attention is 'cudnn', but {_too_old()}: set attention to 'auto' or 'xla'")
+    if implementation == 'cudnn':
+        _check_cudnn(platform, q_BLNH.dtype, head_dim)
     if implementation == 'splash' and platform == 'gpu':
         raise UserError("attention is 'splash', which is for TPU; on a GPU set 'auto' or 'cudnn'")
     return 'xla' if implementation == 'splash' and few else implementation
+
+
+def _check_cudnn(platform: str, dtype: Any, head_dim: int) -> None:
+    """Raises `UserError`, which names the one cause, where cuDNN attention does not run."""
+    automatic = "set attention to 'auto' or 'xla'"
+    if platform != 'gpu':
+        cause = f'which is for NVIDIA GPUs, and the platform is {platform!r}: {automatic}'
+    elif not _is_half(dtype):
+        cause = (
+            f'which wants bfloat16 or float16, and the products in blocks are in {dtype}: set '
+            "their dtype to bfloat16, or attention to 'auto'"
+        )
+    elif not _fits_heads(head_dim):
+        cause = (
+            f'which wants heads of a multiple of 8 up to {CUDNN_MAX_HEAD_DIM}, and the model has '
+            f'heads of {head_dim}: {automatic}'
+        )
+    elif not _is_recent():
+        cause = f'but {_too_old()}: {automatic}'
+    else:
+        return
+    raise UserError(f"attention is 'cudnn', {cause}")
+
+
+def _is_half(dtype: Any) -> bool:
+    return dtype in (jnp.bfloat16, jnp.float16)
+
+
+def _fits_heads(head_dim: int) -> bool:
+    return head_dim % 8 == 0 and head_dim <= CUDNN_MAX_HEAD_DIM
 
 
 def after_fault(implementation: str, error: RuntimeError) -> str:

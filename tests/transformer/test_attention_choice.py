@@ -151,4 +151,21 @@ def test_attention_that_does_not_run_is_refused_before_weights_are_read(capsys, 
     monkeypatch.setattr('infinity_jax.inference.loading.load_model', None)
     with pytest.raises(SystemExit):
         main(['generate', 'a cat', '--attention', 'cudnn'])
-    assert "attention is 'cudnn', but it would run in float32" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "attention is 'cudnn', which is for NVIDIA GPUs, and the platform is 'cpu': set" in error
+
+
+@pytest.mark.parametrize(
+    ('dtype', 'head_dim', 'message'),
+    [
+        ('float32', 128, 'wants bfloat16 or float16, and the products in blocks are in float32: '),
+        ('bfloat16', 36, 'wants heads of a multiple of 8 up to 128, and the model has heads of 36'),
+        ('bfloat16', 256, 'wants heads .* and the model has heads of 256'),
+    ],
+)
+def test_the_cause_why_cudnn_does_not_run(dtype, head_dim, message):
+    queries = jax.ShapeDtypeStruct((1, 200, 2, head_dim), jnp.dtype(dtype))
+    with pytest.raises(UserError, match=f"attention is 'cudnn', which {message}"):
+        on_card('NVIDIA H200', choose, 'cudnn', queries)
+    with pytest.raises(UserError, match="the platform is 'cpu': set attention to 'auto' or 'xla'$"):
+        choose('cudnn', queries)
