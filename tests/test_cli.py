@@ -15,7 +15,7 @@ from helpers.paths import CONFIGS
 from PIL import Image
 
 from infinity_jax import cli
-from infinity_jax.config import QuantizationConfig
+from infinity_jax.config import AUTO, CONVOLUTION_PRECISIONS, QuantizationConfig
 from infinity_jax.errors import UserError
 from infinity_jax.images import check_writable, save_image, save_png
 from infinity_jax.inference import pipeline as pipeline_module
@@ -192,6 +192,17 @@ def test_every_flag_has_a_help_text_and_every_optional_one_its_default():
                 assert has_default, f'{name} {action.dest}'
 
 
+def test_the_flag_of_the_decoder_takes_every_precision():
+    (action,) = (
+        action
+        for name, parser in parsers(cli.build_parser())
+        if name == 'infinity-jax generate'
+        for action in parser._actions
+        if action.dest == 'decoder_precision'
+    )
+    assert action.choices == [AUTO, *CONVOLUTION_PRECISIONS]
+
+
 def test_a_warning_is_one_line(fake, tmp_path, capsys):
     cli.main(['generate', 'long', '--out', str(tmp_path / 'x.png')])
     assert capsys.readouterr().err.startswith('warning: 1 of 1 prompts is cut\ntime: ')
@@ -314,6 +325,7 @@ def test_several_prompts_and_a_file(fake, tmp_path):
         (['generate', 'x', '--aspect-ratio', '1:'], "'1:' is not an aspect ratio; wanted"),
         (['generate', 'x', '--aspect-ratio', 'nan:1'], "'nan:1' is not an aspect ratio; wanted"),
         (['generate', 'x', '--dtype', 'int8'], "invalid choice: 'int8'"),
+        (['generate', 'x', '--decoder-precision', 'fp8'], '--decoder-precision: invalid choice'),
         (['generate', 'x', '--checkpoint', '/nowhere'], '/nowhere: no such folder'),
         (['evaluate', 'demo', '--checkpoint', '/nowhere'], '/nowhere: no such folder'),
         (['evaluate', 'tokenizer', '--checkpoint', '/nowhere'], '/nowhere: no such folder'),
