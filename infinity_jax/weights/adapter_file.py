@@ -50,10 +50,15 @@ class Adapter:
 
     @classmethod
     def parse(cls, adapter: Union[str, os.PathLike[str], 'Adapter']) -> 'Adapter':
-        """'PATH' or 'PATH:STRENGTH', such as 'runs/cats/adapter.safetensors:0.8'."""
+        """'PATH' or 'PATH:STRENGTH', such as 'runs/cats/adapter.safetensors:0.8'.
+
+        A text that is a path of this machine as it is, such as 'runs/12:30', has no strength.
+        """
         if isinstance(adapter, Adapter):
             return adapter
         text = os.fspath(adapter)
+        if os.path.exists(text):
+            return cls(text)
         path, _, strength = text.rpartition(':')
         try:
             factor = float(strength)

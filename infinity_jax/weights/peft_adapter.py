@@ -5,6 +5,7 @@ tensors `base_model.model.BLOCK.MODULE.lora_A.weight` (rank, in) and `lora_B.wei
 """
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from infinity_jax.errors import UserError
+from infinity_jax.ranges import Range, real, short
 from infinity_jax.runtime.atomic_write import atomic_folder
-from infinity_jax.transformer.lora import LoraConfig
+from infinity_jax.transformer.lora import LARGEST_ALPHA, LARGEST_RANK, LoraConfig
 from infinity_jax.weights.safetensors_writer import SafetensorsWriter, Spec
 from infinity_jax.weights.weight_files import open_safetensors, read_json
 
@@ -67,11 +69,17 @@ def load_peft(folder: Path) -> tuple[LoraConfig, Any]:
     """Reads a folder in PEFT's layout; returns the configuration and adapters of `init_adapters`.
 
     Raises:
-      UserError: a file is missing or damaged, the adapters are of another kind than plain LoRA, or
-        of other modules than the seven matrices of the blocks.
+      UserError: a file is missing or damaged, the two do not belong together, the adapters are of
+        another kind than plain LoRA, or of other modules than the seven matrices of the blocks.
     """
-    settings = _settings(folder)
+    rank, alpha = _settings(folder)
     path = folder / WEIGHTS_NAME
+    if not os.path.exists(path):
+        raise UserError(
+            f'{path}: no such file; copy it next to {CONFIG_NAME}, or, where there is '
+            'adapter_model.bin alone, save the adapters again with save_pretrained(FOLDER, '
+            'safe_serialization=True)'
+        )
     found: dict[str, dict[tuple[int, int], np.ndarray]] = {}
     for name, tensor in open_safetensors(path).items():
         match = TENSOR.fullmatch(name.removeprefix(PREFIX))
@@ -91,18 +99,21 @@ def load_peft(folder: Path) -> tuple[LoraConfig, Any]:
         found.setdefault(ours, {})[position] = array.T
     if not found:
         raise UserError(f'{path}: holds no adapters; copy the file again')
-    config = LoraConfig(
-        rank=settings['r'],
-        alpha=settings['lora_alpha'] * (settings['r'] ** 0.5 if settings['use_rslora'] else 1.0),
-        matrices=tuple({name.rpartition('.')[0]: None for name in found}),
-    )
+    matrices = tuple({name.rpartition('.')[0]: None for name in found})
     depth = {position for layers in found.values() for position in layers}
     stacked = {name: _stacked(path, name, layers, depth) for name, layers in found.items()}
-    return config, unflatten_dict(stacked, sep='.')
+    for name, array in stacked.items():
+        stored = array.shape[2 if name.endswith('.a') else 1]
+        if stored != rank:
+            raise UserError(
+                f'{path}: {name} has rank {stored}, but r is {rank} in {CONFIG_NAME}; wanted the '
+                'same: copy both files again from one folder that PEFT saved'
+            )
+    return LoraConfig(rank, alpha, matrices), unflatten_dict(stacked, sep='.')
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """r, lora_alpha and use_rslora of adapter_config.json, once all its fields can be applied."""
+def _settings(folder: Path) -> tuple[int, float]:
+    """Rank and alpha of adapter_config.json, once all its fields can be applied."""
     path = folder / CONFIG_NAME
     described = read_json(path)
     for field, known in REQUIRED.items():
@@ -113,11 +124,18 @@ def _settings(folder: Path) -> dict[str, Any]:
                 'LoRA with one rank can be applied'
             )
     rank, alpha = described.get('r'), described.get('lora_alpha')
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise UserError(f'{path}: r is {rank!r:.60}; wanted a whole number of 1 or more')
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool):
-        raise UserError(f'{path}: lora_alpha is {alpha!r:.60}; wanted a number')
-    return {'r': rank, 'lora_alpha': alpha, 'use_rslora': bool(described.get('use_rslora'))}
+    ranks = Range(1, LARGEST_RANK)
+    if not ranks.has(rank):
+        raise UserError(f'{path}: r is {short(rank)}; wanted {ranks}: copy the file again')
+    # Rank-stabilised LoRA divides by √r where `LoraConfig.scale` divides by r.
+    factor = rank**0.5 if described.get('use_rslora') else 1.0
+    alphas = real(0, LARGEST_ALPHA / factor)
+    if not alphas.has(alpha):
+        raise UserError(
+            f'{path}: lora_alpha is {short(alpha)}; wanted a number from {alphas}: copy the file '
+            'again'
+        )
+    return rank, alpha * factor
 
 
 def _stacked(

@@ -1,6 +1,7 @@
 """Adapters in PEFT's layout: a round trip, and what cannot be applied is refused."""
 
 import json
+import math
 import re
 
 import numpy as np
@@ -11,9 +12,16 @@ from infinity_jax.cli import main
 from infinity_jax.config import TransformerConfig
 from infinity_jax.convert.names import TRANSFORMER
 from infinity_jax.errors import UserError
+from infinity_jax.tools.commands.generation_flags import adapter_path
 from infinity_jax.transformer.lora import MATRICES, LoraConfig, updates_of
 from infinity_jax.transformer.model import transformer_shapes
-from infinity_jax.weights.adapter_file import FILE_NAME, load_adapter, read_updates, save_adapter
+from infinity_jax.weights.adapter_file import (
+    FILE_NAME,
+    Adapter,
+    load_adapter,
+    read_updates,
+    save_adapter,
+)
 from infinity_jax.weights.peft_adapter import CONFIG_NAME, MODULES, WEIGHTS_NAME, save_peft
 
 SIZES = TransformerConfig(
@@ -112,7 +120,12 @@ def test_the_scale_of_rslora(folder):
         ({'rank_pattern': {'fc1': 4}}, "rank_pattern is {'fc1': 4}"),
         ({'init_lora_weights': 'pissa'}, "init_lora_weights is 'pissa'; wanted True"),
         ({'r': 0}, 'r is 0; wanted a whole number'),
-        ({'lora_alpha': None}, 'lora_alpha is None; wanted a number'),
+        ({'r': 100_000}, 'r is 100000; wanted a whole number from 1 to 8192: copy the file again'),
+        ({'lora_alpha': None}, r'lora_alpha is None; wanted a number from 0 to 1e\+06'),
+        ({'lora_alpha': math.nan}, 'lora_alpha is nan; wanted'),
+        ({'lora_alpha': -3}, 'lora_alpha is -3; wanted'),
+        ({'lora_alpha': 1e9}, 'lora_alpha is 1000000000.0; wanted'),
+        ({'lora_alpha': 8e5, 'use_rslora': True}, 'lora_alpha is 800000.0; wanted'),
     ],
 )
 def test_other_kinds_are_refused(folder, fields, message):
@@ -143,11 +156,19 @@ def test_other_tensors_are_refused(folder):
     refused('has NaN, infinity', **{one: np.full((2, 8), np.nan, 'f')})
     safetensors.numpy.save_file(tensors, path)
     changed(folder, r=3)
-    with pytest.raises(UserError, match=r'self_attention.qkv has A, B of shapes \(\(4, 8, 2\)'):
+    with pytest.raises(UserError, match=f'has rank 2, but r is 3 in {CONFIG_NAME}; wanted'):
         read_updates([folder], SIZES)
-    path.unlink()
-    with pytest.raises(UserError, match=f'{WEIGHTS_NAME}'):
+    path.rename(folder / 'adapter_model.bin')
+    with pytest.raises(UserError, match=f'{WEIGHTS_NAME}: no such file; .* safe_serialization'):
         load_adapter(folder)
+
+
+def test_a_name_that_ends_as_a_strength_does(folder):
+    named = str(folder.rename(folder.with_name('run_12:30')))
+    assert Adapter.parse(named) == Adapter(named) and adapter_path(named) == named
+    assert Adapter.parse(f'{named}:0.5') == Adapter(named, 0.5)
+    assert adapter_path(f'{named}:0.5') == f'{named}:0.5'
+    assert load_adapter(Adapter.parse(named).path)[0].rank == 2
 
 
 def test_a_folder_without_adapters(tmp_path):

@@ -1,6 +1,7 @@
 """Flags of the commands that generate images: model, image size, sampling, lossy savings."""
 
 import argparse
+import os
 import re
 from typing import Any
 
@@ -84,6 +85,8 @@ def add_adapter_flag(parser: argparse.ArgumentParser) -> None:
 
 def adapter_path(text: str) -> str:
     """A path with or without a strength, which is parsed once the model is read."""
+    if os.path.exists(text):  # its name may end as a strength does
+        return text
     found = re.search(r':[-+.\deE]+$', text)
     file, strength = (text[: found.start()], found[0]) if found else (text, '')
     if not file or file.startswith(':'):
