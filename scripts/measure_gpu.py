@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -237,7 +238,9 @@ def measure_demo(args: argparse.Namespace) -> None:
     images = {}
     for name, environment in (('here', {}), ('cpu', {'JAX_PLATFORMS': 'cpu'})):
         folder = args.out.parent / f'demo_{name}'
-        folder.mkdir(exist_ok=True)
+        if folder.exists():  # images of an earlier run, perhaps of another number
+            shutil.rmtree(folder)
+        folder.mkdir()
         command = [*CLI, 'generate', PROMPT, '--num', str(args.count), '--out', f'{folder}/']
         subprocess.run(command, check=True, env={**os.environ, **environment})
         files = sorted(folder.glob('*.png'))

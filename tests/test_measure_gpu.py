@@ -2,11 +2,13 @@
 
 import importlib.util
 import json
+import pathlib
 import subprocess
 import sys
 
 import pytest
 from helpers.paths import REPOSITORY
+from PIL import Image
 
 from infinity_jax.cli import build_parser
 
@@ -59,6 +61,20 @@ def test_a_part_that_fails_or_takes_too_long_does_not_stop_the_next(measure, tmp
     rows = (tmp_path / 'measured.txt').read_text().splitlines()
     assert rows[0].startswith('a machine; ') and len(rows) == 4 + 4
     assert '| train 1.500 | 25.0% |' in rows[6]
+
+
+def test_images_of_an_earlier_run_are_not_compared(measure, tmp_path, monkeypatch):
+    def generate(command, **_):
+        folder = pathlib.Path(command[-1])
+        for i in range(int(command[command.index('--num') + 1])):
+            Image.new('RGB', (2, 2), (i, 0, 0)).save(folder / f'image_{i:03}.png')
+
+    monkeypatch.setattr(measure.subprocess, 'run', generate)
+    for count in (4, 2):
+        out = tmp_path / 'demo.json'
+        measure.main(['--part', 'demo', '--count', str(count), '--out', str(out)])
+        figures = json.loads(out.read_text())
+        assert figures['images'] == figures['equal_images'] == count
 
 
 def test_the_shell_script_runs_it(tmp_path):
