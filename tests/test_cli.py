@@ -46,6 +46,7 @@ class FakePipeline:
     image_size = (16, 16)
     quantization = QuantizationConfig(cache='int8')  # as memory allows, not as asked
     dtype, text_dtype = 'float32', 'float16'  # as the card allows
+    decoder_precision = 'tf32'
 
     @classmethod
     def from_pretrained(cls, folder, **options):
@@ -80,6 +81,7 @@ def test_one_image_with_its_settings_inside(fake, tmp_path):
         assert image.text['ratio'] == '0.500' and image.text['budget'] == '0.06M'
         assert image.text['height'] == '16' and image.text['width'] == '16'
         assert image.text['weights'] == 'full' and image.text['cache'] == 'int8'
+        assert image.text['decoder'] == 'tf32'
         assert (image.text['dtype'], image.text['text_dtype']) == ('float32', 'float16')
         assert fake.asked['guided']
     assert fake.asked['sampling'].temperature == (0.5,) and fake.asked['sampling'].top_k == 1

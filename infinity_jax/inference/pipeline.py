@@ -208,6 +208,15 @@ class InfinityPipeline:
         """The dtype of the products in the text encoder."""
         return self._model.configs.text_products
 
+    @property
+    def decoder_precision(self) -> str:
+        """The precision of the decoder's convolutions in use, not 'auto'."""
+        from infinity_jax.sharding import target_platform
+        from infinity_jax.tokenizer.precision import in_use
+        from infinity_jax.weights.placement import platform_of
+
+        return in_use(self._quantization.decoder, platform_of(self._mesh) or target_platform())
+
     def warn_of_losses(self, prompts: Sequence[str]) -> None:
         """Warns of prompts that are cut, or that hold characters which the vocabulary lacks."""
         self._prompt_encoder.warn_of_losses([self._rewrite(prompt) for prompt in prompts])

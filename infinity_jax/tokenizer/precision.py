@@ -26,6 +26,11 @@ BUILT_IN = {
 MANTISSA_BITS = {TF32: 10, BFLOAT16: 7, BFLOAT16_3X: 7}
 
 
+def in_use(precision: str, platform: str) -> str:
+    """The precision that a name stands for on a platform: itself, or the default for 'auto'."""
+    return DEFAULTS[platform] if precision == AUTO else precision
+
+
 def convolution(lhs: jax.Array, rhs: jax.Array, *args: Any, precision: Any = None, **options: Any):
     """`jax.lax.conv_general_dilated`, to which a precision may be given by name as well.
 
@@ -49,7 +54,7 @@ def convolution(lhs: jax.Array, rhs: jax.Array, *args: Any, precision: Any = Non
         return jax.lax.conv_general_dilated(x, kernel, *args, **{**options, 'precision': passed})
 
     platform = target_platform()
-    name = DEFAULTS[platform] if precision == AUTO else precision
+    name = in_use(precision, platform)
     if name == TF32 and platform == 'tpu':
         raise UserError(f'decoder precision is {TF32}, which a TPU lacks; choose {BFLOAT16_3X}')
     if name == FLOAT32 or (platform, name) in BUILT_IN:

@@ -49,6 +49,7 @@ def test_images_of_prompts():
     assert generated.prompts == ('a red apple', 'a ghost on a blue background', 'a red apple')
     assert generated.seeds == ((1, 0), (1, 1), (1, 2))
     assert (generated.pixels[0] != generated.pixels[2]).any()  # one prompt, two keys
+    assert pipeline().decoder_precision == 'float32'  # what 'auto' is on a CPU
 
 
 def test_a_seed_repeats_and_another_differs():

@@ -104,6 +104,12 @@ def test_both_decoders_round_alike():
     assert between < np.abs(np.asarray(plain) - np.asarray(in_float32)).max()
 
 
+def test_auto_stands_for_the_default_of_the_platform():
+    wanted = {'cpu': 'float32', 'gpu': 'tf32', 'tpu': 'bfloat16_3x'}
+    assert {platform: precision.in_use('auto', platform) for platform in wanted} == wanted
+    assert precision.in_use('bfloat16', 'cpu') == 'bfloat16'
+
+
 def test_another_name_is_refused():
     with pytest.raises(UserError, match="decoder is 'half'; wanted auto, float32, tf32"):
         QuantizationConfig(decoder='half')

@@ -184,6 +184,7 @@ def run(args: argparse.Namespace) -> None:
             'temperature': ','.join(map(str, sampling.temperature)),
             'weights': pipeline.quantization.weights,
             'cache': pipeline.quantization.cache,
+            'decoder': pipeline.decoder_precision,
             'model': args.checkpoint or 'demo',
             'adapters': ' '.join(args.adapters),
         }

@@ -235,6 +235,7 @@ def metadata_of(
         'attention': args.attention or '',
         'weights': quantization.weights,
         'cache': quantization.cache,
+        'decoder': pipeline.decoder_precision,
         'unguided_scales': sampling.unguided_scales,
         'model': args.checkpoint or 'demo',
         'revision': args.revision or '',

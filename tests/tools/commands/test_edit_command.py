@@ -13,6 +13,7 @@ class FakePipeline:
 
     asked = {}
     quantization = QuantizationConfig(cache='int8')  # as memory allows, not as asked
+    decoder_precision = 'tf32'
 
     @classmethod
     def from_pretrained(cls, folder, **options):
@@ -49,6 +50,7 @@ def test_a_mask_and_its_settings(image, capsys):
         assert (result.text['image'], result.text['mask']) == ('in.png', 'mask.png')
         assert (result.text['seed'], result.text['index']) == ('3', '1')
         assert (result.text['weights'], result.text['cache']) == ('full', 'int8')
+        assert result.text['decoder'] == 'tf32'
 
 
 def test_words_and_a_plain_variation(image):

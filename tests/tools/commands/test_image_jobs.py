@@ -27,6 +27,7 @@ class FakePipeline:
     image_size = (16, 16)
     quantization = QuantizationConfig()
     dtype, text_dtype = 'float32', 'float32'
+    decoder_precision = 'float32'
     runs = 0
 
     @classmethod
