@@ -139,9 +139,7 @@ def load_for_generation(
         check_unguided(request.sampling.guidance, request.sampling.guided)
     transformer = required(configs.transformer, 'transformer')
     updates = read_updates(adapters, transformer)
-    devices = mesh
-    if isinstance(mesh, MeshConfig):
-        devices = make_mesh(mesh, setting='{} in MeshConfig')
+    devices = make_mesh(mesh, setting='{} in MeshConfig') if isinstance(mesh, MeshConfig) else mesh
     configs = with_text_dtype(configs, platform=platform_of(devices))
     _check_attention(configs, devices)
     plan = plan_memory(

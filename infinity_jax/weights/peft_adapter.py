@@ -123,7 +123,8 @@ def _settings(folder: Path) -> tuple[int, float]:
                 f'{path}: {field} is {described.get(field)!r:.60}; wanted {known[0]!r}: only plain '
                 'LoRA with one rank can be applied'
             )
-    rank, alpha = described.get('r'), described.get('lora_alpha')
+    rank: Any = described.get('r')
+    alpha: Any = described.get('lora_alpha')
     ranks = Range(1, LARGEST_RANK)
     if not ranks.has(rank):
         raise UserError(f'{path}: r is {short(rank)}; wanted {ranks}: copy the file again')
