@@ -27,10 +27,11 @@ class Collective:
     Attributes:
       kind: of `KINDS`.
       size: bytes of the whole buffer that a group shares: the output of an all-gather, the input
-        of a reduce-scatter, the operand of an all-reduce, all-to-all or permute.
+        of a reduce-scatter, the operand of an all-reduce or permute, the operands of all members
+        of an all-to-all.
       group: partition ids of the first group; empty: all partitions.
       overlapped: whether other work of the program runs at the same time.
-      computation: name of the computation that executes it.
+      computation: name of the computation that executes or starts it.
       times: runs per step.
     """
 
@@ -64,7 +65,7 @@ def collectives_of(program: HloProgram) -> list[Collective]:
         starts = _has(program, outer, START)
         if _channel(inner) in started and not starts or _has(program, outer, DONE):
             continue
-        overlapped = starts or inner.opcode.endswith('-start') or outer.opcode == 'async-start'
+        overlapped = starts or inner.opcode.endswith('-start') or bool(executed.started_in)
         results.append(_collective(program, executed, inner, overlapped))
     return results
 
@@ -110,12 +111,13 @@ def _collective(
     if starting and kind != 'all-reduce':  # a tuple of operands and results; the larger half counts
         sizes = sizes[len(sizes) // 2 :]
     size, group = sum(sizes), _group(inner)
-    if kind == 'reduce-scatter' and not starting:
+    if 'all-to-all' in kind or kind == 'reduce-scatter' and not starting:
         size *= max(len(group), 1)
     if kind == 'all-reduce' and executed.instruction.opcode == 'fusion':
         scattered = any('all-reduce-scatter' in name for name in executed.instruction.callees)
         kind = 'reduce-scatter' if scattered else kind
-    return Collective(kind, size, group, overlapped, executed.computation, executed.times)
+    computation = executed.started_in or executed.computation
+    return Collective(kind, size, group, overlapped, computation, executed.times)
 
 
 def _group(instruction: Instruction) -> tuple[int, ...]:

@@ -96,10 +96,10 @@ def _spent(
     if line.opcode in NO_KERNEL or line.opcode.endswith('-done') or _is_collective(line):
         return ProgramTime()
     read = kernel_bytes(program, executed.computation, line) / topology.speed.memory_bandwidth
-    if line.opcode == 'fusion-start':
+    spent = _kernel_time(program, executed, topology, read)
+    if line.opcode == 'fusion-start' and spent.moved:  # it multiplies nothing
         copies.start(line.name, executed.times * read)
         return ProgramTime()
-    spent = _kernel_time(program, executed, topology, read)
     copies.run(spent.total - executed.times * read)
     return spent
 

@@ -56,11 +56,14 @@ class Executed:
     Attributes:
       computation: name of the computation that has it.
       times: runs per step.
+      started_in: name of the computation whose `async-start` has it run at the same time as other
+        work; '' where it runs in turn.
     """
 
     instruction: Instruction
     computation: str
     times: int
+    started_in: str = ''
 
 
 class HloProgram:
@@ -113,13 +116,15 @@ class HloProgram:
             return 1
         return bound
 
-    def _walk(self, name: str, times: int) -> Iterator[Executed]:
+    def _walk(self, name: str, times: int, started_in: str = '') -> Iterator[Executed]:
         for instruction in self.computations[name]:
-            yield Executed(instruction, name, times)
+            yield Executed(instruction, name, times, started_in)
             if instruction.opcode in INSIDE:
                 iterations = self.iterations(instruction) if instruction.opcode == 'while' else 1
+                starts = instruction.opcode == 'async-start'
+                outer = started_in or (name if starts else '')
                 for callee in instruction.callees:
-                    yield from self._walk(callee, times * iterations)
+                    yield from self._walk(callee, times * iterations, outer)
 
     def _bound(self, condition: str) -> int | None:
         """The only integer constant that a condition, or a fusion in it, compares with.

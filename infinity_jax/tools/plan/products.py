@@ -50,9 +50,9 @@ def products_in(program: HloProgram, computation: str, outer: Instruction) -> It
     Args:
       program: the compiled text.
       computation: name of the one that has the instruction.
-      outer: the instruction; a fusion is searched.
+      outer: the instruction; a fusion is searched. What an `async-start` runs is executed itself.
     """
-    if outer.opcode in ('fusion', 'async-start'):
+    if outer.opcode in ('fusion', 'fusion-start'):
         for callee in outer.callees:
             for inner in program.computations.get(callee, ()):
                 yield from products_in(program, callee, inner)

@@ -62,3 +62,30 @@ def test_a_program_of_eight_devices():
     lowered = jax.jit(lambda x: jax.lax.scan(step, x, length=6)[0]).lower(x)
     found = totals(collectives_of(HloProgram(lowered.compile(QUICK_COMPILE).as_text())))
     assert found == {'all-reduce': CollectiveTotal(6, 6 * 4 * 4)}
+
+
+WRAPPED = """
+%exchange (p: f32[1024]) -> f32[1024] {
+  %p = f32[1024]{0} parameter(0)
+  ROOT %all = f32[1024]{0} all-to-all(%p), replica_groups={{0,1,2,3}}, dimensions={0}
+}
+
+ENTRY %main (x: f32[1024]) -> f32[1024] {
+  %x = f32[1024]{0} parameter(0)
+  %start = ((f32[1024]{0}), f32[1024]{0}, u32[]) async-start(%x), calls=%exchange
+  ROOT %done = f32[1024]{0} async-done(%start)
+}
+"""
+
+
+def test_a_collective_that_is_started_overlaps_with_the_computation_that_starts_it():
+    wanted = Collective('all-to-all', 4 * 4096, (0, 1, 2, 3), True, 'main', 1)
+    assert collectives_of(HloProgram(WRAPPED)) == [wanted]
+    started = """
+ENTRY %main (x: f32[1024]) -> f32[1024] {
+  %x = f32[1024]{0} parameter(0)
+  %s = ((f32[1024]{0}), f32[1024]{0}, u32[]) all-to-all-start(%x), replica_groups={{0,1,2,3}}
+  ROOT %done = f32[1024]{0} all-to-all-done(%s)
+}
+"""
+    assert collectives_of(HloProgram(started)) == [wanted]

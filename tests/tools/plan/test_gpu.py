@@ -196,6 +196,40 @@ def test_an_exchange_is_as_fast_as_the_slowest_link():
     assert seconds == pytest.approx(size / card.network_bandwidth)
 
 
+def test_an_all_to_all_sends_what_is_for_the_others():
+    text = """
+ENTRY %main (p: f32[1048576]) -> f32[1048576] {
+  %p = f32[1048576]{0} parameter(0)
+  ROOT %all = f32[1048576]{0} all-to-all(%p), replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={0}
+}
+"""
+    topology = parse_topology('h100:8')
+    time = gpu_time.estimate_gpu_time(HloProgram(text), topology, [0] * 8)
+    assert time.exposed == pytest.approx(7 / 8 * 4 * 2**20 / topology.speed.link_bandwidth)
+
+
+STARTED = """
+%product (p: bf16[128,128]) -> bf16[128,128] {
+  %p = bf16[128,128]{1,0} parameter(0)
+  ROOT %dot = bf16[128,128]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (x: bf16[128,128]) -> bf16[128,128] {
+  %x = bf16[128,128]{1,0} parameter(0)
+  %start = ((bf16[128,128]{1,0}), bf16[128,128]{1,0}, u32[]) NAME-start(%x), calls=%product
+  ROOT %done = bf16[128,128]{1,0} NAME-done(%start)
+}
+"""
+
+
+@pytest.mark.parametrize('name', ['async', 'fusion'])
+def test_a_product_that_is_started_counts_once(name):
+    program = HloProgram(STARTED.replace('NAME', name))
+    assert products.counted(program) == {'product bfloat16': 1}
+    time = gpu_time.estimate_gpu_time(program, GpuTopology('h100', 1, 1), [0])
+    assert time.estimated > 0 and time.moved == time.hidden == 0
+
+
 SMALL = ModelConfigs(
     TransformerConfig(depth=2, width=64, num_heads=2, bits=4, text_channels=64, text_length=16),
     TokenizerConfig(4, base_channels=8, channel_multipliers=(1,), residual_blocks=1, norm_groups=4),
