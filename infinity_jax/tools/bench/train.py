@@ -101,7 +101,6 @@ def _run_of(workload: Workload) -> tuple[T2IConfig, Models]:
     run_config = T2IConfig(
         task='t2i',
         run_dir='',
-        init_from='random weights' if workload.lora else '',
         steps=STEPS,
         batch_size=workload.batch,
         data=DataConfig(),

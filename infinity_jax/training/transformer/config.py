@@ -87,11 +87,6 @@ class T2IConfig(RunConfig):
         check_parts(self.new_parts)
         if self.attention not in IMPLEMENTATIONS:
             raise UserError(f'attention is {self.attention!r}; wanted {", ".join(IMPLEMENTATIONS)}')
-        if self.lora.rank and not self.init_from:
-            raise UserError(
-                f'lora.rank is {self.lora.rank} and config.init_from empty: name the model folder '
-                'whose weights the adapters are added to'
-            )
         if self.lora.rank and self.new_parts:
             raise UserError('lora trains adapters alone; leave new_parts empty')
         if self.lora.rank and self.text.train:

@@ -80,6 +80,15 @@ def check_card(config: T2IConfig, lack: str) -> None:
     check_dtype(config.transformer.dtype, lack, 'config field transformer.dtype', remedy)
 
 
+def check_base(config: T2IConfig) -> None:
+    """Raises `UserError` where adapters have no weights to be added to; a plan needs none."""
+    if config.lora.rank and not config.init_from:
+        raise UserError(
+            f'lora.rank is {config.lora.rank} and config.init_from empty: name the model folder '
+            'whose weights the adapters are added to'
+        )
+
+
 def with_run_text_dtype(
     config: T2IConfig, configs: ModelConfigs, mesh: Mesh | None = None
 ) -> ModelConfigs:

@@ -42,6 +42,7 @@ from infinity_jax.training.transformer.encoded_once import (
 from infinity_jax.training.transformer.features import check_features
 from infinity_jax.training.transformer.next_commands import next_commands
 from infinity_jax.training.transformer.parts import (
+    check_base,
     check_card,
     frozen_text_params,
     load_parts,
@@ -66,6 +67,7 @@ SAMPLE_CAPTIONS = 16  # half from training pairs, half from held-out ones
 
 def make_task(config: T2IConfig, mesh: Mesh) -> loop.Task:
     """Everything the loop needs, jitted and sharded here and nowhere else."""
+    check_base(config)
     check_card(config, lack_of_bfloat16(mesh))
     check_parts(config.batch_size, config.accumulate_steps, mesh)
     loaded = load_parts(config, mesh)

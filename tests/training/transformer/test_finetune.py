@@ -59,8 +59,9 @@ def test_a_folder_must_be_named(folder, tmp_path):
         run_config(fields(tmp_path / 'tokenizer', tmp_path))
     config = run_config(fields(folder, tmp_path))
     lora = LoraConfig(rank=1)
+    mesh = make_mesh(devices=jax.devices()[:1])
     with pytest.raises(UserError, match='lora.rank is 1 and config.init_from empty'):
-        dataclasses.replace(config, lora=lora, init_from='')
+        make_task(dataclasses.replace(config, lora=lora, init_from=''), mesh)
     with pytest.raises(UserError, match='set text.train to False'):
         dataclasses.replace(config, lora=lora, text=dataclasses.replace(config.text, train=True))
 
