@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         add('bench', 'Measure speed, and compare it with the matrix products alone.')
     )
     plan_command.add_flags(
-        add('plan', 'Estimate memory and time of a run on a TPU slice, without a TPU.')
+        add('plan', 'Estimate memory and time of a run on TPUs or GPUs, without having them.')
     )
     _add_check(add('check', 'Compare every stage of a model with reference arrays.'))
     return parser

@@ -58,7 +58,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar='N',
         help='training: images that a chip processes at the same time, which sets the batch size '
-        "(default: the config's batch size over chips and accumulate_steps)",
+        "(default: the config's batch size over its shares of data x fsdp and accumulate_steps)",
     )
     parser.add_argument(
         '--accumulate',
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.sharding import MeshConfig, deviceless_mesh, make_mesh
 
     check_positive(args, 'num', 'at_once', 'accumulate')
-    config = changed(_read(args.config, args.overrides), args, topology.num_chips)
+    config = _read(args.config, args.overrides)
     # A preset's mesh is for training on the slice that it names; images are generated on any.
     own_mesh = not args.generation or any('.mesh.' in field for field in args.overrides)
     axes = config.mesh if own_mesh else MeshConfig(data=1, fsdp=-1)
@@ -119,6 +119,7 @@ def run(args: argparse.Namespace) -> None:
         mesh = make_mesh(axes, devices_of(topology))
     else:
         mesh = deviceless_mesh(axes, topology.num_chips)
+    config = changed(config, args, mesh)
     tasks = {'t2i': _generation if args.generation else _training, 'tokenizer': _tokenizer}
     lines, figures = tasks[config.task](args, config, topology, mesh)
     print('\n'.join(lines))
@@ -126,8 +127,10 @@ def run(args: argparse.Namespace) -> None:
         _write(pathlib.Path(args.json), {'config': args.config, **figures})
 
 
-def changed(config: Any, args: argparse.Namespace, chips: int) -> Any:
+def changed(config: Any, args: argparse.Namespace, mesh: 'Mesh | AbstractMesh') -> Any:
     """The run with the fields that flags replace; `--at-once` sets the batch size."""
+    from infinity_jax.tools.plan.training import batch_shares
+
     given = {'remat': args.remat, 'accumulate_steps': args.accumulate}
     options = {name: value for name, value in given.items() if value is not None}
     for name in options:
@@ -135,7 +138,7 @@ def changed(config: Any, args: argparse.Namespace, chips: int) -> Any:
             raise UserError(f'config field {name} does not exist in task {config.task}; leave it')
     if args.at_once:
         parts = options.get('accumulate_steps') or getattr(config, 'accumulate_steps', 1)
-        options['batch_size'] = args.at_once * parts * chips
+        options['batch_size'] = args.at_once * parts * batch_shares(mesh)
     return dataclasses.replace(config, **options)
 
 

@@ -18,7 +18,9 @@ from infinity_jax.runtime.accelerators import PEAKS, DevicePeak, GpuCard
 
 CARDS = {name: peak.gpu for name, peak in PEAKS.items() if peak.gpu}
 PLUGINS = ('xla_cuda13', 'xla_cuda12')
-INSTALL = 'pip install jax-cuda13-pjrt=={version} jax-cuda13-plugin=={version} nvidia-cuda-nvcc'
+INSTALL = (
+    'pip install --no-deps jax-cuda13-pjrt=={version} jax-cuda13-plugin=={version} nvidia-cuda-nvcc'
+)
 CONTEXT_BYTES = 600 * 2**20  # taken by the driver and by CUDA's libraries
 CUDNN = 91100  # the version that programs are compiled for where cuDNN is not installed
 

@@ -133,7 +133,7 @@ def training_json(plan: TrainingPlan, topology: Devices, depth: int = 0) -> dict
         'largest_batch': plan.largest,
         'measured_batches': plan.measured,
         'estimates': times,
-        'method': method_of(topology, bool(times)),
+        'method': method_of(topology, plan.cost is not None),
     }
 
 

@@ -5,7 +5,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from infinity_jax.config import ModelConfigs, required
 from infinity_jax.tools.plan.abstract_step import abstract_step
@@ -113,9 +113,14 @@ def largest_batch(measured: tuple[BatchMemory, ...], limit: int) -> int:
     return max(math.floor(few + (limit - small) / slope), 0)
 
 
-def images_at_once(config: T2IConfig, chips: int) -> int:
-    """Images that a chip processes at the same time."""
-    return config.batch_size // (chips * config.accumulate_steps)
+def images_at_once(config: T2IConfig, mesh: Mesh | AbstractMesh) -> int:
+    """Images that a chip processes at the same time, with all others of its `tensor` axis."""
+    return config.batch_size // (batch_shares(mesh) * config.accumulate_steps)
+
+
+def batch_shares(mesh: Mesh | AbstractMesh) -> int:
+    """Shares of a batch: chips along `tensor` and `sequence` work on the same images."""
+    return mesh.shape['data'] * mesh.shape['fsdp']
 
 
 class Planner:
@@ -152,7 +157,7 @@ class Planner:
             config = dataclasses.replace(config, transformer=transformer)
             configs = dataclasses.replace(configs, transformer=transformer)
         if at_once:
-            batch = at_once * self.topology.num_chips * config.accumulate_steps
+            batch = at_once * batch_shares(self.mesh) * config.accumulate_steps
             config = dataclasses.replace(config, batch_size=batch)
         step = abstract_step(config, configs, self.mesh, self.source, unrolled)
         return compile_program(
@@ -169,7 +174,7 @@ class Planner:
           progress: called with a line before each compilation.
         """
         plan = TrainingPlan(self.analysis())
-        images = images_at_once(self.config, self.topology.num_chips)
+        images = images_at_once(self.config, self.mesh)
         progress('compiling the training step')
         cost = self.cost()
         plan = dataclasses.replace(plan, cost=cost)

@@ -2,18 +2,28 @@
 
 import importlib.util
 import json
+import types
 
 import numpy as np
 import pytest
 
 from infinity_jax import cli
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import MeshConfig, deviceless_mesh
 from infinity_jax.tools.plan import topology
 from infinity_jax.tools.plan.kernel_flops import training_flops
-from infinity_jax.tools.plan.program_cost import Memory, read_too_large
+from infinity_jax.tools.plan.program_cost import Memory, ProgramCost, read_too_large
 from infinity_jax.tools.plan.program_time import ProgramTime
+from infinity_jax.tools.plan.report import METHOD, training_json, training_lines
 from infinity_jax.tools.plan.topology import parse_topology
-from infinity_jax.tools.plan.training import Analysis, extrapolate, largest_batch, mfu
+from infinity_jax.tools.plan.training import (
+    Analysis,
+    TrainingPlan,
+    extrapolate,
+    images_at_once,
+    largest_batch,
+    mfu,
+)
 
 GIB = 2**30
 CONFIG = 'configs/t2i.py'
@@ -97,7 +107,10 @@ def test_generation_without_libtpu(without_libtpu, capsys):
             'does not divide',
         ),
         (['--topology', 'v5e:4x4', '--at-once', '0'], '--at-once is 0'),
-        (['--topology', 'v5e:4x4', '--remat', 'half'], "remat is 'half'"),
+        (
+            ['--topology', 'v5e:4x4', '--config.mesh.fsdp=16', '--remat', 'half'],
+            "remat is 'half'",
+        ),
     ],
 )
 def test_wrong_flags_are_one_line(without_libtpu, capsys, flags, message):
@@ -106,6 +119,35 @@ def test_wrong_flags_are_one_line(without_libtpu, capsys, flags, message):
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
+
+
+def figures_of(tmp_path, *flags):
+    file = tmp_path / 'plan.json'
+    cli.main(['plan', *flags, '--json', str(file)])
+    return json.loads(file.read_text())
+
+
+def test_adapters_are_planned_without_the_weights_they_are_added_to(without_libtpu, tmp_path):
+    flags = '--config.lora.rank=16', '--config.mesh.fsdp=1', '--at-once', '1', '--accumulate', '1'
+    found = figures_of(tmp_path, f'{CONFIG}:2b_512', '--topology', 'v5e:1x1', *flags)
+    assert found['parameters'] == pytest.approx(0.011 * 2.205e9, rel=0.01)
+    assert found['state_bytes'] == pytest.approx(16 * found['parameters'], rel=0.01)
+
+
+def test_chips_of_the_tensor_axis_share_their_images(without_libtpu, tmp_path):
+    flags = '--config.mesh.tensor=2', '--config.mesh.fsdp=2', '--at-once', '3', '--accumulate', '1'
+    found = figures_of(tmp_path, f'{CONFIG}:2b_512', '--topology', 'v5e:2x2', *flags)
+    assert found['images'] == 2 * 3
+    config = types.SimpleNamespace(batch_size=1, accumulate_steps=1)
+    assert images_at_once(config, deviceless_mesh(MeshConfig(data=1, tensor=2), 2)) == 1
+
+
+def test_a_program_that_is_too_large_was_compiled():
+    plan = TrainingPlan(
+        Analysis(1, 1, 1.0, 0.0, 1), ProgramCost(None, 30 * GIB, {}, {}, {}, None, (), 1.0)
+    )
+    slice_ = parse_topology('v5e:4x4')
+    assert training_json(plan, slice_)['method'] == training_lines(plan, slice_)[-1] == METHOD
 
 
 @pytest.mark.skipif(not importlib.util.find_spec('libtpu'), reason='libtpu compiles')
