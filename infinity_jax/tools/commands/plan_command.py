@@ -16,6 +16,21 @@ from infinity_jax.tools.commands.generation_flags import add_quantization_flags,
 if TYPE_CHECKING:
     from jax.sharding import AbstractMesh, Mesh
 
+# Flags of one kind of plan, by attribute -> what to know in the other kind.
+OF_GENERATION = {
+    'num': 'the images of a training step are set by --at-once',
+    'text_encoder': 'training is planned without it by --from features',
+    'weights': 'the base of LoRA is in 8 bits with --config.lora.base_dtype=int8',
+    'cache': 'training has no cache',
+    'decoder_precision': 'training has no decoder',
+}
+OF_TRAINING = {
+    'at_once': 'the images of a call are set by --num',
+    'accumulate': 'generation has no gradients to accumulate',
+    'remat': 'generation has no backward pass',
+    'source': 'generation starts from text',
+}
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `plan`: the run, the slice, and changes to the run."""
@@ -41,18 +56,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--num',
         type=int,
-        default=1,
         metavar='N',
-        help='with --generation: images per chip and call (default: %(default)s)',
+        help='with --generation: images per chip and call (default: 1)',
     )
     parser.add_argument(
         '--text-encoder',
         choices=['device', 'host'],
-        default='device',
         help='with --generation: the memory that holds its weights while images are generated '
-        '(default: %(default)s)',
+        '(default: device)',
     )
     add_quantization_flags(parser, title='lossy savings of --generation')
+    parser.set_defaults(weights=None, cache=None)  # None: not given, see `check_flags`
     parser.add_argument(
         '--at-once',
         type=int,
@@ -74,15 +88,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         dest='source',
         type=current_source,
         choices=['images', 'features'],
-        default='images',
         help='input of the training step: images, with tokenizer and text encoder in the step, or '
-        'their precomputed features (default: %(default)s)',
+        'their precomputed features (default: images)',
     )
     parser.add_argument(
         '--quick',
         action='store_true',
-        help='compile one program only, without the estimates of the largest batch and of the '
-        'unrolled layers (default: all programs)',
+        help='training: compile one program only, without the estimates of the largest batch and '
+        'of the unrolled layers (default: all programs); tokenizers and --generation have no '
+        'others',
     )
     parser.add_argument(
         '--json',
@@ -111,6 +125,7 @@ def run(args: argparse.Namespace) -> None:
 
     check_positive(args, 'num', 'at_once', 'accumulate')
     config = _read(args.config, args.overrides)
+    check_flags(args, config.task)
     # A preset's mesh is for training on the slice that it names; images are generated on any.
     own_mesh = not args.generation or any('.mesh.' in field for field in args.overrides)
     axes = config.mesh if own_mesh else MeshConfig(data=1, fsdp=-1)
@@ -125,6 +140,33 @@ def run(args: argparse.Namespace) -> None:
     print('\n'.join(lines))
     if args.json:
         _write(pathlib.Path(args.json), {'config': args.config, **figures})
+
+
+def check_flags(args: argparse.Namespace, task: str) -> None:
+    """Checks that each flag has a meaning in the plan that is made.
+
+    Raises:
+      UserError: one is of another kind of plan.
+    """
+    if task != 't2i':
+        for name in ('generation', *OF_GENERATION, 'source'):
+            if getattr(args, name) not in (None, False):
+                raise UserError(
+                    f'{_flag(name)} is for configs of task t2i, and {args.config} is of task '
+                    f'{task}; leave it out'
+                )
+    for name, other in (OF_TRAINING if args.generation else OF_GENERATION).items():
+        if getattr(args, name) is not None:
+            kind = 'training' if args.generation else '--generation'
+            remedy = 'leave one of them out' if args.generation else 'add that, or leave it out'
+            given = 'given' if args.generation else 'not given'
+            raise UserError(
+                f'{_flag(name)} is for {kind}, and --generation is {given}: {other}; {remedy}'
+            )
+
+
+def _flag(name: str) -> str:
+    return '--from' if name == 'source' else f'--{name.replace("_", "-")}'
 
 
 def changed(config: Any, args: argparse.Namespace, mesh: 'Mesh | AbstractMesh') -> Any:
@@ -155,7 +197,7 @@ def _training(args, config, topology, mesh) -> tuple[list[str], dict[str, Any]]:
     from infinity_jax.tools.plan.topology import can_compile
     from infinity_jax.tools.plan.training import Planner, TrainingPlan
 
-    planner = Planner(config, configured_parts(config), topology, mesh, args.source)
+    planner = Planner(config, configured_parts(config), topology, mesh, args.source or 'images')
     if can_compile(topology):
         full = not args.quick
         plan = planner.training(layers=full, batch=full, progress=_progress)
@@ -177,7 +219,7 @@ def _generation(args, config, topology, mesh) -> tuple[list[str], dict[str, Any]
         configured_parts(config),
         topology,
         mesh,
-        args.num,
+        args.num or 1,
         _progress,
         quantization=quantization_of(args),
         text_on_host=args.text_encoder == 'host',

@@ -111,6 +111,21 @@ def test_generation_without_libtpu(without_libtpu, capsys):
             ['--topology', 'v5e:4x4', '--config.mesh.fsdp=16', '--remat', 'half'],
             "remat is 'half'",
         ),
+        (['--topology', 'v5e:4x4', '--num', '2'], '--num is for --generation, and'),
+        (['--topology', 'v5e:4x4', '--weights', 'int8'], '--config.lora.base_dtype=int8; add that'),
+        (['--topology', 'v5e:4x4', '--cache', 'int8'], '--cache is for --generation'),
+        (['--topology', 'v5e:4x4', '--text-encoder', 'host'], '--text-encoder is for --generation'),
+        (
+            ['--topology', 'v5e:4x4', '--decoder-precision', 'tf32'],
+            '--decoder-precision is for --generation',
+        ),
+        (
+            ['--topology', 'v5e:4x4', '--generation', '--at-once', '1'],
+            '--at-once is for training, and --generation is given: the images of a call are set',
+        ),
+        (['--topology', 'v5e:4x4', '--generation', '--accumulate', '2'], '--accumulate is for'),
+        (['--topology', 'v5e:4x4', '--generation', '--remat', 'full'], '--remat is for training'),
+        (['--topology', 'v5e:4x4', '--generation', '--from', 'images'], '--from is for training'),
     ],
 )
 def test_wrong_flags_are_one_line(without_libtpu, capsys, flags, message):
@@ -119,6 +134,13 @@ def test_wrong_flags_are_one_line(without_libtpu, capsys, flags, message):
     assert caught.value.code == 2
     error = capsys.readouterr().err
     assert message in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize('flags', [['--generation'], ['--from', 'features'], ['--num', '1']])
+def test_flags_of_text_to_image_are_not_for_tokenizers(without_libtpu, capsys, flags):
+    with pytest.raises(SystemExit):
+        cli.main(['plan', 'configs/tokenizer.py', '--topology', 'v5e:1x1', *flags])
+    assert f'{flags[0]} is for configs of task t2i, and configs/tok' in capsys.readouterr().err
 
 
 def figures_of(tmp_path, *flags):
