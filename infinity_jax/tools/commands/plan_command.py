@@ -157,12 +157,13 @@ def check_flags(args: argparse.Namespace, task: str) -> None:
                 )
     for name, other in (OF_TRAINING if args.generation else OF_GENERATION).items():
         if getattr(args, name) is not None:
-            kind = 'training' if args.generation else '--generation'
-            remedy = 'leave one of them out' if args.generation else 'add that, or leave it out'
-            given = 'given' if args.generation else 'not given'
-            raise UserError(
-                f'{_flag(name)} is for {kind}, and --generation is {given}: {other}; {remedy}'
-            )
+            flag = _flag(name)
+            if args.generation:
+                mode, remedy = 'training, and --generation is given', 'leave one of them out'
+            else:
+                mode = '--generation, which is not given'
+                remedy = f'add that, or leave {flag} out'
+            raise UserError(f'{flag} is for {mode} ({other}); {remedy}')
 
 
 def _flag(name: str) -> str:

@@ -111,8 +111,14 @@ def test_generation_without_libtpu(without_libtpu, capsys):
             ['--topology', 'v5e:4x4', '--config.mesh.fsdp=16', '--remat', 'half'],
             "remat is 'half'",
         ),
-        (['--topology', 'v5e:4x4', '--num', '2'], '--num is for --generation, and'),
-        (['--topology', 'v5e:4x4', '--weights', 'int8'], '--config.lora.base_dtype=int8; add that'),
+        (
+            ['--topology', 'v5e:4x4', '--num', '2'],
+            '--num is for --generation, which is not given (the images',
+        ),
+        (
+            ['--topology', 'v5e:4x4', '--weights', 'int8'],
+            '--config.lora.base_dtype=int8); add that',
+        ),
         (['--topology', 'v5e:4x4', '--cache', 'int8'], '--cache is for --generation'),
         (['--topology', 'v5e:4x4', '--text-encoder', 'host'], '--text-encoder is for --generation'),
         (
@@ -121,7 +127,7 @@ def test_generation_without_libtpu(without_libtpu, capsys):
         ),
         (
             ['--topology', 'v5e:4x4', '--generation', '--at-once', '1'],
-            '--at-once is for training, and --generation is given: the images of a call are set',
+            '--at-once is for training, and --generation is given (the images of a call are set',
         ),
         (['--topology', 'v5e:4x4', '--generation', '--accumulate', '2'], '--accumulate is for'),
         (['--topology', 'v5e:4x4', '--generation', '--remat', 'full'], '--remat is for training'),
