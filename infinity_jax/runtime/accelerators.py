@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-GB, GIB, MIB = 10**9, 2**30, 2**20
+GIB, MIB = 2**30, 2**20
 BFLOAT16_CAPABILITY = (8, 0)  # Ampere
 
 
@@ -70,7 +70,7 @@ class DevicePeak:
     Attributes:
       bf16_flops: dense bfloat16 FLOP/s, without structured sparsity; of a card without bfloat16
         units, that of float32, to which the compiler converts.
-      hbm_bytes: memory on the package.
+      hbm_bytes: memory on the package; of a GPU what CUDA reports of it, see `PEAKS`.
       tpu: further figures, of TPU chips that libtpu compiles for as single devices. v4 has none,
         since libtpu compiles for its cores.
       gpu: further figures, of cards that the CUDA plugin compiles for.
@@ -137,6 +137,8 @@ _T4 = GpuCard(
 # slot of 16 lanes, or of 8 on the RTX 4060. Networks: one 400 Gb/s port per H100 or H200, 200 per
 # A100, else 100. GeForce: NVIDIA's page of each card and its Ada and GA102 white papers, by which a
 # bfloat16 product summed in float32 takes half the time of a float32 one, and a TF32 one as long.
+# Memory of a GPU: the total capacity that CUDA reports, as PyTorch's messages of too little memory
+# have it in public issues and logs. It varies with the driver: the least that was found is taken.
 PEAKS: dict[str, DevicePeak] = {
     'v4': DevicePeak(275e12, 32 * GIB),
     'v5e': DevicePeak(197e12, 16 * GIB, TpuChip(2, 819e9, 50e9, 2 * 4 * 128**2, int(15.75 * GIB))),
@@ -146,26 +148,26 @@ PEAKS: dict[str, DevicePeak] = {
     'v6e': DevicePeak(
         918e12, 32 * GIB, TpuChip(2, 1638e9, 100e9, 2 * 4 * 256**2, int(31.25 * GIB))
     ),
-    'a100-40': DevicePeak(312e12, 40 * GB, gpu=_AMPERE),
+    'a100-40': DevicePeak(312e12, int(39.38 * GIB), gpu=_AMPERE),
     'a100-80': DevicePeak(
         312e12,
-        80 * GB,
+        int(79.15 * GIB),
         gpu=dataclasses.replace(_AMPERE, name='NVIDIA A100-SXM4-80GB', memory_bandwidth=2.039e12),
     ),
-    'h100': DevicePeak(989.4e12, 80 * GB, gpu=_HOPPER),
-    'h100-pcie': DevicePeak(756e12, 80 * GB),
+    'h100': DevicePeak(989.4e12, int(79.1 * GIB), gpu=_HOPPER),
+    'h100-pcie': DevicePeak(756e12, int(79.1 * GIB)),
     'h200': DevicePeak(
         989.4e12,
-        141 * GB,
+        int(139.72 * GIB),
         gpu=dataclasses.replace(_HOPPER, name='NVIDIA H200', memory_bandwidth=4.8e12),
     ),
-    'l40s': DevicePeak(362e12, 48 * GB, gpu=_L40S),
-    'rtx4090': DevicePeak(165.2e12, 24 * GB, gpu=_RTX4090),
-    'rtx4070': DevicePeak(58.3e12, 12 * GB, gpu=_RTX4070),
-    'rtx4060': DevicePeak(30.2e12, 8 * GB, gpu=_RTX4060),
-    'rtx3060': DevicePeak(25.5e12, 12 * GB, gpu=_RTX3060),
-    'l4': DevicePeak(121e12, 24 * GB, gpu=_L4),
-    't4': DevicePeak(8.1e12, 16 * GB, gpu=_T4),
+    'l40s': DevicePeak(362e12, int(44.39 * GIB), gpu=_L40S),
+    'rtx4090': DevicePeak(165.2e12, int(23.52 * GIB), gpu=_RTX4090),
+    'rtx4070': DevicePeak(58.3e12, int(11.56 * GIB), gpu=_RTX4070),
+    'rtx4060': DevicePeak(30.2e12, int(7.6 * GIB), gpu=_RTX4060),
+    'rtx3060': DevicePeak(25.5e12, int(11.63 * GIB), gpu=_RTX3060),
+    'l4': DevicePeak(121e12, int(21.96 * GIB), gpu=_L4),
+    't4': DevicePeak(8.1e12, int(14.56 * GIB), gpu=_T4),
 }
 # Pattern of `jax.Device.device_kind` -> name above; the first match decides.
 _KINDS = (

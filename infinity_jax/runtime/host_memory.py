@@ -15,7 +15,7 @@ TUNABLES = (
     'glibc.malloc.hugetlb=1',  # in transparent huge pages
     'glibc.malloc.arena_max=1',  # and is one for all threads; heaps of threads end at 64 MB
 )
-GPU_SHARE = '0.9'
+GPU_SHARE = 0.9  # of a GPU's memory, which commands let JAX reserve
 
 
 def restart_with_tuned_allocator() -> None:
@@ -40,7 +40,7 @@ def use_most_of_gpu_memory() -> None:
     Call it before jax starts its backend.
     """
     if not os.environ.keys() & {'XLA_CLIENT_MEM_FRACTION', 'XLA_PYTHON_CLIENT_MEM_FRACTION'}:
-        os.environ['XLA_CLIENT_MEM_FRACTION'] = GPU_SHARE
+        os.environ['XLA_CLIENT_MEM_FRACTION'] = str(GPU_SHARE)
 
 
 def available_bytes(root: str | pathlib.Path = '/') -> int | None:

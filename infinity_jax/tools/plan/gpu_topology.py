@@ -15,13 +15,13 @@ import jax
 
 from infinity_jax.errors import UserError, first_line
 from infinity_jax.runtime.accelerators import PEAKS, DevicePeak, GpuCard
+from infinity_jax.runtime.host_memory import GPU_SHARE
 
 CARDS = {name: peak.gpu for name, peak in PEAKS.items() if peak.gpu}
 PLUGINS = ('xla_cuda13', 'xla_cuda12')
 INSTALL = (
     'pip install --no-deps jax-cuda13-pjrt=={version} jax-cuda13-plugin=={version} nvidia-cuda-nvcc'
 )
-CONTEXT_BYTES = 600 * 2**20  # taken by the driver and by CUDA's libraries
 CUDNN = 91100  # the version that programs are compiled for where cuDNN is not installed
 
 
@@ -52,7 +52,8 @@ class GpuTopology:
 
     @property
     def usable_bytes(self) -> int:
-        return self.peak.hbm_bytes - CONTEXT_BYTES
+        """The part of a card's memory that commands let JAX reserve."""
+        return int(GPU_SHARE * self.peak.hbm_bytes)
 
 
 def parse_gpus(text: str) -> GpuTopology:

@@ -33,7 +33,7 @@ def training_lines(plan: TrainingPlan, topology: Devices, depth: int = 0) -> lis
     analysis = plan.analysis
     peak = topology.num_chips * topology.peak.bf16_flops
     lines = [
-        f'{topology.name}: {topology.num_chips} chips of {topology.peak.hbm_bytes / GIB:.0f} GiB '
+        f'{topology.name}: {topology.num_chips} chips of {topology.peak.hbm_bytes / GIB:.4g} GiB '
         f'and {topology.peak.bf16_flops / 1e12:.0f} TFLOP/s (bfloat16)',
         f'trained parameters  {analysis.parameters / 1e9:.3f} B; with average and optimizer state '
         f'{analysis.state_bytes / GIB:.2f} GiB per chip',

@@ -20,13 +20,22 @@ from infinity_jax.errors import UserError
 from infinity_jax.inference import memory_plan
 from infinity_jax.inference.sampling import GenerationSettings
 from infinity_jax.inference.warmup import BatchShape, calls_of
-from infinity_jax.runtime.accelerators import GIB
+from infinity_jax.runtime.accelerators import GIB, PEAKS
+from infinity_jax.runtime.host_memory import GPU_SHARE
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tools.commands.generation_flags import quantization_of
+from infinity_jax.tools.plan.gpu_topology import CARDS
 from infinity_jax.tools.plan.topology import parse_topology
 
 PAGE = (REPOSITORY / 'docs/memory.md').read_text()
-USABLE = 0.9  # of a card's memory, which commands let JAX reserve
+# Bytes that CUDA reports of a card, the least of each size; `PEAKS` has no 16 GB with bfloat16.
+REPORTED = {
+    '8 GB': PEAKS['rtx4060'].hbm_bytes,
+    '12 GB': PEAKS['rtx4070'].hbm_bytes,
+    '16 GB': int(15.5 * GIB),
+    '24 GB': PEAKS['l4'].hbm_bytes,
+    '80 GB': PEAKS['h100'].hbm_bytes,
+}
 WORDS = {
     'as it is': (False, 'full', 'full'),
     'text encoder on the host': (True, 'full', 'full'),
@@ -58,8 +67,7 @@ def configs_of(name):
 
 @pytest.mark.parametrize('card', rows('Small cards'), ids=lambda row: row[0])
 def test_what_is_chosen(card, monkeypatch):
-    size = int(card[0].split()[0]) * GIB
-    stats = {'bytes_limit': int(USABLE * size)}
+    stats = {'bytes_limit': int(GPU_SHARE * REPORTED[card[0]])}
     gpu = types.SimpleNamespace(platform='gpu', memory_stats=lambda: stats)
     monkeypatch.setattr(memory_plan.jax, 'local_devices', lambda: [gpu])
     for name, words in zip(('2b', '8b'), card[1:], strict=True):
@@ -71,6 +79,14 @@ def test_what_is_chosen(card, monkeypatch):
         except UserError:
             chosen = None
         assert chosen == WORDS[words], name
+
+
+def test_a_card_is_planned_with_the_share_that_commands_let_jax_reserve():
+    page = (REPOSITORY / 'docs/plan.md').read_text()
+    for name in CARDS:
+        usable = parse_topology(f'{name}:1').usable_bytes
+        assert usable == int(GPU_SHARE * PEAKS[name].hbm_bytes)
+        assert f' {usable / GIB:.2f}'.rstrip('0') in page, name
 
 
 @pytest.mark.parametrize('plan', rows('Compiled for cards'), ids=lambda row: row[0])

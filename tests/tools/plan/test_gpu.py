@@ -12,7 +12,8 @@ from infinity_jax.config import (
     TransformerConfig,
 )
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.accelerators import GB, GIB, PEAKS
+from infinity_jax.inference.memory import GB
+from infinity_jax.runtime.accelerators import GIB, PEAKS
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, deviceless_mesh, make_mesh
 from infinity_jax.tools.plan import gpu_time, products
@@ -245,7 +246,7 @@ def test_without_the_plugin_the_numbers_are_analytic(monkeypatch):
     topology = parse_topology('t4:1')
     mesh = deviceless_mesh(MeshConfig(), 1)
     plan = plan_generation(SMALL, topology, mesh, 1, progress=lambda line: None)
-    assert 'pip install jax-cuda13-pjrt==' in generation_lines(plan, topology)[-1]
+    assert 'pip install --no-deps jax-cuda13-pjrt==' in generation_lines(plan, topology)[-1]
 
 
 def test_a_plan_is_of_the_dtype_that_generate_would_choose(monkeypatch, capsys):
@@ -285,7 +286,7 @@ def test_memory_of_both_programs(text_on_host, generating, needed):
     assert plan.needed == needed
     card = parse_topology('rtx4060:1')
     line = generation_lines(plan, card)[-2]
-    assert line.startswith(f'both programs       {needed / GIB:.2f} GiB per chip of 6.86')
+    assert line.startswith(f'both programs       {needed / GIB:.2f} GiB per chip of 6.84')
     assert (', too much' in line) == (needed > card.usable_bytes)
 
 
