@@ -202,9 +202,9 @@ def test_auto_goes_by_platform_and_shape(platform, query, wanted):
 @pytest.mark.parametrize(
     ('platform', 'name', 'query', 'message'),
     [
-        ('cpu', 'cudnn', queries(), "'cudnn', but .* bfloat16 with heads of 128 on cpu"),
-        ('tpu', 'cudnn', queries(), 'on tpu'),
-        ('gpu', 'cudnn', queries(jnp.float32), 'in float32.*transformer.dtype to bfloat16'),
+        ('cpu', 'cudnn', queries(), "'cudnn', which is for NVIDIA GPUs, and the platform is 'cpu'"),
+        ('tpu', 'cudnn', queries(), "the platform is 'tpu'"),
+        ('gpu', 'cudnn', queries(jnp.float32), 'in float32: set their dtype to bfloat16'),
         ('gpu', 'cudnn', queries(width=256), 'heads of 256'),
         ('gpu', 'splash', queries(), 'which is for TPU'),
         ('cpu', 'flash', queries(), "'flash'; wanted auto, xla, cudnn, splash"),
