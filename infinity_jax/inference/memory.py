@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -62,7 +64,7 @@ def estimate_memory(
     guided: bool = True,
     text_length: int | None = None,
     on_cpu: bool = False,
-    on_mesh: bool = False,
+    cpu_mesh: Mapping[str, int] = MappingProxyType({}),
     quantization: QuantizationConfig = QuantizationConfig(),
 ) -> MemoryEstimate:
     """Bytes for generating `batch` images at once.
@@ -75,7 +77,8 @@ def estimate_memory(
       batch: images.
       guided: whether scales have guidance, which doubles the transformer's rows.
       text_length: tokens that prompts are padded to; None: all that the model reads.
-      on_cpu, on_mesh: of the devices.
+      on_cpu: of the devices.
+      cpu_mesh: sizes of the mesh axes of CPU devices, which decode at the same time in one memory.
       quantization: the formats of weights and cache.
 
     Raises:
@@ -103,6 +106,8 @@ def estimate_memory(
     heads = rows * transformer.num_heads
     scores = heads * chunk_length(heads, last, every) * every * (4 + item)
     height, width_px = schedule.image_size(pixels_per_token(transformer, tokenizer))
+    shares = cpu_mesh.get('data', 1) * cpu_mesh.get('fsdp', 1)
+    decoding = decoding_bytes(tokenizer, -(-batch // shares), height, width_px)
     return MemoryEstimate(
         batch=batch,
         transformer=weights,
@@ -110,7 +115,7 @@ def estimate_memory(
         text_encoder=_weights(required(configs.text, 'text encoder'), configs.text_products),
         cache=cache,
         activations=copies + text_cache + streams + prefix + max(scores, hidden),
-        decoder=decoding_bytes(tokenizer, batch, height, width_px, on_mesh),
+        decoder=math.prod(cpu_mesh.values()) * decoding,
     )
 
 

@@ -7,7 +7,8 @@ weights in 8 bits, then a cache in 8 bits. What a flag asks for is never changed
 
 import dataclasses
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -59,7 +60,11 @@ class _Calls(NamedTuple):
     text_length: int | None
 
     def estimate(
-        self, batch: int, formats: QuantizationConfig, on_cpu: bool, on_mesh: bool
+        self,
+        batch: int,
+        formats: QuantizationConfig,
+        on_cpu: bool = False,
+        cpu_mesh: Mapping[str, int] = MappingProxyType({}),
     ) -> MemoryEstimate:
         """The memory of a call for `batch` images."""
         return estimate_memory(
@@ -68,7 +73,7 @@ class _Calls(NamedTuple):
             guided=self.guided,
             text_length=self.text_length,
             on_cpu=on_cpu,
-            on_mesh=on_mesh,
+            cpu_mesh=cpu_mesh,
             quantization=formats,
         )
 
@@ -121,7 +126,7 @@ def plan_memory(
     last = None
     for last in _candidates(calls, mesh, quantization, device):
         if fits(last):
-            _report(last, calls, quantization, mesh, room)
+            _report(last, calls, quantization, room)
             return last.plan
     assert room is not None and last is not None  # otherwise the first candidate fits
     smaller = _allowing_8_bits(quantization)
@@ -134,13 +139,14 @@ def _candidates(
 ) -> Iterator[_Candidate]:
     """Plans to try, the cheapest first."""
     on_host = device.platform == 'cpu'  # all devices of a mesh then share one memory
-    sizes = {} if on_host or mesh is None else dict(mesh.shape)
+    axes = {} if mesh is None else dict(mesh.shape)
+    sizes, cpu_mesh = ({}, axes) if on_host else (axes, {})
     shares = sizes.get('data', 1) * sizes.get('fsdp', 1)
     alone = mesh is None and not on_host
     for formats in _formats(quantization, alone):
         for offload in _text_places(calls.configs, alone, mesh is not None):
             for batch in _halvings(calls.max_batch, shares):
-                share = calls.estimate(-(-batch // shares), formats, on_host, mesh is not None)
+                share = calls.estimate(-(-batch // shares), formats, on_host, cpu_mesh)
                 estimate = on_one_device(share, sizes)
                 yield _Candidate(MemoryPlan(batch, offload, formats), estimate)
 
@@ -194,7 +200,6 @@ def _report(
     chosen: _Candidate,
     calls: _Calls,
     asked: QuantizationConfig,
-    mesh: Mesh | None,
     room: int | None,
 ) -> None:
     """Prints the memory of a large model, and what was chosen so that it fits."""
@@ -210,7 +215,7 @@ def _report(
     line = f'memory: about {describe(estimate, plan.offload_text)}; {plan.batch} of '
     line += f'{calls.images} at once; there is {_gigabytes(room)}'
     if choices:
-        plain = calls.estimate(plan.batch, _formats(asked, False)[0], False, mesh is not None)
+        plain = calls.estimate(plan.batch, _formats(asked, False)[0])
         line += f' and otherwise {_gigabytes(plain.total())} needed, so {" and ".join(choices)}'
     print(line, file=sys.stderr)
 

@@ -17,9 +17,10 @@ from typing import Any, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
 from infinity_jax.config import FALLBACK_GROUPS, TokenizerConfig
-from infinity_jax.sharding import target_peak, target_platform
+from infinity_jax.sharding import activation_spec, target_peak, target_platform
 from infinity_jax.tokenizer.autoencoder import NORM_EPSILON, Autoencoder, to_pixels
 from infinity_jax.tokenizer.precision import convolution
 
@@ -40,7 +41,8 @@ def decode(autoencoder: Autoencoder, variables: Any, features_Bhwd: jax.Array) -
     """`Autoencoder.decode` in bounded memory.
 
     A batch whose feature maps are large is decoded image by image, and a large image in blocks of
-    rows. On several devices, which split the batch, the plain decoder is used.
+    rows. Of several devices each decodes its own images with the whole weights: left to itself, the
+    compiler splits the channels of split kernels, and every device gets the maps of all images.
 
     Args:
       autoencoder: the module.
@@ -50,13 +52,27 @@ def decode(autoencoder: Autoencoder, variables: Any, features_Bhwd: jax.Array) -
     Returns:
       Pixels (B, Y, X, 3), not clamped.
     """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.size > 1:
+        rows = activation_spec(features_Bhwd.shape, ('batch', None, None, None))
+        on_each = jax.shard_map(
+            functools.partial(_decode, autoencoder),
+            in_specs=(PartitionSpec(), rows),
+            out_specs=rows,
+            check_vma=False,
+        )
+        return on_each(variables, features_Bhwd)
+    return _decode(autoencoder, variables, features_Bhwd)
+
+
+def _decode(autoencoder: Autoencoder, variables: Any, features_Bhwd: jax.Array) -> jax.Array:
+    """`decode` on one device."""
     config = autoencoder.config
     batch, *grid, _ = features_Bhwd.shape
     height, width = (size * config.stride for size in grid)
     bytes_each = widest_map(config, height, width) * 4
-    on_mesh = jax.sharding.get_abstract_mesh().size > 1
     whole = whole_bytes()
-    if on_mesh or batch * bytes_each <= whole:
+    if batch * bytes_each <= whole:
         pixels = autoencoder.apply(variables, features_Bhwd, method=Autoencoder.decode)
         return cast(jax.Array, pixels)
     compute = {'dtype': autoencoder.dtype, 'precision': autoencoder.precision}
@@ -92,12 +108,13 @@ def whole_bytes() -> int:
     return max(WHOLE_BYTES, peak.hbm_bytes // WHOLE_SHARE) if peak else WHOLE_BYTES
 
 
-def decoding_bytes(
-    config: TokenizerConfig, batch: int, height: int, width: int, on_mesh: bool = False
-) -> int:
-    """Estimates the bytes that `decode` needs in float32, weights and result not counted."""
+def decoding_bytes(config: TokenizerConfig, batch: int, height: int, width: int) -> int:
+    """Estimates the bytes that `decode` needs for the images of one device, in float32.
+
+    Weights and result are not counted.
+    """
     bytes_each, whole = widest_map(config, height, width) * 4, whole_bytes()
-    if on_mesh or batch * bytes_each <= whole:
+    if batch * bytes_each <= whole:
         return batch * PLAIN_MAPS * bytes_each
     if bytes_each <= whole:
         return PLAIN_MAPS * bytes_each

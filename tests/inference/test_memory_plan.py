@@ -154,9 +154,9 @@ def test_nothing_is_printed_for_small_models(capsys):
 
 def test_a_mesh_of_accelerators_shares_the_work(monkeypatch):
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    shared = types.SimpleNamespace(shape=mesh.shape, local_devices=[device(18)])
+    shared = types.SimpleNamespace(shape=mesh.shape, local_devices=[device(10)])
     assert plan_memory(configs(), 16, shared) == MemoryPlan(8, False)
-    shared.local_devices = [device(6)]
+    shared.local_devices = [device(3)]
     with pytest.raises(UserError, match='4 of 1024 x 1024 pixels at once would need'):
         plan_memory(configs(), 16, shared)
 
@@ -243,7 +243,7 @@ def test_nothing_is_chosen_on_a_cpu_or_a_mesh(monkeypatch, capsys):
         plan_memory(configs(), 1, quantization=AUTOMATIC)
     monkeypatch.undo()
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
-    shared = types.SimpleNamespace(shape=mesh.shape, local_devices=[device(18)])
+    shared = types.SimpleNamespace(shape=mesh.shape, local_devices=[device(10)])
     assert plan_memory(configs(), 16, shared, AUTOMATIC) == MemoryPlan(8, False)
     with pytest.raises(UserError, match="'host', which is for one device"):
         plan_memory(configs(text_encoder='host'), 16, shared)

@@ -4,12 +4,14 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.tiny import QUICK_COMPILE, TOKENIZER, tokenizer_variables
 
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.runtime.accelerators import peak_of
+from infinity_jax.sharding import MeshConfig, batch_sharding, in_mesh, make_mesh, shardings_of
 from infinity_jax.tokenizer import tiled_decoder
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.tiled_decoder import (
@@ -46,6 +48,24 @@ def plain(config, grid):
         compiler_options=QUICK_COMPILE,
     )
     return np.asarray(run(tokenizer_variables(config), features(config, grid)))
+
+
+def test_each_device_of_a_mesh_decodes_its_own_images(monkeypatch):
+    monkeypatch.setattr(tiled_decoder, 'WHOLE_BYTES', 2**10)  # blocks of rows
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=1), jax.devices()[:4])
+    shapes = jax.eval_shape(
+        Autoencoder(TOKENIZER).init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
+    )
+    variables = jax.device_put(tokenizer_variables(TOKENIZER), shardings_of(shapes, mesh))
+    images = jax.device_put(features(TOKENIZER, (4, 3), batch=4), batch_sharding(mesh))
+    run = jax.jit(functools.partial(decode, Autoencoder(TOKENIZER)), compiler_options=QUICK_COMPILE)
+    compiled = in_mesh(mesh, run.lower)(variables, images).compile()
+    found = compiled(variables, images)
+    assert found.sharding.spec[0] == ('data', 'fsdp')
+    alone = run(tokenizer_variables(TOKENIZER), features(TOKENIZER, (4, 3), batch=4))
+    np.testing.assert_allclose(np.asarray(found), np.asarray(alone), atol=1e-5)
+    text = compiled.as_text()
+    assert 'all-gather' in text and 'reduce-scatter' not in text and 'all-to-all' not in text
 
 
 def in_bounds(monkeypatch, config, grid, whole, block):
