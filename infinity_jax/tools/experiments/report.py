@@ -83,12 +83,9 @@ def _summaries(runs: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
     summaries = {}
     for name in runs[0]:
         values = [run[name] for run in runs]
-        summaries[name] = {
-            'values': values,
-            'mean': statistics.fmean(values),
-            'min': min(values),
-            'max': max(values),
-        }
+        low, high = min(values), max(values)
+        mean = min(max(statistics.fmean(values), low), high)  # that of equal values is rounded
+        summaries[name] = {'values': values, 'mean': mean, 'min': low, 'max': high}
     return summaries
 
 

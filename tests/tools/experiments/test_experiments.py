@@ -19,7 +19,7 @@ from infinity_jax.tools.commands.generation_flags import sampling_of
 from infinity_jax.tools.experiments import run as runner
 from infinity_jax.tools.experiments.experiment import read_experiment
 from infinity_jax.tools.experiments.figures import read_figures
-from infinity_jax.tools.experiments.report import report_experiment
+from infinity_jax.tools.experiments.report import _summaries, report_experiment
 from infinity_jax.tools.experiments.run import run_experiment
 from infinity_jax.tools.experiments.scaling import fit_scaling, power_law, scaling_lines
 from infinity_jax.training.flops import training_step
@@ -323,6 +323,12 @@ def test_laws_and_correlations_of_an_experiment():
     with pytest.raises(UserError, match='loss of a run is 0; a power law wants positive'):
         fit_scaling({**summaries(sizes, sizes), 'x': {**summaries([1.0], [1])['1.0'],
                      'loss': {'values': [0.0]}}})  # fmt: skip
+
+
+def test_the_mean_of_equal_figures_is_that_figure():
+    for value in np.arange(1, 100) / 100:
+        summary = _summaries([{'emoji': value}] * 3)['emoji']
+        assert summary['mean'] == summary['min'] == summary['max'] == value
 
 
 def test_a_report_names_the_points_that_are_missing(trained, capsys):
