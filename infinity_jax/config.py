@@ -12,7 +12,7 @@ from infinity_jax.scales import ScaleSchedule
 
 FALLBACK_GROUPS = 24  # of a group norm whose width `norm_groups` does not divide, as released
 DTYPES = ('float32', 'bfloat16', 'float16')
-CONVOLUTION_PRECISIONS = ('float32', 'tf32', 'bfloat16_3x', 'bfloat16')
+CONVOLUTION_PRECISIONS = ('float32', 'tf32_mixed', 'tf32', 'bfloat16_3x', 'bfloat16')
 AUTO = 'auto'
 CLASSIFIERS = ('bits', 'index')
 MAX_INDEX_BITS = 16  # of a token; a softmax over 65,536 numbers

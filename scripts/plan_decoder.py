@@ -17,7 +17,7 @@ from infinity_jax.inference.generate import decode
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.sharding import MeshConfig, in_mesh, make_mesh, replicated
 from infinity_jax.tokenizer.autoencoder import Autoencoder
-from infinity_jax.tokenizer.precision import TF32
+from infinity_jax.tokenizer.precision import TF32, TF32_MIXED
 from infinity_jax.tools.plan.gpu_topology import GpuTopology, lacks_tf32
 from infinity_jax.tools.plan.kernel_flops import all_visible, splash_flops
 from infinity_jax.tools.plan.program_cost import compile_program
@@ -49,7 +49,8 @@ def main() -> None:
         )
         codes = with_shardings(features, replicated(mesh))
         for name in CONVOLUTION_PRECISIONS:
-            if name == TF32 and (not isinstance(topology, GpuTopology) or lacks_tf32(topology)):
+            without = not isinstance(topology, GpuTopology) or lacks_tf32(topology)
+            if name in (TF32, TF32_MIXED) and without:
                 continue
             call = functools.partial(decode.lower, Autoencoder(config, precision=name))
             cost = compile_program(

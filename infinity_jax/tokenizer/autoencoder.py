@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from infinity_jax.config import FALLBACK_GROUPS, TokenizerConfig
-from infinity_jax.tokenizer.precision import convolution
+from infinity_jax.tokenizer.precision import convolution, on_code_grid
 from infinity_jax.tokenizer.upsample import UpsampleConv
 
 NORM_EPSILON = 1e-6
@@ -164,13 +164,15 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, features_Bhwd: jax.Array) -> jax.Array:
         config, compute = self.config, {'dtype': self.dtype, 'precision': self.precision}
-        saving, block = {**compute, 'remat': self.remat}, residual_block(self.remat)
+        smallest = {'dtype': self.dtype, 'precision': on_code_grid(self.precision)}
+        block = residual_block(self.remat)
         u = config.unshuffle
         widths = [config.base_channels * m for m in config.channel_multipliers]
-        x = conv(widths[-1], config.kernel_size, **compute, name='conv_in')(features_Bhwd)
+        x = conv(widths[-1], config.kernel_size, **smallest, name='conv_in')(features_Bhwd)
         for i in (1, 2):
-            x = block(widths[-1], config, **compute, name=f'mid_{i}')(x)
+            x = block(widths[-1], config, **smallest, name=f'mid_{i}')(x)
         for i, width in reversed(list(enumerate(widths))):
+            saving = {**(smallest if i == len(widths) - 1 else compute), 'remat': self.remat}
             change = 'upsample' if i else ''
             x = Level(width, config.decoder_depth, config, **saving, change=change, name=f'up_{i}')(
                 x

@@ -1,7 +1,9 @@
 """Convolutions in float32 whose products may be rounded, by the names that the field gives them.
 
 `tf32` rounds operands to 10 bits of mantissa (NVIDIA cards from Ampere on), `bfloat16` to 7, and
-`bfloat16_3x` adds three products of bfloat16 parts. Sums are float32. On a CPU the roundings are
+`bfloat16_3x` adds three products of bfloat16 parts. `tf32_mixed` is `bfloat16_3x` on the smallest
+maps of the decoder, those of the code grid, whose errors all later layers pass on, and `tf32`
+elsewhere. Sums are float32. On a CPU the roundings are
 emulated, so that their effect on images can be measured anywhere: docs/notebook/precision.md.
 """
 
@@ -12,11 +14,12 @@ import jax.numpy as jnp
 
 from infinity_jax.config import AUTO, CONVOLUTION_PRECISIONS
 from infinity_jax.errors import UserError
-from infinity_jax.sharding import target_platform
+from infinity_jax.runtime.accelerators import lacks_bfloat16
+from infinity_jax.sharding import target_kind, target_platform
 
-FLOAT32, TF32, BFLOAT16_3X, BFLOAT16 = CONVOLUTION_PRECISIONS
+FLOAT32, TF32_MIXED, TF32, BFLOAT16_3X, BFLOAT16 = CONVOLUTION_PRECISIONS
 # The cheapest whose images stay within one grey level of float32, see docs/notebook/precision.md.
-DEFAULTS = {'cpu': FLOAT32, 'gpu': TF32, 'tpu': BFLOAT16_3X}
+DEFAULTS = {'cpu': FLOAT32, 'gpu': TF32_MIXED, 'tpu': BFLOAT16_3X}
 # What the hardware does by itself for a `jax.lax.Precision`.
 BUILT_IN = {
     ('gpu', TF32): jax.lax.Precision.DEFAULT,
@@ -31,12 +34,22 @@ def in_use(precision: str, platform: str) -> str:
     return DEFAULTS[platform] if precision == AUTO else precision
 
 
+def on_code_grid(precision: Any) -> Any:
+    """The precision, see `convolution`, of the convolutions of maps as large as the code grid."""
+    if precision == AUTO:
+        precision = DEFAULTS[target_platform()]
+    if precision != TF32_MIXED:
+        return precision
+    return FLOAT32 if lacks_bfloat16(target_kind()) else BFLOAT16_3X
+
+
 def convolution(lhs: jax.Array, rhs: jax.Array, *args: Any, precision: Any = None, **options: Any):
     """`jax.lax.conv_general_dilated`, to which a precision may be given by name as well.
 
     Args:
       lhs, rhs: input and kernel. Names are for float32 operands; others keep their own dtype.
-      precision: 'auto', one of `CONVOLUTION_PRECISIONS`, or a `jax.lax.Precision`.
+      precision: 'auto', one of `CONVOLUTION_PRECISIONS`, or a `jax.lax.Precision`; 'tf32_mixed' is
+        TF32 here, see `on_code_grid`.
       args, options: of `jax.lax.conv_general_dilated`.
 
     Raises:
@@ -55,6 +68,7 @@ def convolution(lhs: jax.Array, rhs: jax.Array, *args: Any, precision: Any = Non
 
     platform = target_platform()
     name = in_use(precision, platform)
+    name = TF32 if name == TF32_MIXED else name
     if name == TF32 and platform == 'tpu':
         raise UserError(f'decoder precision is {TF32}, which a TPU lacks; choose {BFLOAT16_3X}')
     if name == FLOAT32 or (platform, name) in BUILT_IN:

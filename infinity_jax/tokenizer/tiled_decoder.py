@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 from infinity_jax.config import FALLBACK_GROUPS, TokenizerConfig
 from infinity_jax.sharding import activation_spec, target_peak, target_platform
 from infinity_jax.tokenizer.autoencoder import NORM_EPSILON, Autoencoder, to_pixels
-from infinity_jax.tokenizer.precision import convolution
+from infinity_jax.tokenizer.precision import convolution, on_code_grid
 
 WHOLE_BYTES = 2**28  # widest float32 feature map that is not split into blocks
 WHOLE_SHARE = 32  # on a known GPU: its memory by this number, if that is more
@@ -141,15 +141,17 @@ class RowDecoder:
         """Quantized features (B, h, w, d) to pixels (B, Y, X, 3), not clamped."""
         levels = len(self.config.channel_multipliers)
         x = jnp.pad(features_Bhwd, ((0, 0), (SPARE, SPARE), (0, 0), (0, 0)))
-        x = self._convolve(params['conv_in'], x)
+        smallest = dataclasses.replace(self, precision=on_code_grid(self.precision))
+        x = smallest._convolve(params['conv_in'], x)
         for i in (1, 2):
-            x = self._residual(params[f'mid_{i}'], x)
+            x = smallest._residual(params[f'mid_{i}'], x)
         for i in reversed(range(levels)):
             level = params[f'up_{i}']
+            decoder = smallest if i == levels - 1 else self
             for j in range(self.config.decoder_depth):
-                x = self._residual(level[f'block_{j}'], x)
+                x = decoder._residual(level[f'block_{j}'], x)
             if i:
-                x = self._convolve(level['upsample'], x, upsample=2)
+                x = decoder._convolve(level['upsample'], x, upsample=2)
         x = self._convolve(params['conv_out'], x, self._activation(params['norm_out'], x))
         return to_pixels(_within(x), self.config.unshuffle)
 

@@ -92,24 +92,39 @@ def test_a_tpu_has_no_tf32(monkeypatch):
         convolve('tf32')
 
 
-def test_both_decoders_round_alike():
+@pytest.mark.parametrize('name', ['tf32', 'tf32_mixed'])
+def test_both_decoders_round_alike(name):
     params = tokenizer_variables(TOKENIZER)['params']
     features = RNG.standard_normal((1, 4, 4, TOKENIZER.bits)).astype(np.float32)
-    plain = Autoencoder(TOKENIZER, precision='tf32').apply(
+    plain = Autoencoder(TOKENIZER, precision=name).apply(
         {'params': params}, features, method='decode'
     )
-    rows = RowDecoder(TOKENIZER, jnp.float32, 'tf32', max_bytes=2**10)(params['decoder'], features)
+    rows = RowDecoder(TOKENIZER, jnp.float32, name, max_bytes=2**10)(params['decoder'], features)
     in_float32 = Autoencoder(TOKENIZER).apply({'params': params}, features, method='decode')
     between = np.abs(np.asarray(plain) - np.asarray(rows)).max()
     assert between < np.abs(np.asarray(plain) - np.asarray(in_float32)).max()
 
 
+def test_tf32_mixed_is_closer_on_maps_as_large_as_the_code_grid(monkeypatch):
+    assert precision.on_code_grid('tf32_mixed') == 'bfloat16_3x'
+    assert precision.on_code_grid('tf32') == 'tf32'
+    params = tokenizer_variables(TOKENIZER)
+    features = RNG.standard_normal((1, 4, 4, TOKENIZER.bits)).astype(np.float32)
+    decoded = lambda **options: np.asarray(
+        Autoencoder(TOKENIZER, **options).apply(params, features, method='decode')
+    )
+    error = lambda name: np.abs(decoded(precision=name) - decoded()).mean()
+    assert 0 < error('tf32_mixed') < error('tf32')
+    monkeypatch.setattr(precision, 'target_kind', lambda: 'Tesla T4')
+    assert precision.on_code_grid('tf32_mixed') == 'float32'
+
+
 def test_auto_stands_for_the_default_of_the_platform():
-    wanted = {'cpu': 'float32', 'gpu': 'tf32', 'tpu': 'bfloat16_3x'}
+    wanted = {'cpu': 'float32', 'gpu': 'tf32_mixed', 'tpu': 'bfloat16_3x'}
     assert {platform: precision.in_use('auto', platform) for platform in wanted} == wanted
     assert precision.in_use('bfloat16', 'cpu') == 'bfloat16'
 
 
 def test_another_name_is_refused():
-    with pytest.raises(UserError, match="decoder is 'half'; wanted auto, float32, tf32"):
+    with pytest.raises(UserError, match="decoder is 'half'; wanted auto, float32, tf32_mixed"):
         QuantizationConfig(decoder='half')

@@ -174,10 +174,11 @@ def add_quantization_flags(
     )
     group.add_argument(
         '--decoder-precision',
-        choices=['auto', 'float32', 'tf32', 'bfloat16_3x', 'bfloat16'],
+        choices=['auto', 'float32', 'tf32_mixed', 'tf32', 'bfloat16_3x', 'bfloat16'],
         metavar='P',
-        help="of the decoder's convolutions: float32, tf32 (GPU), bfloat16_3x or bfloat16; a CPU "
-        'emulates the last three (default: float32 on a CPU, tf32 on a GPU, bfloat16_3x on a TPU)',
+        help="of the decoder's convolutions: float32, tf32_mixed and tf32 (GPU), bfloat16_3x or "
+        'bfloat16; a CPU emulates the last four (default: float32 on a CPU, tf32_mixed on a GPU, '
+        'bfloat16_3x on a TPU)',
     )
 
 
