@@ -39,7 +39,7 @@ class MeshConfig:
 
 
 def check_axes(sizes: Mapping[str, int], where: str) -> None:
-    """Checks the axes of a mesh, whatever the number of devices is.
+    """Checks the sizes of a mesh's axes by themselves, before they are compared with devices.
 
     Args:
       sizes: devices along each axis; -1: all that remain.

@@ -36,9 +36,7 @@ def in_use(precision: str, platform: str) -> str:
 
 def on_code_grid(precision: Any) -> Any:
     """The precision, see `convolution`, of the convolutions of maps as large as the code grid."""
-    if precision == AUTO:
-        precision = DEFAULTS[target_platform()]
-    if precision != TF32_MIXED:
+    if in_use(precision, target_platform()) != TF32_MIXED:
         return precision
     return FLOAT32 if lacks_bfloat16(target_kind()) else BFLOAT16_3X
 

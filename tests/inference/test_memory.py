@@ -32,6 +32,7 @@ def estimate(
     guided=True,
     text_length=None,
     on_cpu=False,
+    cpu_mesh=None,
     quantization=QuantizationConfig(),
     **changes,
 ):
@@ -42,8 +43,15 @@ def estimate(
         guided=guided,
         text_length=text_length,
         on_cpu=on_cpu,
+        cpu_mesh=cpu_mesh or {},
         quantization=quantization,
     )
+
+
+def test_cpu_devices_decode_at_the_same_time_in_one_memory():
+    image = estimate(on_cpu=True).decoder
+    assert estimate(batch=4, on_cpu=True).decoder == image  # one after the other
+    assert estimate(batch=4, on_cpu=True, cpu_mesh={'data': 2, 'tensor': 2}).decoder == 4 * image
 
 
 def test_2b_at_1024():
