@@ -27,7 +27,7 @@ GRAPH = {
     'images': ('errors', 'runtime'),
     'sharding': ('errors', 'ranges', 'runtime'),
     'text': ('errors', 'config', 'runtime'),
-    'tokenizer': (*FACTS, 'sharding'),
+    'tokenizer': (*FACTS, 'runtime', 'sharding'),
     'transformer': (*FACTS, 'sharding', 'text'),
     'emoji': ('errors',),
     'data': (*FACTS, 'runtime', 'text', 'emoji'),
