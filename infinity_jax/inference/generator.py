@@ -24,8 +24,9 @@ from infinity_jax.inference.given_bits import GivenBits
 from infinity_jax.inference.sampling import GenerationSettings, SamplingNumbers
 from infinity_jax.inference.scale_steps import GenerationInputs, Text
 from infinity_jax.inference.stepwise import OnScale, generate_by_scale
-from infinity_jax.sharding import in_mesh, to_host
-from infinity_jax.weights.placement import PlacedModel, share_batch
+from infinity_jax.sharding import in_mesh, target_platform, to_host
+from infinity_jax.tokenizer.precision import in_use
+from infinity_jax.weights.placement import PlacedModel, platform_of, share_batch
 
 # Stacked blocks above this are copied layer by layer from main memory at every scale, smaller
 # ones from the CPU's cache; one program then starts sooner than many.
@@ -97,6 +98,12 @@ class Generator:
             int8_cache=model.quantization.cache == 'int8',
             executables=executables,
         )
+
+    @property
+    def decoder_precision(self) -> str:
+        """The precision of the decoder's convolutions in use, not 'auto'."""
+        platform = platform_of(self._mesh) or target_platform()
+        return in_use(self.networks.autoencoder.precision, platform)
 
     def __call__(self, inputs: GenerationInputs, settings: GenerationSettings) -> jax.Array:
         """Text features to uint8 images (B, Y, X, 3); see `generate.generate_bits`."""

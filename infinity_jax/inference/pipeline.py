@@ -211,11 +211,7 @@ class InfinityPipeline:
     @property
     def decoder_precision(self) -> str:
         """The precision of the decoder's convolutions in use, not 'auto'."""
-        from infinity_jax.sharding import target_platform
-        from infinity_jax.tokenizer.precision import in_use
-        from infinity_jax.weights.placement import platform_of
-
-        return in_use(self._quantization.decoder, platform_of(self._mesh) or target_platform())
+        return self._generator.decoder_precision
 
     def warn_of_losses(self, prompts: Sequence[str]) -> None:
         """Warns of prompts that are cut, or that hold characters which the vocabulary lacks."""

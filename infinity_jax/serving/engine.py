@@ -107,6 +107,17 @@ class Engine:
         return cls(ready, sizes)
 
     @property
+    def settings(self) -> dict[str, str]:
+        """What changes images besides their requests: dtype, and precision of weights and so on."""
+        return {
+            'dtype': self._transformer.dtype,
+            'text_dtype': self.configs.text_products,
+            'weights': self._quantization.weights,
+            'cache': self._quantization.cache,
+            'decoder': self._generator.decoder_precision,
+        }
+
+    @property
     def schedule(self) -> ScaleSchedule:
         """The token grids of images of no requested size."""
         return required(self.configs.schedule, 'schedule')

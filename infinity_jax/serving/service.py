@@ -153,7 +153,7 @@ class Service:
         def finished() -> dict[str, Any]:
             images = list(map(finish, generated))
             data = [
-                {'b64_json': _file(request, i, pixels), 'seed': request.seed, 'index': i}
+                {'b64_json': self._file(request, i, pixels), 'seed': request.seed, 'index': i}
                 for i, pixels in enumerate(images)
             ]
             return {'created': int(time.time()), 'data': data} | _about(request, images[0])
@@ -230,7 +230,7 @@ class Service:
         pixels_YX3: np.ndarray,
         fields: Mapping[str, Any],
     ) -> bytes:
-        file = await asyncio.to_thread(_file, request, image, pixels_YX3)
+        file = await asyncio.to_thread(self._file, request, image, pixels_YX3)
         about = _about(request, pixels_YX3) | {'seed': request.seed, 'index': image}
         created = {
             'created_at': int(time.time()),
@@ -238,6 +238,11 @@ class Service:
             'scales': len(request.schedule),
         }
         return _sent(kind, {'type': kind, 'b64_json': file, **about, **created, **fields})
+
+    def _file(self, request: ImageRequest, image: int, pixels_YX3: np.ndarray) -> str:
+        """An image's file in base64, with all settings that it depends on."""
+        settings = request.settings() | self.engines[request.model].settings | {'index': image}
+        return in_base64(pixels_YX3, request.output_format, request.quality, settings)
 
     def models(self) -> list[dict[str, Any]]:
         """The models as OpenAI lists them, with what a page has to know of them."""
@@ -254,11 +259,6 @@ class Service:
             }
             for name, engine in self.engines.items()
         ]
-
-
-def _file(request: ImageRequest, image: int, pixels_YX3: np.ndarray) -> str:
-    metadata = request.settings() | {'index': image}
-    return in_base64(pixels_YX3, request.output_format, request.quality, metadata)
 
 
 def _about(request: ImageRequest, pixels_YX3: np.ndarray) -> dict[str, Any]:

@@ -55,6 +55,10 @@ def test_png_files_hold_the_settings_that_generate_them_again(client):
     image = client.images.generate(prompt='ein Schlo\u00df', extra_body=fields).data[0]
     info = Image.open(io.BytesIO(base64.b64decode(image.b64_json))).text
     assert info['prompt'] == 'ein Schlo\u00df' and info['seed'] == str(image.seed)
+    in_use = {name: info[name] for name in ('dtype', 'text_dtype', 'weights', 'cache', 'decoder')}
+    assert in_use == dict.fromkeys(('dtype', 'text_dtype', 'decoder'), 'float32') | dict.fromkeys(
+        ('weights', 'cache'), 'full'
+    )
     again = {name: info[name] for name in (*fields, 'seed')}
     second = client.images.generate(prompt=info['prompt'], extra_body=again).data[0]
     assert second.b64_json == image.b64_json
