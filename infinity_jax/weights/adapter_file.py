@@ -162,11 +162,14 @@ def check_adapter(
         layers, inputs, outputs = kernels[f'blocks.{matrix}.kernel'].shape
         shapes = flat[f'{matrix}.a'].shape, flat[f'{matrix}.b'].shape
         fitting = (layers, inputs, config.rank), (layers, config.rank, outputs)
-        if shapes != fitting:
-            raise UserError(
-                f'{name}: {matrix} has A, B of shapes {shapes}, the model wants {fitting}; name '
-                'the model that the adapters were trained on'
-            )
+        if shapes == fitting:
+            continue
+        found = f'{name}: {matrix} has A, B of shapes {shapes}'
+        if (shapes[0][-1], shapes[1][-2]) != (config.rank, config.rank):
+            raise UserError(f'{found}, but lora.rank is {config.rank}: copy the file again')
+        raise UserError(
+            f'{found}, the model wants {fitting}; name the model that the adapters were trained on'
+        )
 
 
 def merge_into_folder(

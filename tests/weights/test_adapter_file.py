@@ -59,6 +59,10 @@ def test_what_does_not_fit_is_refused(files):
     save_adapter(files / 'wide.safetensors', adapters_of(wider), CONFIG)
     with pytest.raises(UserError, match='wide.safetensors: self_attention.out has A, B of shapes'):
         merge_into_folder(files / 'base', [files / 'wide.safetensors'], files / 'merged')
+    other_rank = dataclasses.replace(CONFIG, rank=4)
+    save_adapter(files / 'rank.safetensors', adapters_of(TRANSFORMER), other_rank)
+    with pytest.raises(UserError, match='rank.safetensors: .* lora.rank is 4: copy the file again'):
+        merge_into_folder(files / 'base', [files / 'rank.safetensors'], files / 'merged')
     fewer = {'ffn': {'up': adapters_of(TRANSFORMER)['ffn']['up']}}
     save_adapter(files / 'fewer.safetensors', fewer, CONFIG)
     with pytest.raises(UserError, match='fewer.safetensors: has ffn.up.a, ffn.up.b; wanted'):
