@@ -8,17 +8,19 @@ random transformer weights. 9 to 11 minutes on two CPU cores; the matcher then r
 
     python -m infinity_jax.main --config=configs/t2i.py:shipped
 
-`shipped` trains the transformer that the package ships, on 206 emoji: 50 minutes on two CPU cores
-for 72 % of the emoji and all backgrounds; 18,000 more steps from there, 80 minutes, for 91 %:
+`shipped` trains a transformer of the size that the package ships, on 206 emoji: 50 minutes on two
+CPU cores for 72 % of the emoji and all backgrounds; 18,000 more steps from there, 80 minutes, for
+92 %:
 
     python -m infinity_jax.main --config=configs/t2i.py:shipped --config.init_from=FOLDER \
         --config.steps=18000 --config.optimizer.learning_rate=1.5e-3 --config.seed=2
 
-    python -m infinity_jax.main --config=configs/t2i.py:scenes
+    python -m infinity_jax.main --config=configs/t2i.py:scenes --config.init_from=FOLDER
 
-`scenes` trains the shipped model further: six in ten images are scenes of one to four of the
-starter emoji, with two objects, counts, positions and colours, the tasks of `infinity-jax evaluate
-scenes`; the others show single emoji of the 206 as before.
+`scenes` trains it further, 75 minutes, to what the package ships: six in ten images are scenes of
+one to four of the starter emoji, with two objects, counts, positions and colours, the tasks of
+`infinity-jax evaluate scenes`; the others show single emoji of the 206 as before. Without
+`init_from` it goes on from the shipped model.
 
 The sizes of the paper and of the released models (125m, 361m, 940m, 2b, 2.2b, 4.7b, 8b, 20b), each
 at 256², 512² and 1024² with the recipe of the paper, one stage after the other:
@@ -282,9 +284,10 @@ def emoji(arg: str) -> ConfigDict:
         config.checkpoint_every = 500
     if arg == 'scenes':
         config.init_from = 'infinity_jax/demo'
-        config.steps = 10_000  # 160,000 images
+        config.steps = 14_000  # 224,000 images
         config.optimizer.learning_rate = 1.5e-3
         config.self_correction.max_strength = 0.1
         config.data.scenes = 0.6
+        config.data.placed_rate = 0.55  # of the single emoji
         config.data.scene_subset = 'starter'  # some pairs of 80 emoji are learned, of 206 none
     return config
