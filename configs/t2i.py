@@ -9,18 +9,19 @@ random transformer weights. 9 to 11 minutes on two CPU cores; the matcher then r
     python -m infinity_jax.main --config=configs/t2i.py:shipped
 
 `shipped` trains a transformer of the size that the package ships, on 206 emoji: 50 minutes on two
-CPU cores for 72 % of the emoji and all backgrounds; 18,000 more steps from there, 80 minutes, for
-92 %:
+CPU cores for 72 % of the emoji and all backgrounds. 18,000 more steps, 80 minutes, for 93 %:
 
-    python -m infinity_jax.main --config=configs/t2i.py:shipped --config.init_from=FOLDER \
-        --config.steps=18000 --config.optimizer.learning_rate=1.5e-3 --config.seed=2
+    python -m infinity_jax.main --config=configs/t2i.py:shipped --config.steps=18000 \
+        --config.init_from=runs/t2i_shipped/model --config.run_dir=runs/t2i_shipped_2 \
+        --config.optimizer.learning_rate=1.5e-3 --config.seed=2
 
-    python -m infinity_jax.main --config=configs/t2i.py:scenes --config.init_from=FOLDER
+    python -m infinity_jax.main --config=configs/t2i.py:scenes \
+        --config.init_from=runs/t2i_shipped_2/model
 
-`scenes` trains it further, 75 minutes, to what the package ships: six in ten images are scenes of
-one to four of the starter emoji, with two objects, counts, positions and colours, the tasks of
-`infinity-jax evaluate scenes`; the others show single emoji of the 206 as before. Without
-`init_from` it goes on from the shipped model.
+`scenes` trains it further, 75 minutes: six in ten images are scenes of one to four of the starter
+emoji, or of two shapes in two colours, the tasks of `infinity-jax evaluate scenes`; the others show
+single emoji of the 206 as before. 3,000 more steps, 20 minutes, gave what the package ships
+(docs/notebook/demo.md). Without `init_from` it goes on from the shipped model.
 
 The sizes of the paper and of the released models (125m, 361m, 940m, 2b, 2.2b, 4.7b, 8b, 20b), each
 at 256², 512² and 1024² with the recipe of the paper, one stage after the other:

@@ -108,7 +108,7 @@ class Engine:
 
     @property
     def settings(self) -> dict[str, str]:
-        """What changes images besides their requests: dtype, and precision of weights and so on."""
+        """Dtypes, and precision of weights, cache and decoder, on which images depend as well."""
         return {
             'dtype': self._transformer.dtype,
             'text_dtype': self.configs.text_products,

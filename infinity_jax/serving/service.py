@@ -240,7 +240,7 @@ class Service:
         return _sent(kind, {'type': kind, 'b64_json': file, **about, **created, **fields})
 
     def _file(self, request: ImageRequest, image: int, pixels_YX3: np.ndarray) -> str:
-        """An image's file in base64, with all settings that it depends on."""
+        """An image's file in base64, with the settings of its request and of the model."""
         settings = request.settings() | self.engines[request.model].settings | {'index': image}
         return in_base64(pixels_YX3, request.output_format, request.quality, settings)
 

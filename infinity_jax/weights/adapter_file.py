@@ -165,7 +165,8 @@ def check_adapter(
         if shapes == fitting:
             continue
         found = f'{name}: {matrix} has A, B of shapes {shapes}'
-        if (shapes[0][-1], shapes[1][-2]) != (config.rank, config.rank):
+        ranks = shapes[0][-1:], shapes[1][-2:-1]
+        if ranks != ((config.rank,), (config.rank,)):
             raise UserError(f'{found}, but lora.rank is {config.rank}: copy the file again')
         raise UserError(
             f'{found}, the model wants {fitting}; name the model that the adapters were trained on'

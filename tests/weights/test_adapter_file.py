@@ -63,6 +63,10 @@ def test_what_does_not_fit_is_refused(files):
     save_adapter(files / 'rank.safetensors', adapters_of(TRANSFORMER), other_rank)
     with pytest.raises(UserError, match='rank.safetensors: .* lora.rank is 4: copy the file again'):
         merge_into_folder(files / 'base', [files / 'rank.safetensors'], files / 'merged')
+    flat = jax.tree.map(np.ravel, adapters_of(TRANSFORMER))
+    save_adapter(files / 'flat.safetensors', flat, CONFIG)
+    with pytest.raises(UserError, match='flat.safetensors: .* lora.rank is 2: copy the file again'):
+        merge_into_folder(files / 'base', [files / 'flat.safetensors'], files / 'merged')
     fewer = {'ffn': {'up': adapters_of(TRANSFORMER)['ffn']['up']}}
     save_adapter(files / 'fewer.safetensors', fewer, CONFIG)
     with pytest.raises(UserError, match='fewer.safetensors: has ffn.up.a, ffn.up.b; wanted'):
