@@ -20,6 +20,7 @@ from infinity_jax.runtime.atomic_write import atomic_file
 from infinity_jax.runtime.remote import any_path, is_remote
 from infinity_jax.runtime.remote_copy import check_store, local_output
 
+PAIR = ('gt', 'pred')  # folders of true images, and of reconstructions or generated images
 MAX_COMMENT = 65533  # bytes in a JPEG's comment
 TRIAL_BYTES = 1 << 20
 
@@ -113,6 +114,35 @@ def check_writable(path: str | os.PathLike) -> None:
 
 def _unwritable(path: pathlib.Path, error: OSError) -> UserError:
     return UserError(f'cannot write {path}: {error.strerror or error}; choose another place')
+
+
+def claim_pairs(folder: pathlib.Path) -> None:
+    """Creates the two folders of `save_pairs`.
+
+    Raises:
+      UserError: a folder cannot be written, or has files, which would be mixed with the new ones.
+    """
+    for name in PAIR:
+        check_writable(folder / name / 'x.png')
+        if any((folder / name).iterdir()):
+            raise UserError(
+                f'--save {folder}: {folder / name} has files in it; name a new folder or empty it'
+            )
+
+
+def save_pairs(folder: pathlib.Path, start: int, originals: np.ndarray, others: np.ndarray) -> None:
+    """Writes gt/NUMBER.png and pred/NUMBER.png.
+
+    Args:
+      start: number of the first image.
+      originals, others: uint8 (B, Y, X, 3).
+
+    Raises:
+      UserError: a file cannot be written.
+    """
+    for name, images in zip(PAIR, (originals, others), strict=True):
+        for number, pixels in enumerate(images, start):
+            save_png(folder / name / f'{number:06}.png', Image.fromarray(pixels))
 
 
 def contact_sheet(

@@ -91,6 +91,13 @@ def _add_demo(parser: argparse.ArgumentParser) -> None:
     _add_emoji_flags(parser, run_demo, 500, captions, 'the table and a contact sheet')
     add_adapter_flag(parser)
     add_quantization_flags(parser)
+    parser.add_argument(
+        '--save',
+        type=output_path,
+        metavar='DIR',
+        help='write true renders to DIR/gt and generated images to DIR/pred as PNG, as `evaluate '
+        'images` and `evaluate fid` read them (default: not written)',
+    )
 
 
 def _add_scenes(parser: argparse.ArgumentParser) -> None:
@@ -293,6 +300,7 @@ def run_demo(args: argparse.Namespace) -> None:
         fetch_model(args.checkpoint or DEMO_FOLDER),
         quantization=quantization_of(args),
         adapters=args.adapters,
+        save=args.save or '',
         **_emoji_options(args),
     )
 

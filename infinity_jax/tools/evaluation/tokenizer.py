@@ -14,20 +14,21 @@ from tqdm import tqdm
 
 from infinity_jax.config import TokenizerConfig, required
 from infinity_jax.errors import UserError
-from infinity_jax.images import check_writable, from_uint8, psnr, to_uint8
+from infinity_jax.images import (
+    check_writable,
+    claim_pairs,
+    from_uint8,
+    psnr,
+    save_pairs,
+    to_uint8,
+)
 from infinity_jax.scales import BUDGET_OF_EDGE, STRIDE, Grid
 from infinity_jax.tokenizer.autoencoder import Autoencoder
 from infinity_jax.tokenizer.quantizer import accumulate, quantize, residual_at
 from infinity_jax.tools.evaluation.feature_file import features_distance
 from infinity_jax.tools.evaluation.image_metrics import WINDOW, edge_energy, ssim
 from infinity_jax.tools.evaluation.tokenizer_checkpoint import TokenizerCheckpoint, open_checkpoint
-from infinity_jax.tools.evaluation.tokenizer_images import (
-    ImageSet,
-    claim_pairs,
-    emoji_images,
-    folder_images,
-    save_pairs,
-)
+from infinity_jax.tools.evaluation.tokenizer_images import ImageSet, emoji_images, folder_images
 from infinity_jax.tools.evaluation.tokenizer_report import BALANCED, JSON, write_report
 from infinity_jax.training.tokenizer.config import released_schedule
 from infinity_jax.training.tokenizer.lpips import MIN_EDGE, lpips

@@ -1,11 +1,10 @@
-"""Images for the evaluation of a tokenizer, and PNG pairs of originals and reconstructions."""
+"""Images for the evaluation of a tokenizer: renders of emoji, or those of a folder."""
 
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from PIL import Image
 
 from infinity_jax.data.decode import decode
 from infinity_jax.data.records import BrokenRecord, open_file
@@ -13,9 +12,6 @@ from infinity_jax.data.sources.folder import ENDINGS, image_paths
 from infinity_jax.emoji.matcher import evaluation_specs
 from infinity_jax.emoji.render import render
 from infinity_jax.errors import UserError
-from infinity_jax.images import check_writable, save_png
-
-PAIR = ('gt', 'pred')  # folders of originals and reconstructions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,34 +65,3 @@ def _open_square(path: pathlib.Path, size: int) -> np.ndarray:
         return decode(open_file(path), (size, size))  # as in training
     except (OSError, BrokenRecord) as error:
         raise UserError(f'{path}: not a readable image ({error}); repair or remove it') from None
-
-
-def claim_pairs(folder: pathlib.Path) -> None:
-    """Creates the two folders of `save_pairs`.
-
-    Raises:
-      UserError: a folder cannot be written, or has files, which would be mixed with the new ones.
-    """
-    for name in PAIR:
-        check_writable(folder / name / 'x.png')
-        if any((folder / name).iterdir()):
-            raise UserError(
-                f'--save {folder}: {folder / name} has files in it; name a new folder or empty it'
-            )
-
-
-def save_pairs(
-    folder: pathlib.Path, start: int, originals: np.ndarray, reconstructions: np.ndarray
-) -> None:
-    """Writes gt/NUMBER.png and pred/NUMBER.png.
-
-    Args:
-      start: number of the first image.
-      originals, reconstructions: uint8 (B, Y, X, 3).
-
-    Raises:
-      UserError: a file cannot be written.
-    """
-    for name, images in zip(PAIR, (originals, reconstructions), strict=True):
-        for number, pixels in enumerate(images, start):
-            save_png(folder / name / f'{number:06}.png', Image.fromarray(pixels))

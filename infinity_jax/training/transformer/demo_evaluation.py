@@ -16,7 +16,16 @@ from infinity_jax.config import QuantizationConfig, required
 from infinity_jax.emoji.image_spec import caption
 from infinity_jax.emoji.matcher import evaluation_specs, match
 from infinity_jax.emoji.render import render
-from infinity_jax.images import check_writable, contact_sheet, from_uint8, psnr, save_png, to_uint8
+from infinity_jax.images import (
+    check_writable,
+    claim_pairs,
+    contact_sheet,
+    from_uint8,
+    psnr,
+    save_pairs,
+    save_png,
+    to_uint8,
+)
 from infinity_jax.inference.sampling import SamplingConfig
 from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.scales import Grid, ScaleSchedule
@@ -70,6 +79,7 @@ def evaluate_demo(
     out: str | os.PathLike = '.',
     mesh: Mesh | None = None,
     adapters: Sequence[str] = (),
+    save: str | os.PathLike = '',
 ) -> dict[str, Any]:
     """Generates images of trained and held-out captions and counts those the matcher recognises.
 
@@ -88,12 +98,17 @@ def evaluate_demo(
       out: where the files go.
       mesh: the devices that share the generation; None: the default device.
       adapters: LoRA adapters of the model, see `Adapter.parse`.
+      save: folder for true renders and generated images, PNGs of equal names in `gt` and `pred`;
+        those of trained pairs come first; '': not written.
 
     Raises:
-      UserError: no image is asked for, a file that cannot be written, or adapters that do not fit.
+      UserError: no image is asked for, a file that cannot be written, files that are already in the
+        folders of `save`, or adapters that do not fit.
     """
     out = pathlib.Path(out)
     check_writable(out / 'evaluation.png')
+    if save:
+        claim_pairs(pathlib.Path(save))
     model = open_emoji_model(
         folder, count=count, subset=subset, quantization=quantization, mesh=mesh, adapters=adapters
     )
@@ -112,6 +127,7 @@ def evaluate_demo(
         'quantization': dataclasses.asdict(quantization),
     }
     shown, titles, marks = [], [], []
+    pairs = []  # of true renders and generated images
     for kind in PAIRS:
         specs = evaluation_specs(subset, kind, count, seed, placed_rate)
         captions = [caption(spec) for spec in specs]
@@ -129,6 +145,7 @@ def evaluate_demo(
             if row == GENERATED:
                 marks += (report.emoji_right & report.background_right)[:SHEET_IMAGES].tolist()
         results[kind][FORMER_NAME] = results[kind][GENERATED]
+        pairs.append((renders, generated))
         shown.append(generated[:SHEET_IMAGES])
         titles += captions[:SHEET_IMAGES]
     if not is_first_process(mesh):
@@ -136,6 +153,10 @@ def evaluate_demo(
     save_png(out / 'evaluation.png', contact_sheet(np.concatenate(shown), titles, marks))
     (out / 'evaluation.json').write_text(json.dumps(results, indent=2) + '\n', encoding='utf-8')
     print(table(results))
+    if save:
+        for number, (renders, generated) in enumerate(pairs):
+            save_pairs(pathlib.Path(save), number * count, renders, generated)
+        print(f'{2 * count} true renders and generated images: {save}/gt, {save}/pred')
     return results
 
 

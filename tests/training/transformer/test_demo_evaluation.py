@@ -49,10 +49,16 @@ def loaded():
     )
 
 
-def test_counts_what_is_right_and_leaves_table_and_sheet(loaded, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def perfect(loaded, monkeypatch):
+    """Any folder has a model of random weights, and the perfect pipeline."""
     monkeypatch.setattr(emoji_model, 'load_model', lambda _: loaded)
     monkeypatch.setattr(emoji_model, 'place_model', lambda loaded, quantization, mesh: loaded)
     monkeypatch.setattr(emoji_model, 'InfinityPipeline', PerfectPipeline)
+
+
+@pytest.mark.usefixtures('perfect')
+def test_counts_what_is_right_and_leaves_table_and_sheet(tmp_path, capsys):
     results = evaluate.evaluate_demo('somewhere', count=COUNT, out=tmp_path)
     written = json.loads((tmp_path / 'evaluation.json').read_text())
     assert written['trained'] == results['trained']
@@ -65,6 +71,20 @@ def test_counts_what_is_right_and_leaves_table_and_sheet(loaded, tmp_path, monke
         assert np.isfinite(results[kind]['psnr'])
     printed = capsys.readouterr().out
     assert 'held_out  generated' in printed and 'drawn' not in printed
+
+
+@pytest.mark.usefixtures('perfect')
+def test_saves_renders_and_generated_images_under_equal_names(tmp_path):
+    save = tmp_path / 'images'
+    evaluate.evaluate_demo('somewhere', count=COUNT, out=tmp_path, save=save)
+    true, generated = (
+        np.stack([np.asarray(Image.open(path)) for path in sorted((save / name).iterdir())])
+        for name in ('gt', 'pred')
+    )
+    differ = [number for number in range(2 * COUNT) if (true[number] != generated[number]).any()]
+    assert differ == [0, COUNT]  # the first image of each kind of pairs is wrong
+    with pytest.raises(UserError, match='has files in it'):
+        evaluate.evaluate_demo('somewhere', count=COUNT, out=tmp_path, save=save)
 
 
 def test_reconstruct_keeps_the_count_over_batches(loaded):
