@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import platform
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -82,6 +83,26 @@ def changed_since(config: Any, run_dir: pathlib.Path) -> str:
     if 'init_from' in names and new.get('lora.rank'):
         line += '; the adapters so far were trained on the weights of the former init_from'
     return line
+
+
+def differing_fields(run_dirs: Iterable[pathlib.Path]) -> list[str]:
+    """Dotted names of the fields in which runs differ, apart from seed and paths.
+
+    Args:
+      run_dirs: folders of runs; those without a `config.json` are left out.
+
+    Raises:
+      UserError: a `config.json` is damaged.
+    """
+    paths = [path for folder in run_dirs if (path := folder / 'config.json').exists()]
+    runs = [_flat(_without_paths(read_json(path))) for path in paths]
+    names = dict.fromkeys(name for run in runs for name in run)
+    same = ('seed', *IGNORED_FIELDS)
+    return [
+        name
+        for name in names
+        if name not in same and any(run.get(name) != runs[0].get(name) for run in runs)
+    ]
 
 
 def _flat(described: dict[str, Any], prefix: str = '') -> dict[str, Any]:

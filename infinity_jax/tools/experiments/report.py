@@ -14,6 +14,7 @@ from infinity_jax.images import save_png
 from infinity_jax.tools.experiments import scaling
 from infinity_jax.tools.experiments.experiment import Experiment, load_experiment
 from infinity_jax.tools.experiments.figures import FIGURES, read_figures
+from infinity_jax.training.run_folder import differing_fields
 
 TEXT, JSON, PLOT = 'report.txt', 'report.json', 'report.png'
 WIDTH = 26  # of a column
@@ -36,12 +37,17 @@ def report_experiment(folder: pathlib.Path) -> dict[str, Any]:
     """
     experiment = load_experiment(folder)
     names = dict.fromkeys((*experiment.figures, *(scaling.READ if experiment.scaling else ())))
-    results = {}
+    results, warnings = {}, []
     for name, point in experiment.points.items():
         runs = sorted((folder / name).glob(f'seed_*/{point.result}'))
         if runs:
             figures = _summaries([read_figures(path.parent, names) for path in runs])
             results[name] = {'x': point.x, 'series': point.series, 'runs': len(runs), **figures}
+            if fields := differing_fields(path.parent for path in runs):
+                warnings.append(
+                    f'warning: the seeds of {name} differ in {", ".join(fields)}; remove the '
+                    'folders of the wrong ones and run the experiment again'
+                )
     if not results:
         raise UserError(f'{folder}: no run is finished; start infinity-jax experiment run')
     report: dict[str, Any] = {'experiment': experiment.name, 'points': results}
@@ -49,7 +55,7 @@ def report_experiment(folder: pathlib.Path) -> dict[str, Any]:
     if experiment.scaling:
         report['scaling'] = scaling.fit_scaling(results)
         lines += scaling.scaling_lines(report['scaling'])
-    text = '\n'.join(lines)
+    text = '\n'.join((*lines, *warnings))
     (folder / TEXT).write_text(text + '\n', encoding='utf-8')
     (folder / JSON).write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
     _plot(experiment, results, folder / PLOT)

@@ -331,6 +331,20 @@ def test_the_mean_of_equal_figures_is_that_figure():
         assert summary['mean'] == summary['min'] == summary['max'] == value
 
 
+def test_a_report_warns_of_seeds_that_were_not_trained_alike(trained, tmp_path, capsys):
+    folder = run_experiment('file.py:strength', seeds=(0, 1), out=tmp_path)
+    for seed, steps in ((0, 600), (1, 1200)):
+        for point in ('none', 'some'):
+            run_dir = folder / point / f'seed_{seed}'
+            run = {'seed': seed, 'run_dir': str(run_dir), 'optimizer': {'beta1': 0.9}}
+            run['steps'] = steps if point == 'some' else 600
+            (run_dir / 'config.json').write_text(json.dumps(run))
+    report_experiment(folder)
+    warnings = [line for line in capsys.readouterr().out.splitlines() if 'warning' in line]
+    assert len(warnings) == 1 and 'the seeds of some differ in steps; remove' in warnings[0]
+    assert warnings[0] in (folder / 'report.txt').read_text()
+
+
 def test_a_report_names_the_points_that_are_missing(trained, capsys):
     main(['experiment', 'run', 'file.py:strength', '--only', 'some', '--seeds', '1', '--out', 'r'])
     assert 'not finished: none' in capsys.readouterr().out
