@@ -173,7 +173,7 @@ def _evaluation(x: float, series: str, guidance: str, temperature: str, *more: s
 
 
 def _sampling() -> dict:
-    """Guidance by temperature; and the likelier value of every bit, for which neither matters."""
+    """Guidance by temperature; and the likelier value of every bit, whatever the temperature."""
     points = {
         f'{guidance}_{temperature}': _evaluation(
             guidance, f'temperature {temperature}', str(guidance), str(temperature)
@@ -213,7 +213,7 @@ def _repair() -> dict:
     return {
         f'{strength:g}_flipped_{rate:g}': {
             'x': 100 * rate,
-            'series': f'trained with up to {strength:g}',
+            'series': f'flips up to {strength:g} in training',
             'model': f'self_correction/4_scales_{strength:g}',
             'evaluate': ('repair', '--no-references', '--rates', f'{rate:g}', '--count', '100'),
         }

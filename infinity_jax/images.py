@@ -126,7 +126,7 @@ def claim_pairs(folder: pathlib.Path) -> None:
         check_writable(folder / name / 'x.png')
         if any((folder / name).iterdir()):
             raise UserError(
-                f'--save {folder}: {folder / name} has files in it; name a new folder or empty it'
+                f'save {folder}: {folder / name} has files in it; name a new folder or empty it'
             )
 
 

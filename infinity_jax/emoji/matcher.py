@@ -20,7 +20,7 @@ from infinity_jax.errors import UserError
 MATCH_PIXELS = 64  # larger images are compared at this size
 PLACEMENTS = (('large', 'centre'),) + tuple((s, p) for s in ('medium', 'small') for p in PLACES)
 ROWS_AT_ONCE = 256  # images per matrix product, to bound memory
-PLACED_RATE = 0.3  # share of the evaluated images with a random size and place, as in the demo data
+EVALUATED_PLACED_RATE = 0.3  # share of the evaluated images with a random size and place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,11 @@ class MatchReport:
 
 
 def evaluation_specs(
-    subset: str, pairs_of: str, count: int, seed: int = 0, placed_rate: float = PLACED_RATE
+    subset: str,
+    pairs_of: str,
+    count: int,
+    seed: int = 0,
+    placed_rate: float = EVALUATED_PLACED_RATE,
 ) -> list[ImageSpec]:
     """Samples `count` specs of the 'trained' or 'held_out' pairs; all mention the background.
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from infinity_jax.errors import UserError, first_line
-from infinity_jax.renamed import STORED, current_field
+from infinity_jax.renamed import RENAMED_FIELDS, STORED, current_field
 from infinity_jax.runtime.atomic_write import atomic_file
 from infinity_jax.training.remote_run import CHECKPOINTS, RemoteRun, run_copy
 from infinity_jax.weights.weight_files import read_json
@@ -88,6 +88,8 @@ def changed_since(config: Any, run_dir: pathlib.Path) -> str:
 def differing_fields(run_dirs: Iterable[pathlib.Path]) -> list[str]:
     """Dotted names of the fields in which runs differ, apart from seed and paths.
 
+    Fields that a run of an older version lacks are not compared.
+
     Args:
       run_dirs: folders of runs; those without a `config.json` are left out.
 
@@ -96,12 +98,13 @@ def differing_fields(run_dirs: Iterable[pathlib.Path]) -> list[str]:
     """
     paths = [path for folder in run_dirs if (path := folder / 'config.json').exists()]
     runs = [_flat(_without_paths(read_json(path))) for path in paths]
-    names = dict.fromkeys(name for run in runs for name in run)
-    same = ('seed', *IGNORED_FIELDS)
+    known = {n: None for run in runs for n in run if n.rpartition('.')[2] not in RENAMED_FIELDS}
+    runs = [{_current_path(name, known): value for name, value in run.items()} for run in runs]
+    shared = [name for name in (runs or [{}])[0] if all(name in run for run in runs)]
     return [
         name
-        for name in names
-        if name not in same and any(run.get(name) != runs[0].get(name) for run in runs)
+        for name in shared
+        if name not in ('seed', *IGNORED_FIELDS) and any(run[name] != runs[0][name] for run in runs)
     ]
 
 

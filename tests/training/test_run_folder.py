@@ -8,7 +8,12 @@ import pytest
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.training.init_from import starting_state
-from infinity_jax.training.run_folder import changed_since, config_without_paths, write_description
+from infinity_jax.training.run_folder import (
+    changed_since,
+    config_without_paths,
+    differing_fields,
+    write_description,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +75,21 @@ def test_a_resumed_run_lists_the_changes_of_its_configuration(tmp_path, fields, 
     write_description(Resumed(), tmp_path)
     printed = changed_since(Resumed(**fields), tmp_path)
     assert line in printed and bool(line) == bool(printed) and '\n' not in printed
+
+
+def test_fields_in_which_runs_differ(tmp_path):
+    runs = {
+        'a': {'seed': 0, 'run_dir': 'a', 'steps': 3, 'data': {'num_workers': 0}, 'levels': 4},
+        'b': {'seed': 1, 'run_dir': 'b', 'steps': 3, 'data': {'num_workers': 2}, 'new': 1,
+              'max_scales': 4},
+        'c': {'seed': 2, 'steps': 5, 'max_scales': 6},
+    }  # fmt: skip
+    for name, run in runs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'config.json').write_text(json.dumps(run))
+    folder = {name: tmp_path / name for name in (*runs, 'none')}
+    assert differing_fields([folder['a'], folder['b'], folder['none']]) == []
+    assert differing_fields(folder.values()) == ['steps', 'max_scales']
 
 
 def test_a_resume_that_does_not_fit_names_the_changed_fields(tmp_path):

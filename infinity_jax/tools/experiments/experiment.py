@@ -4,12 +4,18 @@ import dataclasses
 import json
 import pathlib
 import runpy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infinity_jax.errors import UserError, in_one_line
 from infinity_jax.runtime.atomic_write import atomic_file
-from infinity_jax.tools.experiments.figures import DEFAULT, FIGURES, RESULTS
+from infinity_jax.tools.experiments.figures import (
+    DEFAULT,
+    FIGURES,
+    RESULTS,
+    SOURCES,
+    TRAINING,
+)
 
 FILE_NAME = 'experiment.json'  # in the folder of an experiment's runs
 TABLE = 'EXPERIMENTS'  # of a config file: name -> title, axis, points
@@ -126,19 +132,49 @@ def _experiment(name: str, entry: dict[str, Any], where: str) -> Experiment:
             f'{where}: experiment {name} lacks {in_one_line(error)}; wanted title, axis and '
             'points with x and series'
         ) from None
-    for label, point in points.items():
-        if point.evaluate is not None and ''.join(point.evaluate[:1]) not in RESULTS:
-            raise UserError(
-                f'{where}: evaluate of point {label} is {" ".join(point.evaluate) or "empty"}; '
-                f'wanted {" or ".join(RESULTS)}, then flags'
-            )
     unknown = [figure for figure in experiment.figures if figure not in FIGURES]
     if unknown or not experiment.figures:
         raise UserError(
             f'{where}: figures of experiment {name} are {", ".join(experiment.figures) or "none"}; '
             f'wanted some of {", ".join(FIGURES)}'
         )
+    for label, point in points.items():
+        key, mistake = _mistake(point, experiment)
+        if mistake:
+            raise UserError(f'{where}: {key} of point {label} {mistake}')
     return experiment
+
+
+def _mistake(point: Point, experiment: Experiment) -> tuple[str, str]:
+    """The key of a point that does not fit, and how it does not; ('', '') if all do.
+
+    Such mistakes would show in the report, after hours of training.
+    """
+    flags = point.evaluate or ()
+    kind = TRAINING if point.evaluate is None else ''.join(flags[:1])
+    if kind not in SOURCES:
+        found = ' '.join(flags) or 'empty'
+        return 'evaluate', f'is {found}; wanted {" or ".join(RESULTS)}, then flags'
+    known = [name for name, figure in FIGURES.items() if figure.source in SOURCES[kind]]
+    absent = ', '.join(name for name in experiment.figures if name not in known)
+    if absent:
+        return 'figures', f'are {absent}, which {kind} does not give; wanted {", ".join(known)}'
+    rates = _values_of('--rates', flags)
+    if kind == 'repair' and len(rates) != 1:
+        return 'evaluate', f'has --rates {",".join(rates) or "of its default"}; wanted one rate'
+    if point.tokenizer and flags:
+        return 'tokenizer', f'is {point.tokenizer}, but the point trains nothing; remove it'
+    if point.model and not flags:
+        return 'model', f'is {point.model}, but the point trains a model; wanted evaluate with it'
+    if experiment.log_axis and point.x <= 0:
+        return 'x', f'is {point.x:g}; wanted more than 0 on a logarithmic axis'
+    return '', ''
+
+
+def _values_of(flag: str, words: Sequence[str]) -> list[str]:
+    """The values of a flag, `--flag 1,2` or `--flag=1,2`; without the flag none."""
+    line = '\0'.join(words).replace(f'{flag}=', f'{flag}\0').split('\0')
+    return line[line.index(flag) + 1].split(',') if flag in line[:-1] else []
 
 
 def _point(entry: Mapping[str, Any]) -> Point:

@@ -18,6 +18,13 @@ from infinity_jax.weights.model_folder import read_configs
 
 # Kind of `infinity-jax evaluate` -> the last file that it writes; a training ends with the first.
 RESULTS = {'demo': 'evaluation.json', 'repair': 'repair.json'}
+TRAINING = 'a training'
+# What a point runs -> the sources of figures that its folder has.
+SOURCES = {
+    TRAINING: ('judged', 'held_out', 'sizes'),
+    'demo': ('judged',),
+    'repair': ('flipped',),
+}
 
 
 class Figure(NamedTuple):
@@ -25,7 +32,7 @@ class Figure(NamedTuple):
 
     Attributes:
       heading: at most 24 characters.
-      source: which file has it, a key of `_SOURCES`.
+      source: which file has it, a key of `_READERS`.
       factor, form: of the numbers in table and plot.
     """
 
@@ -70,7 +77,7 @@ def read_figures(run_dir: pathlib.Path, names: Iterable[str]) -> dict[str, float
     sources = dict.fromkeys(FIGURES[name].source for name in names)
     found = {}
     for source in sources:
-        found.update(_SOURCES[source](run_dir))
+        found.update(_READERS[source](run_dir))
     return {name: found[name] for name in names}
 
 
@@ -106,6 +113,8 @@ def _of_result(
     path = run_dir / RESULTS[kind]
     try:
         return figures_of(json.loads(path.read_text(encoding='utf-8')))
+    except FileNotFoundError:
+        raise UserError(f'{path} is missing; run the experiment') from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f'{path} is damaged ({in_one_line(error)}); remove it and run the experiment again'
@@ -159,7 +168,7 @@ def _size(tree: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-_SOURCES: dict[str, Callable[[pathlib.Path], dict[str, float]]] = {
+_READERS: dict[str, Callable[[pathlib.Path], dict[str, float]]] = {
     'judged': functools.partial(_of_result, 'demo', _judged),
     'flipped': functools.partial(_of_result, 'repair', _flipped),
     'held_out': _held_out,

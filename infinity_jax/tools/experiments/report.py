@@ -29,8 +29,9 @@ def report_experiment(folder: pathlib.Path) -> dict[str, Any]:
       folder: of the experiment, with a folder of runs per point.
 
     Returns:
-      the content of report.json: per point its position, line, and per figure the values by seed,
-      their mean, smallest and largest; `scaling` has the fits of an experiment that asks for them.
+      the content of report.json: per point its position, line and seeds, and per figure the values
+      in the order of the seeds, their mean, smallest and largest; `scaling` has the fits of an
+      experiment that asks for them.
 
     Raises:
       UserError: no run is finished, or a file is damaged.
@@ -39,11 +40,14 @@ def report_experiment(folder: pathlib.Path) -> dict[str, Any]:
     names = dict.fromkeys((*experiment.figures, *(scaling.READ if experiment.scaling else ())))
     results, warnings = {}, []
     for name, point in experiment.points.items():
-        runs = sorted((folder / name).glob(f'seed_*/{point.result}'))
+        paths = (folder / name).glob(f'seed_*/{point.result}')
+        runs = {int(path.parent.name.removeprefix('seed_')): path.parent for path in paths}
         if runs:
-            figures = _summaries([read_figures(path.parent, names) for path in runs])
-            results[name] = {'x': point.x, 'series': point.series, 'runs': len(runs), **figures}
-            if fields := differing_fields(path.parent for path in runs):
+            seeds = sorted(runs)
+            figures = _summaries([read_figures(runs[seed], names) for seed in seeds])
+            described = {'x': point.x, 'series': point.series, 'runs': len(runs), 'seeds': seeds}
+            results[name] = {**described, **figures}
+            if fields := differing_fields(runs.values()):
                 warnings.append(
                     f'warning: the seeds of {name} differ in {", ".join(fields)}; remove the '
                     'folders of the wrong ones and run the experiment again'

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from infinity_jax.config import QuantizationConfig, required
 from infinity_jax.emoji.artwork import subset as emoji_subset
-from infinity_jax.emoji.matcher import PLACED_RATE
+from infinity_jax.emoji.matcher import EVALUATED_PLACED_RATE
 from infinity_jax.errors import UserError
 from infinity_jax.inference.loading import with_adapters
 from infinity_jax.inference.pipeline import InfinityPipeline
@@ -85,4 +85,4 @@ def evaluated_placed_rate(data: Mapping[str, Any]) -> float:
     Args:
       data: the fields `data` of the run that trained the model, or none.
     """
-    return PLACED_RATE if data.get('placed_rate', PLACED_RATE) else 0.0
+    return EVALUATED_PLACED_RATE if data.get('placed_rate', True) else 0.0

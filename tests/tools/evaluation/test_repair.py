@@ -82,9 +82,12 @@ def test_references_may_be_left_out(run, monkeypatch):
 def test_the_sheet_has_a_row_per_caption_and_a_column_per_rate(run):
     sheet = Image.open(run / 'repair.png')
     assert sheet.width == 12 + 3 * 140 and sheet.height > 6 * 140
-    red, green = (210, 40, 40), (20, 160, 60)
-    frames = [sheet.getpixel((9 + 140 * column, 9)) for column in range(3)]
-    assert frames[0] == green and frames[2] in (red, green)
+    height, green = (sheet.height - 12) // 6, (20, 160, 60)
+    rates = json.loads((run / 'repair.json').read_text())['rates'].values()
+    for column, kinds in enumerate(rates):
+        frames = [sheet.getpixel((9 + 140 * column, 9 + height * row)) for row in range(6)]
+        right = sum(kinds[kind]['generated']['emoji']['value'] * COUNT for kind in kinds)
+        assert frames.count(green) == pytest.approx(right)
     assert (run / 'repair_rates.png').read_bytes().startswith(b'\x89PNG')
 
 
@@ -99,4 +102,5 @@ def test_the_sheet_has_a_row_per_caption_and_a_column_per_rate(run):
 def test_mistakes_are_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit):
         main(['evaluate', 'repair', *arguments])
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error and error.count('\n') == 1

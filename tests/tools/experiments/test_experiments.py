@@ -33,6 +33,14 @@ EXPERIMENTS = {'strength': {'title': 'Strength', 'axis': 'flips', 'points': {
     'some': {'x': 0.1, 'series': 'demo', 'fields': {}},
 }}, 'unknown': {'title': 'Unknown', 'axis': 'x', 'points': {
     'one': {'x': 0, 'series': 'demo', 'evaluate': ('--cfg', 3)},
+}}, 'trains': {'title': 'Trains', 'axis': 'x', 'points': {
+    'one': {'x': 0, 'series': 'demo', 'evaluate': ('demo',)},
+}}, 'rates': {'title': 'Rates', 'axis': 'x', 'figures': ('change',), 'points': {
+    'one': {'x': 0, 'series': 'demo', 'evaluate': ('repair', '--rates=0.1,0.2')},
+}}, 'model': {'title': 'Model', 'axis': 'x', 'points': {
+    'one': {'x': 0, 'series': 'demo', 'model': 'strength/none'},
+}}, 'log': {'title': 'Log', 'axis': 'x', 'log_axis': True, 'points': {
+    'one': {'x': 0, 'series': 'demo'},
 }}, 'odd': {'title': 'Odd', 'axis': 'x', 'figures': ('psn',), 'points': {}}}
 """
 EVALUATIONS = """
@@ -154,7 +162,7 @@ def test_points_are_trained_once_with_every_seed_and_reported(trained, capsys):
     assert points['some']['emoji_trained'] == {
         'values': [0.6, 0.9], 'mean': pytest.approx(0.75), 'min': 0.6, 'max': 0.9,
     }  # fmt: skip
-    assert points['none']['loss']['mean'] == 1.5
+    assert points['none']['loss']['mean'] == 1.5 and points['none']['seeds'] == [0, 1]
     assert '60.0 (50.0 to 70.0)' in (folder / 'report.txt').read_text()
     assert (folder / 'report.png').read_bytes().startswith(b'\x89PNG')
 
@@ -237,7 +245,7 @@ def test_the_repair_experiment_evaluates_models_that_another_trains(monkeypatch)
     trained = read_experiment(f'{SHIPPED}:self_correction').points
     for point in read_experiment(f'{SHIPPED}:repair').points.values():
         name = point.model.removeprefix('self_correction/')
-        assert point.series == f'trained with up to {trained[name].x:g}'
+        assert point.series == f'flips up to {trained[name].x:g} in training'
         runner._evaluate([*point.evaluate, f'--checkpoint={name}'])
         assert [100 * rate for rate in settings[-1].rates] == [point.x]
     assert len({str(args) for args in settings}) == len(settings) == 24
@@ -363,6 +371,13 @@ def test_a_report_names_the_points_that_are_missing(trained, capsys):
             ['run', 'file.py:unknown'],
             'file.py: evaluate of point one is --cfg 3; wanted demo or repair, then flags',
         ),
+        (
+            ['run', 'file.py:trains'],
+            'figures of point one are accuracy, loss, which demo does not give; wanted emoji',
+        ),
+        (['run', 'file.py:rates'], 'evaluate of point one has --rates 0.1,0.2; wanted one rate'),
+        (['run', 'file.py:model'], 'model of point one is strength/none, but the point trains'),
+        (['run', 'file.py:log'], 'x of point one is 0; wanted more than 0 on a logarithmic axis'),
         (['run', 'file.py:strength', '--seeds', 'a'], '--seeds a: wanted whole numbers'),
         (['report', '.'], 'has no experiment.json; wanted the folder of an experiment'),
     ],
