@@ -143,11 +143,11 @@ def _vocabulary() -> dict:
     return {
         f'{tokenizer}_{size}': {
             'x': TOKENIZERS[tokenizer],
-            'series': size,
+            'series': f'{parameters} M parameters in blocks',
             'tokenizer': tokenizer,
             'fields': {**MIDDLE, **_size(size)},
         }
-        for size in ('0.1m', '1m')
+        for size, parameters in (('0.1m', 0.13), ('1m', 1.1))
         for tokenizer in VOCABULARIES
     }
 
