@@ -8,7 +8,7 @@ again, it goes on where it ended. Estimated minutes of one core of a laptop, for
 
     self_correction 230    budget 130       requantizing 75    model_scaling 90
     vocabulary 105         classifier 40    sampling 20        sampling_by_scale 15
-    repair 15, of the models of self_correction
+    repair 15, of the models of self_correction; repair_long 8, of those of budget
 
 and 7 for each of the tokenizers, which `vocabulary` and `classifier` train first. One point by
 itself:
@@ -17,11 +17,12 @@ itself:
 
 Every point is the main job (configs/t2i.py) with the fields of `SMALL`, and with those that its
 experiment changes; those of `sampling` and `sampling_by_scale` evaluate the shipped model, those of
-`repair` the models of `self_correction`.
+`repair` the models of `self_correction`, those of `repair_long` the longest of `budget`.
 """
 
 import importlib.util
 import pathlib
+from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
@@ -47,6 +48,7 @@ GUIDANCES = (1, 2, 3, 4, 6)
 TEMPERATURES = (0.5, 0.7, 1.0)
 IMAGES = 50  # of trained and as many of held-out pairs, per point and seed
 JUDGED = ('emoji_trained', 'emoji_held_out', 'background')  # figures of an evaluation
+REPAIRED = ('flipped_trained', 'flipped_held_out', 'flipped_background', 'change')
 STRENGTHS = (0.0, 0.1, 0.2, 0.3)
 RATES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3)  # of flips in generation
 BUDGETS = (300, 1200, 4800)  # steps; self_correction has 2400
@@ -208,17 +210,17 @@ def _sampling_by_scale() -> dict:
     return points
 
 
-def _repair() -> dict:
-    """Bits flipped while the models of `self_correction` with four scales generate."""
+def _repair(strengths: Sequence[float], models: str) -> dict:
+    """Bits flipped while models generate; `models` plus a strength is the training of one."""
     return {
         f'{strength:g}_flipped_{rate:g}': {
             'x': 100 * rate,
             'series': f'flips up to {strength:g} in training',
-            'model': f'self_correction/4_scales_{strength:g}',
+            'model': f'{models}{strength:g}',
             'evaluate': ('repair', '--no-references', '--rates', f'{rate:g}', '--count', '100'),
         }
         for rate in RATES
-        for strength in STRENGTHS
+        for strength in strengths
     }
 
 
@@ -232,8 +234,14 @@ EXPERIMENTS = {
     'repair': {
         'title': 'Bits flipped while models generate, by strength in training',
         'axis': 'bits flipped in all scales but the last (%)',
-        'figures': ('flipped_trained', 'flipped_held_out', 'flipped_background', 'change'),
-        'points': _repair(),
+        'figures': REPAIRED,
+        'points': _repair(STRENGTHS, 'self_correction/4_scales_'),
+    },
+    'repair_long': {
+        'title': f'Bits flipped while models of {BUDGETS[-1]} steps generate',
+        'axis': 'bits flipped in all scales but the last (%)',
+        'figures': REPAIRED,
+        'points': _repair((0.0, 0.1), f'budget/{BUDGETS[-1]}_steps_'),
     },
     'budget': {
         'title': 'Self-correction by length of training',

@@ -239,16 +239,20 @@ def test_models_of_another_experiment_are_evaluated(monkeypatch, tmp_path, capsy
     assert len(evaluated) == 4
 
 
-def test_the_repair_experiment_evaluates_models_that_another_trains(monkeypatch):
+@pytest.mark.parametrize(
+    ('name', 'of', 'points'), [('repair', 'self_correction', 24), ('repair_long', 'budget', 12)]
+)
+def test_repair_evaluates_models_that_another_experiment_trains(name, of, points, monkeypatch):
     settings = []
     monkeypatch.setattr(evaluate_command, 'run_repair', settings.append)
-    trained = read_experiment(f'{SHIPPED}:self_correction').points
-    for point in read_experiment(f'{SHIPPED}:repair').points.values():
-        name = point.model.removeprefix('self_correction/')
-        assert point.series == f'flips up to {trained[name].x:g} in training'
+    trained = runpy.run_path(str(SHIPPED))['EXPERIMENTS'][of]['points']
+    for point in read_experiment(f'{SHIPPED}:{name}').points.values():
+        name = point.model.removeprefix(f'{of}/')
+        strength = trained[name]['fields']['self_correction.max_strength']
+        assert point.series == f'flips up to {strength:g} in training'
         runner._evaluate([*point.evaluate, f'--checkpoint={name}'])
         assert [100 * rate for rate in settings[-1].rates] == [point.x]
-    assert len({str(args) for args in settings}) == len(settings) == 24
+    assert len({str(args) for args in settings}) == len(settings) == points
 
 
 def test_a_tokenizer_is_trained_before_and_once_for_all_that_use_it(monkeypatch, tmp_path):
