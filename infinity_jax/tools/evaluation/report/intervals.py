@@ -42,7 +42,8 @@ def wilson(share: float, count: float) -> Estimate:
     """Wilson's score interval of a share of `count` independent trials."""
     centre = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
     half = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2)) / (1 + Z**2 / count)
-    return Estimate(share, max(centre - half, 0.0), min(centre + half, 1.0))
+    # Rounding may put a share of 0 or 1 outside of its interval.
+    return Estimate(share, max(min(centre - half, share), 0.0), min(max(centre + half, share), 1.0))
 
 
 def mean(values_by_prompt: Sequence[float], value: float | None = None) -> Estimate:

@@ -48,3 +48,10 @@ def test_means_and_their_average():
     both = average([Estimate(0.5, 0.4, 0.7), Estimate(1.0, 0.7, 1.0)])
     np.testing.assert_allclose(both, (0.75, 0.75 - np.hypot(0.1, 0.3) / 2, 0.75 + 0.1))
     assert average([Estimate(1.0), Estimate(2.0, 1.0, 3.0)]) == Estimate(1.5)
+
+
+def test_a_share_lies_within_its_interval():
+    for count in range(1, 300):
+        for share in (0.0, 1 / count, 1.0):
+            estimate = wilson(share, count)
+            assert 0 <= estimate.low <= share <= estimate.high <= 1
