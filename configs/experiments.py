@@ -6,7 +6,7 @@
 The first command trains and judges every point of an experiment, one after the other; started
 again, it goes on where it ended. Estimated minutes of one core of a laptop, for three seeds:
 
-    self_correction 230    budget 130       requantizing 75    model_scaling 90
+    self_correction 230    budget 130       requantizing 125   model_scaling 90
     vocabulary 105         classifier 40    sampling 20        sampling_by_scale 15
     repair 15, of the models of self_correction; repair_long 8, of those of budget
 
@@ -86,18 +86,18 @@ def _self_correction() -> dict:
     }
 
 
+def _length(steps: int) -> dict:
+    """The fields of a training of `steps` steps."""
+    return {'steps': steps, 'eval_every': steps // 3, 'sample_every': steps}
+
+
 def _budget() -> dict:
     """The length of training, with and without self-correction."""
     return {
         f'{steps}_steps_{strength:g}': {
             'x': steps,
             'series': f'strength {strength:g}',
-            'fields': {
-                'steps': steps,
-                'eval_every': steps // 3,
-                'sample_every': steps,
-                'self_correction.max_strength': strength,
-            },
+            'fields': {**_length(steps), 'self_correction.max_strength': strength},
         }
         for steps in BUDGETS
         for strength in (0.0, 0.1)
@@ -105,13 +105,17 @@ def _budget() -> dict:
 
 
 def _requantizing() -> dict:
-    """Flips whose targets follow, flips alone, and no flips: the rows of the paper's table."""
+    """Flips whose targets follow, flips alone, and no flips: the rows of the paper's table.
+
+    At the length from which on flips are worth their price, see `budget`.
+    """
     rows = {'none': (0.0, True), 'flips': (0.1, False), 'self_correction': (0.1, True)}
     return {
         name: {
             'x': x,
             'series': 'strength 0.1',
             'fields': {
+                **_length(BUDGETS[-1]),
                 'self_correction.max_strength': strength,
                 'self_correction.requantize': requantize,
             },
