@@ -9,6 +9,7 @@ again, it goes on where it ended. Estimated minutes of one core of a laptop, for
     self_correction 230    budget 130       requantizing 125   model_scaling 90
     vocabulary 105         classifier 40    sampling 20        sampling_by_scale 15
     repair 15, of the models of self_correction; repair_long 8, of those of budget
+    num_scales 50          condition_drop 40; condition_drop_sampling 15, of its models
 
 and 7 for each of the tokenizers, which `vocabulary` and `classifier` train first. One point by
 itself:
@@ -17,7 +18,8 @@ itself:
 
 Every point is the main job (configs/t2i.py) with the fields of `SMALL`, and with those that its
 experiment changes; those of `sampling` and `sampling_by_scale` evaluate the shipped model, those of
-`repair` the models of `self_correction`, those of `repair_long` the longest of `budget`.
+`repair` the models of `self_correction`, of `repair_long` the longest of `budget`, and of
+`condition_drop_sampling` those of `condition_drop`.
 """
 
 import importlib.util
@@ -41,6 +43,8 @@ SMALL = {
 SHORT = {'steps': 600, 'eval_every': 200, 'sample_every': 600}  # 9,600 images
 MIDDLE = {'steps': 1200, 'eval_every': 400, 'sample_every': 1200}  # 19,200 images
 SCALES = {
+    '2': ((1, 1), (8, 8)),
+    '3': ((1, 1), (4, 4), (8, 8)),
     '4': ((1, 1), (2, 2), (4, 4), (8, 8)),  # of the shipped tokenizer
     '6': ((1, 1), (2, 2), (3, 3), (4, 4), (6, 6), (8, 8)),
 }
@@ -51,6 +55,7 @@ JUDGED = ('emoji_trained', 'emoji_held_out', 'background')  # figures of an eval
 REPAIRED = ('flipped_trained', 'flipped_held_out', 'flipped_background', 'change')
 STRENGTHS = (0.0, 0.1, 0.2, 0.3)
 RATES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3)  # of flips in generation
+DROPS = (0.0, 0.1, 0.3)  # shares of captions
 BUDGETS = (300, 1200, 4800)  # steps; self_correction has 2400
 # Width, depth: 0.13, 0.52, 1.0, 2.4 and 6.3 million parameters in blocks, a factor of 48.
 SIZES = {'0.1m': (64, 2), '0.5m': (96, 3), '1m': (128, 4), '2.4m': (192, 4), '6m': (256, 6)}
@@ -81,8 +86,44 @@ def _self_correction() -> dict:
                 'self_correction.max_strength': strength,
             },
         }
-        for number, grids in SCALES.items()
+        for number, grids in ((number, SCALES[number]) for number in ('4', '6'))
         for strength in STRENGTHS
+    }
+
+
+def _num_scales() -> dict:
+    """The number of scales, against the time of an image."""
+    return {
+        f'{number}_scales': {
+            'x': int(number),
+            'series': 'models',
+            'fields': {**MIDDLE, 'grids': grids, 'transformer.max_scales': len(grids)},
+        }
+        for number, grids in SCALES.items()
+    }
+
+
+def _condition_drop() -> dict:
+    """The share of captions that are dropped in training."""
+    return {
+        f'{rate:g}_dropped': {
+            'x': rate,
+            'series': 'guidance 3',
+            'fields': {**MIDDLE, 'condition_drop': rate},
+        }
+        for rate in DROPS
+    }
+
+
+def _condition_drop_sampling() -> dict:
+    """The models of `condition_drop` with and without guidance."""
+    return {
+        f'{rate:g}_dropped_guidance_{guidance}': {
+            **_evaluation(rate, f'guidance {guidance}', guidance, '0.5'),
+            'model': f'condition_drop/{rate:g}_dropped',
+        }
+        for guidance in (1, 2, 3)
+        for rate in DROPS
     }
 
 
@@ -172,9 +213,9 @@ def _classifier() -> dict:
     }
 
 
-def _evaluation(x: float, series: str, guidance: str, temperature: str, *more: str) -> dict:
+def _evaluation(x: float, series: str, guidance: object, temperature: str, *more: str) -> dict:
     """A point that judges the shipped model with flags of `infinity-jax evaluate demo`."""
-    flags = ('demo', '--count', str(IMAGES), '--cfg', guidance, '--tau', temperature, *more)
+    flags = ('demo', '--count', str(IMAGES), '--cfg', str(guidance), '--tau', temperature, *more)
     return {'x': x, 'series': series, 'evaluate': flags}
 
 
@@ -182,14 +223,14 @@ def _sampling() -> dict:
     """Guidance by temperature; and the likelier value of every bit, whatever the temperature."""
     points = {
         f'{guidance}_{temperature}': _evaluation(
-            guidance, f'temperature {temperature}', str(guidance), str(temperature)
+            guidance, f'temperature {temperature}', guidance, str(temperature)
         )
         for temperature in TEMPERATURES
         for guidance in GUIDANCES
     }
     for guidance in GUIDANCES:
         greedy = ('--top-k', '1')
-        points[f'{guidance}_greedy'] = _evaluation(guidance, 'greedy', str(guidance), '1', *greedy)
+        points[f'{guidance}_greedy'] = _evaluation(guidance, 'greedy', guidance, '1', *greedy)
     return points
 
 
@@ -291,6 +332,23 @@ EXPERIMENTS = {
             'emoji_held_out',
         ),
         'points': _classifier(),
+    },
+    'num_scales': {
+        'title': 'Number of scales',
+        'axis': 'scales',
+        'figures': ('emoji_trained', 'emoji_held_out', 'seconds_per_image', 'compute'),
+        'points': _num_scales(),
+    },
+    'condition_drop': {
+        'title': 'Captions dropped in training',
+        'axis': 'share of captions',
+        'points': _condition_drop(),
+    },
+    'condition_drop_sampling': {
+        'title': 'Guidance by captions dropped in training',
+        'axis': 'share of captions dropped',
+        'figures': JUDGED,
+        'points': _condition_drop_sampling(),
     },
     'sampling': {
         'title': 'The shipped model by guidance and temperature',

@@ -52,6 +52,7 @@ FIGURES = {
     'change': Figure('change (RMS, of 255)', 'flipped', 1, '.1f'),
     'reconstructed': Figure('in reconstructions (%)', 'judged', 100, '.1f'),
     'psnr': Figure('PSNR (dB)', 'judged', 1, '.2f'),
+    'seconds_per_image': Figure('ms per image', 'judged', 1000, '.1f'),
     'accuracy': Figure('bit accuracy (%)', 'held_out', 100, '.2f'),
     'loss': Figure('loss (nats per bit)', 'held_out'),
     'parameters': Figure('parameters (M)', 'sizes', 1e-6, '.3f'),
@@ -82,7 +83,10 @@ def read_figures(run_dir: pathlib.Path, names: Iterable[str]) -> dict[str, float
 
 
 def _judged(judged: Any) -> dict[str, float]:
-    """The matcher's figures, and the PSNR of the tokenizer's reconstructions in dB."""
+    """The matcher's figures, the PSNR of reconstructions in dB, and seconds per generated image.
+
+    Files of earlier versions have no time.
+    """
     trained, held_out = (judged[kind]['generated'] for kind in ('trained', 'held_out'))
     return {
         'emoji_trained': float(trained['emoji']),
@@ -90,6 +94,7 @@ def _judged(judged: Any) -> dict[str, float]:
         'background': (float(trained['background']) + float(held_out['background'])) / 2,
         'reconstructed': float(judged['held_out']['reconstructions']['emoji']),
         'psnr': float(judged['held_out']['psnr']),
+        'seconds_per_image': float(judged.get('seconds_per_image', math.nan)),
     }
 
 
