@@ -220,7 +220,7 @@ def _evaluation(x: float, series: str, guidance: object, temperature: str, *more
 
 
 def _sampling() -> dict:
-    """Guidance by temperature; and the likelier value of every bit, whatever the temperature."""
+    """Guidance by temperature; and the more probable value of every bit at any temperature."""
     points = {
         f'{guidance}_{temperature}': _evaluation(
             guidance, f'temperature {temperature}', guidance, str(temperature)

@@ -41,7 +41,8 @@ def report_experiment(folder: pathlib.Path) -> dict[str, Any]:
     results, warnings = {}, []
     for name, point in experiment.points.items():
         paths = (folder / name).glob(f'seed_*/{point.result}')
-        runs = {int(path.parent.name.removeprefix('seed_')): path.parent for path in paths}
+        named = {path.parent.name.removeprefix('seed_'): path.parent for path in paths}
+        runs = {int(seed): run for seed, run in named.items() if seed.isdigit()}  # no copies
         if runs:
             seeds = sorted(runs)
             figures = _summaries([read_figures(runs[seed], names) for seed in seeds])

@@ -62,6 +62,7 @@ def test_counts_what_is_right_and_leaves_table_and_sheet(tmp_path, capsys):
     results = evaluate.evaluate_demo('somewhere', count=COUNT, out=tmp_path)
     written = json.loads((tmp_path / 'evaluation.json').read_text())
     assert written['trained'] == results['trained']
+    assert written['seconds_per_image'] == pytest.approx(0.1 / COUNT)
     assert Image.open(tmp_path / 'evaluation.png').width > 100
     for kind in evaluate.PAIRS:
         assert results[kind]['renders'] == {'emoji': 1.0, 'background': 1.0}
