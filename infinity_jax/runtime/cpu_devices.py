@@ -5,6 +5,7 @@ core of two is mostly idle. With a device per core, each core processes images o
 models lose by it, since every device has a copy of the weights and updates it.
 """
 
+import contextlib
 import os
 from collections.abc import Callable
 from typing import Any
@@ -22,14 +23,17 @@ MIN_IMAGES = 4  # that a device processes at once; with fewer, the sum of gradie
 def use_cores(images: int) -> None:
     """Makes the CPU as many devices as it has cores that can share a batch evenly.
 
-    It has to be called before anything uses a device. The number stays in one of several processes
-    and where the user has set `VARIABLE` or `XLA_FLAG`; accelerators are not affected.
+    The number stays in one of several processes, where the user has set `VARIABLE` or `XLA_FLAG`,
+    and where this process has used a device before; accelerators are not affected.
 
     Args:
       images: that are processed at once, over all devices.
     """
     chosen = VARIABLE in os.environ or XLA_FLAG in os.environ.get('XLA_FLAGS', '')
-    if not chosen and launcher() is None:
+    if chosen or launcher() is not None:
+        return
+    # JAX refuses another number once it has devices.
+    with contextlib.suppress(RuntimeError):
         jax.config.update('jax_num_cpu_devices', devices_for(images, cores()))
 
 

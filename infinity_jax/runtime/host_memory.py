@@ -15,6 +15,8 @@ TUNABLES = (
     'glibc.malloc.hugetlb=1',  # in transparent huge pages
     'glibc.malloc.arena_max=1',  # and is one for all threads; heaps of threads end at 64 MB
 )
+# Device files of GPUs and TPUs; /dev/vfio/vfio is there without a device as well.
+ACCELERATORS = ('/dev/nvidia[0-9]*', '/dev/accel*', '/dev/vfio/[0-9]*')
 GPU_SHARE = 0.9  # of a GPU's memory, which commands let JAX reserve
 
 
@@ -25,13 +27,16 @@ def restart_with_tuned_allocator() -> None:
     else, since it replaces the process. It returns at once if GLIBC_TUNABLES is set, on systems
     other than Linux, and if there is an accelerator, which has its own memory.
     """
-    accelerators = (
-        glob.glob('/dev/nvidia[0-9]*') + glob.glob('/dev/accel*') + glob.glob('/dev/vfio/*')
-    )
-    if 'GLIBC_TUNABLES' in os.environ or accelerators or not sys.platform.startswith('linux'):
+    tuned, linux = 'GLIBC_TUNABLES' in os.environ, sys.platform.startswith('linux')
+    if tuned or not linux or has_accelerator():
         return
     os.environ['GLIBC_TUNABLES'] = ':'.join(TUNABLES)
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def has_accelerator() -> bool:
+    """Whether this machine has the device file of a GPU or TPU."""
+    return any(glob.glob(pattern) for pattern in ACCELERATORS)
 
 
 def use_most_of_gpu_memory() -> None:

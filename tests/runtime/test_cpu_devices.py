@@ -63,6 +63,15 @@ def test_one_of_several_processes_has_one_device(chosen, monkeypatch):
     assert chosen() is None
 
 
+def test_the_number_stays_once_devices_are_used(monkeypatch):
+    monkeypatch.setattr(cpu_devices, 'cores', lambda: 2)
+    for name in ('JAX_NUM_CPU_DEVICES', 'XLA_FLAGS'):
+        monkeypatch.delenv(name, raising=False)
+    before = jax.device_count()
+    cpu_devices.use_cores(16)
+    assert jax.device_count() == before != 2
+
+
 def test_programs_of_several_cpu_devices_run_one_after_the_other():
     mesh = make_mesh(MeshConfig(data=8))
     x = jax.device_put(np.ones((8, 1000, 1000), np.float32), batch_sharding(mesh))

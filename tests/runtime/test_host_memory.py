@@ -1,11 +1,13 @@
 """Freed memory stays with the process, which starts again for it; free memory is known."""
 
+import fnmatch
 import os
 import subprocess
 import sys
 
 import pytest
 
+from infinity_jax.runtime import host_memory
 from infinity_jax.runtime.host_memory import available_bytes, use_most_of_gpu_memory
 
 CODE = """
@@ -32,6 +34,7 @@ def run(keep, environment):
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='glibc only')
+@pytest.mark.skipif(host_memory.has_accelerator(), reason='for training on CPUs')
 def test_large_buffers_are_used_again():
     plain = {name: value for name, value in os.environ.items() if name != 'GLIBC_TUNABLES'}
     assert run(True, plain) < 0.2 * run(False, plain)
@@ -41,6 +44,25 @@ def test_large_buffers_are_used_again():
 def test_the_user_s_own_settings_stay():
     own = {**os.environ, 'GLIBC_TUNABLES': 'glibc.malloc.check=0'}
     assert run(True, own) > 0.5 * run(False, own)
+
+
+@pytest.mark.parametrize(
+    ('device', 'restarts'),
+    [
+        ('/dev/nvidia0', False),
+        ('/dev/accel0', False),
+        ('/dev/vfio/0', False),
+        ('/dev/vfio/vfio', True),
+    ],
+)
+def test_only_machines_without_an_accelerator_are_tuned(device, restarts, monkeypatch):
+    restarted = []
+    monkeypatch.setattr(host_memory.os, 'environ', {})
+    monkeypatch.setattr(host_memory.sys, 'platform', 'linux')
+    monkeypatch.setattr(host_memory.glob, 'glob', lambda pattern: fnmatch.filter([device], pattern))
+    monkeypatch.setattr(host_memory.os, 'execv', lambda *args: restarted.append(args))
+    host_memory.restart_with_tuned_allocator()
+    assert bool(restarted) == bool(os.environ) == restarts
 
 
 def write(root, files):
