@@ -8,7 +8,8 @@ again, it goes on where it ended. Estimated minutes of one core of a laptop, for
 
     self_correction 230    budget 130       requantizing 125   model_scaling 90
     vocabulary 105         classifier 40    sampling 20        sampling_by_scale 15
-    repair 15, of the models of self_correction; repair_long 8, of those of budget
+    repair 15, of the models of self_correction; repair_long 8, of those of budget;
+    repair_requantizing 2, of those of requantizing
     num_scales 50          condition_drop 40; condition_drop_sampling 15, of its models
 
 and 7 for each of the tokenizers, which `vocabulary` and `classifier` train first. One point by
@@ -18,8 +19,9 @@ itself:
 
 Every point is the main job (configs/t2i.py) with the fields of `SMALL`, and with those that its
 experiment changes; those of `sampling` and `sampling_by_scale` evaluate the shipped model, those of
-`repair` the models of `self_correction`, of `repair_long` the longest of `budget`, and of
-`condition_drop_sampling` those of `condition_drop`.
+`repair` the models of `self_correction`, of `repair_long` the longest of `budget`, of
+`repair_requantizing` those of `requantizing`, and of `condition_drop_sampling` those of
+`condition_drop`.
 """
 
 import importlib.util
@@ -255,17 +257,28 @@ def _sampling_by_scale() -> dict:
     return points
 
 
+def _flipped(model: str, series: str, rate: float) -> dict:
+    """Bits flipped while the model of another experiment's point generates."""
+    flags = ('repair', '--no-references', '--rates', f'{rate:g}', '--count', '100')
+    return {'x': 100 * rate, 'series': series, 'model': model, 'evaluate': flags}
+
+
 def _repair(strengths: Sequence[float], models: str) -> dict:
-    """Bits flipped while models generate; `models` plus a strength is the training of one."""
+    """By strength of the flips in training; `models` plus a strength is the training of one."""
     return {
-        f'{strength:g}_flipped_{rate:g}': {
-            'x': 100 * rate,
-            'series': f'flips up to {strength:g} in training',
-            'model': f'{models}{strength:g}',
-            'evaluate': ('repair', '--no-references', '--rates', f'{rate:g}', '--count', '100'),
-        }
+        f'{strength:g}_flipped_{rate:g}': _flipped(
+            f'{models}{strength:g}', f'flips up to {strength:g} in training', rate
+        )
         for rate in RATES
         for strength in strengths
+    }
+
+
+def _repair_requantizing() -> dict:
+    """The models of `requantizing` with the most flips."""
+    return {
+        name: _flipped(f'requantizing/{name}', name.replace('_', '-'), RATES[-1])
+        for name in _requantizing()
     }
 
 
@@ -287,6 +300,12 @@ EXPERIMENTS = {
         'axis': 'bits flipped in all scales but the last (%)',
         'figures': REPAIRED,
         'points': _repair((0.0, 0.1), f'budget/{BUDGETS[-1]}_steps_'),
+    },
+    'repair_requantizing': {
+        'title': f'Bits flipped while models of {BUDGETS[-1]} steps generate: flips alone',
+        'axis': 'bits flipped in all scales but the last (%)',
+        'figures': REPAIRED,
+        'points': _repair_requantizing(),
     },
     'budget': {
         'title': 'Self-correction by length of training',

@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -51,12 +51,13 @@ def write_description(config: Any, run_dir: pathlib.Path) -> None:
         ) from None
 
 
-def changed_since(config: Any, run_dir: pathlib.Path) -> str:
+def changed_since(config: Any, run_dir: pathlib.Path, ignored: Sequence[str] = ()) -> str:
     """One line on how a configuration differs from that of the run's last start, or ''.
 
     Args:
       config: dataclass of the run.
       run_dir: holds the `config.json` of the last start; without that file the result is ''.
+      ignored: fields that are not compared, besides `IGNORED_FIELDS`.
 
     Raises:
       UserError: `config.json` is damaged.
@@ -72,7 +73,8 @@ def changed_since(config: Any, run_dir: pathlib.Path) -> str:
         ) from None
     new = _flat(json.loads(json.dumps(dataclasses.asdict(config))))
     old = {_current_path(name, new): value for name, value in old.items()}
-    names = [n for n in new if n in old and new[n] != old[n] and n not in IGNORED_FIELDS]
+    ignored = (*IGNORED_FIELDS, *ignored)
+    names = [n for n in new if n in old and new[n] != old[n] and n not in ignored]
     if not names:
         return ''
     values = {n: f' {old[n]!r} -> {new[n]!r}' for n in names}

@@ -1,10 +1,11 @@
 """An experiment: points that differ in a few fields of one config file, such as strengths."""
 
 import dataclasses
+import difflib
 import json
 import pathlib
 import runpy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from infinity_jax.errors import UserError, in_one_line
@@ -20,7 +21,9 @@ from infinity_jax.tools.experiments.figures import (
 FILE_NAME = 'experiment.json'  # in the folder of an experiment's runs
 TABLE = 'EXPERIMENTS'  # of a config file: name -> title, axis, points
 TOKENIZERS = 'tokenizers'  # FILE:tokenizers/NAME is the training of a tokenizer that points share
-_OPTIONS = ('figures', 'log_axis', 'scaling')  # of an experiment, besides title, axis and points
+# Keys that an experiment and a point have to have, and those that they may have.
+_KEYS, _OPTIONS = ('title', 'axis', 'points'), ('figures', 'log_axis', 'scaling')
+_POINT_KEYS, _POINT_OPTIONS = ('x', 'series'), ('fields', 'evaluate', 'tokenizer', 'model')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,31 +110,27 @@ def load_experiment(folder: pathlib.Path) -> Experiment:
     path = folder / FILE_NAME
     try:
         entry = json.loads(path.read_text(encoding='utf-8'))
-        return _experiment(entry['name'], entry, str(path))
+        return _experiment(entry.pop('name'), entry, str(path))
     except FileNotFoundError:
         raise UserError(
             f'{folder} has no {FILE_NAME}; wanted the folder of an experiment'
         ) from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f'{path} is damaged ({in_one_line(error)}); run the experiment') from None
 
 
-def _experiment(name: str, entry: dict[str, Any], where: str) -> Experiment:
-    try:
-        points = {point: _point(each) for point, each in entry['points'].items()}
-        experiment = Experiment(
-            name,
-            str(entry['title']),
-            str(entry['axis']),
-            points,
-            **{option: entry[option] for option in _OPTIONS if option in entry},
-        )
-        experiment = dataclasses.replace(experiment, figures=tuple(experiment.figures))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f'{where}: experiment {name} lacks {in_one_line(error)}; wanted title, axis and '
-            'points with x and series'
-        ) from None
+def _experiment(name: str, entry: Any, where: str) -> Experiment:
+    _check_keys(entry, _KEYS, _OPTIONS, f'{where}: experiment {name}')
+    if not isinstance(entry['points'], Mapping) or not entry['points']:
+        raise UserError(f'{where}: experiment {name} has no points; wanted name -> point')
+    points = {
+        str(label): _point(each, f'{where}: point {label} of {name}')
+        for label, each in entry['points'].items()
+    }
+    options = {option: entry[option] for option in _OPTIONS if option in entry}
+    if 'figures' in options:
+        options['figures'] = _words(options['figures'], f'{where}: figures of experiment {name}')
+    experiment = Experiment(name, str(entry['title']), str(entry['axis']), points, **options)
     unknown = [figure for figure in experiment.figures if figure not in FIGURES]
     if unknown or not experiment.figures:
         raise UserError(
@@ -177,12 +176,36 @@ def _values_of(flag: str, words: Sequence[str]) -> list[str]:
     return line[line.index(flag) + 1].split(',') if flag in line[:-1] else []
 
 
-def _point(entry: Mapping[str, Any]) -> Point:
+def _point(entry: Any, where: str) -> Point:
+    _check_keys(entry, _POINT_KEYS, _POINT_OPTIONS, where)
     flags = entry.get('evaluate')
+    try:
+        x = float(entry['x'])
+    except (TypeError, ValueError):
+        raise UserError(f'{where}: x is {entry["x"]!r}; wanted a number') from None
     return Point(
-        float(entry['x']),
+        x,
         str(entry['series']),
-        None if flags is None else tuple(map(str, flags)),
+        None if flags is None else _words(flags, f'{where}: evaluate'),
         str(entry.get('tokenizer') or ''),
         str(entry.get('model') or ''),
     )
+
+
+def _check_keys(entry: Any, wanted: Sequence[str], options: Sequence[str], where: str) -> None:
+    if not isinstance(entry, Mapping):
+        raise UserError(f'{where} is a {type(entry).__name__}; wanted a dict')
+    known = (*wanted, *options)
+    for key in entry:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f'did you mean {near[0]}?' if near else f'known: {", ".join(known)}'
+            raise UserError(f'{where} has the unknown key {key!r}; {hint}')
+    if absent := [key for key in wanted if key not in entry]:
+        raise UserError(f'{where} lacks {", ".join(absent)}')
+
+
+def _words(value: Any, where: str) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        raise UserError(f'{where} is {value!r}; wanted several words, such as [{value!r}]')
+    return tuple(map(str, value))

@@ -15,6 +15,7 @@ from infinity_jax.training import flops
 from infinity_jax.training.metrics import read_metrics
 from infinity_jax.transformer.model import transformer_shapes
 from infinity_jax.weights.model_folder import read_configs
+from infinity_jax.weights.t5_folder import encoder_shapes
 
 # Kind of `infinity-jax evaluate` -> the last file that it writes; a training ends with the first.
 RESULTS = {'demo': 'evaluation.json', 'repair': 'repair.json'}
@@ -72,13 +73,18 @@ def read_figures(run_dir: pathlib.Path, names: Iterable[str]) -> dict[str, float
       names: of `FIGURES`.
 
     Raises:
-      UserError: a file is missing or damaged.
+      UserError: a file is missing or damaged, or is of an earlier version without the figure.
     """
     names = tuple(names)
     sources = dict.fromkeys(FIGURES[name].source for name in names)
     found = {}
     for source in sources:
         found.update(_READERS[source](run_dir))
+    if absent := [name for name in names if name not in found]:
+        raise UserError(
+            f'{run_dir} has no {", ".join(absent)}, as an earlier version judged it; remove the '
+            'folder and run the experiment again'
+        )
     return {name: found[name] for name in names}
 
 
@@ -88,14 +94,16 @@ def _judged(judged: Any) -> dict[str, float]:
     Files of earlier versions have no time.
     """
     trained, held_out = (judged[kind]['generated'] for kind in ('trained', 'held_out'))
-    return {
+    figures = {
         'emoji_trained': float(trained['emoji']),
         'emoji_held_out': float(held_out['emoji']),
         'background': (float(trained['background']) + float(held_out['background'])) / 2,
         'reconstructed': float(judged['held_out']['reconstructions']['emoji']),
         'psnr': float(judged['held_out']['psnr']),
-        'seconds_per_image': float(judged.get('seconds_per_image', math.nan)),
     }
+    if 'seconds_per_image' in judged:
+        figures['seconds_per_image'] = float(judged['seconds_per_image'])
+    return figures
 
 
 def _flipped(judged: Any) -> dict[str, float]:
@@ -135,8 +143,9 @@ def _held_out(run_dir: pathlib.Path) -> dict[str, float]:
 
 
 def _sizes(run_dir: pathlib.Path) -> dict[str, float]:
-    """Parameters of the transformer and of its head, bytes of the head, FLOP of the training.
+    """Parameters that are trained and those of the head, bytes of the head, FLOP of the training.
 
+    A text encoder counts in all if it is trained with the transformer.
     The head's bytes are those of a training step, in float32: weights, gradient, both moments and
     moving average, and the logits of a batch with their gradient.
     """
@@ -151,18 +160,15 @@ def _sizes(run_dir: pathlib.Path) -> dict[str, float]:
             f'{run_dir}/model/config.json has no field extra.run.{in_one_line(error)}; remove the '
             'run and start it again'
         ) from None
+    text = required(configs.text, 'text encoder') if trains_text else None
     step = flops.training_step(
-        transformer,
-        schedule,
-        batch,
-        transformer.text_length,
-        trained_text=configs.text if trains_text else None,
+        transformer, schedule, batch, transformer.text_length, trained_text=text
     )
     shapes = transformer_shapes(transformer)
     head = _size(shapes['head'])
     logits = batch * schedule.num_tokens * transformer.head_outputs
     return {
-        'parameters': _size(shapes),
+        'parameters': _size(shapes) + (_size(encoder_shapes(text)) if text else 0),
         'head_parameters': head,
         'head_memory': 4 * (5 * head + 2 * logits),
         'compute': steps * step.total,

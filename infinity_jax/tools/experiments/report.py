@@ -78,10 +78,22 @@ def table(experiment: Experiment, results: dict[str, Any]) -> list[str]:
             f'{_cell(figure, result[figure]):>{WIDTH}}' for figure in experiment.figures
         )
         lines.append(f'{name:{width}}{result["runs"]:>6}{cells}')
-    missing = [name for name in experiment.points if name not in results]
-    if missing:
+    if missing := _missing(experiment, results):
         lines.append(f'not finished: {", ".join(missing)}')
     return lines
+
+
+def _missing(experiment: Experiment, results: dict[str, Any]) -> list[str]:
+    """Points without runs, and those that lack a seed which another point has."""
+    all_seeds = {seed for result in results.values() for seed in result['seeds']}
+    missing = []
+    for name in experiment.points:
+        seeds = sorted(all_seeds.difference(results.get(name, {}).get('seeds', ())))
+        if name not in results:
+            missing.append(name)
+        elif seeds:
+            missing.append(f'{name} (seed {", ".join(map(str, seeds))})')
+    return missing
 
 
 def _cell(figure: str, summary: dict[str, Any]) -> str:

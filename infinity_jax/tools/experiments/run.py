@@ -10,12 +10,19 @@ import sys
 from collections.abc import Sequence
 
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.hub import DEMO_FOLDER, local_folder
 from infinity_jax.tools.commands.evaluate_command import add_kinds
 from infinity_jax.tools.experiments.experiment import (
     TOKENIZERS,
     Experiment,
+    Point,
     read_experiment,
     save_experiment,
+)
+from infinity_jax.tools.experiments.finished import (
+    check_evaluation,
+    check_training,
+    save_evaluation,
 )
 
 TRAIN = 'infinity_jax.main'
@@ -46,47 +53,59 @@ def run_experiment(
 
     Raises:
       UserError: there is no such experiment or point, a model that is to be evaluated is missing,
-        a run failed, or there are overrides for points that train nothing.
+        a run failed, a finished run has other settings, or an override does not fit the points.
     """
     file, experiment = spec.partition(':')[0], read_experiment(spec)
     points = fnmatch.filter(experiment.points, only)
     if not points:
         raise UserError(f'--only {only}: no such point; known: {", ".join(experiment.points)}')
-    if overrides and any(experiment.points[point].evaluate is not None for point in points):
-        raise UserError(
-            f'{overrides[0]}: the points of {experiment.name} evaluate a model and train none; '
-            'change their flags in the config file'
-        )
+    _check_overrides(overrides, [experiment.points[point] for point in points], experiment.name)
     folder = out / experiment.name
     folder.mkdir(parents=True, exist_ok=True)
     save_experiment(folder, experiment)
     runs = [(seed, point) for seed in seeds for point in points]
-    _check_models(file, experiment, runs, out)
+    is_finished = lambda seed, point: (
+        folder / point / f'seed_{seed}' / experiment.points[point].result
+    ).exists()
+    _check_models(file, experiment, [run for run in runs if not is_finished(*run)], out)
     _train_tokenizers(file, experiment, points, out)
     for number, (seed, point) in enumerate(runs, 1):
         run_dir = folder / point / f'seed_{seed}'
         title = f'run {number} of {len(runs)}: {point}, seed {seed}'
-        if (run_dir / experiment.points[point].result).exists():
-            print(f'{title}: finished before', flush=True)
-            continue
-        print(title, flush=True)
+        finished = is_finished(seed, point)
+        print(f'{title}: finished before' if finished else title, flush=True)
         flags, model = experiment.points[point].evaluate, experiment.points[point].model
         if flags is not None:
             checkpoint = [f'--checkpoint={_model_of_run(out, model, seed)}'] if model else []
-            _evaluate([*flags, *checkpoint, f'--seed={seed}', f'--out={run_dir}'])
+            _evaluate([*flags, f'--seed={seed}'], checkpoint, run_dir, finished)
             continue
-        tokenizer = experiment.points[point].tokenizer
-        _train(
-            [
-                f'--config={file}:{experiment.name}/{point}',
-                f'--config.seed={seed}',
-                f'--config.run_dir={run_dir}',
-                *([f'--config.tokenizer={_model(out, tokenizer)}'] if tokenizer else []),
-                *overrides,
-            ],
-            title,
-        )
+        config, own = f'{file}:{experiment.name}/{point}', [f'--config.seed={seed}']
+        if finished:
+            check_training(run_dir, config, [*own, *overrides])
+            continue
+        own.append(f'--config.run_dir={run_dir}')
+        if tokenizer := experiment.points[point].tokenizer:
+            own.append(f'--config.tokenizer={_model(out, tokenizer)}')
+        _train([f'--config={config}', *own, *overrides], title)
     return folder
+
+
+def _check_overrides(overrides: Sequence[str], points: Sequence[Point], name: str) -> None:
+    """Checks that no override meets a point that trains nothing, or sets what the runner sets."""
+    if overrides and any(point.evaluate is not None for point in points):
+        raise UserError(
+            f'{overrides[0]}: the points of {name} evaluate a model and train none; '
+            'change their flags in the config file'
+        )
+    taken = {'seed': '--seeds', 'run_dir': '--out'}
+    if any(point.tokenizer for point in points):
+        taken['tokenizer'] = 'tokenizer of its points in the config file'
+    for override in overrides:
+        field = override.partition('=')[0].removeprefix('--config.')
+        if field in taken:
+            raise UserError(
+                f'{override}: an experiment sets {field} of each run; use {taken[field]} instead'
+            )
 
 
 def _check_models(
@@ -120,14 +139,15 @@ def _train_tokenizers(
 ) -> None:
     """Trains the tokenizers of the points, unless `out` has them."""
     for name in dict.fromkeys(experiment.points[point].tokenizer for point in points):
-        if name and not _model(out, name).exists():
+        if not name:
+            continue
+        config, run_dir = f'{file}:{TOKENIZERS}/{name}', _model(out, name).parent
+        if _model(out, name).exists():
+            check_training(run_dir, config)
+        else:
             title = f'tokenizer {name}'
             print(title, flush=True)
-            run_dir = _model(out, name).parent
-            _train(
-                [f'--config={file}:{TOKENIZERS}/{name}', f'--config.run_dir={run_dir}'],
-                title,
-            )
+            _train([f'--config={config}', f'--config.run_dir={run_dir}'], title)
 
 
 def _model(out: pathlib.Path, tokenizer: str) -> pathlib.Path:
@@ -135,11 +155,27 @@ def _model(out: pathlib.Path, tokenizer: str) -> pathlib.Path:
     return out / TOKENIZERS / tokenizer / 'model'
 
 
-def _evaluate(flags: Sequence[str]) -> None:
-    """Runs `infinity-jax evaluate` in this process, which compiles its programs once."""
+def _evaluate(
+    flags: Sequence[str], checkpoint: Sequence[str], run_dir: pathlib.Path, finished: bool
+) -> None:
+    """Runs `infinity-jax evaluate` in this process, which compiles its programs once.
+
+    A finished evaluation is only compared with the flags and the model.
+
+    Args:
+      flags: kind of evaluation and its flags.
+      checkpoint: the flag that names the model of another experiment, or nothing.
+      run_dir: folder of the evaluation.
+      finished: whether its result is there.
+    """
     parser = argparse.ArgumentParser(prog='infinity-jax evaluate')
     add_kinds(parser)
-    args = parser.parse_args([*flags])
+    args = parser.parse_args([*flags, *checkpoint, f'--out={run_dir}'])
+    model = args.checkpoint or DEMO_FOLDER
+    if finished:
+        check_evaluation(run_dir, flags, pathlib.Path(model))
+        return
+    save_evaluation(run_dir, flags, local_folder(model))
     args.run(args)
 
 

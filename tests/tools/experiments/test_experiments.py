@@ -3,6 +3,8 @@
 import json
 import pathlib
 import runpy
+import shutil
+import signal
 
 import jax
 import numpy as np
@@ -24,6 +26,7 @@ from infinity_jax.tools.experiments.run import run_experiment
 from infinity_jax.tools.experiments.scaling import fit_scaling, power_law, scaling_lines
 from infinity_jax.training.flops import training_step
 from infinity_jax.training.init_from import run_config
+from infinity_jax.training.run_folder import write_description
 from infinity_jax.weights.model_folder import save_model
 
 SHIPPED = CONFIGS / 'experiments.py'
@@ -41,7 +44,17 @@ EXPERIMENTS = {'strength': {'title': 'Strength', 'axis': 'flips', 'points': {
     'one': {'x': 0, 'series': 'demo', 'model': 'strength/none'},
 }}, 'log': {'title': 'Log', 'axis': 'x', 'log_axis': True, 'points': {
     'one': {'x': 0, 'series': 'demo'},
-}}, 'odd': {'title': 'Odd', 'axis': 'x', 'figures': ('psn',), 'points': {}}}
+}}, 'odd': {'title': 'Odd', 'axis': 'x', 'figures': ('psn',), 'points': {
+    'one': {'x': 0, 'series': 'demo'},
+}}, 'text': {'title': 'Text', 'axis': 'x', 'figures': 'psnr', 'points': {
+    'one': {'x': 0, 'series': 'demo'},
+}}, 'none': {'title': 'None', 'axis': 'x', 'points': {}
+}, 'bare': {'axis': 'x', 'points': {'one': {'x': 0, 'series': 'demo'}}
+}, 'misspelt': {'title': 'Misspelt', 'axis': 'x', 'log_axes': True, 'points': {
+    'one': {'x': 0, 'series': 'demo'},
+}}, 'verb': {'title': 'Verb', 'axis': 'x', 'points': {
+    'one': {'x': 0, 'series': 'demo', 'evaluates': ('demo',)},
+}}, 'word': {'title': 'Word', 'axis': 'x', 'points': {'one': {'x': 'zero', 'series': 'demo'}}}}
 """
 EVALUATIONS = """
 EXPERIMENTS = {'guidance': {
@@ -93,15 +106,41 @@ def test_every_point_is_a_run_that_changes_its_fields(name):
 
 
 @pytest.mark.parametrize('name', ['sampling', 'sampling_by_scale'])
-def test_the_flags_of_every_evaluation_are_known(name, monkeypatch):
+def test_the_flags_of_every_evaluation_are_known(name, monkeypatch, tmp_path):
     settings = []
     monkeypatch.setattr(evaluate_command, 'run_demo', settings.append)
-    for point in read_experiment(f'{SHIPPED}:{name}').points.values():
-        runner._evaluate([*point.evaluate, '--seed=1'])
+    for label, point in read_experiment(f'{SHIPPED}:{name}').points.items():
+        runner._evaluate([*point.evaluate, '--seed=1'], [], tmp_path / label, False)
         sampling = sampling_of(settings[-1])
         guidance = sampling.per_scale('guidance', 4)
         assert sum(guidance) / 4 == pytest.approx(point.x, abs=0.01) and settings[-1].seed == 1
     assert len({str(args) for args in settings}) == len(settings)
+
+
+def test_models_are_those_of_points_that_train():
+    experiments = runpy.run_path(str(SHIPPED))['EXPERIMENTS']
+    models = {
+        point['model']
+        for experiment in experiments.values()
+        for point in experiment['points'].values()
+        if 'model' in point
+    }
+    assert {name.partition('/')[0] for name in models} == {
+        *('self_correction', 'budget', 'requantizing', 'condition_drop')
+    }
+    for name in models:
+        experiment, _, point = name.partition('/')
+        assert 'evaluate' not in experiments[experiment]['points'][point]
+
+
+def test_guidance_is_judged_for_every_share_of_dropped_captions(monkeypatch, tmp_path):
+    settings = []
+    monkeypatch.setattr(evaluate_command, 'run_demo', settings.append)
+    for point in read_experiment(f'{SHIPPED}:condition_drop_sampling').points.values():
+        assert point.model == f'condition_drop/{point.x:g}_dropped'
+        runner._evaluate(point.evaluate, [f'--checkpoint={tmp_path}'], tmp_path / 'out', False)
+        assert point.series == f'guidance {settings[-1].cfg[0]:g}'
+    assert len(settings) == 9
 
 
 @pytest.mark.parametrize(
@@ -167,26 +206,21 @@ def test_points_are_trained_once_with_every_seed_and_reported(trained, capsys):
     assert (folder / 'report.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_points_with_flags_evaluate_a_model_and_train_none(trained, monkeypatch, capsys):
+def test_points_with_flags_evaluate_a_model_and_train_none(trained, monkeypatch, tmp_path, capsys):
     evaluated = []
 
-    def evaluate(flags):
-        evaluated.append(flags)
-        folder = pathlib.Path(flags[-1].removeprefix('--out='))
-        folder.mkdir(parents=True)
-        write_judgement(folder, 0.5, 0.25)
+    def evaluate(args):
+        evaluated.append((args.cfg, args.seed, args.out))
+        write_judgement(pathlib.Path(args.out), 0.5, 0.25)
 
-    monkeypatch.setattr(runner, '_evaluate', evaluate)
+    monkeypatch.setattr(evaluate_command, 'run_demo', evaluate)
     pathlib.Path('file.py').write_text(EVALUATIONS)
     command = ['experiment', 'run', 'file.py:guidance', '--seeds', '0,7', '--out', 'runs']
     with pytest.raises(SystemExit):
         main([*command, '--config.steps=5'])
     assert '--config.steps=5: the points of guidance evaluate' in capsys.readouterr().err
     main(command)
-    assert evaluated == [
-        ['demo', '--cfg', '3', f'--seed={seed}', f'--out=runs/guidance/three/seed_{seed}']
-        for seed in (0, 7)
-    ]
+    assert evaluated == [((3,), seed, f'runs/guidance/three/seed_{seed}') for seed in (0, 7)]
     assert not trained
     (heading, row) = capsys.readouterr().out.splitlines()[-2:]
     assert heading.split() == [
@@ -195,21 +229,34 @@ def test_points_with_flags_evaluate_a_model_and_train_none(trained, monkeypatch,
     assert row.split() == ['three', '2', '50.0', '25.0']
     main(command)
     assert len(evaluated) == 2
+    pathlib.Path('file.py').write_text(EVALUATIONS.replace("'--cfg', 3", "'--cfg', 4"))
+    with pytest.raises(SystemExit):
+        main(command)
+    error = capsys.readouterr().err
+    assert 'three/seed_0 is finished with other settings (flags demo --cfg 3 --seed=0 -> ' in error
+    pathlib.Path('file.py').write_text(EVALUATIONS)
+    other = tmp_path / 'model'
+    other.mkdir()
+    (other / 'config.json').write_text('{}')
+    monkeypatch.setattr(runner, 'DEMO_FOLDER', other)
+    with pytest.raises(SystemExit):
+        main(command)
+    assert 'model holds another model); remove that folder' in capsys.readouterr().err
+    assert len(evaluated) == 2
 
 
 def test_models_of_another_experiment_are_evaluated(monkeypatch, tmp_path, capsys):
     evaluated = []
 
-    def evaluate(flags):
-        evaluated.append(flags)
-        folder = pathlib.Path(flags[-1].removeprefix('--out='))
-        folder.mkdir(parents=True)
+    def evaluate(args):
+        evaluated.append((args.rates, args.checkpoint, args.seed, args.out))
+        folder = pathlib.Path(args.out)
         row = {'emoji': {'value': 0.25}, 'background': {'value': 0.5}, 'distance': 7.0}
         row = {'generated': row}
         judged = {'rates': {'0.1': {'trained': row, 'held_out': row}}}
         (folder / 'repair.json').write_text(json.dumps(judged))
 
-    monkeypatch.setattr(runner, '_evaluate', evaluate)
+    monkeypatch.setattr(evaluate_command, 'run_repair', evaluate)
     monkeypatch.chdir(tmp_path)
     pathlib.Path('file.py').write_text(REPAIR)
     command = ['experiment', 'run', 'file.py:repair', '--seeds', '0,3', '--out', 'runs']
@@ -228,8 +275,8 @@ def test_models_of_another_experiment_are_evaluated(monkeypatch, tmp_path, capsy
             )
     main([*command, '--only', 'none*'])
     assert evaluated == [
-        ['repair', '--rates', '0.1', f'--checkpoint=runs/strength/none/seed_{seed}/model',
-         f'--seed={seed}', f'--out=runs/repair/none_flipped/seed_{seed}']
+        ((0.1,), f'runs/strength/none/seed_{seed}/model', seed,
+         f'runs/repair/none_flipped/seed_{seed}')
         for seed in (0, 3)
     ]  # fmt: skip
     assert ['none_flipped', '2', '25.0', '50.0', '7.0'] in [
@@ -237,12 +284,17 @@ def test_models_of_another_experiment_are_evaluated(monkeypatch, tmp_path, capsy
     ]
     main(command)
     assert len(evaluated) == 4
+    shutil.rmtree('runs/strength')  # finished evaluations do without
+    main(command)
+    assert len(evaluated) == 4
 
 
 @pytest.mark.parametrize(
     ('name', 'of', 'points'), [('repair', 'self_correction', 24), ('repair_long', 'budget', 12)]
 )
-def test_repair_evaluates_models_that_another_experiment_trains(name, of, points, monkeypatch):
+def test_repair_evaluates_models_that_another_experiment_trains(
+    name, of, points, monkeypatch, tmp_path
+):
     settings = []
     monkeypatch.setattr(evaluate_command, 'run_repair', settings.append)
     trained = runpy.run_path(str(SHIPPED))['EXPERIMENTS'][of]['points']
@@ -250,7 +302,7 @@ def test_repair_evaluates_models_that_another_experiment_trains(name, of, points
         name = point.model.removeprefix(f'{of}/')
         strength = trained[name]['fields']['self_correction.max_strength']
         assert point.series == f'flips up to {strength:g} in training'
-        runner._evaluate([*point.evaluate, f'--checkpoint={name}'])
+        runner._evaluate([*point.evaluate], [f'--checkpoint={tmp_path}'], tmp_path / 'out', False)
         assert [100 * rate for rate in settings[-1].rates] == [point.x]
     assert len({str(args) for args in settings}) == len(settings) == points
 
@@ -280,19 +332,22 @@ def test_a_tokenizer_is_trained_before_and_once_for_all_that_use_it(monkeypatch,
     ]  # fmt: skip
 
 
-def test_sizes_are_those_of_the_exported_model(tmp_path):
-    run = {'steps': 10, 'batch_size': 2, 'text': {'train': False}}
+@pytest.mark.parametrize('trains_text', [False, True])
+def test_sizes_are_those_of_the_exported_model(trains_text, tmp_path):
+    run = {'steps': 10, 'batch_size': 2, 'text': {'train': trains_text}}
     model = small_model()
     save_model(tmp_path / 'model', changed(model, extra={'run': run}))
     names = ('parameters', 'head_parameters', 'head_memory', 'compute')
     figures = read_figures(tmp_path, names)
-    leaves = jax.tree.leaves(model.transformer_params)
+    trained = [model.transformer_params, *([model.text_params] if trains_text else [])]
+    leaves = jax.tree.leaves(trained)
     assert figures['parameters'] == sum(leaf.size for leaf in leaves)
     head = 32 * 8 + 8  # width, two logits for each of 4 bits
     assert figures['head_parameters'] == head
     tokens = model.configs.schedule.num_tokens
     assert figures['head_memory'] == 4 * (5 * head + 2 * 2 * tokens * 8)
-    step = training_step(model.configs.transformer, model.configs.schedule, 2, 8)
+    text = model.configs.text if trains_text else None
+    step = training_step(model.configs.transformer, model.configs.schedule, 2, 8, trained_text=text)
     assert figures['compute'] == 10 * step.total
 
 
@@ -360,6 +415,41 @@ def test_a_report_warns_of_seeds_that_were_not_trained_alike(trained, tmp_path, 
 def test_a_report_names_the_points_that_are_missing(trained, capsys):
     main(['experiment', 'run', 'file.py:strength', '--only', 'some', '--seeds', '1', '--out', 'r'])
     assert 'not finished: none' in capsys.readouterr().out
+    command = ['experiment', 'run', 'file.py:strength', '--out', 'r', '--seeds']
+    main([*command, '0'])
+    assert 'not finished: none (seed 1)\n' in capsys.readouterr().out
+    main([*command, '0,1'])
+    assert 'not finished' not in capsys.readouterr().out
+
+
+def test_a_finished_training_of_other_settings_is_not_taken_for_a_run(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(runner, '_train', lambda flags, title: pytest.fail(title))
+    monkeypatch.chdir(tmp_path)
+    spec = f'{SHIPPED}:self_correction'
+    point = ['--only', '4_scales_0', '--seeds', '0', '--out', 'runs']
+    folder = tmp_path / 'runs' / 'self_correction' / '4_scales_0' / 'seed_0'
+    folder.mkdir(parents=True)
+    write_judgement(folder, 0.5)
+    lines = [{'step': 9, 'split': 'heldout', 'accuracy': 0.8, 'loss': 1.0}]
+    (folder / 'metrics.jsonl').write_text(json.dumps(lines[0]) + '\n')
+    config = run_config(read_config_file(f'{spec}/4_scales_0', ['--config.steps=5']))
+    write_description(config, folder)
+    with pytest.raises(SystemExit):
+        main(['experiment', 'run', spec, *point])
+    error = capsys.readouterr().err
+    assert 'seed_0 is finished with other settings (changed since' in error
+    assert 'steps 5 -> 2400' in error
+    main(['experiment', 'run', spec, *point, '--config.steps=5'])
+    assert 'run 1 of 1: 4_scales_0, seed 0: finished before' in capsys.readouterr().out
+
+
+def test_a_time_that_an_earlier_version_did_not_measure_is_named(tmp_path):
+    write_judgement(tmp_path, 0.5)
+    assert read_figures(tmp_path, ['emoji_trained']) == {'emoji_trained': 0.5}
+    with pytest.raises(UserError, match='has no seconds_per_image, as an earlier version'):
+        read_figures(tmp_path, ['emoji_trained', 'seconds_per_image'])
 
 
 @pytest.mark.parametrize(
@@ -382,7 +472,21 @@ def test_a_report_names_the_points_that_are_missing(trained, capsys):
         (['run', 'file.py:rates'], 'evaluate of point one has --rates 0.1,0.2; wanted one rate'),
         (['run', 'file.py:model'], 'model of point one is strength/none, but the point trains'),
         (['run', 'file.py:log'], 'x of point one is 0; wanted more than 0 on a logarithmic axis'),
+        (['run', 'file.py:text'], "figures of experiment text is 'psnr'; wanted several words"),
+        (['run', 'file.py:none'], 'file.py: experiment none has no points; wanted name -> point'),
+        (['run', 'file.py:bare'], 'file.py: experiment bare lacks title'),
+        (['run', 'file.py:misspelt'], "unknown key 'log_axes'; did you mean log_axis?"),
+        (['run', 'file.py:verb'], "point one of verb has the unknown key 'evaluates'; did you"),
+        (['run', 'file.py:word'], "file.py: point one of word: x is 'zero'; wanted a number"),
         (['run', 'file.py:strength', '--seeds', 'a'], '--seeds a: wanted whole numbers'),
+        (
+            ['run', 'file.py:strength', '--config.seed=3'],
+            '--config.seed=3: an experiment sets seed of each run; use --seeds instead',
+        ),
+        (
+            ['run', 'file.py:strength', '--config.run_dir=x'],
+            'an experiment sets run_dir of each run; use --out instead',
+        ),
         (['report', '.'], 'has no experiment.json; wanted the folder of an experiment'),
     ],
 )
@@ -399,6 +503,22 @@ def test_damaged_files_are_named(trained, tmp_path):
     (folder / 'some' / 'seed_0' / 'evaluation.json').write_text('{}')
     with pytest.raises(UserError, match='some/seed_0/evaluation.json is damaged'):
         report_experiment(folder)
+
+
+def test_a_request_to_stop_reaches_the_trainer(tmp_path, monkeypatch):
+    lines = (
+        'import os, signal, sys, time',
+        'signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))',
+        'os.kill(os.getppid(), signal.SIGTERM)',
+        'time.sleep(60)',
+    )
+    (tmp_path / 'stopped_trainer.py').write_text('\n'.join(lines))
+    monkeypatch.setenv('PYTHONPATH', str(tmp_path))
+    monkeypatch.setattr(runner, 'TRAIN', 'stopped_trainer')
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(UserError, match='run 1 of 2 ended with exit code 7'):
+        runner._train([], 'run 1 of 2')
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_run_that_fails_ends_the_experiment(monkeypatch):

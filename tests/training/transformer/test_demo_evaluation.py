@@ -30,12 +30,13 @@ class PerfectPipeline:
     def __init__(self, model, max_batch):
         specs = [s for kind in evaluate.PAIRS for s in evaluation_specs('starter', kind, COUNT)]
         self.renders = {caption(spec): render(spec, 16) for spec in specs}
+        self.seconds = iter([5.0, 0.1])  # the first call compiles
 
     def __call__(self, prompts, *, seed, sampling):
         pixels = np.stack([self.renders[prompt] for prompt in prompts])
         pixels[0] = pixels[0, 0, 0]  # its background alone
         seeds = tuple((seed, i) for i in range(len(prompts)))
-        return GeneratedImages(pixels, tuple(prompts), seeds, (0.1,))
+        return GeneratedImages(pixels, tuple(prompts), seeds, (next(self.seconds),))
 
 
 @pytest.fixture
