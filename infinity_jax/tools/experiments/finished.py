@@ -28,14 +28,13 @@ def check_training(run_dir: pathlib.Path, spec: str, overrides: Sequence[str] = 
       overrides: --config.FIELD=VALUE, one string each.
 
     Raises:
-      UserError: a field differs that changes results. Paths of tokenizers may, since a folder of
-        experiments can be moved.
+      UserError: a field differs that changes results. The path of the tokenizer may differ, since
+        a folder of experiments can be moved.
     """
     if not (run_dir / 'config.json').exists():
         return
     config = run_config(read_config_file(spec, overrides))
-    tokenizer = ('tokenizer',) if isinstance(config.tokenizer, str) else ()
-    _refuse(run_dir, changed_since(config, run_dir, tokenizer))
+    _refuse(run_dir, changed_since(config, run_dir, ('tokenizer',)))
 
 
 def save_evaluation(run_dir: pathlib.Path, flags: Sequence[str], model: pathlib.Path) -> None:
