@@ -59,7 +59,7 @@ STRENGTHS = (0.0, 0.1, 0.2, 0.3)
 RATES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3)  # of flips in generation
 DROPS = (0.0, 0.1, 0.3)  # shares of captions
 BUDGETS = (300, 1200, 4800)  # steps; self_correction has 2400
-# Width, depth: 0.13, 0.52, 1.0, 2.4 and 6.3 million parameters in blocks, a factor of 48.
+# Width, depth: 0.13, 0.52, 1.1, 2.4 and 6.3 million parameters in blocks, a factor of 47.
 SIZES = {'0.1m': (64, 2), '0.5m': (96, 3), '1m': (128, 4), '2.4m': (192, 4), '6m': (256, 6)}
 # Name -> d, of tokenizers like the demo's with half of its channels.
 TOKENIZERS = {f'd{bits}': bits for bits in (8, 10, 12, 16, 32, 64)}
