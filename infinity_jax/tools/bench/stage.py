@@ -114,7 +114,7 @@ class Measured:
 
     Attributes:
       stages: results by name.
-      peak_flops: FLOP/s of the large product, of its median call, times the devices.
+      peak_flops: FLOP/s of the large product, of its median call, times the chips.
       peak_memory: bytes, see `peak_memory`.
     """
 
@@ -142,7 +142,7 @@ def measure(
       dtype: of the large product.
       profile: folder for a trace of one more run of each stage; None: no trace.
       devices: that share a stage.
-      bare: whether the bare products run, which takes longer; they do for one device alone.
+      bare: whether the bare products run, which takes longer; they do on one chip alone.
     """
     firsts = {stage.name: timed(stage.run)[0] for stage in stages}
     peak_bytes = peak_memory()  # before the bare products' operands
@@ -153,13 +153,13 @@ def measure(
             'real': stage.run,
             'large': large,
         }
-        if bare and devices == 1:
+        if bare and chips(devices) == 1:
             functions['bare'] = BareProducts(stage.groups)
         turns = take_turns(functions, repeats, warmup, stage.name)
         real = dataclasses.replace(turns['real'], first=firsts[stage.name])
         results[stage.name] = real, turns.get('bare'), total_flops(stage.groups)
         rates += [large_flops / seconds for seconds in turns['large'].wall]
-    peak_flops = devices * float(np.median(rates))
+    peak_flops = chips(devices) * float(np.median(rates))
     if profile is not None:
         with jax.profiler.trace(profile):
             for stage in stages:
@@ -170,6 +170,14 @@ def measure(
         peak_flops,
         peak_bytes,
     )
+
+
+def chips(devices: int) -> int:
+    """The processors that a number of devices are.
+
+    The CPU devices of a process share its cores, and a product on one of them uses all cores.
+    """
+    return jax.process_count() if jax.default_backend() == 'cpu' else devices
 
 
 def large_product(dtype: str) -> tuple[Callable[[], jax.Array], int]:

@@ -79,8 +79,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         '--no-bare',
         action='store_false',
         dest='bare',
-        help='leave out the bare products, which are as long to compile (default: they run, on one '
-        'device)',
+        help='leave out the bare products, which are as long to compile (default: they run, on a '
+        'CPU or one device)',
     )
     parser.add_argument(
         '--repeats',
@@ -121,18 +121,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measures, writes the files that flags name, and prints a table."""
     check_positive(args, 'batch', 'repeats', 'text_length')
-    ratio, mesh = ratio_of(args), mesh_of(args)
+    ratio = ratio_of(args)
     from infinity_jax.scales import ScaleSchedule, nearest_ratio
     from infinity_jax.sharding import is_first_process, lack_of_bfloat16
     from infinity_jax.tools.bench import report as bench_report
     from infinity_jax.tools.bench.inference import bench_generate, bench_tokenizer
-    from infinity_jax.tools.bench.train import bench_train
+    from infinity_jax.tools.bench.train import bench_train, devices_of_training
     from infinity_jax.tools.bench.workload import Workload
     from infinity_jax.transformer.card_dtype import check_dtype
 
-    if args.what != 'tokenizer':
-        lack = lack_of_bfloat16(mesh)
-        check_dtype(args.precision, lack, 'precision', 'set --precision to float32')
     benches = {'generate': bench_generate, 'tokenizer': bench_tokenizer, 'train': bench_train}
     workload = Workload(
         preset=args.preset,
@@ -147,6 +144,13 @@ def run(args: argparse.Namespace) -> None:
         lora=args.lora,
         remat=args.remat,
     )
+    if args.what == 'train' and args.devices is None and args.mesh is None:
+        devices = devices_of_training(workload)
+        args.devices = None if devices == 1 else str(devices)
+    mesh = mesh_of(args)
+    if args.what != 'tokenizer':
+        lack = lack_of_bfloat16(mesh)
+        check_dtype(args.precision, lack, 'precision', 'set --precision to float32')
     if ratio is not None:
         schedule = ScaleSchedule.for_image(workload.ratio, workload.budget)
         print(image_size_line(schedule.image_size(), schedule), file=sys.stderr)

@@ -140,7 +140,10 @@ def tiny(monkeypatch):
     monkeypatch.setitem(bench.LARGE_EDGE, 'cpu', 64)
 
 
-def test_bench_on_several_devices_leaves_out_the_products_of_one(tiny, tmp_path, capsys):
+def test_bench_on_several_devices_leaves_out_the_products_of_one(
+    tiny, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(bench, 'chips', lambda devices: devices)
     command = 'bench generate --preset tiny --precision float32 --text-length 8 --repeats 1 '
     command += f'--no-text-encoder --json {tmp_path / "out.json"} --plot {tmp_path / "out.png"} '
     cli.main(f'{command} --batch 4 --devices 2'.split())
@@ -153,6 +156,15 @@ def test_bench_on_several_devices_leaves_out_the_products_of_one(tiny, tmp_path,
     with pytest.raises(SystemExit):
         cli.main(f'{command} --batch 3 --devices 2'.split())
     assert '--batch is 3; wanted a multiple of 2, for 2 shares' in capsys.readouterr().err
+
+
+def test_cpu_devices_share_the_cores_that_the_bare_products_use(tiny, tmp_path):
+    assert bench.chips(8) == 1
+    command = 'bench train --preset tiny --precision float32 --text-length 8 --repeats 1 '
+    cli.main(f'{command} --batch 8 --json {tmp_path / "out.json"}'.split())
+    report = json.loads((tmp_path / 'out.json').read_text())
+    assert report['devices'] == 2  # as training has: of at least four images each
+    assert report['stages']['train']['bare_seconds'] > 0
 
 
 @pytest.mark.numeric
