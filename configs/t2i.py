@@ -3,7 +3,7 @@
     python -m infinity_jax.main --config=configs/t2i.py
 
 `demo` (default) learns the starter subset of the embedded emoji with the shipped tokenizer and
-random transformer weights. 9 to 11 minutes on two CPU cores; the matcher then recognises about
+random transformer weights. 9 to 18 minutes on two CPU cores; the matcher then recognises about
 80 % of the emoji and all backgrounds.
 
     python -m infinity_jax.main --config=configs/t2i.py:shipped
