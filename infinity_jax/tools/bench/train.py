@@ -12,6 +12,7 @@ from infinity_jax.config import TextConfig
 from infinity_jax.data.batch import Batch
 from infinity_jax.data.config import DataConfig
 from infinity_jax.runtime.cpu_devices import devices_for, use_cores
+from infinity_jax.runtime.distributed import launcher
 from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.sharding import in_mesh, init_sharded, make_mesh, shardings_of
 from infinity_jax.text.t5 import T5Encoder
@@ -94,12 +95,12 @@ def bench_train(workload: Workload, mesh: Mesh | None = None, **options: Any) ->
 
 
 def devices_of_training(workload: Workload) -> int:
-    """The number of devices that training uses on this machine's CPU; 1 on an accelerator.
+    """The number of devices that training uses on this machine's CPU.
 
-    Small models have a device per core, see `runtime.cpu_devices`. Call it before any device is
-    used.
+    It is 1 on an accelerator and in one of several processes. Small models have a device per core,
+    see `runtime.cpu_devices`. Call it before any device is used.
     """
-    if not _run_of(workload)[0].device_per_core:
+    if launcher() is not None or not _run_of(workload)[0].device_per_core:
         return 1
     use_cores(workload.batch)
     if jax.default_backend() != 'cpu':
