@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import runpy
 import shutil
 import signal
 
@@ -17,13 +16,10 @@ from infinity_jax.cli import main
 from infinity_jax.errors import UserError
 from infinity_jax.tools.commands import evaluate_command
 from infinity_jax.tools.commands.config_flags import read_config_file
-from infinity_jax.tools.commands.generation_flags import sampling_of
 from infinity_jax.tools.experiments import run as runner
-from infinity_jax.tools.experiments.experiment import read_experiment
 from infinity_jax.tools.experiments.figures import read_figures
 from infinity_jax.tools.experiments.report import _summaries, report_experiment
 from infinity_jax.tools.experiments.run import run_experiment
-from infinity_jax.tools.experiments.scaling import fit_scaling, power_law, scaling_lines
 from infinity_jax.training.flops import training_step
 from infinity_jax.training.init_from import run_config
 from infinity_jax.training.run_folder import write_description
@@ -84,77 +80,6 @@ EXPERIMENTS = {
 """
 OUT = pathlib.Path('runs')
 EMOJI = {('none', 0): 0.5, ('none', 1): 0.7, ('some', 0): 0.6, ('some', 1): 0.9}
-
-
-@pytest.mark.parametrize('name', runpy.run_path(str(SHIPPED))['EXPERIMENTS'])
-def test_every_point_is_a_run_that_changes_its_fields(name):
-    entry = runpy.run_path(str(SHIPPED))['EXPERIMENTS'][name]
-    assert list(read_experiment(f'{SHIPPED}:{name}').points) == list(entry['points'])
-    for point, each in entry['points'].items():
-        if 'evaluate' in each:
-            continue
-        config = run_config(read_config_file(f'{SHIPPED}:{name}/{point}'))
-        for field, value in each['fields'].items():
-            found = config
-            for part in field.split('.'):
-                found = getattr(found, part)
-            assert found == value
-        if 'tokenizer' in each:
-            tokenizer = run_config(read_config_file(f'{SHIPPED}:tokenizers/{each["tokenizer"]}'))
-            assert config.transformer.bits == tokenizer.tokenizer.bits == each['x']
-            assert config.tokenizer == f'{tokenizer.run_dir}/model'
-
-
-@pytest.mark.parametrize('name', ['sampling', 'sampling_by_scale'])
-def test_the_flags_of_every_evaluation_are_known(name, monkeypatch, tmp_path):
-    settings = []
-    monkeypatch.setattr(evaluate_command, 'run_demo', settings.append)
-    for label, point in read_experiment(f'{SHIPPED}:{name}').points.items():
-        runner._evaluate([*point.evaluate, '--seed=1'], [], tmp_path / label, False)
-        sampling = sampling_of(settings[-1])
-        guidance = sampling.per_scale('guidance', 4)
-        assert sum(guidance) / 4 == pytest.approx(point.x, abs=0.01) and settings[-1].seed == 1
-    assert len({str(args) for args in settings}) == len(settings)
-
-
-def test_models_are_those_of_points_that_train():
-    experiments = runpy.run_path(str(SHIPPED))['EXPERIMENTS']
-    models = {
-        point['model']
-        for experiment in experiments.values()
-        for point in experiment['points'].values()
-        if 'model' in point
-    }
-    assert {name.partition('/')[0] for name in models} == {
-        *('self_correction', 'budget', 'requantizing', 'condition_drop')
-    }
-    for name in models:
-        experiment, _, point = name.partition('/')
-        assert 'evaluate' not in experiments[experiment]['points'][point]
-
-
-def test_guidance_is_judged_for_every_share_of_dropped_captions(monkeypatch, tmp_path):
-    settings = []
-    monkeypatch.setattr(evaluate_command, 'run_demo', settings.append)
-    for point in read_experiment(f'{SHIPPED}:condition_drop_sampling').points.values():
-        assert point.model == f'condition_drop/{point.x:g}_dropped'
-        runner._evaluate(point.evaluate, [f'--checkpoint={tmp_path}'], tmp_path / 'out', False)
-        assert point.series == f'guidance {settings[-1].cfg[0]:g}'
-    assert len(settings) == 9
-
-
-@pytest.mark.parametrize(
-    ('variant', 'message'),
-    [
-        ('none', "unknown experiment 'none'; known: self_correction, repair"),
-        ('budget/none', "unknown point 'none' of budget; known: 300_steps_0"),
-        ('tokenizers/d9', "unknown tokenizer 'd9'; known: d8, d10"),
-        ('sampling/3_0.5', 'point 3_0.5 of sampling trains nothing'),
-    ],
-)
-def test_unknown_points(variant, message):
-    with pytest.raises(UserError, match=message):
-        read_config_file(f'{SHIPPED}:{variant}')
 
 
 def write_judgement(folder, emoji, background=1.0):
@@ -289,24 +214,6 @@ def test_models_of_another_experiment_are_evaluated(monkeypatch, tmp_path, capsy
     assert len(evaluated) == 4
 
 
-@pytest.mark.parametrize(
-    ('name', 'of', 'points'), [('repair', 'self_correction', 24), ('repair_long', 'budget', 12)]
-)
-def test_repair_evaluates_models_that_another_experiment_trains(
-    name, of, points, monkeypatch, tmp_path
-):
-    settings = []
-    monkeypatch.setattr(evaluate_command, 'run_repair', settings.append)
-    trained = runpy.run_path(str(SHIPPED))['EXPERIMENTS'][of]['points']
-    for point in read_experiment(f'{SHIPPED}:{name}').points.values():
-        name = point.model.removeprefix(f'{of}/')
-        strength = trained[name]['fields']['self_correction.max_strength']
-        assert point.series == f'flips up to {strength:g} in training'
-        runner._evaluate([*point.evaluate], [f'--checkpoint={tmp_path}'], tmp_path / 'out', False)
-        assert [100 * rate for rate in settings[-1].rates] == [point.x]
-    assert len({str(args) for args in settings}) == len(settings) == points
-
-
 def test_a_tokenizer_is_trained_before_and_once_for_all_that_use_it(monkeypatch, tmp_path):
     calls = []
 
@@ -349,47 +256,6 @@ def test_sizes_are_those_of_the_exported_model(trains_text, tmp_path):
     text = model.configs.text if trains_text else None
     step = training_step(model.configs.transformer, model.configs.schedule, 2, 8, trained_text=text)
     assert figures['compute'] == 10 * step.total
-
-
-@pytest.mark.numeric
-def test_a_power_law_is_found_again():
-    sizes = np.array([1e5, 1e6, 5e6])
-    law = power_law(sizes, 3 * sizes**-0.125)
-    assert law['factor'] == pytest.approx(3) and law['exponent'] == pytest.approx(-0.125)
-    assert law['r_squared'] == pytest.approx(1) and law['standard_error'] < 1e-6
-
-
-def summaries(sizes, qualities):
-    """Results of one seed per size, whose loss is 2 · size^-0.5."""
-    return {
-        str(size): {
-            'loss': {'values': [2 * size**-0.5]},
-            'parameters': {'values': [size]},
-            'compute': {'values': [100 * size]},
-            'emoji_trained': {'values': [quality]},
-            'emoji_held_out': {'values': [0.5]},
-        }
-        for size, quality in zip(sizes, qualities, strict=True)
-    }
-
-
-@pytest.mark.numeric
-def test_laws_and_correlations_of_an_experiment():
-    sizes = (1.0, 4.0, 16.0)  # losses 2, 1, 0.5
-    fit = fit_scaling(summaries(sizes, (0.1, 0.4, 0.55)))
-    assert fit['runs'] == 3
-    assert fit['laws']['parameters']['exponent'] == pytest.approx(-0.5)
-    assert fit['laws']['compute']['factor'] == pytest.approx(20)
-    assert fit['correlations']['emoji_trained'] == pytest.approx(-1)
-    assert fit['correlations']['emoji_held_out'] is None
-    lines = scaling_lines(fit)
-    assert lines[0].startswith('loss = 2 · parameters^-0.5000 (± 0.0000, R² 1.000, 3 runs)')
-    assert lines[-1] == 'correlation of loss and emoji_held_out: none, one of them is constant'
-    assert fit_scaling(summaries(sizes[:2], (0, 1))) is None
-    assert 'no power law yet' in scaling_lines(None)[0]
-    with pytest.raises(UserError, match='loss of a run is 0; a power law wants positive'):
-        fit_scaling({**summaries(sizes, sizes), 'x': {**summaries([1.0], [1])['1.0'],
-                     'loss': {'values': [0.0]}}})  # fmt: skip
 
 
 def test_the_mean_of_equal_figures_is_that_figure():
