@@ -275,7 +275,7 @@ def _repair(strengths: Sequence[float], models: str) -> dict:
 
 
 def _repair_requantizing() -> dict:
-    """The models of `requantizing` with the most flips."""
+    """Every model of `requantizing`, with the largest share of flipped bits."""
     return {
         name: _flipped(f'requantizing/{name}', name.replace('_', '-'), RATES[-1])
         for name in _requantizing()

@@ -5,8 +5,8 @@ core of two is mostly idle. With a device per core, each core processes images o
 models lose by it, since every device has a copy of the weights and updates it.
 """
 
-import contextlib
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -23,8 +23,9 @@ MIN_IMAGES = 4  # that a device processes at once; with fewer, the sum of gradie
 def use_cores(images: int) -> None:
     """Makes the CPU as many devices as it has cores that can share a batch evenly.
 
-    The number stays in one of several processes, where the user has set `VARIABLE` or `XLA_FLAG`,
-    and where this process has used a device before; accelerators are not affected.
+    The number stays in one of several processes, and where the user has set `VARIABLE` or
+    `XLA_FLAG`; accelerators are not affected. If this process has used a device before, the number
+    stays too, and one line says so.
 
     Args:
       images: that are processed at once, over all devices.
@@ -32,9 +33,17 @@ def use_cores(images: int) -> None:
     chosen = VARIABLE in os.environ or XLA_FLAG in os.environ.get('XLA_FLAGS', '')
     if chosen or launcher() is not None:
         return
-    # JAX refuses another number once it has devices.
-    with contextlib.suppress(RuntimeError):
-        jax.config.update('jax_num_cpu_devices', devices_for(images, cores()))
+    wanted = devices_for(images, cores())
+    try:
+        jax.config.update('jax_num_cpu_devices', wanted)
+    except RuntimeError:  # JAX refuses another number once it has devices
+        found = jax.local_device_count()
+        if jax.default_backend() == 'cpu' and found != wanted:
+            print(
+                f'{found} CPU devices where {wanted} would be faster: this process has used JAX '
+                f'before; set {VARIABLE}={wanted} before it starts',
+                file=sys.stderr,
+            )
 
 
 def one_at_a_time(mesh: Mesh, program: Callable[..., Any]) -> Callable[..., Any]:

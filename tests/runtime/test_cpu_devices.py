@@ -63,13 +63,14 @@ def test_one_of_several_processes_has_one_device(chosen, monkeypatch):
     assert chosen() is None
 
 
-def test_the_number_stays_once_devices_are_used(monkeypatch):
+def test_the_number_stays_once_devices_are_used_and_a_line_says_so(monkeypatch, capsys):
     monkeypatch.setattr(cpu_devices, 'cores', lambda: 2)
     for name in ('JAX_NUM_CPU_DEVICES', 'XLA_FLAGS'):
         monkeypatch.delenv(name, raising=False)
     before = jax.device_count()
     cpu_devices.use_cores(16)
     assert jax.device_count() == before != 2
+    assert f'{before} CPU devices where 2 would be faster' in capsys.readouterr().err
 
 
 def test_programs_of_several_cpu_devices_run_one_after_the_other():

@@ -173,9 +173,9 @@ def measure(
 
 
 def chips(devices: int) -> int:
-    """The processors that a number of devices are.
+    """The number of chips with so many devices.
 
-    The CPU devices of a process share its cores, and a product on one of them uses all cores.
+    On a CPU it is one per process: its devices share the cores, all of which a large product uses.
     """
     return jax.process_count() if jax.default_backend() == 'cpu' else devices
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from infinity_jax.config import TextConfig
 from infinity_jax.data.batch import Batch
 from infinity_jax.data.config import DataConfig
-from infinity_jax.runtime.cpu_devices import devices_for, use_cores
+from infinity_jax.runtime.cpu_devices import use_cores
 from infinity_jax.runtime.distributed import launcher
 from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.sharding import in_mesh, init_sharded, make_mesh, shardings_of
@@ -94,18 +94,20 @@ def bench_train(workload: Workload, mesh: Mesh | None = None, **options: Any) ->
     return measure([Stage('train', run, groups)], dtype=workload.precision, **options)
 
 
-def devices_of_training(workload: Workload) -> int:
-    """The number of devices that training uses on this machine's CPU.
+def use_training_devices(workload: Workload) -> int:
+    """Makes the CPU as many devices as training does, see `runtime.cpu_devices`.
 
-    It is 1 on an accelerator and in one of several processes. Small models have a device per core,
-    see `runtime.cpu_devices`. Call it before any device is used.
+    Call it before any device is used.
+
+    Returns:
+      the number of devices that share the batch: 1 on an accelerator, in one of several processes,
+      and if the batch cannot be shared evenly.
     """
     if launcher() is not None or not _run_of(workload)[0].device_per_core:
         return 1
     use_cores(workload.batch)
-    if jax.default_backend() != 'cpu':
-        return 1
-    return devices_for(workload.batch, jax.local_device_count())
+    devices = jax.local_device_count()
+    return devices if jax.default_backend() == 'cpu' and workload.batch % devices == 0 else 1
 
 
 def _run_of(workload: Workload) -> tuple[T2IConfig, Models]:

@@ -79,7 +79,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         '--no-bare',
         action='store_false',
         dest='bare',
-        help='leave out the bare products, which are as long to compile (default: they run, on a '
+        help='leave out the bare products, which take as long to compile (default: they run, on a '
         'CPU or one device)',
     )
     parser.add_argument(
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
     from infinity_jax.sharding import is_first_process, lack_of_bfloat16
     from infinity_jax.tools.bench import report as bench_report
     from infinity_jax.tools.bench.inference import bench_generate, bench_tokenizer
-    from infinity_jax.tools.bench.train import bench_train, devices_of_training
+    from infinity_jax.tools.bench.train import bench_train, use_training_devices
     from infinity_jax.tools.bench.workload import Workload
     from infinity_jax.transformer.card_dtype import check_dtype
 
@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
         remat=args.remat,
     )
     if args.what == 'train' and args.devices is None and args.mesh is None:
-        devices = devices_of_training(workload)
+        devices = use_training_devices(workload)
         args.devices = None if devices == 1 else str(devices)
     mesh = mesh_of(args)
     if args.what != 'tokenizer':

@@ -45,7 +45,9 @@ def run_points(args: argparse.Namespace) -> None:
     try:
         seeds = [int(seed) for seed in args.seeds.split(',')]
     except ValueError:
-        raise UserError(f'--seeds {args.seeds}: wanted whole numbers such as 0,1,2') from None
+        seeds = []
+    if not seeds or min(seeds) < 0:
+        raise UserError(f'--seeds {args.seeds}: wanted whole numbers from 0 on, such as 0,1,2')
     folder = run_experiment(
         args.config,
         seeds=seeds,

@@ -38,6 +38,7 @@ class Point:
       tokenizer: name of the tokenizer that is trained first; '': the demo's.
       model: EXPERIMENT/POINT whose model of the same seed is evaluated; '': the one that the flags
         name.
+      fields: dotted name of a field of the configuration -> value, where the point changes it.
     """
 
     x: float
@@ -45,6 +46,7 @@ class Point:
     evaluate: tuple[str, ...] | None = None
     tokenizer: str = ''
     model: str = ''
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def result(self) -> str:
@@ -73,6 +75,20 @@ class Experiment:
     log_axis: bool = False
     scaling: bool = False
 
+    def varied_fields(self) -> list[str]:
+        """Dotted names of the fields in which the points that train differ.
+
+        They are those of their `fields`, and the bits of a token where their tokenizers differ.
+        """
+        trained = [point for point in self.points.values() if point.evaluate is None]
+        changes = [{'transformer.bits': point.tokenizer, **point.fields} for point in trained]
+        absent = object()  # a point without a change of the field
+        return [
+            name
+            for name in dict.fromkeys(name for fields in changes for name in fields)
+            if any(f.get(name, absent) != changes[0].get(name, absent) for f in changes)
+        ]
+
 
 def read_experiment(spec: str) -> Experiment:
     """Reads the experiment NAME of a config file, given as FILE:NAME.
@@ -81,6 +97,11 @@ def read_experiment(spec: str) -> Experiment:
       UserError: there is no such file or experiment, or its entry lacks a part.
     """
     file, _, name = spec.partition(':')
+    if not pathlib.Path(file).is_file():
+        raise UserError(
+            f'{file}: no such file; wanted FILE:NAME, such as '
+            'configs/experiments.py:self_correction'
+        )
     try:
         found = runpy.run_path(file).get(TABLE, {})
     # The file is any Python code, so any error may come out of it.
@@ -111,7 +132,7 @@ def load_experiment(folder: pathlib.Path) -> Experiment:
     try:
         entry = json.loads(path.read_text(encoding='utf-8'))
         return _experiment(entry.pop('name'), entry, str(path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(
             f'{folder} has no {FILE_NAME}; wanted the folder of an experiment'
         ) from None
@@ -183,12 +204,16 @@ def _point(entry: Any, where: str) -> Point:
         x = float(entry['x'])
     except (TypeError, ValueError):
         raise UserError(f'{where}: x is {entry["x"]!r}; wanted a number') from None
+    fields = entry.get('fields') or {}
+    if not isinstance(fields, Mapping):
+        raise UserError(f'{where}: fields are {fields!r}; wanted a dict of name -> value')
     return Point(
         x,
         str(entry['series']),
         None if flags is None else _words(flags, f'{where}: evaluate'),
         str(entry.get('tokenizer') or ''),
         str(entry.get('model') or ''),
+        fields,
     )
 
 

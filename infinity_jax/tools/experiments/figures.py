@@ -68,8 +68,8 @@ def read_figures(run_dir: pathlib.Path, names: Iterable[str]) -> dict[str, float
     """The figures `names` of a finished run.
 
     Args:
-      run_dir: of a training of the main job; figures of `evaluation.json` alone are there in the
-        folder of an evaluation as well.
+      run_dir: of a training of the main job, or of an evaluation, which has only the figures of
+        `evaluation.json` or `repair.json`.
       names: of `FIGURES`.
 
     Raises:
@@ -81,9 +81,11 @@ def read_figures(run_dir: pathlib.Path, names: Iterable[str]) -> dict[str, float
     for source in sources:
         found.update(_READERS[source](run_dir))
     if absent := [name for name in names if name not in found]:
+        model = run_dir / 'model'
+        again = f'judge its model again: infinity-jax evaluate demo --checkpoint {model} --out'
+        mend = f'{again} {run_dir}' if model.exists() else 'remove the folder and run it again'
         raise UserError(
-            f'{run_dir} has no {", ".join(absent)}, as an earlier version judged it; remove the '
-            'folder and run the experiment again'
+            f'{run_dir} has no {", ".join(absent)}, as an earlier version judged it; {mend}'
         )
     return {name: found[name] for name in names}
 

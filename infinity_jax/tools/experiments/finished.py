@@ -5,15 +5,19 @@ Otherwise the figures of other settings, or of another model, would be taken for
 
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.atomic_write import atomic_file
+from infinity_jax.runtime.hub import DEMO_FOLDER
 from infinity_jax.tools.commands.config_flags import read_config_file
 from infinity_jax.training.init_from import run_config
 from infinity_jax.training.run_folder import changed_since
+from infinity_jax.training.transformer.config import T2IConfig
+from infinity_jax.training.transformer.features import tokenizer_fingerprint
 from infinity_jax.weights.integrity import hash_file
+from infinity_jax.weights.model_folder import load_model
 from infinity_jax.weights.weight_files import read_json
 
 FILE_NAME = 'evaluated.json'  # in the folder of an evaluation
@@ -28,13 +32,18 @@ def check_training(run_dir: pathlib.Path, spec: str, overrides: Sequence[str] = 
       overrides: --config.FIELD=VALUE, one string each.
 
     Raises:
-      UserError: a field differs that changes results. The path of the tokenizer may differ, since
-        a folder of experiments can be moved.
+      UserError: a field differs that changes results, or the tokenizer. The tokenizer's path may
+        differ, since a folder of experiments can be moved; a tokenizer that is gone is not
+        compared.
     """
     if not (run_dir / 'config.json').exists():
         return
     config = run_config(read_config_file(spec, overrides))
     _refuse(run_dir, changed_since(config, run_dir, ('tokenizer',)))
+    if isinstance(config, T2IConfig):
+        used, asked = run_dir / 'model', pathlib.Path(config.tokenizer or DEMO_FOLDER)
+        if used.exists() and asked.exists() and _tokenizer_of(used) != _tokenizer_of(asked):
+            _refuse(run_dir, f'{asked} holds another tokenizer')
 
 
 def save_evaluation(run_dir: pathlib.Path, flags: Sequence[str], model: pathlib.Path) -> None:
@@ -42,7 +51,7 @@ def save_evaluation(run_dir: pathlib.Path, flags: Sequence[str], model: pathlib.
 
     Args:
       run_dir: of the evaluation.
-      flags: its kind and flags, without paths.
+      flags: its kind and flags, as the config file has them, and its seed.
       model: folder of the model.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -68,6 +77,22 @@ def check_evaluation(run_dir: pathlib.Path, flags: Sequence[str], model: pathlib
         _refuse(run_dir, f'flags {" ".join(old.get("flags", ()))} -> {" ".join(flags)}')
     if new['model'] and old.get('model') != new['model']:
         _refuse(run_dir, f'{model} holds another model')
+
+
+def differing_flags(run_dirs: Iterable[pathlib.Path]) -> bool:
+    """Whether evaluations were made with different flags, apart from their seeds.
+
+    Raises:
+      UserError: a description is damaged.
+    """
+    paths = [path for folder in run_dirs if (path := folder / FILE_NAME).exists()]
+    flags = [read_json(path).get('flags', []) for path in paths]
+    kept = [[word for word in words if not str(word).startswith('--seed=')] for words in flags]
+    return any(words != kept[0] for words in kept)
+
+
+def _tokenizer_of(folder: pathlib.Path) -> str:
+    return tokenizer_fingerprint(load_model(folder, parts=('tokenizer',)))
 
 
 def _described(flags: Sequence[str], model: pathlib.Path) -> dict[str, Any]:

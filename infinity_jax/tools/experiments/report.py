@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from infinity_jax.images import save_png
 from infinity_jax.tools.experiments import scaling
 from infinity_jax.tools.experiments.experiment import Experiment, load_experiment
 from infinity_jax.tools.experiments.figures import FIGURES, read_figures
+from infinity_jax.tools.experiments.finished import differing_flags
 from infinity_jax.training.run_folder import differing_fields
 
 TEXT, JSON, PLOT = 'report.txt', 'report.json', 'report.png'
@@ -38,7 +40,7 @@ def report_experiment(folder: pathlib.Path) -> dict[str, Any]:
     """
     experiment = load_experiment(folder)
     names = dict.fromkeys((*experiment.figures, *(scaling.READ if experiment.scaling else ())))
-    results, warnings = {}, []
+    results, warnings, first_runs = {}, [], []
     for name, point in experiment.points.items():
         paths = (folder / name).glob(f'seed_*/{point.result}')
         named = {path.parent.name.removeprefix('seed_'): path.parent for path in paths}
@@ -48,11 +50,16 @@ def report_experiment(folder: pathlib.Path) -> dict[str, Any]:
             figures = _summaries([read_figures(runs[seed], names) for seed in seeds])
             described = {'x': point.x, 'series': point.series, 'runs': len(runs), 'seeds': seeds}
             results[name] = {**described, **figures}
-            if fields := differing_fields(runs.values()):
-                warnings.append(
-                    f'warning: the seeds of {name} differ in {", ".join(fields)}; remove the '
-                    'folders of the wrong ones and run the experiment again'
-                )
+            first_runs.append(runs[seeds[0]])
+            fields = differing_fields(runs.values())
+            if differing_flags(runs.values()):
+                fields.append('the flags of their evaluation')
+            if fields:
+                warnings.append(_warning(f'the seeds of {name} differ in {", ".join(fields)}'))
+    if fields := strays(experiment, first_runs):
+        warnings.append(
+            _warning(f'the points differ in {", ".join(fields)} against the config file')
+        )
     if not results:
         raise UserError(f'{folder}: no run is finished; start infinity-jax experiment run')
     report: dict[str, Any] = {'experiment': experiment.name, 'points': results}
@@ -66,6 +73,22 @@ def report_experiment(folder: pathlib.Path) -> dict[str, Any]:
     _plot(experiment, results, folder / PLOT)
     print(text)
     return report
+
+
+def _warning(what: str) -> str:
+    return f'warning: {what}; remove the folders of the wrong ones and run the experiment again'
+
+
+def strays(experiment: Experiment, run_dirs: Sequence[pathlib.Path]) -> list[str]:
+    """Dotted names of fields in which runs of different points differ, but the points should not.
+
+    Args:
+      experiment: whose points vary some fields.
+      run_dirs: a run of each point; evaluations are left out.
+    """
+    varied = experiment.varied_fields()
+    is_varied = lambda name: any(f'{name}.'.startswith(f'{field}.') for field in varied)
+    return [name for name in differing_fields(run_dirs) if not is_varied(name)]
 
 
 def table(experiment: Experiment, results: dict[str, Any]) -> list[str]:

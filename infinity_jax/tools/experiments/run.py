@@ -1,6 +1,7 @@
 """Trains and judges the points of an experiment, one after the other."""
 
 import argparse
+import dataclasses
 import fnmatch
 import os
 import pathlib
@@ -8,9 +9,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.hub import DEMO_FOLDER, local_folder
+from infinity_jax.tools.commands.config_flags import read_config_file
 from infinity_jax.tools.commands.evaluate_command import add_kinds
 from infinity_jax.tools.experiments.experiment import (
     TOKENIZERS,
@@ -24,8 +27,56 @@ from infinity_jax.tools.experiments.finished import (
     check_training,
     save_evaluation,
 )
+from infinity_jax.training.init_from import run_config
 
 TRAIN = 'infinity_jax.main'
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A point with one seed.
+
+    Attributes:
+      file: the config file.
+      experiment, name: of the point.
+      point: what is trained or evaluated.
+      seed: of the training, or of the evaluation.
+      out: folder of all experiments.
+    """
+
+    file: str
+    experiment: str
+    name: str
+    point: Point
+    seed: int
+    out: pathlib.Path
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The folder of this run."""
+        return self.out / self.experiment / self.name / f'seed_{self.seed}'
+
+    @property
+    def finished(self) -> bool:
+        """Whether its last file is there."""
+        return (self.folder / self.point.result).exists()
+
+    @property
+    def model(self) -> pathlib.Path | None:
+        """The model of another experiment that is evaluated; it appears when it is trained."""
+        name = self.point.model
+        return self.out / name / f'seed_{self.seed}' / 'model' if name else None
+
+    @property
+    def config(self) -> str:
+        """FILE:VARIANT of a training."""
+        return f'{self.file}:{self.experiment}/{self.name}'
+
+    def settings(self, overrides: Sequence[str]) -> list[str]:
+        """--config.FIELD=VALUE of a training, besides its folder."""
+        tokenizer = self.point.tokenizer
+        own = [f'--config.tokenizer={_tokenizer(self.out, tokenizer)}'] if tokenizer else []
+        return [f'--config.seed={self.seed}', *own, *overrides]
 
 
 def run_experiment(
@@ -56,126 +107,142 @@ def run_experiment(
         a run failed, a finished run has other settings, or an override does not fit the points.
     """
     file, experiment = spec.partition(':')[0], read_experiment(spec)
-    points = fnmatch.filter(experiment.points, only)
-    if not points:
+    names = fnmatch.filter(experiment.points, only)
+    if not names:
         raise UserError(f'--only {only}: no such point; known: {", ".join(experiment.points)}')
-    _check_overrides(overrides, [experiment.points[point] for point in points], experiment.name)
+    _check_overrides(overrides, experiment, names)
+    runs = [
+        Run(file, experiment.name, name, experiment.points[name], seed, out)
+        for seed in dict.fromkeys(seeds)
+        for name in names
+    ]
+    _check_models([run for run in runs if not run.finished])
+    for run in runs:  # all mistakes show before hours of training
+        _check(run, overrides)
     folder = out / experiment.name
     folder.mkdir(parents=True, exist_ok=True)
     save_experiment(folder, experiment)
-    runs = [(seed, point) for seed in seeds for point in points]
-    is_finished = lambda seed, point: (
-        folder / point / f'seed_{seed}' / experiment.points[point].result
-    ).exists()
-    _check_models(file, experiment, [run for run in runs if not is_finished(*run)], out)
-    _train_tokenizers(file, experiment, points, out)
-    for number, (seed, point) in enumerate(runs, 1):
-        run_dir = folder / point / f'seed_{seed}'
-        title = f'run {number} of {len(runs)}: {point}, seed {seed}'
-        finished = is_finished(seed, point)
-        print(f'{title}: finished before' if finished else title, flush=True)
-        flags, model = experiment.points[point].evaluate, experiment.points[point].model
-        if flags is not None:
-            checkpoint = [f'--checkpoint={_model_of_run(out, model, seed)}'] if model else []
-            _evaluate([*flags, f'--seed={seed}'], checkpoint, run_dir, finished)
+    if _train_tokenizers([run for run in runs if not run.finished]):
+        for run in runs:
+            _check(run, overrides)
+    for number, run in enumerate(runs, 1):
+        title = f'run {number} of {len(runs)}: {run.name}, seed {run.seed}'
+        print(f'{title}: finished before' if run.finished else title, flush=True)
+        if run.finished:
             continue
-        config, own = f'{file}:{experiment.name}/{point}', [f'--config.seed={seed}']
-        if finished:
-            check_training(run_dir, config, [*own, *overrides])
-            continue
-        own.append(f'--config.run_dir={run_dir}')
-        if tokenizer := experiment.points[point].tokenizer:
-            own.append(f'--config.tokenizer={_model(out, tokenizer)}')
-        _train([f'--config={config}', *own, *overrides], title)
+        if run.point.evaluate is None:
+            flags = run.settings(overrides)
+            _train([f'--config={run.config}', f'--config.run_dir={run.folder}', *flags], title)
+        else:
+            _evaluate(run)
     return folder
 
 
-def _check_overrides(overrides: Sequence[str], points: Sequence[Point], name: str) -> None:
-    """Checks that no override meets a point that trains nothing, or sets what the runner sets."""
+def _check(run: Run, overrides: Sequence[str]) -> None:
+    """Checks the settings of a run that is not finished, and a finished one against them."""
+    if run.point.evaluate is not None:
+        args = _flags(run)
+        if run.finished:
+            model = pathlib.Path(args.checkpoint or DEMO_FOLDER)
+            check_evaluation(run.folder, _described(run), model)
+    elif run.finished:
+        check_training(run.folder, run.config, run.settings(overrides))
+    else:
+        run_config(read_config_file(run.config, run.settings(overrides)))
+
+
+def _check_overrides(
+    overrides: Sequence[str], experiment: Experiment, names: Sequence[str]
+) -> None:
+    """Checks that overrides fit the named points.
+
+    None may meet a point that trains nothing, or set what the runner sets or the points vary.
+    """
+    points = [experiment.points[name] for name in names]
     if overrides and any(point.evaluate is not None for point in points):
         raise UserError(
-            f'{overrides[0]}: the points of {name} evaluate a model and train none; '
+            f'{overrides[0]}: the points of {experiment.name} evaluate a model and train none; '
             'change their flags in the config file'
         )
     taken = {'seed': '--seeds', 'run_dir': '--out'}
     if any(point.tokenizer for point in points):
         taken['tokenizer'] = 'tokenizer of its points in the config file'
+    varied = experiment.varied_fields()
     for override in overrides:
         field = override.partition('=')[0].removeprefix('--config.')
         if field in taken:
             raise UserError(
                 f'{override}: an experiment sets {field} of each run; use {taken[field]} instead'
             )
+        if field in varied:
+            raise UserError(
+                f'{override}: the points of {experiment.name} differ in {field}; change it in the '
+                'config file'
+            )
 
 
-def _check_models(
-    file: str, experiment: Experiment, runs: Sequence[tuple[int, str]], out: pathlib.Path
-) -> None:
+def _check_models(runs: Sequence[Run]) -> None:
     """Checks that the models of other experiments which these runs evaluate have been trained."""
-    missing = [
-        (experiment.points[point].model, seed)
-        for seed, point in runs
-        if experiment.points[point].model
-        and not _model_of_run(out, experiment.points[point].model, seed).exists()
-    ]
+    missing = [run for run in runs if run.model is not None and not run.model.exists()]
     if missing:
-        other = missing[0][0].partition('/')[0]
-        points = sorted({model.partition('/')[2] for model, _ in missing})
+        first, models = missing[0], [run.point.model for run in missing]
+        other = models[0].partition('/')[0]
+        points = sorted({model.partition('/')[2] for model in models})
         pattern = points[0] if len(points) == 1 else os.path.commonprefix(points) + '*'
-        seeds = ','.join(str(seed) for seed in dict.fromkeys(seed for _, seed in missing))
+        seeds = ','.join(str(seed) for seed in dict.fromkeys(run.seed for run in missing))
         raise UserError(
-            f'{_model_of_run(out, *missing[0])} is missing; train it with infinity-jax experiment '
-            f"run {file}:{other} --only '{pattern}' --seeds {seeds} --out {out}"
+            f'{first.model} is missing; train it with infinity-jax experiment run '
+            f"{first.file}:{other} --only '{pattern}' --seeds {seeds} --out {first.out}"
         )
 
 
-def _model_of_run(out: pathlib.Path, name: str, seed: int) -> pathlib.Path:
-    """The model folder of EXPERIMENT/POINT, which appears when its training is finished."""
-    return out / name / f'seed_{seed}' / 'model'
-
-
-def _train_tokenizers(
-    file: str, experiment: Experiment, points: Sequence[str], out: pathlib.Path
-) -> None:
-    """Trains the tokenizers of the points, unless `out` has them."""
-    for name in dict.fromkeys(experiment.points[point].tokenizer for point in points):
-        if not name:
-            continue
-        config, run_dir = f'{file}:{TOKENIZERS}/{name}', _model(out, name).parent
-        if _model(out, name).exists():
-            check_training(run_dir, config)
+def _train_tokenizers(runs: Sequence[Run]) -> bool:
+    """Trains the tokenizers of the runs that are not there yet; returns whether there were any."""
+    trained = False
+    for name, run in {run.point.tokenizer: run for run in runs if run.point.tokenizer}.items():
+        config, model = f'{run.file}:{TOKENIZERS}/{name}', _tokenizer(run.out, name)
+        if model.exists():
+            check_training(model.parent, config)
         else:
             title = f'tokenizer {name}'
             print(title, flush=True)
-            _train([f'--config={config}', f'--config.run_dir={run_dir}'], title)
+            _train([f'--config={config}', f'--config.run_dir={model.parent}'], title)
+            trained = True
+    return trained
 
 
-def _model(out: pathlib.Path, tokenizer: str) -> pathlib.Path:
+def _tokenizer(out: pathlib.Path, name: str) -> pathlib.Path:
     """The model folder of a tokenizer, which appears when its training is finished."""
-    return out / TOKENIZERS / tokenizer / 'model'
+    return out / TOKENIZERS / name / 'model'
 
 
-def _evaluate(
-    flags: Sequence[str], checkpoint: Sequence[str], run_dir: pathlib.Path, finished: bool
-) -> None:
-    """Runs `infinity-jax evaluate` in this process, which compiles its programs once.
+class _FlagParser(argparse.ArgumentParser):
+    """Raises mistakes as `UserError` instead of ending the process with the usage."""
 
-    A finished evaluation is only compared with the flags and the model.
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
 
-    Args:
-      flags: kind of evaluation and its flags.
-      checkpoint: the flag that names the model of another experiment, or nothing.
-      run_dir: folder of the evaluation.
-      finished: whether its result is there.
-    """
-    parser = argparse.ArgumentParser(prog='infinity-jax evaluate')
+
+def _described(run: Run) -> list[str]:
+    """Kind and flags of an evaluation, without those that name folders of the runner."""
+    return [*(run.point.evaluate or ()), f'--seed={run.seed}']
+
+
+def _flags(run: Run) -> argparse.Namespace:
+    """The parsed flags of an evaluation."""
+    parser = _FlagParser(prog='infinity-jax evaluate')
     add_kinds(parser)
-    args = parser.parse_args([*flags, *checkpoint, f'--out={run_dir}'])
-    model = args.checkpoint or DEMO_FOLDER
-    if finished:
-        check_evaluation(run_dir, flags, pathlib.Path(model))
-        return
-    save_evaluation(run_dir, flags, local_folder(model))
+    checkpoint = [f'--checkpoint={run.model}'] if run.model else []
+    try:
+        return parser.parse_args([*_described(run), *checkpoint, f'--out={run.folder}'])
+    except UserError as error:
+        raise UserError(f'{run.file}: evaluate of point {run.name}: {error}') from None
+
+
+def _evaluate(run: Run) -> None:
+    """Runs `infinity-jax evaluate` in this process, which compiles its programs once."""
+    args = _flags(run)
+    save_evaluation(run.folder, _described(run), local_folder(args.checkpoint or DEMO_FOLDER))
     args.run(args)
 
 

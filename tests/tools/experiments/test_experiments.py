@@ -17,7 +17,9 @@ from infinity_jax.errors import UserError
 from infinity_jax.tools.commands import evaluate_command
 from infinity_jax.tools.commands.config_flags import read_config_file
 from infinity_jax.tools.experiments import run as runner
+from infinity_jax.tools.experiments.experiment import read_experiment, save_experiment
 from infinity_jax.tools.experiments.figures import read_figures
+from infinity_jax.tools.experiments.finished import check_training, save_evaluation
 from infinity_jax.tools.experiments.report import _summaries, report_experiment
 from infinity_jax.tools.experiments.run import run_experiment
 from infinity_jax.training.flops import training_step
@@ -27,6 +29,8 @@ from infinity_jax.weights.model_folder import save_model
 
 SHIPPED = CONFIGS / 'experiments.py'
 FILE = """
+import runpy
+get_config = lambda variant: runpy.run_path('@')['get_config']()
 EXPERIMENTS = {'strength': {'title': 'Strength', 'axis': 'flips', 'points': {
     'none': {'x': 0, 'series': 'demo', 'fields': {}},
     'some': {'x': 0.1, 'series': 'demo', 'fields': {}},
@@ -50,8 +54,14 @@ EXPERIMENTS = {'strength': {'title': 'Strength', 'axis': 'flips', 'points': {
     'one': {'x': 0, 'series': 'demo'},
 }}, 'verb': {'title': 'Verb', 'axis': 'x', 'points': {
     'one': {'x': 0, 'series': 'demo', 'evaluates': ('demo',)},
-}}, 'word': {'title': 'Word', 'axis': 'x', 'points': {'one': {'x': 'zero', 'series': 'demo'}}}}
-"""
+}}, 'word': {'title': 'Word', 'axis': 'x', 'points': {'one': {'x': 'zero', 'series': 'demo'}}
+}, 'flag': {'title': 'Flag', 'axis': 'x', 'figures': ('psnr',), 'points': {
+    'one': {'x': 0, 'series': 'demo', 'evaluate': ('demo', '--cgf', 3)},
+}}, 'lengths': {'title': 'Lengths', 'axis': 'x', 'points': {
+    'short': {'x': 0, 'series': 'demo', 'fields': {'steps': 5, 'batch_size': 2}},
+    'long': {'x': 0, 'series': 'demo', 'fields': {'steps': 9, 'batch_size': 2}},
+}}}
+""".replace('@', str(CONFIGS / 't2i.py'))
 EVALUATIONS = """
 EXPERIMENTS = {'guidance': {
     'title': 'Guidance', 'axis': 'guidance', 'figures': ('emoji_trained', 'background'),
@@ -72,12 +82,14 @@ EXPERIMENTS = {'repair': {
 }}
 """
 TOKENIZED = """
+import runpy
+get_config = lambda variant: runpy.run_path('@')['get_config']()
 point = {'x': 8, 'series': 'demo', 'tokenizer': 'd8', 'fields': {}}
 EXPERIMENTS = {
     'first': {'title': 'First', 'axis': 'd', 'points': {'a': point, 'b': point}},
     'second': {'title': 'Second', 'axis': 'd', 'points': {'c': point}},
 }
-"""
+""".replace('@', str(CONFIGS / 't2i.py'))
 OUT = pathlib.Path('runs')
 EMOJI = {('none', 0): 0.5, ('none', 1): 0.7, ('some', 0): 0.6, ('some', 1): 0.9}
 
@@ -115,13 +127,13 @@ def test_points_are_trained_once_with_every_seed_and_reported(trained, capsys):
     main(['experiment', 'run', 'file.py:strength', '--seeds', '0', '--out', 'runs'])
     assert 'not finished' not in capsys.readouterr().out
     assert trained == [
-        [f'--config=file.py:strength/{point}', '--config.seed=0',
-         f'--config.run_dir=runs/strength/{point}/seed_0']
+        [f'--config=file.py:strength/{point}',
+         f'--config.run_dir=runs/strength/{point}/seed_0', '--config.seed=0']
         for point in ('none', 'some')
     ]  # fmt: skip
     trained.clear()
     folder = run_experiment('file.py:strength', seeds=(0, 1), out=runner.pathlib.Path('runs'))
-    assert [flags[1] for flags in trained] == ['--config.seed=1'] * 2
+    assert [flags[2] for flags in trained] == ['--config.seed=1'] * 2
     points = report_experiment(folder)['points']
     assert points['some']['emoji_trained'] == {
         'values': [0.6, 0.9], 'mean': pytest.approx(0.75), 'min': 0.6, 'max': 0.9,
@@ -219,7 +231,7 @@ def test_a_tokenizer_is_trained_before_and_once_for_all_that_use_it(monkeypatch,
 
     def train(flags, title):
         calls.append((title, flags))
-        run_dir = tmp_path / flags[1 if 'tokenizer ' in title else 2].split('=')[1]
+        run_dir = tmp_path / flags[1].split('=')[1]
         (run_dir / 'model').mkdir(parents=True)
         (run_dir / 'evaluation.json').write_text('{}')
 
@@ -234,7 +246,7 @@ def test_a_tokenizer_is_trained_before_and_once_for_all_that_use_it(monkeypatch,
     ]  # fmt: skip
     assert calls[0][1] == ['--config=file.py:tokenizers/d8', '--config.run_dir=runs/tokenizers/d8']
     assert calls[1][1] == [
-        '--config=file.py:first/a', '--config.seed=0', '--config.run_dir=runs/first/a/seed_0',
+        '--config=file.py:first/a', '--config.run_dir=runs/first/a/seed_0', '--config.seed=0',
         '--config.tokenizer=runs/tokenizers/d8/model', '--config.steps=5',
     ]  # fmt: skip
 
@@ -311,6 +323,48 @@ def test_a_finished_training_of_other_settings_is_not_taken_for_a_run(
     assert 'run 1 of 1: 4_scales_0, seed 0: finished before' in capsys.readouterr().out
 
 
+def test_finished_runs_are_checked_before_any_is_trained(trained, tmp_path, capsys):
+    folder = tmp_path / 'runs' / 'lengths' / 'long' / 'seed_0'
+    folder.mkdir(parents=True)
+    write_judgement(folder, 0.5)
+    config = run_config(read_config_file('file.py:lengths/long', ['--config.seed=1']))
+    write_description(config, folder)
+    with pytest.raises(SystemExit):
+        main(['experiment', 'run', 'file.py:lengths', '--seeds', '0', '--out', 'runs'])
+    assert 'seed_0 is finished with other settings (changed since' in capsys.readouterr().err
+    assert not trained
+
+
+def test_a_finished_training_on_another_tokenizer_is_refused(trained, tmp_path, capsys):
+    folder, other = tmp_path / 'runs' / 'strength' / 'none' / 'seed_0', tmp_path / 'other'
+    folder.mkdir(parents=True)
+    write_judgement(folder, 0.5)
+    write_description(run_config(read_config_file('file.py:strength/none')), folder)
+    model = small_model()
+    save_model(folder / 'model', model)
+    doubled = jax.tree.map(lambda x: 2 * x, model.tokenizer_params)
+    save_model(other, changed(model, tokenizer_params=doubled))
+    command = ['experiment', 'run', 'file.py:strength', '--only', 'none', '--seeds', '0']
+    with pytest.raises(SystemExit):
+        main([*command, '--out', 'runs', f'--config.tokenizer={other}'])
+    assert 'other holds another tokenizer); remove that folder' in capsys.readouterr().err
+    check_training(folder, 'file.py:strength/none', [f'--config.tokenizer={folder / "model"}'])
+    assert not trained
+
+
+def test_a_report_warns_of_other_flags_of_an_evaluation(trained, tmp_path, capsys):
+    pathlib.Path('file.py').write_text(EVALUATIONS)
+    experiment = read_experiment('file.py:guidance')
+    folder = tmp_path / 'runs' / 'guidance'
+    for seed, guidance in ((0, 3), (1, 6)):
+        run_dir = folder / 'three' / f'seed_{seed}'
+        save_evaluation(run_dir, ['demo', '--cfg', str(guidance), f'--seed={seed}'], tmp_path)
+        write_judgement(run_dir, 0.5)
+    save_experiment(folder, experiment)
+    report_experiment(folder)
+    assert 'the seeds of three differ in the flags of their evaluation' in capsys.readouterr().out
+
+
 def test_a_time_that_an_earlier_version_did_not_measure_is_named(tmp_path):
     write_judgement(tmp_path, 0.5)
     assert read_figures(tmp_path, ['emoji_trained']) == {'emoji_trained': 0.5}
@@ -344,7 +398,19 @@ def test_a_time_that_an_earlier_version_did_not_measure_is_named(tmp_path):
         (['run', 'file.py:misspelt'], "unknown key 'log_axes'; did you mean log_axis?"),
         (['run', 'file.py:verb'], "point one of verb has the unknown key 'evaluates'; did you"),
         (['run', 'file.py:word'], "file.py: point one of word: x is 'zero'; wanted a number"),
+        (
+            ['run', 'file.py:flag'],
+            'file.py: evaluate of point one: unrecognized arguments: --cgf 3',
+        ),
         (['run', 'file.py:strength', '--seeds', 'a'], '--seeds a: wanted whole numbers'),
+        (['run', 'file.py:strength', '--seeds=-1'], '--seeds -1: wanted whole numbers from 0 on'),
+        (['run', 'nofile.py:strength'], 'nofile.py: no such file; wanted FILE:NAME, such as'),
+        (['run', 'file.py:strength', '--config.stepss=3'], 'stepss'),
+        (
+            ['run', 'file.py:lengths', '--config.steps=3'],
+            '--config.steps=3: the points of lengths differ in steps; change it in the config file',
+        ),
+        (['report', 'file.py'], 'file.py has no experiment.json; wanted the folder'),
         (
             ['run', 'file.py:strength', '--config.seed=3'],
             '--config.seed=3: an experiment sets seed of each run; use --seeds instead',

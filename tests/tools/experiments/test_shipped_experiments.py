@@ -1,17 +1,20 @@
 """The shipped experiments, configs/experiments.py: their points, models and flags."""
 
+import pathlib
 import runpy
 
 import pytest
 from helpers.paths import CONFIGS
 
 from infinity_jax.errors import UserError
-from infinity_jax.tools.commands import evaluate_command
 from infinity_jax.tools.commands.config_flags import read_config_file
 from infinity_jax.tools.commands.generation_flags import sampling_of
 from infinity_jax.tools.experiments import run as runner
 from infinity_jax.tools.experiments.experiment import read_experiment
+from infinity_jax.tools.experiments.report import strays
+from infinity_jax.tools.experiments.run import Run
 from infinity_jax.training.init_from import run_config
+from infinity_jax.training.run_folder import write_description
 
 SHIPPED = CONFIGS / 'experiments.py'
 
@@ -35,16 +38,19 @@ def test_every_point_is_a_run_that_changes_its_fields(name):
             assert config.tokenizer == f'{tokenizer.run_dir}/model'
 
 
-@pytest.mark.parametrize('name', ['sampling', 'sampling_by_scale'])
-def test_the_flags_of_every_evaluation_are_known(name, monkeypatch, tmp_path):
-    settings = []
-    monkeypatch.setattr(evaluate_command, 'run_demo', settings.append)
+def flags_of(name):
+    """The points of an experiment, each with the parsed flags of its evaluation with seed 1."""
     for label, point in read_experiment(f'{SHIPPED}:{name}').points.items():
-        runner._evaluate([*point.evaluate, '--seed=1'], [], tmp_path / label, False)
-        sampling = sampling_of(settings[-1])
-        guidance = sampling.per_scale('guidance', 4)
-        assert sum(guidance) / 4 == pytest.approx(point.x, abs=0.01) and settings[-1].seed == 1
-    assert len({str(args) for args in settings}) == len(settings)
+        yield point, runner._flags(Run(str(SHIPPED), name, label, point, 1, pathlib.Path('runs')))
+
+
+@pytest.mark.parametrize('name', ['sampling', 'sampling_by_scale'])
+def test_the_flags_of_every_evaluation_are_known(name):
+    settings = list(flags_of(name))
+    for point, args in settings:
+        guidance = sampling_of(args).per_scale('guidance', 4)
+        assert sum(guidance) / 4 == pytest.approx(point.x, abs=0.01) and args.seed == 1
+    assert len({str(args) for _, args in settings}) == len(settings)
 
 
 def test_models_are_those_of_points_that_train():
@@ -63,13 +69,12 @@ def test_models_are_those_of_points_that_train():
         assert 'evaluate' not in experiments[experiment]['points'][point]
 
 
-def test_guidance_is_judged_for_every_share_of_dropped_captions(monkeypatch, tmp_path):
-    settings = []
-    monkeypatch.setattr(evaluate_command, 'run_demo', settings.append)
-    for point in read_experiment(f'{SHIPPED}:condition_drop_sampling').points.values():
+def test_guidance_is_judged_for_every_share_of_dropped_captions():
+    settings = list(flags_of('condition_drop_sampling'))
+    for point, args in settings:
         assert point.model == f'condition_drop/{point.x:g}_dropped'
-        runner._evaluate(point.evaluate, [f'--checkpoint={tmp_path}'], tmp_path / 'out', False)
-        assert point.series == f'guidance {settings[-1].cfg[0]:g}'
+        assert args.checkpoint == f'runs/{point.model}/seed_1/model'
+        assert point.series == f'guidance {args.cfg[0]:g}'
     assert len(settings) == 9
 
 
@@ -88,18 +93,38 @@ def test_unknown_points(variant, message):
 
 
 @pytest.mark.parametrize(
-    ('name', 'of', 'points'), [('repair', 'self_correction', 24), ('repair_long', 'budget', 12)]
+    ('name', 'of', 'points'),
+    [
+        ('repair', 'self_correction', 24),
+        ('repair_long', 'budget', 12),
+        ('repair_requantizing', 'requantizing', 3),
+    ],
 )
-def test_repair_evaluates_models_that_another_experiment_trains(
-    name, of, points, monkeypatch, tmp_path
-):
-    settings = []
-    monkeypatch.setattr(evaluate_command, 'run_repair', settings.append)
+def test_repair_evaluates_models_that_another_experiment_trains(name, of, points):
     trained = runpy.run_path(str(SHIPPED))['EXPERIMENTS'][of]['points']
-    for point in read_experiment(f'{SHIPPED}:{name}').points.values():
-        name = point.model.removeprefix(f'{of}/')
-        strength = trained[name]['fields']['self_correction.max_strength']
-        assert point.series == f'flips up to {strength:g} in training'
-        runner._evaluate([*point.evaluate], [f'--checkpoint={tmp_path}'], tmp_path / 'out', False)
-        assert [100 * rate for rate in settings[-1].rates] == [point.x]
-    assert len({str(args) for args in settings}) == len(settings) == points
+    settings = list(flags_of(name))
+    for point, args in settings:
+        model = point.model.removeprefix(f'{of}/')
+        strength = trained[model]['fields']['self_correction.max_strength']
+        assert point.series in (f'flips up to {strength:g} in training', model.replace('_', '-'))
+        assert [100 * rate for rate in args.rates] == [point.x]
+    assert len({str(args) for _, args in settings}) == len(settings) == points
+
+
+@pytest.mark.parametrize('name', runpy.run_path(str(SHIPPED))['EXPERIMENTS'])
+def test_the_points_of_an_experiment_differ_in_their_fields_alone(name, tmp_path):
+    experiment = read_experiment(f'{SHIPPED}:{name}')
+    folders = []
+    for label, point in experiment.points.items():
+        if point.evaluate is None:
+            folders.append(tmp_path / label)
+            folders[-1].mkdir()
+            config = run_config(read_config_file(f'{SHIPPED}:{name}/{label}'))
+            write_description(config, folders[-1])
+    assert not strays(experiment, folders)
+    if folders:
+        changed = run_config(
+            read_config_file(f'{SHIPPED}:{name}/{label}', ['--config.log_every=7'])
+        )
+        write_description(changed, folders[-1])
+        assert strays(experiment, folders) == ['log_every']
