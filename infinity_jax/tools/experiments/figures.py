@@ -81,11 +81,12 @@ def read_figures(run_dir: pathlib.Path, names: Iterable[str]) -> dict[str, float
     for source in sources:
         found.update(_READERS[source](run_dir))
     if absent := [name for name in names if name not in found]:
-        model = run_dir / 'model'
-        again = f'judge its model again: infinity-jax evaluate demo --checkpoint {model} --out'
-        mend = f'{again} {run_dir}' if model.exists() else 'remove the folder and run it again'
+        model, what_to_do = run_dir / 'model', 'remove the folder and run it again'
+        if model.exists():
+            what_to_do = f'run infinity-jax evaluate demo --checkpoint {model} --out {run_dir}'
         raise UserError(
-            f'{run_dir} has no {", ".join(absent)}, as an earlier version judged it; {mend}'
+            f'{run_dir} has no {", ".join(absent)}, which an earlier version did not measure; '
+            f'{what_to_do}'
         )
     return {name: found[name] for name in names}
 

@@ -368,8 +368,14 @@ def test_a_report_warns_of_other_flags_of_an_evaluation(trained, tmp_path, capsy
 def test_a_time_that_an_earlier_version_did_not_measure_is_named(tmp_path):
     write_judgement(tmp_path, 0.5)
     assert read_figures(tmp_path, ['emoji_trained']) == {'emoji_trained': 0.5}
-    with pytest.raises(UserError, match='has no seconds_per_image, as an earlier version'):
+    with pytest.raises(
+        UserError,
+        match='has no seconds_per_image, which an earlier .*; remove',
+    ):
         read_figures(tmp_path, ['emoji_trained', 'seconds_per_image'])
+    (tmp_path / 'model').mkdir()
+    with pytest.raises(UserError, match='infinity-jax evaluate demo --checkpoint .*model --out'):
+        read_figures(tmp_path, ['seconds_per_image'])
 
 
 @pytest.mark.parametrize(
