@@ -58,7 +58,7 @@ def report_experiment(folder: pathlib.Path) -> dict[str, Any]:
                 warnings.append(_warning(f'the seeds of {name} differ in {", ".join(fields)}'))
     if fields := strays(experiment, first_runs):
         warnings.append(
-            _warning(f'the points differ in {", ".join(fields)} against the config file')
+            _warning(f'the points differ in {", ".join(fields)}, which is none of their fields')
         )
     if not results:
         raise UserError(f'{folder}: no run is finished; start infinity-jax experiment run')
