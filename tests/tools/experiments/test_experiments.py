@@ -276,18 +276,20 @@ def test_the_mean_of_equal_figures_is_that_figure():
         assert summary['mean'] == summary['min'] == summary['max'] == value
 
 
-def test_a_report_warns_of_seeds_that_were_not_trained_alike(trained, tmp_path, capsys):
+def test_a_report_warns_of_runs_that_were_not_trained_alike(trained, tmp_path, capsys):
     folder = run_experiment('file.py:strength', seeds=(0, 1), out=tmp_path)
     for seed, steps in ((0, 600), (1, 1200)):
         for point in ('none', 'some'):
             run_dir = folder / point / f'seed_{seed}'
             run = {'seed': seed, 'run_dir': str(run_dir), 'optimizer': {'beta1': 0.9}}
             run['steps'] = steps if point == 'some' else 600
+            run['optimizer']['beta1'] = 0.8 if point == 'some' else 0.9
             (run_dir / 'config.json').write_text(json.dumps(run))
     report_experiment(folder)
     warnings = [line for line in capsys.readouterr().out.splitlines() if 'warning' in line]
-    assert len(warnings) == 1 and 'the seeds of some differ in steps; remove' in warnings[0]
-    assert warnings[0] in (folder / 'report.txt').read_text()
+    assert len(warnings) == 2 and 'the seeds of some differ in steps; remove' in warnings[0]
+    assert 'points differ in optimizer.beta1, which is none of their fields; remove' in warnings[1]
+    assert '\n'.join(warnings) in (folder / 'report.txt').read_text()
 
 
 def test_a_report_names_the_points_that_are_missing(trained, capsys):
@@ -368,10 +370,7 @@ def test_a_report_warns_of_other_flags_of_an_evaluation(trained, tmp_path, capsy
 def test_a_time_that_an_earlier_version_did_not_measure_is_named(tmp_path):
     write_judgement(tmp_path, 0.5)
     assert read_figures(tmp_path, ['emoji_trained']) == {'emoji_trained': 0.5}
-    with pytest.raises(
-        UserError,
-        match='has no seconds_per_image, which an earlier .*; remove',
-    ):
+    with pytest.raises(UserError, match='has no seconds_per_image, which an earlier .*; remove'):
         read_figures(tmp_path, ['emoji_trained', 'seconds_per_image'])
     (tmp_path / 'model').mkdir()
     with pytest.raises(UserError, match='infinity-jax evaluate demo --checkpoint .*model --out'):
